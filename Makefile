@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check bench serve clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## The whole way on synthetic studies and one real radiograph, from files to a report.
+	$(BIN)/python -m pipeline.cli.demo demo-out
+
+test: $(STAMP)  ## Every test.
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Style, types and the import contract.
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## Ratios against the limit and against peers, side by side in one run.
+	$(BIN)/python -m benchmarks.run
+
+serve: $(STAMP)  ## Serves the bundle that the demo wrote.
+	$(BIN)/octray serve --bundle demo-out/bundle-xray
+
+clean:  ## Removes everything that can be made again.
+	rm -rf .venv demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

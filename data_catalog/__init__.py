@@ -1,0 +1,1 @@
+"""One card for each dataset: source, licence, labels, patients and known biases."""

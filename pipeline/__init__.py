@@ -1,0 +1,1 @@
+"""From study files to calibrated predictions with heatmaps."""

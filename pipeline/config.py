@@ -1,0 +1,210 @@
+"""Settings of a training run: loads YAML with key=value overrides, and reports every fault at once."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.records import Activation, Fit
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are faults, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class DataSection(Section):
+    """What the labels mean and which studies the model is meant for."""
+
+    labels: tuple[str, ...] = Field(default=(), description="in the order of the outputs; empty: those of the index, sorted")
+    normal_label: str | None = Field(default=None, description="the label that means no finding; it is never urgent")
+    modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
+    view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
+
+
+class PreprocessingSection(Section):
+    """From a frame to the input of the network."""
+
+    size: Annotated[int, Field(ge=32, le=1024)] = 224
+    fit: Fit = Fit.PAD
+    mask_white_borders: bool = False
+
+
+class ModelSection(Section):
+    """Which network, and where its weights come from."""
+
+    architecture: str = "tf_efficientnet_lite0"
+    weights: str = Field(default="bundled", description="bundled, imagenet, none, or the path of a safetensors file")
+    activation: Activation = Activation.SOFTMAX
+
+
+class HeadSection(Section):
+    """The linear head on frozen features: weight decay is chosen on the tune split."""
+
+    weight_decays: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-1, 1e-2, 1e-3, 1e-4)
+    epochs: PositiveInt = 200
+
+
+class FinetuneSection(Section):
+    """Training of the last groups of layers together with the head; epochs = 0 leaves it out."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    groups: PositiveInt = Field(default=2, description="how many groups of layers, counted from the head, are trained")
+    batch_size: PositiveInt = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    backbone_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="learning rate of the backbone as a part of that of the head"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: PositiveInt = Field(default=5, description="epochs without a better tune loss before training stops")
+    plateau_patience: PositiveInt = Field(default=2, description="epochs without a better tune loss before the rate falls")
+    plateau_factor: Fraction = 0.3
+
+
+class AugmentSection(Section):
+    """Random changes of training frames, applied by MONAI; zero leaves one out."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translate: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="as a part of the side")
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    flip_columns: bool = Field(default=False, description="mirror left and right")
+    gamma: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="exponent from 1-g to 1+g")
+    noise: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="deviation of added noise")
+
+
+class TrainSection(Section):
+    """The course of training."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = Field(default=0, description="0: as many as there are cores")
+    class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
+    cache_gb: Annotated[float, Field(ge=0)] = Field(default=2.0, description="memory for decoded training frames")
+    head: HeadSection = HeadSection()
+    finetune: FinetuneSection = FinetuneSection()
+    augment: AugmentSection = AugmentSection()
+
+
+class EvaluateSection(Section):
+    """Statistics of the report."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = Field(default=1000, description="resamples of patients")
+    criterion: str = Field(
+        default="youden", pattern=r"^(youden|sensitivity>=0\.\d+)$", description="youden or sensitivity>=0.NN"
+    )
+
+
+class TrackingSection(Section):
+    """MLflow: where runs are recorded."""
+
+    enabled: bool = True
+    uri: str = Field(default="", description="empty: MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db")
+    experiment: str = "octray"
+    model_name: str = Field(default="", description="registered model; empty: octray- and the config's name")
+    alias: str = "candidate"
+
+
+class Config(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    data: DataSection = DataSection()
+    preprocessing: PreprocessingSection = PreprocessingSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    tracking: TrackingSection = TrackingSection()
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load a configuration, apply overrides and check it.
+
+    Parameters
+    ----------
+    source
+        Path of a YAML file, or the name of one that ships with octray (`xray`, `xray.yaml`).
+    overrides
+        `section.key=value`, the value read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        With one sentence for each fault, and the nearest valid key where one is unknown.
+    """
+    values = _read_yaml(source)
+    faults = [fault for override in overrides if (fault := _apply_override(values, override))]
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(faults + [_sentence(dict(fault)) for fault in error.errors()]) from None
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    shipped = resources.files("configs") / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif path.name == str(source) and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        names = sorted(file.name for file in resources.files("configs").iterdir() if file.name.endswith(".yaml"))
+        raise ConfigError([f"There is no configuration {path.name}. Give a file, or one of {', '.join(names)}."])
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" at line {place.line + 1}" if place else ""
+        raise ConfigError([f"{path.name} is not valid YAML{where}."]) from None
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path.name} must be a mapping of sections, for example `model:`."])
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> str | None:
+    """Set one dotted key in place; return a sentence where that cannot be done."""
+    key, equals, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not last:
+        return f"The override {override!r} must read section.key=value."
+    target: Any = values
+    for parent in parents:
+        target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        return f"The override {override!r} sets a key below {'.'.join(parents)}, which is not a section."
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"The value of the override {override!r} is not valid YAML."
+    return None
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(_keys(Config)), n=1, cutoff=0.5)
+        return f"{key} is not a setting of octray." + (f" Did you mean {near[0]}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{key} is missing; every configuration needs it."
+    got = "" if isinstance(fault["input"], dict) else f" Got {fault['input']!r} instead."
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')}.{got}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        kinds = [kind for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type)]
+        for kind in kinds:
+            if issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,73 @@
+"""The exceptions of octray; a command turns them into exit codes, the HTTP service into problem details.
+
+A message is a sentence that says what is wrong and how to mend it. It names files by their own name only, never by a whole
+path, and never carries a patient's name or identifier.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class OctrayError(Exception):
+    """Base of every error that octray raises on purpose."""
+
+
+class InputError(OctrayError):
+    """What was given cannot be used: no readable study, a label for a missing file, an empty class."""
+
+
+class ConfigError(OctrayError):
+    """A configuration with one or more faults, all of them reported at once.
+
+    Parameters
+    ----------
+    faults
+        One sentence for each fault.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class BundleError(OctrayError):
+    """A bundle that is missing, not whole, altered or written by a newer octray."""
+
+
+class TrainingError(OctrayError):
+    """Training cannot go on, for example because the loss is not a number."""
+
+
+class DownloadError(OctrayError):
+    """Weights or data could not be fetched, or are not what their checksum says."""
+
+
+class Reason(StrEnum):
+    """Why a file or a frame could not be read; stable codes that others may rely on."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    NO_PIXELS = "no_pixels"
+    EMPTY_IMAGE = "empty_image"
+    COLOURED = "coloured"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
+    INCONSISTENT = "inconsistent"
+    DECODE_FAILED = "decode_failed"
+    RESOURCE_LIMIT = "resource_limit"
+    WRONG_MODALITY = "wrong_modality"
+
+
+class UnreadableError(OctrayError):
+    """One file, or one frame of it, cannot be read.
+
+    Parameters
+    ----------
+    reason
+        The stable code.
+    message
+        A sentence for people.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)

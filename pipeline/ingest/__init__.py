@@ -1,0 +1,1 @@
+"""From folders of studies to an index with labels, patients and splits."""

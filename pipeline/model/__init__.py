@@ -1,0 +1,1 @@
+"""Networks, their weights and the bundle that carries them to scoring."""

@@ -1,0 +1,202 @@
+"""The bundle: the only thing that passes from training to scoring.
+
+A folder of safetensors, ONNX, JSON and text; nothing in it is pickled. `manifest.json` holds the sha256 of every other file and
+is written last, so that its existence means the bundle is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import BundleError
+from pipeline.records import Activation, OperatingPoint, Preprocessing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+WEIGHTS = "weights.safetensors"
+METRICS = "metrics.json"
+MODEL_CARD = "MODEL_CARD.md"
+CONFIG = "config.yaml"
+REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG})
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class IntendedUse(_Part):
+    """What the model was trained for; empty tuples mean any."""
+
+    modalities: tuple[str, ...]
+    view_positions: tuple[str, ...]
+
+
+class HeatmapSupport(_Part):
+    """Whether the closed form of Grad-CAM holds for this network, and what it needs.
+
+    `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
+    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and autograd, in logits, measured on real input
+    when the bundle was written.
+    """
+
+    layer: str
+    classifier: str
+    exact: bool
+    max_difference: float
+
+
+class Provenance(_Part):
+    """Where the bundle comes from."""
+
+    created: str
+    git_commit: str
+    mlflow_run_id: str
+    dataset_name: str
+    dataset_sha256: str
+    config_name: str
+    seed: int
+    versions: Mapping[str, str]
+
+
+class Manifest(_Part):
+    """Everything that scoring needs to know beside the graph itself."""
+
+    schema_version: int
+    bundle_id: str
+    architecture: str
+    labels: tuple[str, ...]
+    normal_label: str | None
+    activation: Activation
+    preprocessing: Preprocessing
+    temperature: float
+    operating_points: tuple[OperatingPoint, ...]
+    heatmap: HeatmapSupport
+    intended_use: IntendedUse
+    provenance: Provenance
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose files all match their hashes."""
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """Return the content of one file, checked once more against its hash.
+
+        Raises
+        ------
+        BundleError
+            Where the file is not part of the bundle, or has changed since.
+        """
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise BundleError(f"The bundle {self.path.name} has no file {name}.")
+        content = _read(self.path, name)
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise BundleError(
+                f"The file {name} of bundle {self.path.name} does not match its hash in {MANIFEST}: it was altered or cut. "
+                "Copy the bundle again, or train it anew."
+            )
+        return content
+
+
+def bundle_id(manifest: Manifest) -> str:
+    """Return the identity of a bundle: the first 16 hex digits of the hash over its whole manifest, files' hashes included."""
+    values = manifest.model_dump(mode="json", exclude={"bundle_id"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) -> Bundle:
+    """Write a bundle; the manifest comes last.
+
+    Parameters
+    ----------
+    path
+        Folder to create; an older bundle there is replaced, its manifest first.
+    contents
+        File names and what they hold; all of `REQUIRED_FILES` must be there.
+    fields
+        The fields of `Manifest` other than `schema_version`, `bundle_id` and `files`.
+
+    Raises
+    ------
+    BundleError
+        Where a required file is missing.
+    """
+    if missing := REQUIRED_FILES - set(contents):
+        raise BundleError(f"A bundle needs {', '.join(sorted(missing))}.")
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
+    draft = Manifest.model_validate({"schema_version": SCHEMA_VERSION, "bundle_id": "", "files": files, **fields})
+    manifest = draft.model_copy(update={"bundle_id": bundle_id(draft)})
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
+    for name, content in contents.items():
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(target, content)
+    _write_durably(path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    return Bundle(path, manifest)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Load a bundle and check the hash of every file.
+
+    Raises
+    ------
+    BundleError
+        Where it is missing, not whole, altered, or of a newer schema.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise BundleError(
+            f"{path.name} is not a bundle: it has no readable {MANIFEST}. Give the folder that `octray train --out` wrote."
+        ) from None
+    bundle = Bundle(path, _parse_manifest(path.name, text))
+    for name in sorted(bundle.manifest.files):
+        bundle.read(name)
+    return bundle
+
+
+def _parse_manifest(name: str, text: str) -> Manifest:
+    try:
+        values = json.loads(text)
+        version = values["schema_version"]
+    except (ValueError, TypeError, KeyError):
+        raise BundleError(f"The {MANIFEST} of bundle {name} is damaged. Copy the bundle again, or train it anew.") from None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"The bundle {name} has schema version {version}; this octray reads up to {SCHEMA_VERSION}. Install a newer octray."
+        )
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
+        raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle anew.") from None
+    unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
+    if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(manifest) != manifest.bundle_id:
+        raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy it again, or train it anew.")
+    return manifest
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError:
+        raise BundleError(f"The file {name} of bundle {path.name} cannot be read. Copy the bundle again.") from None
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

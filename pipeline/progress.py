@@ -1,0 +1,18 @@
+"""How long work reports its progress: rooms below the command line take a `Progress` and know no terminal."""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Passes items through and shows how many have gone by."""
+
+    def __call__(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        """Yield `items` unchanged; `total` is their number where it is known."""
+
+
+def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """Pass items through and show nothing."""
+    return items

@@ -1,0 +1,271 @@
+"""The data that passes between rooms: frozen dataclasses and enums, numpy arrays and nothing heavier."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+class Split(StrEnum):
+    """The four parts of an index; no patient occurs in two of them.
+
+    `train` fits the weights, `tune` chooses between them (early stopping, regularisation), `calibration` fits the temperature
+    and the operating points, `test` is only ever read to report figures.
+    """
+
+    TRAIN = "train"
+    TUNE = "tune"
+    CALIBRATION = "calibration"
+    TEST = "test"
+
+
+class Activation(StrEnum):
+    """How logits become probabilities: `softmax` where exactly one label holds, `sigmoid` where labels are independent."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class Fit(StrEnum):
+    """How a frame of any shape comes onto the square grid of the network, its aspect ratio kept.
+
+    `pad` shows the whole frame between black bars; `crop` shows the central square, so that the shape of the frame, which
+    often tells the device or the protocol and with it the class, cannot be seen by the network.
+    """
+
+    PAD = "pad"
+    CROP = "crop"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceKey:
+    """Where a frame belongs: study > series > instance > frame, always complete.
+
+    Parameters
+    ----------
+    study_instance_uid
+        Study Instance UID (0020,000D); derived from the content (2.25.*) for files that carry none.
+    series_instance_uid
+        Series Instance UID (0020,000E), likewise.
+    sop_instance_uid
+        SOP Instance UID (0008,0018), likewise.
+    frame_number
+        Starts at 1, as in DICOM.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    frame_number: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One image as a reader would see it.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1], MONOCHROME2 sense: 0 is black, 1 is white.
+    key
+        Study, series, instance and frame.
+    source
+        Path of the file below what was given to read, with forward slashes.
+    pixel_sha256
+        Hash of the frame's decoded stored values (C order, little endian) with their shape and type; equal pixels, equal hash.
+    modality
+        Modality (0008,0060), for example CR, DX or OPT; empty where the file has none.
+    view_position
+        View Position (0018,5101), for example PA; empty where unknown.
+    laterality
+        R, L, U or B: Image Laterality (0020,0062) before Laterality (0020,0060); empty where unknown, never guessed.
+    pixel_spacing_mm
+        Distance between rows and between columns in mm; None where unknown.
+    photometric_interpretation
+        Photometric Interpretation (0028,0004) of the file.
+    transfer_syntax_uid
+        Transfer Syntax UID (0002,0010); empty for files that are not DICOM.
+    notes
+        What was assumed on the way to grey levels, in sentences.
+    """
+
+    pixels: FloatArray
+    key: InstanceKey
+    source: str
+    pixel_sha256: str
+    modality: str = ""
+    view_position: str = ""
+    laterality: str = ""
+    pixel_spacing_mm: tuple[float, float] | None = None
+    photometric_interpretation: str = ""
+    transfer_syntax_uid: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row of an index: a frame with its labels, its patient and its split.
+
+    Parameters
+    ----------
+    key
+        Study, series, instance and frame.
+    root
+        Position of the source folder in the index's list of sources.
+    source
+        Path of the file below that folder.
+    patient_key
+        Pseudonym of the patient; the file's own study where none is known.
+    pixel_sha256
+        As in `Frame`.
+    labels
+        True, False, or None where it is not known; None is never "absent".
+    split
+        Which part of the index the frame belongs to.
+    rows, columns
+        Size of the frame in pixels.
+    modality, view_position, laterality
+        As in `Frame`.
+    """
+
+    key: InstanceKey
+    root: int
+    source: str
+    patient_key: str
+    pixel_sha256: str
+    labels: Mapping[str, bool | None]
+    split: Split
+    rows: int
+    columns: int
+    modality: str = ""
+    view_position: str = ""
+    laterality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A file, or a frame of it, that could not be used.
+
+    Parameters
+    ----------
+    source
+        Path of the file below what was given.
+    reason
+        A `Reason` code.
+    message
+        A sentence for people.
+    frame_number
+        None where the whole file is meant.
+    """
+
+    source: str
+    reason: str
+    message: str
+    frame_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Everything between a frame and the tensor that the network takes; travels in the bundle.
+
+    Parameters
+    ----------
+    size
+        Rows and columns of the network's input, in pixels.
+    fit
+        How the frame comes onto that square.
+    mask_white_borders
+        Whether white areas that touch the frame's edge (an upstream rotation) are set to black first.
+    """
+
+    size: int
+    fit: Fit = Fit.PAD
+    mask_white_borders: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Where a probability becomes a positive, chosen on the calibration split.
+
+    Parameters
+    ----------
+    label
+        The finding.
+    threshold
+        Positive from this calibrated probability on, in [0, 1].
+    criterion
+        How it was chosen, for example "youden".
+    sensitivity, specificity
+        At the threshold on the calibration split, in [0, 1].
+    """
+
+    label: str
+    threshold: float
+    criterion: str
+    sensitivity: float
+    specificity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a bundle says of one label in one frame.
+
+    Parameters
+    ----------
+    key
+        Study, series, instance and frame.
+    label
+        The finding.
+    logit
+        Output of the network before calibration.
+    probability
+        Calibrated, in [0, 1].
+    positive
+        Whether the probability reaches the label's operating point.
+    bundle_id
+        Identity of the bundle that said it.
+    """
+
+    key: InstanceKey
+    label: str
+    logit: float
+    probability: float
+    positive: bool
+    bundle_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heatmap:
+    """Which parts of a frame speak for a label.
+
+    Parameters
+    ----------
+    values
+        float32 array of shape (map_rows, map_columns), not negative, in logits: the part of the label's logit that each cell of
+        the last feature map contributes.
+    label
+        The finding.
+    layer
+        Name of the feature map.
+    has_positive_evidence
+        False where no cell speaks for the label; the map is then all zero.
+    """
+
+    values: FloatArray
+    label: str
+    layer: str
+    has_positive_evidence: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FramePrediction:
+    """All labels of one frame, in the bundle's order, with their heatmaps where they were asked for."""
+
+    key: InstanceKey
+    source: str
+    predictions: tuple[Prediction, ...]
+    heatmaps: tuple[Heatmap, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""From a bundle and frames to predictions with heatmaps."""

@@ -1,0 +1,1 @@
+"""Services that carry studies in and results out."""

@@ -1,0 +1,1 @@
+"""HTTP service: a study in, predictions with heatmaps out."""

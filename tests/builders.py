@@ -1,0 +1,145 @@
+"""Small data for tests: every builder makes something valid, and takes what a test wants to be different."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.records import Frame, InstanceKey, OperatingPoint, Preprocessing
+
+
+def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
+    """A smooth random picture in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((4, 4), dtype=np.float32)
+    return np.kron(coarse, np.ones((rows // 4 + 1, columns // 4 + 1), np.float32))[:rows, :columns].copy()
+
+
+def make_key(frame_number: int = 1, number: int = 1) -> InstanceKey:
+    return InstanceKey(f"1.2.3.{number}", f"1.2.3.{number}.1", f"1.2.3.{number}.1.1", frame_number)
+
+
+def make_frame(**overrides: Any) -> Frame:
+    values: dict[str, Any] = {
+        "pixels": make_pixels(),
+        "key": make_key(),
+        "source": "study/image.dcm",
+        "pixel_sha256": "0" * 64,
+        "modality": "CR",
+    }
+    return Frame(**(values | overrides))
+
+
+def make_dataset(pixels: NDArray[Any] | None = None, **overrides: Any) -> Dataset:
+    """A computed radiograph; `pixels` of shape (rows, columns), (frames, rows, columns) or (rows, columns, 3)."""
+    array = np.arange(48 * 40, dtype=np.uint16).reshape(48, 40) if pixels is None else pixels
+    colour = array.ndim == 3 and array.shape[-1] == 3
+    rows, columns = array.shape[-3:-1] if colour else array.shape[-2:]
+    bits = array.dtype.itemsize * 8
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = ComputedRadiographyImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.PatientID, dataset.PatientName, dataset.Modality = "P1", "Doe^Jane", "CR"
+    dataset.Rows, dataset.Columns = rows, columns
+    dataset.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = bits
+    dataset.HighBit = bits - 1
+    dataset.PixelRepresentation = int(array.dtype.kind == "i")
+    if array.ndim == 3 and not colour:
+        dataset.NumberOfFrames = array.shape[0]
+    dataset.PixelData = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    dataset["PixelData"].VR = "OW" if bits > 8 else "OB"
+    for keyword, value in overrides.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    return dataset
+
+
+def make_dicom(pixels: NDArray[Any] | None = None, **overrides: Any) -> bytes:
+    """The bytes of a DICOM file; an override of None removes that element."""
+    buffer = io.BytesIO()
+    make_dataset(pixels, **overrides).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def make_graph(labels: int = 2, size: int = 32, channels: int = 4, seed: int = 0) -> bytes:
+    """A tiny network as every bundle carries it: pixels (batch, 1, size, size) -> logits, features."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        "kernel": rng.normal(size=(channels, 1, 8, 8)).astype(np.float32),
+        "weight": rng.normal(size=(labels, channels)).astype(np.float32),
+        "bias": np.zeros(labels, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["convolved"], strides=[8, 8]),
+        helper.make_node("Relu", ["convolved"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"], transB=1),
+    ]
+    cells = size // 8
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 1, size, size])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", labels]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", channels, cells, cells]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), size: int = 32, **overrides: Any) -> Bundle:
+    """A whole bundle around `make_graph`; the classifier's weights are `weight` and `bias` in the safetensors file."""
+    from safetensors.numpy import save
+
+    graph = make_graph(len(labels), size)
+    initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(graph).graph.initializer}
+    contents = {
+        GRAPH: graph,
+        WEIGHTS: save({"classifier.weight": initial["weight"].copy(), "classifier.bias": initial["bias"].copy()}),
+        METRICS: b"{}",
+        MODEL_CARD: b"# Tiny model\n",
+        CONFIG: b"name: tiny\n",
+    }
+    fields: dict[str, Any] = {
+        "architecture": "tiny",
+        "labels": labels,
+        "normal_label": "NORMAL" if "NORMAL" in labels else None,
+        "activation": "softmax",
+        "preprocessing": Preprocessing(size=size),
+        "temperature": 1.5,
+        "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
+        "heatmap": {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0},
+        "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
+        "provenance": {
+            "created": "2026-01-01T00:00:00+00:00",
+            "git_commit": "",
+            "mlflow_run_id": "",
+            "dataset_name": "tiny",
+            "dataset_sha256": "0" * 64,
+            "config_name": "tiny",
+            "seed": 0,
+            "versions": {},
+        },
+    }
+    return write_bundle(path, contents, **(fields | overrides))
