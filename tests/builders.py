@@ -127,6 +127,7 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         "normal_label": "NORMAL" if "NORMAL" in labels else None,
         "activation": "softmax",
         "preprocessing": Preprocessing(size=size),
+        "normalisation": {"mean": (0.0,), "std": (1.0,)},
         "temperature": 1.5,
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
         "heatmap": {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0},

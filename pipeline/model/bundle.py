@@ -37,12 +37,19 @@ class IntendedUse(_Part):
     view_positions: tuple[str, ...]
 
 
+class Normalisation(_Part):
+    """What the graph itself does to the pixels of each of its colour channels first: subtract `mean`, divide by `std`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class HeatmapSupport(_Part):
     """Whether the closed form of Grad-CAM holds for this network, and what it needs.
 
     `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
-    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and autograd, in logits, measured on real input
-    when the bundle was written.
+    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and autograd, in
+    logits, measured when the bundle was written.
     """
 
     layer: str
@@ -74,6 +81,7 @@ class Manifest(_Part):
     normal_label: str | None
     activation: Activation
     preprocessing: Preprocessing
+    normalisation: Normalisation
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
     heatmap: HeatmapSupport
