@@ -49,13 +49,13 @@ class HeatmapSupport(_Part):
 
     `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
     `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and autograd, in
-    logits, measured when the bundle was written.
+    logits, measured when the bundle was written, None where the closed form has no meaning.
     """
 
     layer: str
     classifier: str
     exact: bool
-    max_difference: float
+    max_difference: float | None
 
 
 class Provenance(_Part):

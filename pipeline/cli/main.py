@@ -1,0 +1,89 @@
+"""The command `octray`: finds the subcommand, runs it, and turns errors into one sentence and an exit code."""
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pipeline.errors import ConfigError, OctrayError
+
+COMMANDS = (
+    "phantom",
+    "inspect",
+    "ingest",
+    "train",
+    "evaluate",
+    "score",
+    "serve",
+    "models",
+    "bundle",
+    "data",
+    "config",
+    "ui",
+)
+DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+_EPILOG = """exit codes: 0 done, 1 some studies failed and are listed, 2 unusable input or configuration, 130 interrupted.
+octray is not a medical device: its results are for research and are not to be used for diagnosis."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"octray: {message}. `{self.prog} --help` shows an example.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every subcommand; imports no heavy library."""
+    parser = _Parser(
+        prog="octray",
+        description="From chest X-ray and retinal OCT studies to calibrated predictions with heatmaps.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"pipeline.cli.{name}")
+        subparser = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    args = build_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        for fault in error.faults:
+            _say(fault)
+        return UNUSABLE
+    except OctrayError as error:
+        _say(str(error))
+        return UNUSABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return DONE
+    except KeyboardInterrupt:
+        _say("Interrupted. What was finished is kept.")
+        return INTERRUPTED
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"octray: {message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""`octray models`: which networks there are."""
+
+import argparse
+
+HELP = "list the networks that can be trained, or describe one"
+EXAMPLE = "octray models describe tf_efficientnet_lite0"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="the names, by family")
+    describe = actions.add_parser("describe", help="size, input and heatmaps of one network")
+    describe.add_argument("name", metavar="NAME", help="a name from the list")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print to standard output."""
+    from pipeline.model import architectures
+
+    if args.action == "list":
+        for family, names in architectures.list_architectures().items():
+            print(f"{family}: {' '.join(names)}")
+        return 0
+    found = architectures.describe(args.name)
+    heatmaps = "exact, from the forward pass" if found.exact_heatmaps else "none yet: no closed form for this head"
+    print(f"name: {found.name}")
+    print(f"family: {found.family}")
+    print(f"parameters: {found.parameters:,}")
+    print(f"input: {found.size} x {found.size} pixels")
+    print(f"features: {found.features}")
+    print(f"heatmaps: {heatmaps}")
+    return 0
