@@ -1,0 +1,91 @@
+"""The network at run time: an ONNX graph in ONNX Runtime, without any deep learning framework."""
+
+import os
+
+import numpy as np
+import onnxruntime
+
+from pipeline.errors import BundleError
+from pipeline.records import FloatArray
+
+INPUT = "pixels"
+OUTPUTS = ("logits", "features")
+ERRORS_ONLY = 3
+
+
+class Engine:
+    """One loaded graph; may be called from several threads at once.
+
+    Parameters
+    ----------
+    graph
+        ONNX with the input `pixels`, float32 of shape (n, 1, size, size) in [0, 1], and the outputs `logits` (n, labels) and
+        `features` (n, channels, map_rows, map_columns). Weights outside these bytes are refused.
+    threads
+        How many cores one call may use; 0 takes all of them.
+
+    Attributes
+    ----------
+    size
+        Rows and columns of the input, in pixels.
+
+    Raises
+    ------
+    BundleError
+        Where ONNX Runtime cannot load the graph, or its input or outputs are others.
+    """
+
+    def __init__(self, graph: bytes, threads: int = 0) -> None:
+        try:
+            self._session = onnxruntime.InferenceSession(graph, _options(threads), providers=_providers())
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise BundleError(f"The inference graph cannot be loaded: {_first_line(error)} Train the bundle anew.") from None
+        self.size = self._checked_size()
+
+    def run(self, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return logits (n, labels) and features (n, channels, map_rows, map_columns), both float32.
+
+        Raises
+        ------
+        BundleError
+            Where a logit is not a finite number.
+        """
+        logits, features = self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(pixels, dtype=np.float32)})
+        if not np.isfinite(logits).all():
+            raise BundleError("The inference graph returns logits that are not numbers. Train the bundle anew.")
+        return logits, features
+
+    def _checked_size(self) -> int:
+        inputs = {node.name: node for node in self._session.get_inputs()}
+        outputs = {node.name: node for node in self._session.get_outputs()}
+        shape = inputs[INPUT].shape if set(inputs) == {INPUT} else []
+        ranks = [len(outputs[name].shape) for name in OUTPUTS if name in outputs]
+        square = len(shape) == 4 and shape[1] == 1 and isinstance(shape[2], int) and shape[2] == shape[3]
+        if not square or isinstance(shape[0], int) or ranks != [2, 4]:
+            raise BundleError(
+                f"The inference graph must take {INPUT} (batch, 1, size, size) and return logits (batch, labels) and features "
+                f"(batch, channels, rows, columns). Got {_describe(inputs)} -> {_describe(outputs)} instead."
+            )
+        return int(shape[2])
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = ERRORS_ONLY
+    # A place that cannot hold files: every reference to weights outside the checked bytes fails.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    return options
+
+
+def _providers() -> list[str]:
+    available = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rpartition(" : ")[2].strip().rstrip(".") + "."
+
+
+def _describe(nodes: dict[str, onnxruntime.NodeArg]) -> str:
+    return ", ".join(f"{name} {tuple(node.shape)}" for name, node in nodes.items())
