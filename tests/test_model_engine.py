@@ -10,7 +10,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import BundleError
-from pipeline.score.engine import Engine
+from pipeline.model.engine import Engine
 from tests.builders import make_graph
 
 
