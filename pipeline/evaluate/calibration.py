@@ -1,0 +1,161 @@
+"""From logits to calibrated probabilities, and how far probabilities are from what is observed; numpy alone is imported."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.records import Activation
+
+Float64 = NDArray[np.float64]
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+BINS = 15
+
+
+def probabilities(logits: ArrayLike, activation: Activation, temperature: float) -> Float64:
+    """Turn logits into probabilities: the activation of `logits / temperature`.
+
+    Parameters
+    ----------
+    logits
+        Array of shape (n, labels), finite; computed in float64 whatever its type.
+    activation
+        Softmax over the labels, or sigmoid of each label.
+    temperature
+        Positive; 1 leaves the network's own probabilities.
+
+    Returns
+    -------
+    Float64
+        Shape (n, labels), in [0, 1]; the rows of a softmax sum to 1.
+    """
+    return np.exp(_log_probabilities(np.asarray(logits, np.float64) / temperature, activation))
+
+
+def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> float:
+    """Find the one temperature that makes the probabilities of the calibration split most likely.
+
+    Temperature scaling as in Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): the mean negative log
+    likelihood is minimised over the logarithm of the temperature; it is convex in the inverse temperature and so has a single
+    minimum. Where every frame is classified correctly that minimum lies at temperature zero, a certainty that no finite number
+    of frames supports; therefore one more frame is counted whose label is spread evenly (a weaker form of the prior in Platt's
+    scaling, 1999), and the temperature is kept within [0.05, 20].
+
+    Parameters
+    ----------
+    logits
+        Array of shape (n, labels), finite.
+    targets
+        Array of shape (n, labels) of 1, 0 and nan (not known). Under sigmoid what is nan is left out; under softmax the frames
+        are left out of which no label is known to hold.
+    activation
+        As in `probabilities`.
+
+    Raises
+    ------
+    InputError
+        Where no target is known.
+    """
+    from scipy.optimize import minimize_scalar
+
+    scaled = np.asarray(logits, np.float64)
+    weights = _likelihood_weights(np.asarray(targets, np.float64), activation)
+
+    def loss(log_temperature: float) -> float:
+        logs = scaled / np.exp(log_temperature)
+        positive = _log_probabilities(logs, activation)
+        total = np.sum(weights[0] * positive)
+        if activation is Activation.SIGMOID:
+            total += np.sum(weights[1] * _log_probabilities(-logs, activation))
+        return -float(total)
+
+    bounds = tuple(np.log(TEMPERATURE_RANGE))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.clip(np.exp(found.x), *TEMPERATURE_RANGE))
+
+
+class Reliability(NamedTuple):
+    """Sums over the bins of equal width, each of shape (..., bins): weight, probability and observed positives."""
+
+    weight: Float64
+    probability: Float64
+    positive: Float64
+
+
+def reliability(probabilities: Float64, targets: Float64, weights: Float64, bins: int = BINS) -> Reliability:
+    """Sum weights, probabilities and positives of one label over bins of equal width.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n,), in [0, 1].
+    targets
+        Shape (n,) of 1 and 0.
+    weights
+        Shape (..., n), not negative.
+    bins
+        Number of bins over [0, 1]; a bin holds its upper edge, the first one zero as well.
+    """
+    members = _members(probabilities, bins)
+    return Reliability(weights @ members, weights @ (members * probabilities[:, None]), weights @ (members * targets[:, None]))
+
+
+def expected_calibration_error(
+    probabilities: Float64, targets: Float64, weights: Float64 | None = None, bins: int = BINS
+) -> Float64:
+    """Return the mean distance between the probability of one label and its observed frequency.
+
+    Bins of equal width as in Guo et al. (ICML 2017), one label against the rest as in Kull et al., "Beyond temperature scaling"
+    (NeurIPS 2019): unlike with bins of equal mass, a frame of weight two counts exactly like two frames. Parameters as in
+    `reliability`; the result has shape (...), lies in [0, 1], and is nan where there is no weight.
+    """
+    weighed = np.ones(len(targets)) if weights is None else weights
+    gaps = weighed @ (_members(probabilities, bins) * (probabilities - targets)[:, None])
+    return ratio(np.abs(gaps).sum(-1), weighed.sum(-1))
+
+
+def brier_score(probabilities: Float64, targets: Float64, weights: Float64 | None = None) -> Float64:
+    """Return the mean squared difference between the probability of one label and its truth (Brier 1950), in [0, 1].
+
+    Parameters as in `reliability`; the result has shape (...) and is nan where there is no weight.
+    """
+    weighed = np.ones(len(targets)) if weights is None else weights
+    return ratio(weighed @ (probabilities - targets) ** 2, weighed.sum(-1))
+
+
+def ratio(numerator: Float64, denominator: Float64) -> Float64:
+    """Divide, with nan where the denominator is zero."""
+    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    undefined: Float64 = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    return np.divide(above, below, out=undefined, where=below != 0)
+
+
+def _members(probabilities: Float64, bins: int) -> Float64:
+    """Return 1 where a frame falls into a bin, shape (n, bins)."""
+    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    return (np.searchsorted(edges, probabilities)[:, None] == np.arange(bins)).astype(np.float64)
+
+
+def _log_probabilities(logits: Float64, activation: Activation) -> Float64:
+    if activation is Activation.SIGMOID:
+        return -np.logaddexp(0, -logits)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
+
+
+def _likelihood_weights(targets: Float64, activation: Activation) -> Float64:
+    """Return what the log probability of each label holding, and under sigmoid of it not holding, counts for in the mean.
+
+    Shape (2, n, labels). One frame more than the n known ones is spread evenly: under softmax a target y becomes
+    (n y + 1 / labels) / (n + 1), under sigmoid, label by label, (n y + 1 / 2) / (n + 1).
+    """
+    softmax = activation is Activation.SOFTMAX
+    used = np.broadcast_to(np.any(targets == 1, axis=1, keepdims=True), targets.shape) if softmax else ~np.isnan(targets)
+    known = used.sum(axis=0)
+    if not known.any():
+        raise InputError("No target is known to fit the temperature on. Put labelled patients into the calibration split.")
+    share = 1 / targets.shape[1] if softmax else 0.5
+    smooth = (known * (targets == 1) + share) / (known + 1)
+    return np.asarray(np.stack([smooth, 1 - smooth]) * used / used.sum(), np.float64)

@@ -1,0 +1,278 @@
+"""Evaluates predictions against the truth: every metric of every label, and over all labels, with its interval."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.evaluate.bootstrap import Estimate, bootstrap
+from pipeline.evaluate.calibration import Float64, probabilities, ratio
+from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, Flags, measure
+from pipeline.records import Activation, OperatingPoint
+
+METRICS = (*RANKING, *DECISION, *CALIBRATION)
+MACRO_METRICS = tuple(name for name in METRICS if name != "prevalence")
+ARGMAX_METRICS = ("accuracy", "balanced_accuracy")
+
+_MACRO, _ARGMAX = "macro", "argmax"
+_Key = tuple[int | str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Frames to evaluate: the truth, what the network said, and how that becomes a decision.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, labels), finite.
+    targets
+        Shape (n, labels) of 1, 0 and nan (not known).
+    groups
+        The patient of each frame, n of them.
+    labels
+        Names, in the order of the columns.
+    activation, temperature
+        As in `pipeline.evaluate.calibration.probabilities`.
+    operating_points
+        One for each label.
+
+    Raises
+    ------
+    InputError
+        Where there is no frame, a logit is not finite, a target is something else than 1, 0 or nan, a softmax target names
+        more than one label, a label has no operating point, or the sizes do not fit together.
+    """
+
+    logits: NDArray[np.floating[Any]]
+    targets: Float64
+    groups: Sequence[str]
+    labels: tuple[str, ...]
+    activation: Activation
+    temperature: float
+    operating_points: tuple[OperatingPoint, ...]
+
+    def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise InputError(fault)
+
+    def _faults(self) -> Iterable[str]:
+        shape = (len(self.groups), len(self.labels))
+        if not all(shape):
+            yield "There is nothing to evaluate: the split has no labelled frame. Choose another split, or label more studies."
+        if self.logits.shape != shape or self.targets.shape != shape:
+            yield (
+                f"Logits and targets must both have the shape (frames, labels) = {shape}. "
+                f"Got {self.logits.shape} and {self.targets.shape} instead."
+            )
+        if broken := int((~np.isfinite(self.logits)).any(axis=1).sum()):
+            yield f"The network's output is not a finite number in {broken} of {shape[0]} frames. Train the bundle anew."
+        if not np.isin(self.targets[~np.isnan(self.targets)], (0, 1)).all():
+            yield "Targets must be 1, 0 or nan (not known)."
+        if self.activation is Activation.SOFTMAX and (several := int(((self.targets == 1).sum(axis=1) > 1).sum())):
+            yield (
+                f"{several} of {shape[0]} frames have more than one label, but with softmax exactly one label holds. "
+                "Use model.activation=sigmoid for labels that may hold together."
+            )
+        if without := [label for label in self.labels if label not in {point.label for point in self.operating_points}]:
+            yield f"There is no operating point for {', '.join(without)}. Train the bundle anew."
+
+    @property
+    def columns(self) -> "tuple[Column, ...]":
+        """The labels one by one, each with the frames for which it is known."""
+        chances = probabilities(self.logits, self.activation, self.temperature)
+        thresholds = {point.label: point.threshold for point in self.operating_points}
+        return tuple(
+            Column(label, np.flatnonzero(~np.isnan(target)), chance, target, thresholds[label])
+            for label, chance, target in zip(self.labels, chances.T, self.targets.T, strict=True)
+        )
+
+    @property
+    def choice(self) -> "Choice | None":
+        """The most probable label of each frame beside the true one; None under sigmoid, where labels are independent."""
+        if self.activation is Activation.SIGMOID:
+            return None
+        rows = np.flatnonzero((self.targets == 1).any(axis=1))
+        return Choice(rows, self.logits[rows].argmax(axis=1), (self.targets[rows] == 1).argmax(axis=1), len(self.labels))
+
+
+class Column:
+    """One label in the frames for which it is known.
+
+    Attributes
+    ----------
+    rows
+        Positions of these m frames in the sample.
+    probabilities, targets
+        Shape (m,).
+    positive
+        Shape (m,): whether the probability reaches the threshold.
+    """
+
+    def __init__(self, label: str, rows: NDArray[np.intp], chances: Float64, targets: Float64, threshold: float) -> None:
+        self.label, self.rows, self.threshold = label, rows, threshold
+        self.probabilities, self.targets = chances[rows], targets[rows]
+        self.positive: Flags = self.probabilities >= threshold
+
+    def measure(self, weights: Float64) -> dict[str, Float64]:
+        """Return every metric by its name, each of shape (r,), for weights of shape (r, n) over all frames of the sample."""
+        return measure(self.probabilities, self.targets, self.positive, weights[..., self.rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One label a frame: the chosen and the true one, as positions, each of shape (m,), in the m frames at `rows`."""
+
+    rows: NDArray[np.intp]
+    chosen: NDArray[np.intp]
+    true: NDArray[np.intp]
+    labels: int
+
+    def confusion(self) -> tuple[tuple[int, ...], ...]:
+        """Count the frames by true label (rows) and chosen label (columns)."""
+        cells = np.bincount(self.true * self.labels + self.chosen, minlength=self.labels**2)
+        return tuple(tuple(map(int, row)) for row in cells.reshape(self.labels, self.labels))
+
+    def measure(self, weights: Float64) -> dict[str, Float64]:
+        """Return accuracy, and balanced accuracy as the mean sensitivity of the labels: nan where one has no frame.
+
+        Weights have shape (r, n) over all frames of the sample, each figure shape (r,).
+        """
+        members, chosen = np.eye(self.labels)[self.true], np.eye(self.labels)[self.chosen]
+        known = weights[..., self.rows]
+        totals, right = known @ members, known @ (members * chosen)
+        figures = ratio(right.sum(-1), totals.sum(-1)), ratio(right, totals).mean(-1)
+        return dict(zip(ARGMAX_METRICS, figures, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEvaluation:
+    """One label against the rest, in the frames for which it is known.
+
+    Parameters
+    ----------
+    label
+        The finding.
+    n_positive, n_negative
+        Frames.
+    threshold
+        The probability from which a frame counts as positive.
+    metrics
+        By the names in `METRICS`.
+    """
+
+    label: str
+    n_positive: int
+    n_negative: int
+    threshold: float
+    metrics: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of one split.
+
+    Parameters
+    ----------
+    labels
+        In the order of the bundle.
+    macro
+        Means over the labels, by the names in `MACRO_METRICS`; nan where one label's figure is.
+    argmax
+        Accuracy and balanced accuracy of the most probable label, by the names in `ARGMAX_METRICS`; empty under sigmoid.
+    confusion
+        Frames by true (rows) and most probable label (columns); empty under sigmoid.
+    frames, patients
+        How many were evaluated.
+    temperature
+        That made the probabilities.
+    resamples, seed
+        Of the bootstrap.
+    """
+
+    labels: tuple[LabelEvaluation, ...]
+    macro: Mapping[str, Estimate]
+    argmax: Mapping[str, Estimate]
+    confusion: tuple[tuple[int, ...], ...]
+    frames: int
+    patients: int
+    temperature: float
+    resamples: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `metrics.json` holds; a figure that is not defined is None."""
+        return {
+            "frames": self.frames,
+            "patients": self.patients,
+            "temperature": self.temperature,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "labels": {
+                label.label: {
+                    "n_positive": label.n_positive,
+                    "n_negative": label.n_negative,
+                    "threshold": label.threshold,
+                    "metrics": _figures(label.metrics),
+                }
+                for label in self.labels
+            },
+            "macro": _figures(self.macro),
+            "argmax": _figures(self.argmax),
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+
+def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation:
+    """Compute every metric with its 95 % interval over resampled patients.
+
+    Parameters
+    ----------
+    sample
+        The frames of one split.
+    resamples
+        Of the bootstrap; with 0 there are no intervals.
+    seed
+        Of the bootstrap.
+    """
+    columns, choice = sample.columns, sample.choice
+
+    def statistic(weights: Float64) -> dict[_Key, Float64]:
+        return _statistic(columns, choice, weights)
+
+    estimates = bootstrap(statistic, sample.groups, resamples, seed)
+    return Evaluation(
+        labels=tuple(_label_evaluation(column, _part(estimates, index)) for index, column in enumerate(columns)),
+        macro=_part(estimates, _MACRO),
+        argmax=_part(estimates, _ARGMAX),
+        confusion=choice.confusion() if choice else (),
+        frames=len(sample.groups),
+        patients=len(set(sample.groups)),
+        temperature=sample.temperature,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
+    labels = [column.measure(weights) for column in columns]
+    macro: dict[str, Float64] = {name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS}
+    argmax = choice.measure(weights) if choice else {}
+    scopes: list[tuple[int | str, dict[str, Float64]]] = [*enumerate(labels), (_MACRO, macro), (_ARGMAX, argmax)]
+    return {(scope, name): figures for scope, metrics in scopes for name, figures in metrics.items()}
+
+
+def _label_evaluation(column: Column, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
+    positives = int(column.targets.sum())
+    return LabelEvaluation(column.label, positives, len(column.targets) - positives, column.threshold, metrics)
+
+
+def _part(estimates: Mapping[_Key, Estimate], scope: int | str) -> dict[str, Estimate]:
+    return {name: estimate for (owner, name), estimate in estimates.items() if owner == scope}
+
+
+def _figures(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.to_json() for name, estimate in metrics.items()}
