@@ -1,0 +1,25 @@
+"""`octray config`: checks a configuration without training."""
+
+import argparse
+
+HELP = "check a configuration and show every setting"
+EXAMPLE = "octray config check xray.yaml train.seed=1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="report every fault at once; print the whole configuration where there is none")
+    check.add_argument("config", metavar="CONFIG.yaml", help="a file, or the name of a configuration that ships with octray")
+    check.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the configuration with all defaults to standard output, as YAML."""
+    import yaml
+
+    from pipeline.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+    return 0

@@ -1,0 +1,83 @@
+"""The command that serves a bundle, shared by `octray serve` and `python -m services.api`."""
+
+import argparse
+import copy
+import socket
+from pathlib import Path
+
+from pipeline.errors import InputError
+from services.api.settings import Settings
+
+HELP = "serve a bundle over HTTP"
+EXAMPLE = "octray serve --bundle bundle/ --port 8000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    limits = Settings()
+    parser.add_argument("--bundle", type=Path, required=True, help="folder that `octray train --out` wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=limits.threads, help="threads of inference; 0: one for each core")
+    parser.add_argument(
+        "--concurrency", type=int, default=limits.concurrency, help="studies scored at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-body-mib", type=int, default=limits.max_body_bytes // 2**20, help="largest request in MiB (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    import uvicorn
+
+    from pipeline.model.bundle import load_bundle
+    from services.api.app import create_app
+
+    settings = _settings(args)
+    bundle = load_bundle(args.bundle)
+    with listen(args.host, args.port) as listener:
+        config = uvicorn.Config(create_app(bundle, settings), log_config=_logging(), server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket bound to `host` and `port`.
+
+    Raises
+    ------
+    InputError
+        Where the port is in use, or the address is not one of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise InputError(f"The port must be between 0 and 65535. Got {port} instead.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. Give another with --port or --host."
+        ) from None
+    return listener
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    for name, least in (("threads", 0), ("concurrency", 1), ("max_body_mib", 1)):
+        if getattr(args, name) < least:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} must be at least {least}. Got {getattr(args, name)} instead.")
+    return Settings(max_body_bytes=args.max_body_mib * 2**20, concurrency=args.concurrency, threads=args.threads)
+
+
+def _logging() -> dict[str, object]:
+    """Return uvicorn's own logging, all of it on standard error."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    logging = copy.deepcopy(LOGGING_CONFIG)
+    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return logging

@@ -1,0 +1,103 @@
+"""The answers of the service, as they stand in its OpenAPI description."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import Reason
+from pipeline.model.bundle import IntendedUse, Manifest
+from pipeline.records import Activation, OperatingPoint, Preprocessing
+
+Probability = Annotated[float, Field(ge=0, le=1, description="calibrated")]
+
+
+class Answer(BaseModel):
+    """Base of every answer."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class HeatmapAnswer(Answer):
+    """Where a frame speaks for a label."""
+
+    png: str = Field(description="PNG, base64: the frame beside the frame with the heatmap on it, and a scale")
+    layer: str = Field(description="the feature map that was looked at")
+    has_positive_evidence: bool = Field(description="false where no place in the frame speaks for the label")
+
+
+class LabelAnswer(Answer):
+    """What the model says of one label in one frame."""
+
+    logit: float = Field(description="output of the network before calibration")
+    probability: Probability
+    positive: bool = Field(description="whether the probability reaches the label's operating point")
+    state: str = Field(description="positive or negative, in words")
+    heatmap: HeatmapAnswer | None = None
+
+
+class FrameAnswer(Answer):
+    """One frame with its labels."""
+
+    source: str = Field(description="name of the file, without folders")
+    series_instance_uid: str
+    sop_instance_uid: str
+    frame_number: int = Field(ge=1)
+    labels: dict[str, LabelAnswer]
+    flags: tuple[str, ...] = Field(description="what was assumed or stands out, in sentences")
+
+
+class Failure(Answer):
+    """A file that could not be read."""
+
+    source: str = Field(description="name of the file, without folders")
+    reason: Reason
+    message: str
+
+
+class StudyAnswer(Answer):
+    """One study: the files of one request."""
+
+    study_instance_uid: str = Field(description="from the DICOM files; derived (2.25.*) where there are none")
+    bundle_id: str
+    model: str
+    aggregation: Literal["max"] = Field(default="max", description="a study's probability is the largest among its frames")
+    probabilities: dict[str, Probability]
+    positive: dict[str, bool] = Field(description="whether any frame is positive for the label")
+    frames: tuple[FrameAnswer, ...]
+    failures: tuple[Failure, ...] = Field(description="files that could not be read; they count for nothing above")
+
+
+class Health(Answer):
+    """The state of the service."""
+
+    status: Literal["alive", "ready"]
+
+
+class ModelAnswer(Answer):
+    """The public part of a bundle's manifest."""
+
+    bundle_id: str
+    model: str
+    architecture: str
+    labels: tuple[str, ...]
+    normal_label: str | None
+    activation: Activation
+    preprocessing: Preprocessing
+    temperature: float
+    operating_points: tuple[OperatingPoint, ...]
+    intended_use: IntendedUse
+    heatmap_layer: str
+    created: str
+    dataset_name: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ModelAnswer":
+        """Return what may be shown of `manifest`: no file, no run, no commit."""
+        shared = {name: getattr(manifest, name) for name in cls.model_fields if name in type(manifest).model_fields}
+        return cls(
+            **shared,
+            model=manifest.provenance.config_name,
+            heatmap_layer=manifest.heatmap.layer,
+            created=manifest.provenance.created,
+            dataset_name=manifest.provenance.dataset_name,
+        )

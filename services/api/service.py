@@ -1,0 +1,65 @@
+"""What the service holds while it runs: the predictor once it is loaded, and how much work it lets in."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+from starlette.exceptions import HTTPException
+
+from pipeline.errors import OctrayError
+from pipeline.model.bundle import Bundle
+from pipeline.score.predictor import Predictor
+from services.api.settings import Settings
+
+_log = logging.getLogger(__name__)
+_RETRY = {"Retry-After": "5"}
+
+
+class Service:
+    """A bundle, its predictor and the limits."""
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        self.bundle = bundle
+        self.settings = settings
+        self.limiter = anyio.CapacityLimiter(settings.concurrency)
+        self._predictor: Predictor | None = None
+        self._state = "The model is being loaded."
+        self._open = 0
+
+    async def load(self) -> None:
+        """Load the predictor in a worker thread; where that fails the service stays up and says so in `/readyz`."""
+        try:
+            self._predictor = await anyio.to_thread.run_sync(Predictor, self.bundle, self.settings.threads)
+        except OctrayError as error:
+            _log.error("The model cannot be loaded: %s", error)
+            self._state = f"The model cannot be loaded: {error}"
+
+    def predictor(self) -> Predictor:
+        """Return the predictor.
+
+        Raises
+        ------
+        HTTPException
+            503 as long as it is not loaded.
+        """
+        if self._predictor is None:
+            raise HTTPException(503, self._state, _RETRY)
+        return self._predictor
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count one request for as long as it is open.
+
+        Raises
+        ------
+        HTTPException
+            503 where as many requests as the limits allow are open already.
+        """
+        if self._open >= self.settings.concurrency + self.settings.queue:
+            raise HTTPException(503, "The service is busy. Try again in a few seconds.", _RETRY)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
