@@ -77,15 +77,42 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activatio
 
 
 class Reliability(NamedTuple):
-    """Sums over the bins of equal width, each of shape (..., bins): weight, probability and observed positives."""
+    """Sums over bins of equal width, each of shape (bins,): frames, their probability and observed positives."""
 
-    weight: Float64
+    frames: Float64
     probability: Float64
     positive: Float64
 
 
-def reliability(probabilities: Float64, targets: Float64, weights: Float64, bins: int = BINS) -> Reliability:
-    """Sum weights, probabilities and positives of one label over bins of equal width.
+def reliability(probabilities: Float64, targets: Float64, bins: int = BINS) -> Reliability:
+    """Sum frames, probabilities and positives of one label over bins of equal width.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n,), in [0, 1].
+    targets
+        Shape (n,) of 1 and 0.
+    bins
+        Number of bins over [0, 1]; a bin holds its upper edge, the first one zero as well.
+    """
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
+    sums = [np.bincount(place, values, bins) for values in (np.ones(len(targets)), probabilities, targets)]
+    return Reliability(*(column.astype(np.float64) for column in sums))
+
+
+def expected_calibration_error(probabilities: Float64, targets: Float64, bins: int = BINS) -> float:
+    """Return the mean distance between the probability of one label and its observed frequency, in [0, 1].
+
+    Bins of equal width as in Guo et al. (ICML 2017), one label against the rest as in Kull et al., "Beyond temperature scaling"
+    (NeurIPS 2019). Parameters as in `reliability`; nan without frames.
+    """
+    sums = reliability(probabilities, targets, bins)
+    return float(ratio(np.abs(sums.probability - sums.positive).sum(), sums.frames.sum()))
+
+
+def brier_score(probabilities: Float64, targets: Float64, weights: Float64 | None = None) -> Float64:
+    """Return the mean squared difference between the probability of one label and its truth (Brier 1950), in [0, 1].
 
     Parameters
     ----------
@@ -94,48 +121,23 @@ def reliability(probabilities: Float64, targets: Float64, weights: Float64, bins
     targets
         Shape (n,) of 1 and 0.
     weights
-        Shape (..., n), not negative.
-    bins
-        Number of bins over [0, 1]; a bin holds its upper edge, the first one zero as well.
-    """
-    members = _members(probabilities, bins)
-    return Reliability(weights @ members, weights @ (members * probabilities[:, None]), weights @ (members * targets[:, None]))
+        Shape (..., n), not negative; None: all one.
 
-
-def expected_calibration_error(
-    probabilities: Float64, targets: Float64, weights: Float64 | None = None, bins: int = BINS
-) -> Float64:
-    """Return the mean distance between the probability of one label and its observed frequency.
-
-    Bins of equal width as in Guo et al. (ICML 2017), one label against the rest as in Kull et al., "Beyond temperature scaling"
-    (NeurIPS 2019): unlike with bins of equal mass, a frame of weight two counts exactly like two frames. Parameters as in
-    `reliability`; the result has shape (...), lies in [0, 1], and is nan where there is no weight.
-    """
-    weighed = np.ones(len(targets)) if weights is None else weights
-    gaps = weighed @ (_members(probabilities, bins) * (probabilities - targets)[:, None])
-    return ratio(np.abs(gaps).sum(-1), weighed.sum(-1))
-
-
-def brier_score(probabilities: Float64, targets: Float64, weights: Float64 | None = None) -> Float64:
-    """Return the mean squared difference between the probability of one label and its truth (Brier 1950), in [0, 1].
-
-    Parameters as in `reliability`; the result has shape (...) and is nan where there is no weight.
+    Returns
+    -------
+    Float64
+        Shape (...), nan where there is no weight.
     """
     weighed = np.ones(len(targets)) if weights is None else weights
     return ratio(weighed @ (probabilities - targets) ** 2, weighed.sum(-1))
 
 
-def ratio(numerator: Float64, denominator: Float64) -> Float64:
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float64:
     """Divide, with nan where the denominator is zero."""
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    undefined: Float64 = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
-    return np.divide(above, below, out=undefined, where=below != 0)
-
-
-def _members(probabilities: Float64, bins: int) -> Float64:
-    """Return 1 where a frame falls into a bin, shape (n, bins)."""
-    edges = np.linspace(0, 1, bins + 1)[1:-1]
-    return (np.searchsorted(edges, probabilities)[:, None] == np.arange(bins)).astype(np.float64)
+    quotients: Float64 = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    np.divide(above, below, out=quotients, where=below != 0)
+    return quotients
 
 
 def _log_probabilities(logits: Float64, activation: Activation) -> Float64:
@@ -158,4 +160,5 @@ def _likelihood_weights(targets: Float64, activation: Activation) -> Float64:
         raise InputError("No target is known to fit the temperature on. Put labelled patients into the calibration split.")
     share = 1 / targets.shape[1] if softmax else 0.5
     smooth = (known * (targets == 1) + share) / (known + 1)
-    return np.asarray(np.stack([smooth, 1 - smooth]) * used / used.sum(), np.float64)
+    shares: Float64 = np.stack([smooth, 1 - smooth]) * used / used.sum()
+    return shares

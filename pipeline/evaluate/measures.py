@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, ratio
+from pipeline.evaluate.calibration import Float64, brier_score, ratio
 
 Flags = NDArray[np.bool_]
 
@@ -109,9 +109,9 @@ def balanced_accuracy(counts: Counts) -> Float64:
 
 
 def f1(counts: Counts) -> Float64:
-    """Harmonic mean of precision and sensitivity; nan where nothing is positive and nothing was called so."""
-    twice = 2 * counts.true_positives
-    return ratio(twice, twice + counts.false_positives + counts.false_negatives)
+    """Harmonic mean of precision and sensitivity; nan without positives."""
+    twice, positives = 2 * counts.true_positives, counts.true_positives + counts.false_negatives
+    return ratio(twice, np.where(positives > 0, twice + counts.false_positives + counts.false_negatives, 0))
 
 
 def mcc(counts: Counts) -> Float64:
@@ -134,10 +134,7 @@ DECISION: Mapping[str, Callable[[Counts], Float64]] = {
     "mcc": mcc,
     "prevalence": prevalence,
 }
-CALIBRATION: Mapping[str, Callable[[Float64, Float64, Float64], Float64]] = {
-    "brier": brier_score,
-    "ece": expected_calibration_error,
-}
+CALIBRATION: Mapping[str, Callable[[Float64, Float64, Float64], Float64]] = {"brier": brier_score}
 
 
 def measure(probabilities: Float64, targets: Float64, positive: Flags, weights: Float64) -> dict[str, Float64]:

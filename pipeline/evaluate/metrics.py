@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.evaluate.bootstrap import Estimate, bootstrap
-from pipeline.evaluate.calibration import Float64, probabilities, ratio
+from pipeline.evaluate.calibration import Float64, expected_calibration_error, probabilities, ratio
 from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, Flags, measure
 from pipeline.records import Activation, OperatingPoint
 
-METRICS = (*RANKING, *DECISION, *CALIBRATION)
+_ECE = "ece"
+METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)
 MACRO_METRICS = tuple(name for name in METRICS if name != "prevalence")
 ARGMAX_METRICS = ("accuracy", "balanced_accuracy")
 
@@ -118,7 +119,7 @@ class Column:
         self.positive: Flags = self.probabilities >= threshold
 
     def measure(self, weights: Float64) -> dict[str, Float64]:
-        """Return every metric by its name, each of shape (r,), for weights of shape (r, n) over all frames of the sample."""
+        """Return the weighted metrics by name, each of shape (r,), for weights of shape (r, n) over the sample's frames."""
         return measure(self.probabilities, self.targets, self.positive, weights[..., self.rows])
 
 
@@ -229,6 +230,8 @@ class Evaluation:
 def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation:
     """Compute every metric with its 95 % interval over resampled patients.
 
+    The expected calibration error has no interval: resampling adds to its bias, so that percentiles often lie above the figure.
+
     Parameters
     ----------
     sample
@@ -243,7 +246,7 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
     def statistic(weights: Float64) -> dict[_Key, Float64]:
         return _statistic(columns, choice, weights)
 
-    estimates = bootstrap(statistic, sample.groups, resamples, seed)
+    estimates = bootstrap(statistic, sample.groups, resamples, seed) | _calibration_errors(columns)
     return Evaluation(
         labels=tuple(_label_evaluation(column, _part(estimates, index)) for index, column in enumerate(columns)),
         macro=_part(estimates, _MACRO),
@@ -259,10 +262,18 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
 
 def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
     labels = [column.measure(weights) for column in columns]
-    macro: dict[str, Float64] = {name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS}
+    macro: dict[str, Float64] = {
+        name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS if name != _ECE
+    }
     argmax = choice.measure(weights) if choice else {}
     scopes: list[tuple[int | str, dict[str, Float64]]] = [*enumerate(labels), (_MACRO, macro), (_ARGMAX, argmax)]
     return {(scope, name): figures for scope, metrics in scopes for name, figures in metrics.items()}
+
+
+def _calibration_errors(columns: Sequence[Column]) -> dict[_Key, Estimate]:
+    errors = [expected_calibration_error(column.probabilities, column.targets) for column in columns]
+    scopes: list[tuple[int | str, float]] = [*enumerate(errors), (_MACRO, float(np.mean(errors)))]
+    return {(scope, _ECE): Estimate(error, np.nan, np.nan, 0) for scope, error in scopes}
 
 
 def _label_evaluation(column: Column, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
