@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import Frame, InstanceKey, OperatingPoint, Preprocessing
+from pipeline.records import Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -144,3 +144,13 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         },
     }
     return write_bundle(path, contents, **(fields | overrides))
+
+
+def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive: bool = True, **overrides: Any) -> Prediction:
+    values: dict[str, Any] = {"key": make_key(), "logit": 1.5, "bundle_id": "b"}
+    return Prediction(label=label, probability=probability, positive=positive, **(values | overrides))
+
+
+def make_result(*predictions: Prediction, source: str = "a/b.dcm") -> FramePrediction:
+    """What a bundle said of the one frame that all the predictions are about."""
+    return FramePrediction(predictions[0].key, source, predictions)

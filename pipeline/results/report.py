@@ -1,0 +1,195 @@
+"""`report.html`: one page that opens from disk and prints, the most urgent study first; it loads nothing and runs no script."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path, PurePosixPath
+
+from pipeline.model.bundle import Manifest
+from pipeline.records import Prediction, Quarantined
+from pipeline.results.files import replacing
+from pipeline.results.markup import count, figure, percent, table
+from pipeline.results.style import STYLE
+from pipeline.results.tables import state
+from pipeline.results.worklist import ReportFrame, Study, findings, worklist
+
+FRAMES_SHOWN = 3
+PICTURES_A_FRAME = 2
+NOT_A_DEVICE = "Not a medical device; not for diagnosis."
+
+
+def write_report(path: Path, manifest: Manifest, frames: Sequence[ReportFrame], failures: Sequence[Quarantined]) -> None:
+    """Write the report; the file appears whole or not at all, and holds no date, so that equal input gives equal bytes.
+
+    Parameters
+    ----------
+    path
+        The HTML file.
+    manifest
+        Of the bundle that scored.
+    frames
+        What was scored, in any order; pictures are read from disk one at a time.
+    failures
+        What was not, with the reasons.
+    """
+    page = _Page(manifest)
+    studies = worklist(frames, manifest.normal_label)
+    with replacing(path) as file:
+        file.writelines(f"{part}\n" for part in page.parts(studies, failures))
+
+
+class _Page:
+    """Holds what every part of the page needs of the bundle."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._points = {point.label: point for point in manifest.operating_points}
+
+    def parts(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
+        yield _HEAD
+        yield from self._header(studies, failures)
+        yield "<main>"
+        yield from self._overview(studies)
+        yield from _failures(failures)
+        if studies:
+            yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point of the label.</p>'
+        for rank, study in enumerate(studies, 1):
+            yield from self._study(rank, study)
+        yield "</main>"
+        yield from self._footer()
+        yield "</body></html>"
+
+    def _header(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
+        frames = sum(len(study.frames) for study in studies)
+        urgent = sum(study.urgent for study in studies)
+        numbers = (len(studies), urgent, frames, len(failures))
+        names = ("studies", "with a finding", "frames scored", "not scored")
+        yield "<header><h1>octray report</h1>"
+        yield f'<p class="warning">{NOT_A_DEVICE} For research only; every result needs a reader.</p>'
+        yield f"<p>{self._purpose()}</p>"
+        yield '<ul class="figures">' + "".join(
+            f"<li><b>{number}</b>{name}</li>" for number, name in zip(numbers, names, strict=True)
+        )
+        yield "</ul></header>"
+
+    def _purpose(self) -> str:
+        manifest, use = self._manifest, self._manifest.intended_use
+        modalities = f"frames of modality {', '.join(use.modalities)}" if use.modalities else "frames of any modality"
+        views = f", view {', '.join(use.view_positions)}" if use.view_positions else ""
+        sentence = (
+            f"This model looks for {', '.join(manifest.labels)} in {modalities}{views}. It is bundle {manifest.bundle_id} "
+            f"({manifest.architecture}, trained on {manifest.provenance.dataset_name})."
+        )
+        return escape(sentence)
+
+    def _overview(self, studies: Sequence[Study]) -> Iterator[str]:
+        yield "<h2>Worklist, most urgent first</h2>"
+        if not studies:
+            yield "<p>No study was scored.</p>"
+            return
+        rows = (
+            (str(rank), f'<a href="#study-{rank}">{escape(study_name(study))}</a>', *self._cells(study.frames[0]))
+            for rank, study in enumerate(studies, 1)
+        )
+        yield from table(("#Rank", "Study", *_CELLS), rows)
+
+    def _study(self, rank: int, study: Study) -> Iterator[str]:
+        urgent = " urgent" if study.urgent else ""
+        top = self._top(study.frames[0])
+        yield f'<section class="study{urgent}" id="study-{rank}"><div class="title">'
+        yield f"<h3>{rank}. {escape(study_name(study))}</h3>{self._state(top)}</div>"
+        yield f'<p class="soft">Study Instance UID {escape(study.study_instance_uid)}, {count(len(study.frames), "frame")}</p>'
+        for frame in study.frames[:FRAMES_SHOWN]:
+            yield from self._frame(frame)
+        if rest := study.frames[FRAMES_SHOWN:]:
+            yield f"<details><summary>{count(len(rest), 'more frame')}, less urgent</summary>"
+            yield from table(("Frame", *_CELLS), ((escape(_frame_name(frame)), *self._cells(frame)) for frame in rest))
+            yield "</details>"
+        yield "</section>"
+
+    def _frame(self, frame: ReportFrame) -> Iterator[str]:
+        yield f'<article class="frame"><div class="labels"><h4>{escape(_frame_name(frame))}</h4>'
+        for prediction in frame.prediction.predictions:
+            yield self._bar(prediction)
+        yield "</div>"
+        found = findings(frame.prediction.predictions, self._manifest.normal_label)
+        positive = [prediction.label for prediction in found if prediction.positive]
+        wanted = positive[:PICTURES_A_FRAME] or [prediction.label for prediction in found[:1]]
+        pictures = {picture.label: picture for picture in frame.pictures}
+        yield from (figure(pictures[label], _frame_name(frame)) for label in wanted if label in pictures)
+        yield "</article>"
+
+    def _bar(self, prediction: Prediction) -> str:
+        found = " found" if prediction.positive and prediction.label != self._manifest.normal_label else ""
+        threshold = self._points[prediction.label].threshold
+        return (
+            f'<div class="label{found}"><span>{escape(prediction.label)} {self._state(prediction)}</span>'
+            f'<span class="number">{percent(prediction.probability)}</span>'
+            f'<div class="bar" role="img" aria-label="probability {percent(prediction.probability)}, operating point '
+            f'{percent(threshold)}"><i style="width:{prediction.probability:.1%}"></i>'
+            f'<u style="left:{min(threshold, 0.997):.1%}"></u></div></div>'
+        )
+
+    def _cells(self, frame: ReportFrame) -> tuple[str, str, str]:
+        top = self._top(frame)
+        return escape(top.label), percent(top.probability), self._state(top)
+
+    def _state(self, prediction: Prediction) -> str:
+        kind = "normal" if prediction.positive and prediction.label == self._manifest.normal_label else state(prediction)
+        return f'<span class="state {kind}">{state(prediction)}</span>'
+
+    def _top(self, frame: ReportFrame) -> Prediction:
+        predictions = frame.prediction.predictions
+        return (findings(predictions, self._manifest.normal_label) or list(predictions))[0]
+
+    def _footer(self) -> Iterator[str]:
+        yield "<footer><h2>About these results</h2>"
+        yield f"<p>{_PROBABILITIES}</p><p>{_HEATMAPS if self._manifest.heatmap.exact else _NO_HEATMAPS}</p>"
+        points = (self._points[label] for label in self._manifest.labels)
+        rows = (
+            (escape(point.label), percent(point.threshold), percent(point.sensitivity), percent(point.specificity))
+            for point in points
+        )
+        yield from table(("Label", "#Operating point", "#Sensitivity", "#Specificity"), rows)
+        yield f"<p>{NOT_A_DEVICE}</p></footer>"
+
+
+def study_name(study: Study) -> str:
+    """Return what a study is called on the page: its file, or the folder that holds all its files."""
+    sources = sorted({frame.prediction.source for frame in study.frames})
+    if len(sources) == 1:
+        return sources[0]
+    parents = {str(PurePosixPath(source).parent) for source in sources}
+    folder = parents.pop() if len(parents) == 1 else "."
+    return f"{sources[0] if folder == '.' else folder} ({len(sources)} files)"
+
+
+def _failures(failures: Sequence[Quarantined]) -> Iterator[str]:
+    if not failures:
+        return
+    yield "<h2>Not scored</h2><p>The model did not look at these; that says nothing about the patient.</p>"
+    rows = (
+        (escape(item.source), str(item.frame_number or "all"), escape(item.reason), escape(item.message)) for item in failures
+    )
+    yield from table(("File", "#Frame", "Reason", "What it means"), rows)
+
+
+def _frame_name(frame: ReportFrame) -> str:
+    return f"{PurePosixPath(frame.prediction.source).name}, frame {frame.prediction.key.frame_number}"
+
+
+_CELLS = ("Label", "#Probability", "State")
+_PROBABILITIES = (
+    "A probability is calibrated on patients that the model was not trained on; it is positive from the label's operating "
+    "point on. Sensitivity and specificity were measured there, on the calibration split. A study stands where its most urgent "
+    "frame puts it."
+)
+_HEATMAPS = (
+    "A heatmap shows which part of the label's logit each place of the frame contributes (Grad-CAM in closed form). The "
+    "colours mean the same in all pictures of one bundle: at the last colour a patch of 2 % of what the network sees doubles "
+    "the odds of the label. An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
+)
+_NO_HEATMAPS = "This bundle has no exact heatmaps, so that none are shown."
+_HEAD = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>octray report</title><style>{STYLE}</style></head><body>"""

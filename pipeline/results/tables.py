@@ -1,0 +1,102 @@
+"""Results as tables (`predictions.csv`, `failures.csv`) and as one JSON object a frame.
+
+The tables are RFC 4180: UTF-8, comma, CRLF, one header line. Numbers carry four digits after the point: more than anyone reads,
+and fewer than what other hardware changes. Text that a spreadsheet would take for a formula gets a leading apostrophe.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import FramePrediction, Prediction, Quarantined
+from pipeline.results.files import replacing
+
+PREDICTION_COLUMNS = (
+    "source",
+    "study_instance_uid",
+    "series_instance_uid",
+    "sop_instance_uid",
+    "frame_number",
+    "label",
+    "logit",
+    "probability",
+    "positive",
+    "state",
+    "bundle_id",
+)
+FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
+DIGITS = 4
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
+    """Write one row a frame and label, in the order given; the file appears whole or not at all."""
+    _write(path, PREDICTION_COLUMNS, (_row(frame, prediction) for frame in frames for prediction in frame.predictions))
+
+
+def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
+    """Write one row for each file or frame that was not scored, and only the header where there is none."""
+    rows = ((text(item.source), item.frame_number or "", text(item.reason), text(item.message)) for item in failures)
+    _write(path, FAILURE_COLUMNS, rows)
+
+
+def frame_record(frame: FramePrediction) -> dict[str, Any]:
+    """Return one frame with all its labels as a JSON object; the numbers are those of the table."""
+    return {
+        "source": frame.source,
+        "study_instance_uid": frame.key.study_instance_uid,
+        "series_instance_uid": frame.key.series_instance_uid,
+        "sop_instance_uid": frame.key.sop_instance_uid,
+        "frame_number": frame.key.frame_number,
+        "bundle_id": frame.predictions[0].bundle_id if frame.predictions else "",
+        "predictions": [
+            {
+                "label": prediction.label,
+                "logit": float(number(prediction.logit)),
+                "probability": float(number(prediction.probability)),
+                "positive": prediction.positive,
+                "state": state(prediction),
+            }
+            for prediction in frame.predictions
+        ],
+    }
+
+
+def state(prediction: Prediction) -> str:
+    """Return `positive` or `negative`."""
+    return "positive" if prediction.positive else "negative"
+
+
+def number(value: float) -> str:
+    """Return a number with `DIGITS` digits after the point, and no minus before a zero."""
+    return f"{round(value, DIGITS) + 0.0:.{DIGITS}f}"
+
+
+def text(value: str) -> str:
+    """Return a text cell that no spreadsheet takes for a formula (OWASP, "CSV injection")."""
+    return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+
+
+def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...]:
+    key = prediction.key
+    return (
+        text(frame.source),
+        text(key.study_instance_uid),
+        text(key.series_instance_uid),
+        text(key.sop_instance_uid),
+        key.frame_number,
+        text(prediction.label),
+        number(prediction.logit),
+        number(prediction.probability),
+        "true" if prediction.positive else "false",
+        state(prediction),
+        prediction.bundle_id,
+    )
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:
+    with replacing(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,84 @@
+"""Frames grouped into studies and put into the order in which a reader should look at them; pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.records import FramePrediction, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A heatmap that is already drawn.
+
+    Parameters
+    ----------
+    label
+        The finding.
+    path
+        The PNG file.
+    has_positive_evidence
+        As in `Heatmap`.
+    """
+
+    label: str
+    path: Path
+    has_positive_evidence: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFrame:
+    """A frame's result with the pictures that belong to it."""
+
+    prediction: FramePrediction
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """All scored frames of one study.
+
+    Parameters
+    ----------
+    study_instance_uid
+        Study Instance UID (0020,000D).
+    frames
+        Most urgent first.
+    urgent
+        Whether a label other than the normal one is positive in a frame.
+    """
+
+    study_instance_uid: str
+    frames: tuple[ReportFrame, ...]
+    urgent: bool
+
+
+def worklist(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[Study, ...]:
+    """Group frames by study and sort the studies, most urgent first.
+
+    A study with a positive label other than `normal_label` comes before one without; within each, the higher the probability
+    of such a label, the earlier. What is equal keeps the order given.
+    """
+    groups: dict[str, list[ReportFrame]] = {}
+    for frame in frames:
+        groups.setdefault(frame.prediction.key.study_instance_uid, []).append(frame)
+    studies = [_study(uid, group, normal_label) for uid, group in groups.items()]
+    return tuple(sorted(studies, key=lambda study: urgency(study.frames[0].prediction.predictions, normal_label), reverse=True))
+
+
+def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[bool, float]:
+    """Return what frames are sorted by: whether a finding is positive, and the highest probability among those that count."""
+    found = findings(predictions, normal_label)
+    positive = [prediction.probability for prediction in found if prediction.positive]
+    return bool(positive), max(positive or [prediction.probability for prediction in found], default=0.0)
+
+
+def findings(predictions: Sequence[Prediction], normal_label: str | None) -> list[Prediction]:
+    """Return the labels other than the normal one: positives first, then by falling probability."""
+    others = [prediction for prediction in predictions if prediction.label != normal_label]
+    return sorted(others, key=lambda prediction: (not prediction.positive, -prediction.probability))
+
+
+def _study(uid: str, group: list[ReportFrame], normal_label: str | None) -> Study:
+    frames = sorted(group, key=lambda frame: urgency(frame.prediction.predictions, normal_label), reverse=True)
+    return Study(uid, tuple(frames), urgency(frames[0].prediction.predictions, normal_label)[0])

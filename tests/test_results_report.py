@@ -1,0 +1,160 @@
+"""The report page: order, what it says, that it is safe and whole, read with the standard library's HTML parser."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.model.bundle import Bundle
+from pipeline.records import Quarantined
+from pipeline.results.report import write_report
+from pipeline.results.worklist import Picture, ReportFrame, worklist
+from tests.builders import make_bundle, make_key, make_prediction, make_result
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that every tag is closed in order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(content)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_scored(number: int, pneumonia: float, source: str = "", frame_number: int = 1, **overrides: object) -> ReportFrame:
+    key = make_key(frame_number, number)
+    normal = make_prediction("NORMAL", 1 - pneumonia, positive=pneumonia < 0.5, key=key)
+    finding = make_prediction("PNEUMONIA", pneumonia, positive=pneumonia >= 0.5, key=key)
+    return ReportFrame(make_result(normal, finding, source=source or f"study{number}.dcm"), **overrides)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Picture:
+    Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.png")
+    return Picture("PNEUMONIA", tmp_path / "picture.png", has_positive_evidence=True)
+
+
+def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
+    write_report(tmp_path / "report.html", bundle.manifest, frames, failures or [])
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_most_urgent_study_comes_first(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(1, 0.1), make_scored(2, 0.6), make_scored(3, 0.4), make_scored(4, 0.99)]
+    page = Page(write(tmp_path, bundle, frames))
+    headings = re.findall(r"\d\. (study\d\.dcm)", page.text)
+    assert headings == ["study4.dcm", "study2.dcm", "study3.dcm", "study1.dcm"]
+    assert [attributes["class"] for attributes in page.all("section")] == ["study urgent", "study urgent", "study", "study"]
+
+
+def test_a_positive_comes_before_a_higher_probability_that_is_negative() -> None:
+    low = make_result(make_prediction("A", 0.2, positive=True), make_prediction("B", 0.1, positive=False))
+    high_key = make_key(number=2)
+    high = make_result(make_prediction("A", 0.1, False, key=high_key), make_prediction("B", 0.8, False, key=high_key))
+    studies = worklist([ReportFrame(high), ReportFrame(low)], None)
+    assert [study.urgent for study in studies] == [True, False]
+
+
+def test_frames_of_one_study_stand_together_the_most_urgent_first() -> None:
+    frames = [make_scored(1, 0.3, frame_number=1), make_scored(2, 0.6), make_scored(1, 0.8, frame_number=2)]
+    first, second = worklist(frames, "NORMAL")
+    assert [frame.prediction.key.frame_number for frame in first.frames] == [2, 1]
+    assert len(second.frames) == 1
+
+
+def test_only_the_first_frames_of_a_volume_are_shown_large(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(1, number / 20, "oct.dcm", number) for number in range(1, 11)]
+    page = Page(write(tmp_path, bundle, frames))
+    assert len(page.all("article")) == 3
+    assert "7 more frames, less urgent" in page.text
+    assert page.text.count("oct.dcm, frame") == 10
+
+
+def test_it_says_what_it_is_for_and_what_it_is_not(tmp_path: Path, bundle: Bundle) -> None:
+    text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
+    assert "Not a medical device; not for diagnosis." in text
+    assert bundle.manifest.bundle_id in text
+    assert "looks for NORMAL, PNEUMONIA in frames of modality CR, DX" in text
+
+
+def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
+    page = Page(write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))]))
+    (image,) = page.all("img")
+    assert image["alt"] == "study1.dcm, frame 1, and beside it the same with the heatmap of PNEUMONIA: positive evidence"
+    header, _, content = str(image["src"]).partition(",")
+    assert header == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as shown:
+        assert shown.size == (40, 20)
+
+
+def test_failures_are_listed_with_their_reasons(tmp_path: Path, bundle: Bundle) -> None:
+    text = Page(write(tmp_path, bundle, [], [Quarantined("bad.dcm", "truncated", "The file is cut.")])).text
+    for part in ("Not scored", "bad.dcm", "truncated", "The file is cut.", "No study was scored."):
+        assert part in text
+
+
+def test_a_bundle_without_exact_heatmaps_says_so(tmp_path: Path) -> None:
+    heatmap = {"layer": "features", "classifier": "classifier.weight", "exact": False, "max_difference": 1.0}
+    bundle = make_bundle(tmp_path / "bundle", heatmap=heatmap)
+    assert "no exact heatmaps" in Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
+
+
+def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) -> None:
+    evil = "<script>alert(1)</script>\"'>&.dcm"
+    bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), architecture=evil)
+    predictions = tuple(make_prediction(label) for label in bundle.manifest.labels)
+    frame = ReportFrame(make_result(*predictions, source=evil), (Picture(evil, picture.path, False),))
+    page = Page(write(tmp_path, bundle, [frame], [Quarantined(evil, evil, evil)]))
+    assert not page.all("script")
+    assert len(page.all("b")) == 4
+    assert evil in page.text
+
+
+def test_it_loads_nothing_and_runs_nothing(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
+    content = write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))], [Quarantined("x", "y", "z")])
+    page = Page(content)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert not re.search(r"https?://|@import|url\(", content)
+    targets = [str(attributes["href"]) for attributes in page.all("a")]
+    places = {attributes["id"] for attributes in page.all("section")}
+    assert targets
+    assert {target.removeprefix("#") for target in targets} == places
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
+    frames = [make_scored(1, 0.9, pictures=(picture,)), make_scored(2, 0.2)]
+    assert write(tmp_path, bundle, frames) == write(tmp_path, bundle, frames)
+
+
+def test_a_study_of_several_files_is_called_by_their_folder(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(1, 0.9, "patient/study/a.dcm"), make_scored(1, 0.2, "patient/study/b.dcm", 2)]
+    assert "patient/study (2 files)" in Page(write(tmp_path, bundle, frames)).text

@@ -1,0 +1,99 @@
+"""The tables: columns, digits, guarded text, and that a file is whole or not there."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.records import FramePrediction, Quarantined
+from pipeline.results import tables
+from tests.builders import make_prediction, make_result
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
+    normal = make_prediction("NORMAL", 0.1, positive=False, logit=-2.00004)
+    tables.write_predictions(tmp_path / "p.csv", [make_result(normal, make_prediction())])
+    content = (tmp_path / "p.csv").read_bytes().decode()
+    assert content == (
+        "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,label,logit,probability,positive,state,"
+        "bundle_id\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,NORMAL,-2.0000,0.1000,false,negative,b\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,PNEUMONIA,1.5000,0.9000,true,positive,b\r\n"
+    )
+
+
+def test_failures_are_written_even_when_there_are_none(tmp_path: Path) -> None:
+    tables.write_failures(tmp_path / "f.csv", [])
+    assert (tmp_path / "f.csv").read_bytes() == b"source,frame_number,reason,message\r\n"
+
+
+def test_failures_name_file_frame_and_reason(tmp_path: Path) -> None:
+    tables.write_failures(tmp_path / "f.csv", [Quarantined("a.dcm", "truncated", "Cut, short."), Quarantined("b", "r", "m", 3)])
+    first, second = read(tmp_path / "f.csv")
+    assert first == {"source": "a.dcm", "frame_number": "", "reason": "truncated", "message": "Cut, short."}
+    assert second["frame_number"] == "3"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_text_that_a_spreadsheet_would_run_is_guarded(start: str, tmp_path: Path) -> None:
+    source = f"{start}cmd|'/c calc'!A1,\"x\".dcm"
+    tables.write_predictions(tmp_path / "p.csv", [make_result(make_prediction(logit=-1.0), source=source)])
+    (row,) = read(tmp_path / "p.csv")
+    assert row["source"] == f"'{source}"
+    assert row["logit"] == "-1.0000"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20))
+def test_any_text_comes_back_and_never_starts_a_formula(source: str) -> None:
+    cell = tables.text(source)
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerow([cell, "x"])
+    assert next(csv.reader(io.StringIO(buffer.getvalue(), newline=""))) == [cell, "x"]
+    assert cell[:1] not in set("=+-@\t\r\n")
+    assert cell.removeprefix("'") == source.removeprefix("'")
+
+
+@given(st.floats(-1e6, 1e6))
+def test_numbers_have_four_digits_and_no_negative_zero(value: float) -> None:
+    written = tables.number(value)
+    assert len(written.partition(".")[2]) == 4
+    assert math.isclose(float(written), value, abs_tol=0.5001e-4)
+    assert written != "-0.0000"
+
+
+def test_a_file_name_that_is_not_utf8_is_written(tmp_path: Path) -> None:
+    tables.write_predictions(tmp_path / "p.csv", [make_result(make_prediction(), source="f\udce4.png")])
+    assert read(tmp_path / "p.csv")[0]["source"] == "f\\udce4.png"
+
+
+def test_an_error_on_the_way_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("old")
+
+    def frames() -> Iterator[FramePrediction]:
+        yield make_result(make_prediction())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tables.write_predictions(path, frames())
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("p.csv", "old")]
+
+
+def test_a_frame_record_has_the_numbers_of_the_table() -> None:
+    record = tables.frame_record(make_result(make_prediction(probability=0.123456)))
+    assert record["source"] == "a/b.dcm"
+    assert record["frame_number"] == 1
+    assert record["bundle_id"] == "b"
+    assert record["predictions"] == [
+        {"label": "PNEUMONIA", "logit": 1.5, "probability": 0.1235, "positive": True, "state": "positive"}
+    ]
