@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from pipeline.evaluate.metrics import Sample
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
+from pipeline.records import Activation, Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -154,3 +155,19 @@ def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive
 def make_result(*predictions: Prediction, source: str = "a/b.dcm") -> FramePrediction:
     """What a bundle said of the one frame that all the predictions are about."""
     return FramePrediction(predictions[0].key, source, predictions)
+
+
+def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, **overrides: Any) -> Sample:
+    """Frames of n / 2 patients with logits that know something of the truth; softmax unless told otherwise."""
+    rng = np.random.default_rng(seed)
+    targets = np.eye(len(labels))[np.arange(n) % len(labels)]
+    values: dict[str, Any] = {
+        "logits": (rng.normal(size=targets.shape) + 2 * targets).astype(np.float32),
+        "targets": targets,
+        "groups": tuple(f"patient{number // 2}" for number in range(n)),
+        "labels": labels,
+        "activation": Activation.SOFTMAX,
+        "temperature": 1.2,
+        "operating_points": tuple(OperatingPoint(label, 0.4, "youden", 0.9, 0.8) for label in labels),
+    }
+    return Sample(**(values | overrides))

@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("octray", deadline=None)
+settings.load_profile("octray")
 
 
 @pytest.fixture(scope="session")

@@ -53,12 +53,12 @@ def precision_recall(columns: Sequence[Column]) -> bytes:
             continue
         called = points.true_positives + points.false_positives
         across, up = points.true_positives / points.true_positives[-1], points.true_positives / called
-        name = _named(column, f"average precision {mean:.3f}")
+        name = _named(column, f"AP {mean:.3f}")
         axes.step(np.append(0, across), np.append(up[0], up), color=colour, linestyle=line, linewidth=1.8, label=name)
         axes.axhline(float(prevalence(counts)), color=colour, linewidth=0.8, alpha=0.45, zorder=1)
         if (decided := counts.true_positives + counts.false_positives) > 0:
             _dot(axes, float(sensitivity(counts)), float(counts.true_positives / decided), colour)
-    return _finish(figure, axes, "lower left", "Dots: operating points; thin lines: prevalence")
+    return _finish(figure, axes, "lower left", "AP: average precision; dots: operating points; thin lines: prevalence")
 
 
 def calibration(columns: Sequence[Column]) -> bytes:

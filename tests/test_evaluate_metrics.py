@@ -1,0 +1,187 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, softmax
+from sklearn import metrics as sk
+
+from pipeline.errors import InputError
+from pipeline.evaluate.calibration import expected_calibration_error
+from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
+from pipeline.records import Activation, OperatingPoint
+from tests.builders import make_sample
+
+SIGMOID = {"activation": Activation.SIGMOID}
+
+
+def values(metrics):
+    return {name: estimate.value for name, estimate in metrics.items()}
+
+
+def figures(evaluation):
+    """Every point estimate in one array."""
+    parts = [*(label.metrics for label in evaluation.labels), evaluation.macro, evaluation.argmax]
+    return np.array([value for part in parts for value in values(part).values()])
+
+
+def test_softmax_figures_are_scikit_learns():
+    sample = make_sample()
+    found = evaluate(sample, resamples=0)
+    true, chosen = sample.targets.argmax(axis=1), sample.logits.argmax(axis=1)
+    chances = softmax(sample.logits.astype(np.float64) / 1.2, axis=1)
+    assert found.argmax["accuracy"].value == pytest.approx(sk.accuracy_score(true, chosen))
+    assert found.argmax["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(true, chosen))
+    assert found.macro["auroc"].value == pytest.approx(sk.roc_auc_score(true, chances, multi_class="ovr"))
+    assert found.confusion == tuple(map(tuple, sk.confusion_matrix(true, chosen)))
+    assert found.labels[1].metrics["ece"].value == expected_calibration_error(chances[:, 1], sample.targets[:, 1])
+
+
+def test_sigmoid_decides_label_by_label_at_the_operating_point():
+    sample = make_sample(**SIGMOID)
+    found = evaluate(sample, resamples=0)
+    positive = expit(sample.logits.astype(np.float64) / 1.2) >= 0.4
+    for index, label in enumerate(found.labels):
+        expected = sk.recall_score(sample.targets[:, index], positive[:, index])
+        assert label.metrics["sensitivity"].value == pytest.approx(expected)
+    assert (found.argmax, found.confusion) == ({}, ())
+
+
+def test_operating_points_are_found_by_name():
+    points = tuple(
+        OperatingPoint(label, threshold, "youden", 1, 1) for label, threshold in (("C", 1.0), ("B", 0.5), ("A", 0.0))
+    )
+    found = evaluate(make_sample(operating_points=points), resamples=0)
+    assert [label.threshold for label in found.labels] == [0.0, 0.5, 1.0]
+    assert [label.metrics["sensitivity"].value for label in found.labels][::2] == [1, 0]
+
+
+def test_what_is_reported():
+    found = evaluate(make_sample(), resamples=20, seed=3)
+    assert all(set(label.metrics) == set(METRICS) for label in found.labels)
+    assert (set(found.macro), set(found.argmax)) == (set(MACRO_METRICS), set(ARGMAX_METRICS))
+    assert (found.frames, found.patients, found.resamples, found.seed, found.temperature) == (120, 60, 20, 3, 1.2)
+    assert [(label.n_positive, label.n_negative) for label in found.labels] == [(40, 80)] * 3
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 100), activation=st.sampled_from(Activation))
+def test_macro_is_the_mean_of_the_labels(seed, activation):
+    found = evaluate(make_sample(seed=seed, activation=activation), resamples=0)
+    for name in MACRO_METRICS:
+        mean = np.mean([label.metrics[name].value for label in found.labels])
+        np.testing.assert_allclose(found.macro[name].value, mean, err_msg=name)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 100), activation=st.sampled_from(Activation))
+def test_the_order_of_the_frames_changes_no_figure_and_no_interval(seed, activation):
+    sample = make_sample(seed=seed, activation=activation)
+    order = np.random.default_rng(seed).permutation(120)
+    groups = tuple(np.array(sample.groups)[order])
+    shuffled = make_sample(logits=sample.logits[order], targets=sample.targets[order], groups=groups, activation=activation)
+    one, other = evaluate(sample, 30), evaluate(shuffled, 30)
+    np.testing.assert_allclose(figures(one), figures(other))
+    for name, estimate in one.macro.items():
+        np.testing.assert_allclose([estimate.low, estimate.high], [other.macro[name].low, other.macro[name].high], err_msg=name)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 100), seed_of_names=st.integers(0, 100))
+def test_who_the_patients_are_changes_no_point_estimate(seed, seed_of_names):
+    sample = make_sample(seed=seed)
+    groups = tuple(np.random.default_rng(seed_of_names).permutation(sample.groups))
+    np.testing.assert_array_equal(figures(evaluate(sample, 0)), figures(evaluate(make_sample(seed=seed, groups=groups), 0)))
+
+
+def test_temperature_changes_neither_ranking_nor_argmax():
+    one, other = (evaluate(make_sample(temperature=temperature), 0) for temperature in (0.5, 3.0))
+    assert values(one.argmax) == values(other.argmax)
+    sigmoid = [evaluate(make_sample(temperature=temperature, **SIGMOID), 0) for temperature in (0.5, 3.0)]
+    assert sigmoid[0].macro["auroc"] == sigmoid[1].macro["auroc"]
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_unknown_targets_are_left_out_label_by_label(activation):
+    sample = make_sample(activation=activation)
+    hidden = sample.targets.copy()
+    hidden[:30, 0] = np.nan
+    found = evaluate(make_sample(activation=activation, targets=hidden), 0)
+    rest = make_sample(logits=sample.logits[30:], targets=sample.targets[30:], groups=sample.groups[30:], activation=activation)
+    expected = evaluate(rest, 0)
+    assert values(found.labels[0].metrics) == values(expected.labels[0].metrics)
+    assert values(found.labels[1].metrics) == values(evaluate(sample, 0).labels[1].metrics)
+
+
+def test_softmax_frames_without_a_known_label_are_not_counted_as_wrong():
+    sample = make_sample()
+    hidden = sample.targets.copy()
+    hidden[:30] = np.nan
+    hidden[30:40][hidden[30:40] == 1] = np.nan
+    found = evaluate(make_sample(targets=hidden), 0)
+    expected = sk.accuracy_score(sample.targets[40:].argmax(axis=1), sample.logits[40:].argmax(axis=1))
+    assert found.argmax["accuracy"].value == pytest.approx(expected)
+    assert sum(map(sum, found.confusion)) == 80
+
+
+@pytest.mark.parametrize("activation", Activation)
+def test_a_label_without_positives_leaves_figures_undefined_and_json_null(activation):
+    targets = make_sample().targets.copy()
+    targets[targets[:, 2] == 1] = [1, 0, 0]
+    found = evaluate(make_sample(targets=targets, activation=activation), 20)
+    text = json.dumps(found.to_json(), allow_nan=False)
+    figures = json.loads(text)["labels"]["C"]
+    assert figures["n_positive"] == 0
+    assert figures["metrics"]["auroc"] == {"value": None, "low": None, "high": None, "left_out": 20}
+    assert figures["metrics"]["specificity"]["low"] > 0
+    assert found.to_json()["macro"]["auroc"]["value"] is None
+    if activation is Activation.SOFTMAX:
+        assert found.to_json()["argmax"]["balanced_accuracy"]["value"] is None
+        assert found.to_json()["argmax"]["accuracy"]["value"] > 0
+
+
+def test_equal_seeds_give_equal_intervals():
+    one, same, other = (evaluate(make_sample(), 50, seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one.macro["auroc"].low != other.macro["auroc"].low
+
+
+def test_the_calibration_error_has_no_interval():
+    estimate = evaluate(make_sample(), 20).macro["ece"]
+    assert estimate.value > 0
+    assert np.isnan([estimate.low, estimate.high]).all()
+
+
+BROKEN_LOGITS = make_sample().logits.copy()
+BROKEN_LOGITS[[3, 5]] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"logits": np.zeros((0, 3)), "targets": np.zeros((0, 3)), "groups": ()},
+            "There is nothing to evaluate: the split has no labelled frame. Choose another split, or label more studies.",
+        ),
+        (
+            {"targets": np.zeros((120, 2))},
+            "Logits and targets must both have the shape (frames, labels) = (120, 3). Got (120, 3) and (120, 2) instead.",
+        ),
+        (
+            {"logits": BROKEN_LOGITS},
+            "The network's output is not a finite number in 2 of 120 frames. Train the bundle anew.",
+        ),
+        ({"targets": np.full((120, 3), 0.5)}, "Targets must be 1, 0 or nan (not known)."),
+        (
+            {"targets": np.ones((120, 3))},
+            "120 of 120 frames have more than one label, but with softmax exactly one label holds. "
+            "Use model.activation=sigmoid for labels that may hold together.",
+        ),
+        ({"operating_points": ()}, "There is no operating point for A, B, C. Train the bundle anew."),
+    ],
+)
+def test_unusable_samples(overrides, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make_sample(**overrides)
