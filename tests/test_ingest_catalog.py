@@ -190,7 +190,7 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/tiny.npz"
-        with pytest.raises(DownloadError, match="no connection, or it broke.*fetch it elsewhere"):
+        with pytest.raises(DownloadError, match=r"no connection, or it broke.*fetch it elsewhere"):
             pull(make_card(address, f"md5:{'0' * 32}"), tmp_path / "to")
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 HELP = "open MLflow's own pages on the store of runs"
@@ -28,9 +30,20 @@ def run(args: argparse.Namespace) -> int:
     listen(_HOST, args.port).close()
     sys.stderr.write(f"octray: MLflow opens at http://{_HOST}:{args.port}; Ctrl+C ends it.\n")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", _HOST, "--port", str(args.port)]
-    if code := subprocess.run(command, check=False).returncode:  # noqa: S603 - the program is this Python
+    if code := _run([*command, "--workers", "1"]):
         raise InputError(f"MLflow ended with exit code {code}; what it wrote above says why.")
     return 0
+
+
+def _run(command: list[str]) -> int:
+    """Run a command that starts processes of its own; all of them end with this one."""
+    with subprocess.Popen(command, process_group=0) as process:  # noqa: S603 - the program is this Python
+        try:
+            return process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
 
 def _check(store: str) -> None:

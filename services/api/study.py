@@ -9,6 +9,7 @@ from pipeline.errors import UnreadableError
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
+from pipeline.results.tables import state
 from pipeline.score.overlay import full_scale, render
 from pipeline.score.predictor import Predictor, check_intended_use
 from services.api.problems import StudyMismatchError, UnreadableStudyError
@@ -95,7 +96,7 @@ def _frame_answer(frame: Frame, predicted: FramePrediction, manifest: Manifest) 
             logit=prediction.logit,
             probability=prediction.probability,
             positive=prediction.positive,
-            state="positive" if prediction.positive else "negative",
+            state=state(prediction),
             heatmap=heatmaps.get(prediction.label),
         )
         for prediction in predicted.predictions
