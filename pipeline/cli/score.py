@@ -1,0 +1,170 @@
+"""`octray score`: a folder of studies in; tables, heatmaps and a report page out."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.records import FramePrediction, Heatmap, Quarantined
+    from pipeline.results.worklist import Picture, ReportFrame
+    from pipeline.score.batch import Scored
+    from pipeline.score.predictor import Predictor
+
+HELP = "score a folder of studies with a bundle"
+EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
+PREDICTIONS, FAILURES, REPORT, HEATMAPS = "predictions.csv", "failures.csv", "report.html", "heatmaps"
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+_HEATMAP_FILES = "*_f[0-9][0-9][0-9][0-9]*_*.png"
+_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("studies", type=Path, metavar="STUDIES", help="folder of studies, or one file")
+    parser.add_argument("--bundle", type=Path, required=True, help="folder that `octray train` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="folder for the results, made anew")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a frame on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, write what was finished, say where it lies, and return the exit code."""
+    from pipeline.model.bundle import load_bundle
+    from pipeline.score.predictor import Predictor
+
+    _check_places(args.studies, args.out)
+    predictor = Predictor(load_bundle(args.bundle))
+    try:
+        results = _Results(args.out, predictor, args.json)
+        interrupted = results.fill(args.studies)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"The results folder {args.out.name} cannot be written: {error.strerror}.") from None
+    results.say()
+    if interrupted:
+        return INTERRUPTED
+    if not results.frames:
+        raise InputError(_nothing(args.studies, len(results.failures)))
+    return SOME_FAILED if results.failures else DONE
+
+
+class _Results:
+    """The folder of results: heatmaps are written as they come, tables and report at the end or when interrupted."""
+
+    def __init__(self, out: Path, predictor: "Predictor", print_json: bool) -> None:
+        self.frames: list[ReportFrame] = []
+        self.failures: list[Quarantined] = []
+        self._out = out
+        self._predictor = predictor
+        self._manifest = predictor.manifest
+        self._print_json = print_json
+        self._names: set[str] = set()
+        _clear(out)
+
+    def fill(self, studies: Path) -> bool:
+        """Score everything and write it; return whether that was interrupted."""
+        from pipeline.cli.progress import bar
+        from pipeline.score.batch import Scored, score_folder
+
+        try:
+            with closing(score_folder(studies, self._predictor, bar)) as items:
+                for item in items:
+                    if isinstance(item, Scored):
+                        self._add(item)
+                    else:
+                        self.failures.append(item)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            self._write()
+        return False
+
+    def say(self) -> None:
+        """Say on standard error what was done and where it lies."""
+        from pipeline.results.worklist import worklist
+
+        studies = worklist(self.frames, self._manifest.normal_label)
+        urgent = sum(study.urgent for study in studies)
+        sys.stderr.write(
+            f"Scored {len(self.frames)} frames of {len(studies)} studies, {urgent} with a finding; "
+            f"{len(self.failures)} files or frames not scored.\n"
+        )
+        for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
+            sys.stderr.write(f"  {self._out / name}\n")
+
+    def _add(self, item: "Scored") -> None:
+        from pipeline.results.tables import frame_record
+        from pipeline.results.worklist import ReportFrame
+
+        pictures = tuple(self._draw(item, heatmap) for heatmap in self._shown(item.prediction.heatmaps))
+        self.frames.append(ReportFrame(replace(item.prediction, heatmaps=()), pictures))
+        if self._print_json:
+            names = {picture.label: f"{HEATMAPS}/{picture.path.name}" for picture in pictures}
+            sys.stdout.write(json.dumps(frame_record(item.prediction) | {"heatmaps": names}) + "\n")
+            sys.stdout.flush()
+
+    def _shown(self, heatmaps: "Iterable[Heatmap]") -> "list[Heatmap]":
+        return [heatmap for heatmap in heatmaps if heatmap.label != self._manifest.normal_label]
+
+    def _draw(self, item: "Scored", heatmap: "Heatmap") -> "Picture":
+        from pipeline.results.worklist import Picture
+        from pipeline.score.overlay import full_scale, render
+
+        full = full_scale(self._manifest.temperature, heatmap.values.size)
+        path = self._out / HEATMAPS / self._name(item.prediction, heatmap.label)
+        path.write_bytes(render(item.frame.pixels, heatmap, self._manifest.preprocessing, full))
+        return Picture(heatmap.label, path, heatmap.has_positive_evidence)
+
+    def _name(self, frame: "FramePrediction", label: str) -> str:
+        """Return a safe name that no other heatmap of this run has; the same UID may come in two files."""
+        key = frame.key
+        stem = f"{_safe(key.sop_instance_uid)}_f{key.frame_number:04d}_{_safe(label)}"
+        number, name = 1, stem
+        while name.lower() in self._names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name.lower())
+        return f"{name}.png"
+
+    def _write(self) -> None:
+        from pipeline.results.report import write_report
+        from pipeline.results.tables import write_failures, write_predictions
+
+        write_predictions(self._out / PREDICTIONS, (frame.prediction for frame in self.frames))
+        write_failures(self._out / FAILURES, self.failures)
+        write_report(self._out / REPORT, self._manifest, self.frames, self.failures)
+
+
+def _nothing(studies: Path, failures: int) -> str:
+    if failures:
+        return f"None of the files in {studies.name} could be scored; {FAILURES} says why for each of the {failures}."
+    return f"{studies.name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files."
+
+
+def _check_places(studies: Path, out: Path) -> None:
+    if not studies.exists():
+        raise InputError(f"There is no file or folder {studies.name}. Give the folder of studies to score.")
+    if out.resolve().is_relative_to(studies.resolve()):
+        raise InputError(
+            f"The results folder {out.name} must not lie inside {studies.name}: its heatmaps would be scored the next time. "
+            "Give another --out."
+        )
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, and take out what an earlier run left there, so that all it shows comes from one run."""
+    (out / HEATMAPS).mkdir(parents=True, exist_ok=True)
+    for path in (out / PREDICTIONS, out / FAILURES, out / REPORT, *(out / HEATMAPS).glob(_HEATMAP_FILES)):
+        path.unlink(missing_ok=True)
+
+
+def _safe(text: str) -> str:
+    return _UNSAFE.sub("-", text).strip("-.")[:64] or "unnamed"

@@ -1,0 +1,176 @@
+"""Heatmaps as pictures: the frame beside the frame with its heatmap, and a colour scale in logits."""
+
+import io
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.imaging.preprocess import Placement, placement
+from pipeline.records import FloatArray, Heatmap, Preprocessing
+
+Colours = NDArray[np.uint8]
+
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 640
+DOUBLING_AREA = 0.02
+OPACITY = 0.75
+_GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 76, 128, 26
+_TEXT_SIZE = 13
+_BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
+_NO_EVIDENCE = "no positive evidence"
+# Nine of the 256 colours of matplotlib's "plasma" (Smith and van der Walt 2015, CC0), evenly spaced: lightness rises evenly.
+_PLASMA = (
+    (13, 8, 135),
+    (76, 2, 161),
+    (126, 3, 168),
+    (170, 35, 149),
+    (204, 71, 120),
+    (230, 108, 92),
+    (248, 149, 64),
+    (253, 197, 39),
+    (240, 249, 33),
+)
+
+
+def full_scale(temperature: float, cells: int) -> float:
+    """Return the heatmap value that gets the last colour of the scale, in logits.
+
+    It depends on the bundle alone and never on the picture, so that equal colours mean equal evidence in every picture of a
+    run. At this value a patch of 2 % of what the network sees doubles the calibrated odds of the label: adding d to a logit
+    multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch of 2 % is 0.02 * cells cells.
+
+    Parameters
+    ----------
+    temperature
+        Of the bundle's calibration.
+    cells
+        Number of cells of the heatmap.
+    """
+    return temperature * math.log(2) / (DOUBLING_AREA * cells)
+
+
+def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
+    """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
+
+    Parameters
+    ----------
+    values
+        float32 array of shape (map_rows, map_columns); its cells tile the square that the network sees.
+    box
+        Where the whole frame lies on that square, in network pixels.
+    size
+        Side of the square, in network pixels.
+    shape
+        Rows and columns of the result, which covers the whole frame.
+
+    Returns
+    -------
+    FloatArray
+        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 where the network saw nothing.
+    """
+    rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
+    columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
+    mapped: FloatArray = rows @ values @ columns.T
+    return mapped
+
+
+def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float) -> bytes:
+    """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1], as in `Frame`.
+    heatmap
+        Of that frame.
+    preprocessing
+        Of the bundle that made the heatmap.
+    full
+        Heatmap value of the last colour, in logits; see `full_scale`. Larger values look the same.
+
+    Returns
+    -------
+    bytes
+        A PNG file whose bytes depend on the arguments alone.
+    """
+    height, width = display_shape(*pixels.shape)
+    grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+    box = placement(*pixels.shape, preprocessing)
+    values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
+    overlay = Image.fromarray(_blend(np.asarray(grey), values / np.float32(full)))
+    return _png(_compose(grey, overlay, heatmap, full))
+
+
+def display_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Return the rows and columns at which a frame is drawn: aspect kept, neither too small to see nor too large."""
+    factor = min(np.clip(rows, MIN_HEIGHT, MAX_HEIGHT) / rows, MAX_WIDTH / columns)
+    return max(1, round(rows * factor)), max(1, round(columns * factor))
+
+
+@lru_cache(maxsize=1)
+def colours() -> Colours:
+    """Return the colour scale: uint8 array of shape (256, 3), dark blue to yellow with evenly rising lightness."""
+    places = np.linspace(0, 255, len(_PLASMA))
+    channels = [np.interp(np.arange(256), places, channel) for channel in zip(*_PLASMA, strict=True)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+
+
+def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
+    """Weights of shape (length, cells) that take cells to the centres of `length` pixels of a frame at start..start+extent."""
+    places = start + (np.arange(length) + 0.5) * extent / length
+    centres = np.clip(places * cells / size - 0.5, 0, cells - 1)
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)))
+    weights[(places < 0) | (places > size)] = 0
+    return weights.astype(np.float32)
+
+
+def _blend(grey: Colours, share: FloatArray) -> Colours:
+    """Lay colours over grey levels; `share` of 1 is the last colour, and opacity grows with it so that 0 leaves the picture."""
+    clipped = np.clip(share, 0, 1)
+    opacity = (OPACITY * np.sqrt(clipped))[..., None]
+    colour = colours()[np.rint(clipped * 255).astype(np.intp)]
+    return np.rint(grey[..., None] * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def _compose(grey: Image.Image, overlay: Image.Image, heatmap: Heatmap, full: float) -> Image.Image:
+    width, height = grey.width, max(grey.height, _MIN_SCALE)
+    canvas = Image.new("RGB", (2 * width + _GAP + _SCALE_WIDTH, height + _CAPTION), _BACKGROUND)
+    canvas.paste(grey, (0, 0))
+    canvas.paste(overlay, (width + _GAP, 0))
+    draw = ImageDraw.Draw(canvas)
+    _draw_scale(canvas, draw, 2 * width + 2 * _GAP, height, full)
+    caption = f"{heatmap.label}: {'part of the logit, per cell' if heatmap.has_positive_evidence else _NO_EVIDENCE}"
+    _write(draw, (_GAP, height + 5), caption, canvas.width - 2 * _GAP)
+    return canvas
+
+
+def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int, full: float) -> None:
+    """Draw the colours as they look on middle grey, with what they mean in logits."""
+    top, bottom = 26, height - 12
+    share = np.linspace(1, 0, bottom - top, dtype=np.float32)[:, None].repeat(14, axis=1)
+    canvas.paste(Image.fromarray(_blend(np.full(share.shape, 128, np.uint8), share)), (left, top))
+    _write(draw, (left, 4), "logits", _SCALE_WIDTH - _GAP)
+    for part in (0, 0.25, 0.5, 0.75, 1):
+        y = round(bottom - 1 - part * (bottom - top - 1))
+        draw.line((left + 14, y, left + 18, y), fill=_INK)
+        sign = "\u2265" if part == 1 else ""
+        draw.text((left + 22, y), f"{sign}{part * full:.2g}", fill=_INK, font=_font(), anchor="lm")
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    while text and draw.textlength(text, font=_font()) > width:
+        text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
+    draw.text(place, text, fill=_INK, font=_font())
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(_TEXT_SIZE)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

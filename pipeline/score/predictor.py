@@ -1,0 +1,142 @@
+"""From frames to predictions with heatmaps: everything a bundle can say, without files and without HTTP."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from pipeline.errors import BundleError, Reason, UnreadableError
+from pipeline.evaluate.calibration import probabilities
+from pipeline.imaging.preprocess import prepare
+from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
+from pipeline.model.engine import Engine
+from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.score.gradcam import grad_cams
+
+FRAMES_AT_ONCE = 32
+
+
+class Predictor:
+    """A bundle that is ready to score; may be called from several threads at once.
+
+    Parameters
+    ----------
+    bundle
+        As `load_bundle` gives it.
+    threads
+        How many cores one call may use; 0 takes all of them.
+
+    Attributes
+    ----------
+    manifest
+        That of the bundle.
+
+    Raises
+    ------
+    BundleError
+        Where graph, classifier, labels and operating points do not belong together.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        self.manifest = bundle.manifest
+        self._engine = Engine(bundle.read(GRAPH), threads)
+        self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
+        self._thresholds = _thresholds(bundle.manifest)
+        self._check_shapes()
+
+    def predict(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
+        """Score frames, in their order; a frame's result does not depend on the frames beside it.
+
+        Parameters
+        ----------
+        frames
+            Of any shape, from any number of studies; at most `FRAMES_AT_ONCE` are held as tensors at a time.
+        heatmaps
+            Whether to add a heatmap for every label; a bundle without exact heatmaps gives none.
+
+        Raises
+        ------
+        UnreadableError
+            Where a frame is outside the bundle's intended use; `check_intended_use` tells beforehand.
+        """
+        for frame in frames:
+            check_intended_use(frame, self.manifest)
+        starts = range(0, len(frames), FRAMES_AT_ONCE)
+        return [result for start in starts for result in self._predict(frames[start : start + FRAMES_AT_ONCE], heatmaps)]
+
+    def _predict(self, frames: Sequence[Frame], heatmaps: bool) -> list[FramePrediction]:
+        pixels = np.stack([prepare(frame.pixels, self.manifest.preprocessing) for frame in frames])
+        logits, features = self._engine.run(pixels)
+        calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
+        maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
+        return [
+            FramePrediction(
+                key=frame.key,
+                source=frame.source,
+                predictions=self._predictions(frame.key, logits[index], calibrated[index]),
+                heatmaps=() if maps is None else self._heatmaps(maps[index]),
+            )
+            for index, frame in enumerate(frames)
+        ]
+
+    def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
+        values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)
+        return tuple(
+            Prediction(key, label, float(logit), float(probability), bool(probability >= threshold), self.manifest.bundle_id)
+            for label, logit, probability, threshold in values
+        )
+
+    def _heatmaps(self, maps: FloatArray) -> tuple[Heatmap, ...]:
+        layer, labels = self.manifest.heatmap.layer, self.manifest.labels
+        return tuple(Heatmap(values, label, layer, bool(values.any())) for label, values in zip(labels, maps, strict=True))
+
+    def _check_shapes(self) -> None:
+        size, labels = self.manifest.preprocessing.size, len(self.manifest.labels)
+        if self._engine.size != size:
+            raise BundleError(f"The inference graph takes {self._engine.size} pixels, the manifest says {size}. {_MEND}")
+        logits, features = self._engine.run(np.zeros((1, 1, size, size), np.float32))
+        if logits.shape[1] != labels:
+            raise BundleError(f"The inference graph returns {logits.shape[1]} logits for {labels} labels. {_MEND}")
+        if self._classifier is not None and self._classifier.shape != (labels, features.shape[1]):
+            expected = (labels, features.shape[1])
+            raise BundleError(f"The classifier has shape {self._classifier.shape} instead of {expected}. {_MEND}")
+
+
+def check_intended_use(frame: Frame, manifest: Manifest) -> None:
+    """Refuse a frame of a modality or view position that the bundle was not made for; what is not known passes.
+
+    Modality is (0008,0060), View Position (0018,5101); a bundle that names none takes any.
+
+    Raises
+    ------
+    UnreadableError
+        With the reason `wrong_modality`.
+    """
+    use = manifest.intended_use
+    for name, value, intended in (
+        ("Modality", frame.modality, use.modalities),
+        ("View Position", frame.view_position, use.view_positions),
+    ):
+        if value and intended and value not in intended:
+            message = f"{name} is {value}; this bundle is for {', '.join(intended)} only. Score it with a bundle made for it."
+            raise UnreadableError(Reason.WRONG_MODALITY, message)
+
+
+_MEND = "Train the bundle anew."
+
+
+def _classifier(bundle: Bundle) -> FloatArray:
+    name = bundle.manifest.heatmap.classifier
+    try:
+        return np.asarray(load(bundle.read(WEIGHTS))[name], np.float32)
+    except (SafetensorError, KeyError):
+        raise BundleError(f"The weights of bundle {bundle.path.name} have no tensor {name}. {_MEND}") from None
+
+
+def _thresholds(manifest: Manifest) -> tuple[float, ...]:
+    points = {point.label: point.threshold for point in manifest.operating_points}
+    if missing := [label for label in manifest.labels if label not in points]:
+        raise BundleError(f"The manifest has no operating point for {', '.join(missing)}. {_MEND}")
+    return tuple(points[label] for label in manifest.labels)

@@ -1,0 +1,221 @@
+"""`octray score` from files to files."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cli.main import main
+from pipeline.model.bundle import Bundle
+from tests.builders import make_bundle, make_dicom
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    root = tmp_path / "studies"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (60, 50), np.uint8)).save(root / f"{number}.png")
+    (root / "volume.dcm").write_bytes(make_dicom(rng.integers(0, 4000, (2, 30, 40), np.uint16), SOPInstanceUID="1.2.3"))
+    return root
+
+
+def score(studies: Path, bundle: Path, out: Path, *more: str) -> int:
+    return main(["score", str(studies), "--bundle", str(bundle), "--out", str(out), *more])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_becomes_tables_heatmaps_and_a_report(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert score(studies, bundle.path, out) == 0
+    predictions = rows(out / "predictions.csv")
+    assert [(row["source"], row["frame_number"], row["label"]) for row in predictions[:2] + predictions[-1:]] == [
+        ("0.png", "1", "NORMAL"),
+        ("0.png", "1", "PNEUMONIA"),
+        ("volume.dcm", "2", "PNEUMONIA"),
+    ]
+    assert len(predictions) == 10
+    assert rows(out / "failures.csv") == []
+    heatmaps = [path.name for path in (out / "heatmaps").iterdir()]
+    assert len(heatmaps) == 5
+    assert {"1.2.3_f0001_PNEUMONIA.png", "1.2.3_f0002_PNEUMONIA.png"} <= set(heatmaps)
+    assert (out / "report.html").read_text(encoding="utf-8").count("<img") == 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Scored 5 frames of 4 studies" in captured.err
+    assert str(out / "report.html") in captured.err
+
+
+def test_json_is_one_object_a_frame_on_standard_output(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert score(studies, bundle.path, out, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    table = rows(out / "predictions.csv")
+    values = [(record["source"], item["label"], item["probability"]) for record in records for item in record["predictions"]]
+    assert values == [(row["source"], row["label"], float(row["probability"])) for row in table]
+    for record in records:
+        assert (out / record["heatmaps"]["PNEUMONIA"]).is_file()
+
+
+def test_the_same_input_gives_the_same_bytes_and_an_older_run_leaves_no_trace(
+    studies: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (second / "heatmaps").mkdir(parents=True)
+    (second / "heatmaps" / "9.9_f0001_PNEUMONIA.png").write_bytes(b"of an older run")
+    (second / "heatmaps" / "mine.png").write_bytes(b"not of octray")
+    score(studies, bundle.path, first)
+    score(studies, bundle.path, second)
+    assert contents(second) == contents(first) | {"heatmaps/mine.png": b"not of octray"}
+
+
+def test_failures_are_listed_and_the_rest_is_scored(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (studies / "text.dcm").write_text("not DICOM")
+    out = tmp_path / "results"
+    assert score(studies, bundle.path, out) == 1
+    (failure,) = rows(out / "failures.csv")
+    assert (failure["source"], failure["reason"]) == ("text.dcm", "not_an_image")
+    assert len(rows(out / "predictions.csv")) == 10
+    assert "text.dcm" in (out / "report.html").read_text(encoding="utf-8")
+    assert "1 files or frames not scored" in capsys.readouterr().err
+
+
+def test_a_folder_with_nothing_readable_ends_with_2_and_still_lists_why(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "text.dcm").write_text("not DICOM")
+    assert score(tmp_path / "studies", bundle.path, tmp_path / "results") == 2
+    assert len(rows(tmp_path / "results" / "failures.csv")) == 1
+    assert "None of the files in studies could be scored; failures.csv says why" in capsys.readouterr().err
+
+
+def test_an_empty_folder_ends_with_2(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "studies").mkdir()
+    assert score(tmp_path / "studies", bundle.path, tmp_path / "results") == 2
+    assert rows(tmp_path / "results" / "failures.csv") == []
+    assert "studies holds no files" in capsys.readouterr().err
+
+
+def test_a_missing_folder_ends_with_2_and_touches_no_results(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    score(studies, bundle.path, out)
+    before = contents(out)
+    assert score(tmp_path / "missing", bundle.path, out) == 2
+    assert contents(out) == before
+    assert "There is no file or folder missing." in capsys.readouterr().err
+
+
+def test_results_inside_the_studies_are_refused(studies: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(studies, bundle.path, studies / "results") == 2
+    assert "results must not lie inside studies" in capsys.readouterr().err
+    assert not (studies / "results").exists()
+
+
+def test_results_that_cannot_be_written_are_said(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").write_text("a file, not a folder")
+    assert score(studies, bundle.path, tmp_path / "results") == 2
+    assert "The results folder results cannot be written" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_ends_with_2(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle.path / "model.onnx").write_bytes(b"altered")
+    assert score(studies, bundle.path, tmp_path / "results") == 2
+    assert "does not match its hash" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_two_files_with_the_same_uid_keep_two_heatmaps(bundle: Bundle, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (30, 30), np.uint8)
+        (studies / f"{number}.dcm").write_bytes(make_dicom(pixels, SOPInstanceUID="1.2.3"))
+    assert score(studies, bundle.path, tmp_path / "results") == 0
+    names = sorted(path.name for path in (tmp_path / "results" / "heatmaps").iterdir())
+    assert names == ["1.2.3_f0001_PNEUMONIA-2.png", "1.2.3_f0001_PNEUMONIA.png"]
+
+
+def test_heatmap_names_hold_safe_characters_only(studies: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", labels=("NORMAL", "../../Pleural effusion/µ"))
+    assert score(studies, bundle.path, tmp_path / "results") == 0
+    names = [path.name for path in (tmp_path / "results" / "heatmaps").iterdir()]
+    assert "1.2.3_f0001_Pleural-effusion.png" in names
+    assert len(names) == 5
+
+
+def test_without_a_normal_label_every_label_has_heatmaps(studies: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", labels=("A", "B"))
+    score(studies, bundle.path, tmp_path / "results")
+    assert len(list((tmp_path / "results" / "heatmaps").iterdir())) == 10
+
+
+SCORE_AND_LIST = """
+import sys
+from pipeline.cli.main import main
+code = main(sys.argv[1:])
+heavy = {"torch", "timm", "monai", "mlflow", "sklearn", "matplotlib", "pandas", "pyarrow", "onnx"}
+print(code, sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_nothing_heavy_is_imported(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(tmp_path / "results")]
+    done = subprocess.run([sys.executable, "-c", SCORE_AND_LIST, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 []"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_finished_before_an_interrupt_is_kept(number: int, bundle: Bundle, tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "results"
+    studies.mkdir()
+    pixels = np.zeros((60, 64, 64), np.uint8)
+    for index in range(60):
+        (studies / f"{index:02}.dcm").write_bytes(make_dicom(pixels, SOPInstanceUID=f"1.2.{index + 1}"))
+    arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli.main", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        os.kill(process.pid, number)
+        lines += process.stdout.readlines()
+    assert process.returncode == 130
+    predictions = rows(out / "predictions.csv")
+    assert 2 * len(lines) == len(predictions) < 2 * 3600
+    assert [json.loads(line)["source"] for line in lines] == [row["source"] for row in predictions[::2]]
+    assert (out / "failures.csv").is_file()
+    assert "octray report" in (out / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,143 @@
+"""Heatmap pictures: geometry against Pillow and planted hot spots, one colour scale, words where there is nothing."""
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.imaging.preprocess import placement
+from pipeline.records import Fit, Heatmap, Preprocessing
+from pipeline.score.overlay import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, colours, display_shape, full_scale, onto_frame, render
+from tests.builders import make_pixels
+
+SIZE = 56
+CELLS = 7
+PAD, CROP = Preprocessing(SIZE), Preprocessing(SIZE, fit=Fit.CROP)
+
+
+def make_heatmap(values: np.ndarray | None = None) -> Heatmap:
+    array = np.zeros((CELLS, CELLS), np.float32) if values is None else values.astype(np.float32)
+    return Heatmap(array, "PNEUMONIA", "features", bool(array.any()))
+
+
+def mapped(values: np.ndarray, preprocessing: Preprocessing, rows: int, columns: int) -> np.ndarray:
+    return onto_frame(values, placement(rows, columns, preprocessing), SIZE, (rows, columns))
+
+
+def opened(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_a_square_frame_is_interpolated_as_pillow_does_it() -> None:
+    values = np.random.default_rng(0).random((CELLS, CELLS), dtype=np.float32)
+    expected = Image.fromarray(values).resize((91, 91), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(mapped(values, PAD, 91, 91), np.asarray(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(60, 120), (120, 60), (100, 100), (31, 97)])
+@pytest.mark.parametrize("preprocessing", [PAD, CROP])
+def test_a_hot_cell_lands_where_the_network_saw_it(rows: int, columns: int, preprocessing: Preprocessing) -> None:
+    values = np.zeros((CELLS, CELLS), np.float32)
+    values[3, 4] = 1
+    hottest = np.unravel_index(mapped(values, preprocessing, rows, columns).argmax(), (rows, columns))
+    box = placement(rows, columns, preprocessing)
+    row = box.top + (hottest[0] + 0.5) * box.rows / rows
+    column = box.left + (hottest[1] + 0.5) * box.columns / columns
+    cell = SIZE / CELLS
+    assert abs(row - 3.5 * cell) <= box.rows / rows
+    assert abs(column - 4.5 * cell) <= box.columns / columns
+
+
+def test_what_the_crop_left_out_has_no_heat() -> None:
+    heat = mapped(np.ones((CELLS, CELLS), np.float32), CROP, 50, 100)
+    assert (heat[:, :24] == 0).all()
+    assert (heat[:, -24:] == 0).all()
+    np.testing.assert_allclose(heat[:, 26:-26], 1, atol=1e-6)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([PAD, CROP]))
+def test_mapping_keeps_within_the_values(rows: int, columns: int, preprocessing: Preprocessing) -> None:
+    values = np.random.default_rng(rows).random((CELLS, CELLS), dtype=np.float32)
+    heat = mapped(values, preprocessing, rows, columns)
+    assert heat.shape == (rows, columns)
+    assert heat.min() >= 0
+    assert heat.max() <= values.max() + 1e-6
+
+
+def test_the_picture_shows_the_frame_and_beside_it_the_heat() -> None:
+    values = np.zeros((CELLS, CELLS))
+    values[1, 1] = 1.0
+    pixels = np.full((280, 280), 0.5, np.float32)
+    picture = opened(render(pixels, make_heatmap(values), PAD, 1.0)).astype(int)
+    left, right = picture[:280, :280], picture[:280, 288:568]
+    assert (left == 128).all()
+    assert np.abs(right[60, 60] - 128).max() > 60
+    assert (right[200:, 200:] == 128).all()
+
+
+def test_the_same_evidence_has_the_same_colour_in_every_picture() -> None:
+    weak, strong = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
+    weak[1, 1], strong[1, 1], strong[5, 5] = 0.3, 0.3, 0.9
+    pixels = make_pixels(280, 280)
+    first, second = (opened(render(pixels, make_heatmap(values), PAD, 1.0))[:120, 288:408] for values in (weak, strong))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_above_full_scale_the_colour_stays() -> None:
+    pixels = make_pixels(280, 280)
+    first, second = (
+        opened(render(pixels, make_heatmap(np.full((CELLS, CELLS), value)), PAD, 1.0))[:280, :568] for value in (1.0, 5.0)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None:
+    pixels = make_pixels(280, 280)
+    empty = opened(render(pixels, make_heatmap(), PAD, 1.0))
+    np.testing.assert_array_equal(empty[:280, :280], empty[:280, 288:568])
+    little = opened(render(pixels, make_heatmap(np.full((CELLS, CELLS), 1e-9)), PAD, 1.0))
+    assert (empty[280:] != little[280:]).any()
+
+
+def test_equal_arguments_give_equal_bytes() -> None:
+    assert render(make_pixels(), make_heatmap(), PAD, 1.0) == render(make_pixels(), make_heatmap(), PAD, 1.0)
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000))
+def test_frames_are_drawn_small_enough_and_in_their_aspect(rows: int, columns: int) -> None:
+    height, width = display_shape(rows, columns)
+    assert 1 <= height <= MAX_HEIGHT
+    assert 1 <= width <= MAX_WIDTH
+    assert height >= MIN_HEIGHT or width == MAX_WIDTH
+    assert abs(height * columns - width * rows) <= 0.5 * (rows + columns) + 1 or 1 in (height, width)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (300, 4000)])
+def test_odd_frames_are_drawn(shape: tuple[int, int]) -> None:
+    opened(render(np.zeros(shape, np.float32), make_heatmap(np.ones((CELLS, CELLS))), PAD, 1.0))
+
+
+def test_a_long_label_is_cut_and_not_drawn_outside() -> None:
+    heatmap = Heatmap(np.ones((CELLS, CELLS), np.float32), "a very long label " * 40, "features", True)
+    assert opened(render(make_pixels(280, 280), heatmap, PAD, 1.0)).shape[1] < 700
+
+
+def test_full_scale_is_a_patch_of_two_percent_that_doubles_the_odds() -> None:
+    temperature, cells = 1.7, 49
+    logit = full_scale(temperature, cells) * 0.02 * cells
+    before = math.exp(0.3 / temperature)
+    assert math.exp((0.3 + logit) / temperature) / before == pytest.approx(2)
+
+
+def test_the_colours_are_those_of_matplotlib_and_lightness_rises_evenly() -> None:
+    expected = np.rint(matplotlib.colormaps["plasma"](np.arange(256))[:, :3] * 255)
+    assert np.abs(colours().astype(float) - expected).max() <= 8
+    lightness = colours().astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness[::15]) > 0).all()

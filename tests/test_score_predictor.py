@@ -1,0 +1,145 @@
+"""The predictor against the same steps by scipy and the ONNX reference, and its refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+from onnx.reference import ReferenceEvaluator
+from safetensors.numpy import load, save
+
+from pipeline.errors import BundleError, Reason, UnreadableError
+from pipeline.imaging.preprocess import prepare
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.records import OperatingPoint, Preprocessing
+from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor, check_intended_use
+from tests.builders import make_bundle, make_frame, make_graph, make_key, make_pixels
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+def rewrite(bundle: Bundle, **contents: bytes) -> Bundle:
+    """The same bundle with some files changed, whole and with right hashes."""
+    names = {"graph": GRAPH, "weights": WEIGHTS}
+    files = {name: bundle.read(name) for name in (GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG)}
+    files |= {names[key]: content for key, content in contents.items()}
+    fields = dict(bundle.manifest)
+    return write_bundle(bundle.path, files, **{key: fields[key] for key in fields if key not in _OWN})
+
+
+_OWN = {"schema_version", "bundle_id", "files"}
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", activation=activation)
+    frame = make_frame()
+    (result,) = Predictor(bundle).predict([frame])
+    pixels = prepare(frame.pixels, bundle.manifest.preprocessing)[None]
+    logits, features = ReferenceEvaluator(bundle.read(GRAPH)).run(None, {"pixels": pixels})
+    scaled = logits[0] / bundle.manifest.temperature
+    expected = scipy.special.softmax(scaled) if activation == "softmax" else scipy.special.expit(scaled)
+    assert (result.key, result.source) == (frame.key, frame.source)
+    assert [item.label for item in result.predictions] == ["NORMAL", "PNEUMONIA"]
+    np.testing.assert_allclose([item.logit for item in result.predictions], logits[0], atol=1e-5)
+    np.testing.assert_allclose([item.probability for item in result.predictions], expected, atol=1e-6)
+    assert {item.bundle_id for item in result.predictions} == {bundle.manifest.bundle_id}
+    weight = load(bundle.read(WEIGHTS))["classifier.weight"]
+    for index, heatmap in enumerate(result.heatmaps):
+        evidence = np.maximum(np.tensordot(weight[index], features[0], axes=1), 0) / features[0, 0].size
+        np.testing.assert_allclose(heatmap.values, evidence, atol=1e-6)
+        assert heatmap.has_positive_evidence == bool(evidence.any())
+        assert (heatmap.label, heatmap.layer) == (bundle.manifest.labels[index], "features")
+
+
+def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path, bundle: Bundle) -> None:
+    (before,) = Predictor(bundle).predict([make_frame()])
+    values = {item.label: item.probability for item in before.predictions}
+    points = (
+        OperatingPoint("PNEUMONIA", float(np.nextafter(values["PNEUMONIA"], 1)), "youden", 0.9, 0.8),
+        OperatingPoint("NORMAL", values["NORMAL"], "youden", 0.9, 0.8),
+    )
+    (after,) = Predictor(make_bundle(tmp_path / "other", operating_points=points)).predict([make_frame()])
+    assert [item.positive for item in after.predictions] == [True, False]
+
+
+def test_a_frame_has_the_same_result_whatever_stands_beside_it(bundle: Bundle) -> None:
+    predictor = Predictor(bundle)
+    count = FRAMES_AT_ONCE + 3
+    frames = [make_frame(pixels=make_pixels(40 + seed, 50, seed), key=make_key(seed + 1)) for seed in range(count)]
+    together = predictor.predict(frames)
+    for frame, result in zip(frames, together, strict=True):
+        (alone,) = predictor.predict([frame])
+        assert alone.predictions == result.predictions
+        assert [heatmap.values.tobytes() for heatmap in alone.heatmaps] == [
+            heatmap.values.tobytes() for heatmap in result.heatmaps
+        ]
+
+
+def test_heatmaps_are_left_out_where_not_wanted_or_not_exact(tmp_path: Path, bundle: Bundle) -> None:
+    heatmap = {"layer": "features", "classifier": "gone", "exact": False, "max_difference": 1.0}
+    inexact = make_bundle(tmp_path / "inexact", heatmap=heatmap)
+    assert Predictor(bundle).predict([make_frame()], heatmaps=False)[0].heatmaps == ()
+    assert Predictor(inexact).predict([make_frame()])[0].heatmaps == ()
+
+
+def test_no_frames_give_no_results(bundle: Bundle) -> None:
+    assert Predictor(bundle).predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "use"),
+    [
+        ({"modality": "CR"}, {"modalities": ("CR", "DX"), "view_positions": ()}),
+        ({"modality": ""}, {"modalities": ("CR", "DX"), "view_positions": ("PA",)}),
+        ({"modality": "OPT"}, {"modalities": (), "view_positions": ()}),
+        ({"view_position": "PA"}, {"modalities": (), "view_positions": ("PA", "AP")}),
+    ],
+)
+def test_frames_within_the_intended_use_pass(frame: dict[str, str], use: dict[str, Any], tmp_path: Path) -> None:
+    check_intended_use(make_frame(**frame), make_bundle(tmp_path / "bundle", intended_use=use).manifest)
+
+
+def test_frames_of_another_modality_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(UnreadableError, match=r"^Modality is OPT; this bundle is for CR, DX only\.") as caught:
+        Predictor(bundle).predict([make_frame(), make_frame(modality="OPT")])
+    assert caught.value.reason is Reason.WRONG_MODALITY
+
+
+def test_frames_of_another_view_are_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", intended_use={"modalities": ("CR",), "view_positions": ("PA", "AP")})
+    with pytest.raises(UnreadableError, match=r"^View Position is LL; this bundle is for PA, AP only\."):
+        check_intended_use(make_frame(view_position="LL"), bundle.manifest)
+
+
+def test_a_graph_of_another_size_is_refused(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", preprocessing=Preprocessing(size=64))
+    with pytest.raises(BundleError, match="takes 32 pixels, the manifest says 64"):
+        Predictor(bundle)
+
+
+def test_a_graph_with_other_labels_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="returns 3 logits for 2 labels"):
+        Predictor(rewrite(bundle, graph=make_graph(labels=3)))
+
+
+def test_a_classifier_of_another_shape_is_refused(bundle: Bundle) -> None:
+    weights = save({"classifier.weight": np.zeros((2, 9), np.float32)})
+    with pytest.raises(BundleError, match=r"The classifier has shape \(2, 9\) instead of \(2, 4\)"):
+        Predictor(rewrite(bundle, weights=weights))
+
+
+@pytest.mark.parametrize("weights", [b"not safetensors", save({"other": np.zeros(1, np.float32)})])
+def test_weights_without_the_classifier_are_refused(weights: bytes, bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"have no tensor classifier\.weight"):
+        Predictor(rewrite(bundle, weights=weights))
+
+
+def test_a_label_without_an_operating_point_is_refused(tmp_path: Path) -> None:
+    points = (OperatingPoint("NORMAL", 0.5, "youden", 0.9, 0.8),)
+    with pytest.raises(BundleError, match="no operating point for PNEUMONIA"):
+        Predictor(make_bundle(tmp_path / "bundle", operating_points=points))
