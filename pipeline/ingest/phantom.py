@@ -58,10 +58,12 @@ def write_phantom(out: Path, modality: Modality, studies: int, seed: int, progre
     Raises
     ------
     InputError
-        Where `studies` is less than 1, or `out` cannot be written.
+        Where `studies` is less than 1, `seed` less than 0, or `out` cannot be written.
     """
     if studies < 1:
         raise InputError(f"The number of synthetic studies must be 1 or more. Got {studies} instead.")
+    if seed < 0:
+        raise InputError(f"The seed must be 0 or more. Got {seed} instead.")
     plan = _plan(modality, studies, seed)
     write = _write_chest if modality == "xray" else _write_volume
     truth, rows = {}, []

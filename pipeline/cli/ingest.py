@@ -1,0 +1,81 @@
+"""`octray ingest`: read studies and labels into an index."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.ingest.index import Index
+
+HELP = "read studies and their labels into an index, patients divided into four splits"
+EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="file or folder of studies")
+    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder to write the index to")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument(
+        "--labels", type=Path, metavar="CSV", help="table with the columns file,label and optionally patient_key, split"
+    )
+    labels.add_argument("--label-from", choices=("folder",), help="the name of a file's folder is its label")
+    parser.add_argument(
+        "--patient-key",
+        metavar="COLUMN|REGEX",
+        help="column of the table, or a regular expression with one group for the path below SOURCE "
+        "(default: the column patient_key, else the DICOM patient, else the study)",
+    )
+    parser.add_argument(
+        "--split", default="70/10/10/10", help="percent of patients for train/tune/calibration/test (default 70/10/10/10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which patients go where (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the index; return 1 where a file could not be read, otherwise 0."""
+    from rich.console import Console
+
+    from pipeline.cli.progress import bar
+    from pipeline.ingest.build import NO_LABEL, Rules, build_index
+    from pipeline.ingest.index import write_index
+    from pipeline.ingest.splits import parse_percent
+
+    rules = Rules(args.labels, args.label_from == "folder", args.patient_key, parse_percent(args.split), args.seed)
+    built, note = build_index(args.sources, rules, bar)
+    index = write_index(args.out, built)
+    console = Console(stderr=True)
+    _show_counts(console, index)
+    _show_notes(console, index, note)
+    return int(any(row.reason != NO_LABEL for row in index.quarantine))
+
+
+def _show_counts(console: "Console", index: "Index") -> None:
+    from rich.table import Table
+
+    from pipeline.ingest.tables import LABEL
+
+    table = Table(title=f"index {index.name}: {len(index.records)} frames")
+    table.add_column("split")
+    for name in ("patients", "frames", *index.labels):
+        table.add_column(name, justify="right")
+    for split, counts in index.counts().items():
+        columns = ("patients", "frames", *(LABEL + label for label in index.labels))
+        table.add_row(split, *(str(counts[column]) for column in columns))
+    console.print(table)
+
+
+def _show_notes(console: "Console", index: "Index", note: str) -> None:
+    from collections import Counter
+
+    lines = [note] if note else []
+    if duplicates := index.duplicates():
+        lines.append(f"{duplicates} frames repeat the pixels of another; none of them crosses splits.")
+    if contradictions := index.contradictions():
+        lines.append(f"{contradictions} pictures occur with different labels; check them.")
+    for reason, count in sorted(Counter(row.reason for row in index.quarantine).items()):
+        lines.append(f"{count} quarantined: {reason} (listed in quarantine.csv)")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)

@@ -1,0 +1,194 @@
+"""The index: one row a frame, with labels, patient and split; a folder of Parquet, CSV and JSON, `index.json` written last."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.ingest.splits import Percent
+from pipeline.ingest.tables import LABEL, frames_from_parquet, frames_to_parquet, quarantine_from_csv, quarantine_to_csv
+from pipeline.records import ImageRecord, Quarantined, Split
+
+SCHEMA_VERSION = 1
+FRAMES = "frames.parquet"
+QUARANTINE = "quarantine.csv"
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """Frames with what is known of them.
+
+    Parameters
+    ----------
+    records
+        One for each frame, in the order of sources, paths and frame numbers.
+    quarantine
+        What could not be used, and why.
+    sources
+        The source folders, absolute; `ImageRecord.root` points into them.
+    labels
+        Names of all labels, sorted.
+    name
+        Name of the index folder; empty before it is written.
+    sha256
+        Hash of `frames.parquet`; empty before it is written.
+    seed
+        Seed of the splits.
+    percent
+        Shares of the splits that were asked for; None where the table of labels gave the splits.
+    """
+
+    records: tuple[ImageRecord, ...]
+    quarantine: tuple[Quarantined, ...]
+    sources: tuple[Path, ...]
+    labels: tuple[str, ...]
+    name: str = ""
+    sha256: str = ""
+    seed: int = 0
+    percent: Percent | None = None
+
+    def of(self, split: Split) -> tuple[ImageRecord, ...]:
+        """Return the records of one split."""
+        return tuple(record for record in self.records if record.split == split)
+
+    def targets(self, records: Sequence[ImageRecord], labels: Sequence[str]) -> NDArray[np.float64]:
+        """Return what is true of some records.
+
+        Parameters
+        ----------
+        records
+            Rows of this index.
+        labels
+            Which labels, in which order.
+
+        Returns
+        -------
+        NDArray
+            float64 of shape (records, labels): 1 where the label holds, 0 where it does not, nan where it is not known.
+
+        Raises
+        ------
+        InputError
+            Where the index does not have a label.
+        """
+        if unknown := [label for label in labels if label not in self.labels]:
+            raise InputError(
+                f"The index {self.name} has no label {', '.join(unknown)}; its labels are {', '.join(self.labels) or 'none'}."
+            )
+        values = {True: 1.0, False: 0.0, None: np.nan}
+        table = [[values[record.labels.get(label)] for label in labels] for record in records]
+        return np.array(table, dtype=np.float64).reshape(len(records), len(labels))
+
+    def duplicates(self) -> int:
+        """Return how many frames have the same pixels as an earlier one."""
+        return len(self.records) - len({record.pixel_sha256 for record in self.records})
+
+    def contradictions(self) -> int:
+        """Return how many pictures occur more than once with different labels."""
+        pairs = {(record.pixel_sha256, tuple(sorted(record.labels.items(), key=str))) for record in self.records}
+        return sum(count > 1 for count in Counter(pixels for pixels, _ in pairs).values())
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return for each split its frames, its patients, and the frames in which each label holds."""
+        table = {}
+        for split in Split:
+            records = self.of(split)
+            held = {label: sum(record.labels.get(label) is True for record in records) for label in self.labels}
+            table[split.value] = {
+                "frames": len(records),
+                "patients": len({record.patient_key for record in records}),
+            } | {LABEL + label: count for label, count in held.items()}
+        return table
+
+
+def write_index(path: Path, index: Index) -> Index:
+    """Write an index into a folder, an older one there replaced; return it with its name and hash.
+
+    Raises
+    ------
+    InputError
+        Where the folder cannot be written.
+    """
+    frames = frames_to_parquet(index.records, index.labels)
+    written = replace(index, name=path.absolute().name, sha256=hashlib.sha256(frames).hexdigest())
+    quarantine = quarantine_to_csv(index.quarantine)
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "name": written.name,
+        "sources": [str(source) for source in index.sources],
+        "labels": index.labels,
+        "seed": index.seed,
+        "percent": index.percent,
+        "counts": index.counts(),
+        "duplicates": index.duplicates(),
+        "files": {FRAMES: written.sha256, QUARANTINE: hashlib.sha256(quarantine).hexdigest()},
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / INDEX).unlink(missing_ok=True)
+        (path / FRAMES).write_bytes(frames)
+        (path / QUARANTINE).write_bytes(quarantine)
+        (path / INDEX).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"The index {written.name} cannot be written: {error.strerror}. Give --out another folder.") from None
+    return written
+
+
+def load_index(path: Path) -> Index:
+    """Load an index and check that its files are those that were written.
+
+    Raises
+    ------
+    InputError
+        Where it is missing, damaged, or of a newer schema.
+    """
+    name = path.absolute().name
+    summary = _read_summary(path, name)
+    try:
+        contents = {file: (path / file).read_bytes() for file in (FRAMES, QUARANTINE)}
+        for file, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != summary["files"][file]:
+                raise InputError(f"The file {file} of index {name} was altered or cut. Ingest the studies again.")
+        labels = tuple(summary["labels"])
+        return Index(
+            frames_from_parquet(contents[FRAMES], labels),
+            quarantine_from_csv(contents[QUARANTINE]),
+            tuple(Path(source) for source in summary["sources"]),
+            labels,
+            summary["name"],
+            summary["files"][FRAMES],
+            summary["seed"],
+            tuple(summary["percent"]) if summary["percent"] else None,
+        )
+    except OSError:
+        raise InputError(f"The index {name} is not whole: a file of it cannot be read. Ingest the studies again.") from None
+    except (KeyError, TypeError, ValueError, pa.ArrowException):
+        raise InputError(f"The index {name} is damaged. Ingest the studies again.") from None
+
+
+def _read_summary(path: Path, name: str) -> dict[str, Any]:
+    try:
+        text = (path / INDEX).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            f"{name} is not an index: it has no readable {INDEX}. Give the folder that `octray ingest --out` wrote."
+        ) from None
+    try:
+        summary: dict[str, Any] = json.loads(text)
+        version = int(summary["schema_version"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"The {INDEX} of index {name} is damaged. Ingest the studies again.") from None
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"The index {name} has schema version {version}; this octray reads up to {SCHEMA_VERSION}. Install a newer octray."
+        )
+    return summary

@@ -1,0 +1,91 @@
+"""Finds out which files belong to one patient; the only place that reads Patient ID, which is never stored.
+
+The pseudonym is a plain number in the order of the files. A hash of the identifier could be undone by trying all identifiers,
+a salted one would change with every run; a number carries nothing, and the same files get the same numbers.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydicom import dcmread
+
+from pipeline.errors import InputError
+from pipeline.ingest.labels import examples
+
+
+def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.Pattern[str] | None:
+    """Understand `--patient-key`: a column of the table of labels, or a pattern for the path.
+
+    Parameters
+    ----------
+    text
+        Name of one of the columns, or a regular expression with one group; None where it was not given.
+    columns
+        The columns of the table of labels, if there is one.
+
+    Returns
+    -------
+    Pattern
+        None where the text is a column, or was not given.
+
+    Raises
+    ------
+    InputError
+        Where it is neither.
+    """
+    if text is None or text in columns:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise InputError(f"The patient key {text} is not a regular expression: {error}.") from None
+    if pattern.groups != 1:
+        known = f"one of the columns {', '.join(columns)}" if columns else "a column of the table given by --labels"
+        raise InputError(
+            f"The patient key {text} is neither {known} nor a regular expression with one group, such as '^([^/]+)/'."
+        )
+    return pattern
+
+
+def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[str, str]:
+    """Return the patient key of each path: what the pattern's group matches in it.
+
+    Raises
+    ------
+    InputError
+        Where the group matches nothing in one or more of them.
+    """
+    keys, without = {}, []
+    for source in sources:
+        found = pattern.search(source)
+        if found and found.group(1):
+            keys[source] = found.group(1)
+        else:
+            without.append(source)
+    if without:
+        raise InputError(
+            f"The patient key {pattern.pattern} does not match the path of {len(without)} files: {examples(without)}. "
+            "It is searched for in the path below the source folder."
+        )
+    return keys
+
+
+def read_patient_id(path: Path) -> str:
+    """Return Patient ID (0010,0020) of a DICOM file without the spaces around it; empty where it has none.
+
+    Issuer of Patient ID (0010,0021) is left aside: two patients joined by mistake stay in one split, which does no harm, one
+    patient divided by mistake would cross splits.
+    """
+    try:
+        return str(
+            dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True, force=True).get("PatientID") or ""
+        ).strip()
+    except Exception:
+        return ""
+
+
+def pseudonyms(patient_ids: Iterable[str]) -> Mapping[str, str]:
+    """Return a pseudonym for each identifier, numbered in the order in which they first occur."""
+    distinct = dict.fromkeys(filter(None, patient_ids))
+    return {patient_id: f"patient-{number:05d}" for number, patient_id in enumerate(distinct, start=1)}

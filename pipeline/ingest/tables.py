@@ -1,0 +1,74 @@
+"""The tables of an index as bytes: frames as Parquet, quarantined files as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from pipeline.records import ImageRecord, InstanceKey, Quarantined, Split
+
+LABEL = "label."
+_KEY = {
+    "study_instance_uid": pa.string(),
+    "series_instance_uid": pa.string(),
+    "sop_instance_uid": pa.string(),
+    "frame_number": pa.int32(),
+}
+_COLUMNS = {
+    "root": pa.int32(),
+    "source": pa.string(),
+    "patient_key": pa.string(),
+    "pixel_sha256": pa.string(),
+    "split": pa.string(),
+    "rows": pa.int32(),
+    "columns": pa.int32(),
+    "modality": pa.string(),
+    "view_position": pa.string(),
+    "laterality": pa.string(),
+}
+_QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number")
+
+
+def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> bytes:
+    """Return a Parquet file with one row a record and one nullable column `label.NAME` for each label."""
+    values: dict[str, list[Any]] = {name: [getattr(record.key, name) for record in records] for name in _KEY}
+    values |= {name: [getattr(record, name) for record in records] for name in _COLUMNS}
+    values |= {LABEL + label: [record.labels.get(label) for record in records] for label in labels}
+    types = _KEY | _COLUMNS
+    fields = [pa.field(name, types.get(name, pa.bool_()), nullable=name not in types) for name in values]
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table(values, schema=pa.schema(fields)), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRecord, ...]:
+    """Return the records of a Parquet file that `frames_to_parquet` made."""
+    return tuple(_to_record(row, labels) for row in parquet.read_table(io.BytesIO(content)).to_pylist())
+
+
+def _to_record(row: Mapping[str, Any], labels: Sequence[str]) -> ImageRecord:
+    values = {name: row[name] for name in _COLUMNS} | {"split": Split(row["split"])}
+    return ImageRecord(
+        key=InstanceKey(*(row[name] for name in _KEY)), labels={label: row[LABEL + label] for label in labels}, **values
+    )
+
+
+def quarantine_to_csv(quarantine: Sequence[Quarantined]) -> bytes:
+    """Return a CSV file with one row for each file or frame that could not be used."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(_QUARANTINE_COLUMNS)
+    table.writerows([getattr(row, name) for name in _QUARANTINE_COLUMNS] for row in quarantine)
+    return text.getvalue().encode()
+
+
+def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
+    """Return the rows of a CSV file that `quarantine_to_csv` made."""
+    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    return tuple(
+        Quarantined(row["source"], row["reason"], row["message"], int(row["frame_number"]) if row["frame_number"] else None)
+        for row in rows
+    )
