@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import timm
 import torch
@@ -66,7 +67,7 @@ class Network(nn.Module):
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.body = body
+        self.body: Any = body  # timm's methods are not known to nn.Module
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -77,30 +78,31 @@ class Network(nn.Module):
 
         `pixels` is float32 of shape (batch, 1, size, size) in [0, 1].
         """
-        features: Tensor = self.body.forward_features((pixels - self.mean) / self.std)  # type: ignore[operator]
-        logits: Tensor = self.body.forward_head(features)  # type: ignore[operator]
+        features: Tensor = self.body.forward_features((pixels - self.mean) / self.std)
+        logits: Tensor = self.body.forward_head(features)
         return logits, features
 
     def pooled(self, features: Tensor) -> Tensor:
         """Return what the linear classifier sees of a feature map, of shape (batch, classifier inputs)."""
-        pooled: Tensor = self.body.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        pooled: Tensor = self.body.forward_head(features, pre_logits=True)
         return pooled
 
     @property
     def classifier(self) -> nn.Linear:
         """The last linear layer."""
-        layer = self.body.get_classifier()  # type: ignore[operator]
+        layer = self.body.get_classifier()
         assert isinstance(layer, nn.Linear)  # noqa: S101 - `create_network` refuses other heads
         return layer
 
     @property
     def classifier_name(self) -> str:
         """Name of the classifier's weight in the state of `body`."""
-        return next(name for name, value in self.body.named_parameters() if value is self.classifier.weight)
+        weight = self.classifier.weight
+        return next(str(name) for name, value in self.body.named_parameters() if value is weight)
 
     def parameter_groups(self) -> list[list[str]]:
         """Return the names of the body's parameters in groups from the input to the output, the classifier left out."""
-        groups = group_parameters(self.body, self.body.group_matcher(coarse=True))  # type: ignore[operator]
+        groups = group_parameters(self.body, self.body.group_matcher(coarse=True))
         head = {id(parameter) for parameter in self.classifier.parameters()}
         named = dict(self.body.named_parameters())
         kept = ([name for name in groups[key] if id(named[name]) not in head] for key in sorted(groups))
@@ -117,7 +119,9 @@ def create_network(architecture: str, labels: int) -> Network:
     """
     body = _create_body(architecture, labels)
     if not isinstance(body.get_classifier(), nn.Linear) or not hasattr(body, "forward_head"):
-        raise ConfigError([f"model.architecture: {architecture} does not end in one linear layer; octray cannot train its head."])
+        raise ConfigError(
+            [f"model.architecture: {architecture} does not end in one linear layer; octray cannot train its head."]
+        )
     return Network(body, tuple(body.default_cfg["mean"]), tuple(body.default_cfg["std"]))
 
 
@@ -139,7 +143,7 @@ def describe(architecture: str) -> Architecture:
         Where timm has no such network.
     """
     network = create_network(architecture, 1000).eval()
-    size = int(network.body.default_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+    size = int(network.body.default_cfg["input_size"][-1])
     with torch.no_grad():
         _, features = network(torch.rand(1, 1, size, size))
         exact = pools_by_average(network, features)
@@ -155,10 +159,9 @@ def pools_by_average(network: Network, features: Tensor) -> bool:
     return features.ndim == 4 and pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-5)
 
 
-def _create_body(architecture: str, labels: int) -> nn.Module:
+def _create_body(architecture: str, labels: int) -> Any:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " `octray models list` shows the names."
         raise ConfigError([f"model.architecture: there is no network called {architecture}.{hint}"])
-    body: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=labels)
-    return body
+    return timm.create_model(architecture, pretrained=False, num_classes=labels)

@@ -68,7 +68,9 @@ def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:
         expected = network.eval()(torch.from_numpy(pixels))[0].numpy()
     difference = float(np.abs(logits - expected).max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise TrainingError(f"The exported graph differs from the network by {difference:.2g} in its logits; nothing was written.")
+        raise TrainingError(
+            f"The exported graph differs from the network by {difference:.2g} in its logits; nothing was written."
+        )
     return difference
 
 
@@ -86,17 +88,15 @@ def heatmap_support(network: Network, pixels: FloatArray) -> HeatmapSupport:
     with torch.no_grad():
         _, features = network(torch.from_numpy(pixels))
         if not pools_by_average(network, features):
-            return HeatmapSupport(
-                layer=HEATMAP_LAYER, classifier=network.classifier_name, exact=False, max_difference=None
-            )
+            return HeatmapSupport(layer=HEATMAP_LAYER, classifier=network.classifier_name, exact=False, max_difference=None)
     features = features.detach().requires_grad_()
-    logits = network.body.forward_head(features)  # type: ignore[operator]
+    logits = network.body.forward_head(features)
     difference = 0.0
     for label, weight in enumerate(network.classifier.weight):
         (gradient,) = torch.autograd.grad(logits[:, label].sum(), features, retain_graph=True)
         by_gradient = torch.relu((gradient.mean((2, 3), keepdim=True) * features).sum(1))
         closed_form = torch.relu((weight.view(1, -1, 1, 1) * features).sum(1) / features[0, 0].numel())
-        difference = max(difference, float((by_gradient - closed_form).abs().max()))
+        difference = max(difference, float((by_gradient - closed_form).detach().abs().max()))
     return HeatmapSupport(
         layer=HEATMAP_LAYER,
         classifier=network.classifier_name,

@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +18,7 @@ from pipeline.model.architectures import Network
 
 BUNDLED_ARCHITECTURE = "tf_efficientnet_lite0"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_HUB_SECONDS = 5
 _ALTERNATIVES = (
     f"Set model.weights to `bundled` (with {BUNDLED_ARCHITECTURE}), to the path of a safetensors file, or to `none`."
 )
@@ -94,16 +98,27 @@ def _bundled(architecture: str) -> dict[str, Tensor]:
 
 
 def _imagenet(architecture: str) -> dict[str, Tensor]:
+    if not timm.is_model_pretrained(architecture):
+        raise ConfigError([f"model.weights: timm has no ImageNet weights for {architecture}. {_ALTERNATIVES}"])
+    _check_hub(architecture)
     try:
         body = timm.create_model(architecture, pretrained=True)
-    except RuntimeError as error:
-        if "No pretrained weights" in str(error):
-            raise ConfigError([f"model.weights: timm has no ImageNet weights for {architecture}. {_ALTERNATIVES}"]) from None
-        raise DownloadError(_no_download(architecture)) from None
-    except Exception:  # noqa: BLE001 - the hub's client raises many kinds, all of them mean that nothing was fetched
+    except Exception:  # the hub's client raises many kinds, all of them mean that nothing was fetched
         raise DownloadError(_no_download(architecture)) from None
     state: dict[str, Tensor] = body.state_dict()
     return state
+
+
+def _check_hub(architecture: str) -> None:
+    """Ask for the hub's first page, since its client tries a closed network for a minute before it gives up."""
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_SECONDS).close()  # noqa: S310 - the client's own address
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError):
+        raise DownloadError(_no_download(architecture)) from None
 
 
 def _no_download(architecture: str) -> str:

@@ -1,0 +1,78 @@
+"""`octray evaluate`: the figures of a bundle on one split of an index."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.metrics import Sample
+    from pipeline.ingest.index import Index
+    from pipeline.model.bundle import Bundle
+    from pipeline.records import FloatArray, ImageRecord
+
+HELP = "measure a bundle on one split of an index"
+EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
+_BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `octray train` wrote")
+    parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
+    parser.add_argument("--split", choices=("train", "tune", "calibration", "test"), default="test")
+    parser.add_argument("--json", action="store_true", help="print every figure as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the split's frames, score them by the bundle's graph, and print the figures."""
+    import yaml
+
+    from pipeline.config import Config
+    from pipeline.errors import InputError
+    from pipeline.evaluate.metrics import evaluate
+    from pipeline.evaluate.report import text_table
+    from pipeline.ingest.index import load_index
+    from pipeline.model.bundle import CONFIG, load_bundle
+    from pipeline.records import Split
+
+    bundle, index = load_bundle(args.bundle), load_index(args.index)
+    records = index.of(Split(args.split))
+    if missing := [label for label in bundle.manifest.labels if label not in index.labels]:
+        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
+    if not records:
+        raise InputError(f"The index has no frame in the split {args.split}. Choose another --split.")
+    config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
+    evaluation = evaluate(_score(bundle, index, records), config.evaluate.bootstrap, config.train.seed)
+    print(json.dumps(evaluation.to_json(), indent=2) if args.json else text_table(evaluation))
+    return 0
+
+
+def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]") -> "Sample":
+    import numpy as np
+
+    from pipeline.cli.progress import bar
+    from pipeline.evaluate.metrics import Sample
+    from pipeline.ingest.frames import prepared_frames
+    from pipeline.model.bundle import GRAPH
+    from pipeline.model.engine import Engine
+
+    manifest, engine = bundle.manifest, Engine(bundle.read(GRAPH))
+    frames = bar(prepared_frames(records, index.sources, manifest.preprocessing), "scoring frames", len(records))
+    return Sample(
+        logits=np.concatenate([engine.run(np.stack(batch))[0] for batch in _batches(frames)]),
+        targets=index.targets(records, manifest.labels),
+        groups=tuple(record.patient_key for record in records),
+        labels=manifest.labels,
+        activation=manifest.activation,
+        temperature=manifest.temperature,
+        operating_points=manifest.operating_points,
+    )
+
+
+def _batches(frames: "Iterable[FloatArray]") -> "Iterator[list[FloatArray]]":
+    rest = iter(frames)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch

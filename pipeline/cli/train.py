@@ -1,0 +1,33 @@
+"""`octray train`: from an index to a bundle."""
+
+import argparse
+from pathlib import Path
+
+HELP = "train a network on an index and write a bundle"
+EXAMPLE = "octray train xray.yaml --index index/ --out bundle/ train.finetune.epochs=4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that ships with octray: xray, oct, smoke")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that differ from the file")
+    parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say where the bundle lies and what it reached."""
+    from pipeline.cli.progress import bar
+    from pipeline.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from pipeline.ingest.index import load_index
+
+    index = load_index(args.index)
+    from pipeline.train.run import train
+
+    bundle = train(config, index, args.out, args.resume, bar)
+    print(f"bundle {bundle.manifest.bundle_id} written to {args.out}")
+    print(f"figures and limits: {args.out / 'MODEL_CARD.md'}")
+    return 0

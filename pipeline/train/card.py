@@ -1,0 +1,101 @@
+"""The model card: what a reader must know before trusting a bundle, in the order of Mitchell et al. (2019)."""
+
+from collections.abc import Sequence
+
+from pipeline.config import Config
+from pipeline.evaluate.metrics import Evaluation
+from pipeline.evaluate.report import markdown_table
+from pipeline.model.bundle import HeatmapSupport, Provenance
+from pipeline.records import OperatingPoint, Split
+from pipeline.train.material import Material
+
+_DISCLAIMER = (
+    "**Not a medical device.** For research only; not to be used for diagnosis or for decisions about patients. "
+    "The figures hold for patients like those of the data set below, and for no others."
+)
+
+
+def model_card(
+    config: Config,
+    material: Material,
+    evaluation: Evaluation | None,
+    points: Sequence[OperatingPoint],
+    heatmap: HeatmapSupport,
+    origin: Provenance,
+) -> str:
+    """Return the card as Markdown."""
+    parts = [
+        f"# {config.name}: {', '.join(material.labels)}",
+        _DISCLAIMER,
+        _model(config, heatmap),
+        _use(config),
+        _data(material, origin),
+        _figures(evaluation),
+        _points(points),
+        _origin(origin),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _model(config: Config, heatmap: HeatmapSupport) -> str:
+    grid = config.preprocessing
+    heatmaps = (
+        f"exact Grad-CAM by the closed form (largest difference to autograd {heatmap.max_difference:.1e} logits)"
+        if heatmap.exact
+        else "none: the closed form of Grad-CAM does not hold for this network"
+    )
+    return (
+        "## Model\n\n"
+        f"- architecture: {config.model.architecture}, started from `{config.model.weights}` weights\n"
+        f"- input: one grey-level frame on {grid.size} x {grid.size} pixels, fit `{grid.fit}`, "
+        f"white borders {'masked' if grid.mask_white_borders else 'kept'}\n"
+        f"- output: {config.model.activation} over the labels, calibrated by one temperature\n"
+        f"- heatmaps: {heatmaps}"
+    )
+
+
+def _use(config: Config) -> str:
+    return (
+        "## Intended use\n\n"
+        f"- modalities: {', '.join(config.data.modalities) or 'any'}\n"
+        f"- view positions: {', '.join(config.data.view_positions) or 'any'}\n"
+        f"- label that means no finding: {config.data.normal_label or 'none'}"
+    )
+
+
+def _data(material: Material, origin: Provenance) -> str:
+    lines = ["| split | frames | patients | " + " | ".join(material.labels) + " |", "|---" * (3 + len(material.labels)) + "|"]
+    for split in Split:
+        rows = material.rows(split)
+        counts = [int((material.targets[rows, column] == 1).sum()) for column in range(len(material.labels))]
+        cells = [split.value, len(rows), len(set(material.patients(rows))), *counts]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return f"## Data\n\nIndex `{origin.dataset_name}`, sha256 `{origin.dataset_sha256}`.\n\n" + "\n".join(lines)
+
+
+def _figures(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return "## Figures\n\nNot measured: the index has no test split."
+    return (
+        "## Figures\n\nOn the test split, whose patients were used for nothing else; in brackets 95 % intervals over "
+        f"resampled patients.\n\n{markdown_table(evaluation)}"
+    )
+
+
+def _points(points: Sequence[OperatingPoint]) -> str:
+    lines = [
+        f"| {point.label} | {point.threshold:.4f} | {point.criterion} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
+        for point in points
+    ]
+    head = "| label | positive from | criterion | sensitivity | specificity |\n|---|---|---|---|---|\n"
+    return "## Operating points\n\nChosen on the calibration split, where these figures hold.\n\n" + head + "\n".join(lines)
+
+
+def _origin(origin: Provenance) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+    return (
+        "## Origin\n\n"
+        f"- written: {origin.created}\n- configuration: {origin.config_name}, seed {origin.seed}\n"
+        f"- commit: {origin.git_commit or 'not known'}\n- MLflow run: {origin.mlflow_run_id or 'not tracked'}\n"
+        f"- versions: {versions}"
+    )

@@ -1,0 +1,59 @@
+"""The loss of every stage of training: class-weighted, and silent about labels that are not known."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.records import Activation
+
+
+def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """Return how much each label counts in the loss, from its frequency in the training split.
+
+    Parameters
+    ----------
+    targets
+        Of shape (n, labels): 1, 0 or nan (not known).
+    activation
+        `softmax`: n / (labels x frames of the label), as scikit-learn's "balanced". `sigmoid`: negatives / positives, the
+        weight of a positive example.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Of shape (labels,).
+    """
+    positives = np.nansum(targets, axis=0)
+    known = np.sum(~np.isnan(targets), axis=0)
+    if activation is Activation.SOFTMAX:
+        return np.asarray(known / (targets.shape[1] * np.maximum(positives, 1)), np.float64)
+    return np.asarray((known - positives) / np.maximum(positives, 1), np.float64)
+
+
+def weighted_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor, activation: Activation, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean loss over all that is known.
+
+    Parameters
+    ----------
+    logits, targets
+        Of shape (n, labels); targets are 1, 0 or nan.
+    weights
+        As from `class_weights`, of shape (labels,).
+    activation
+        `softmax` gives weighted cross-entropy over the frames whose labels are all known, `sigmoid` weighted binary
+        cross-entropy over all known labels.
+    label_smoothing
+        In [0, 1): how far targets are drawn towards the uniform distribution.
+    """
+    if activation is Activation.SOFTMAX:
+        known = ~torch.isnan(targets).any(1)
+        classes = targets[known].argmax(1)
+        return functional.cross_entropy(logits[known], classes, weights, label_smoothing=label_smoothing)
+    known = ~torch.isnan(targets)
+    smooth = torch.nan_to_num(targets) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
+    return losses[known].mean()

@@ -1,0 +1,111 @@
+"""What a run learns from: the rows of an index that its configuration can use, with their targets, checked before any work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Config, DataSection
+from pipeline.errors import ConfigError, InputError
+from pipeline.ingest.index import Index
+from pipeline.records import Activation, ImageRecord, Split
+
+FITTED_SPLITS = (Split.TRAIN, Split.TUNE, Split.CALIBRATION)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """Labelled frames of all four splits.
+
+    Parameters
+    ----------
+    labels
+        In the order of the outputs.
+    records
+        Rows of the index, in its order.
+    targets
+        Of shape (n, labels): 1, 0 or nan.
+    sources
+        The index's source folders.
+    """
+
+    labels: tuple[str, ...]
+    records: tuple[ImageRecord, ...]
+    targets: NDArray[np.float64]
+    sources: tuple[Path, ...]
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Return the positions of a split's frames."""
+        return np.array([row for row, record in enumerate(self.records) if record.split is split], np.int64)
+
+    def patients(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Return the patient of each of these frames."""
+        return tuple(self.records[row].patient_key for row in rows)
+
+
+def gather(config: Config, index: Index) -> Material:
+    """Return what `config` can learn from `index`.
+
+    Raises
+    ------
+    ConfigError
+        Where the configuration names labels that the index does not have.
+    InputError
+        Where a frame has no label or, with softmax, several; where a split that is fitted lacks a label; or where frames are
+        of another modality than the model is meant for.
+    """
+    labels = _labels(config.data, index)
+    targets = index.targets(index.records, labels)
+    material = Material(labels, index.records, targets, index.sources)
+    _check_targets(material, config.model.activation)
+    _check_modalities(material, config.data)
+    for split in FITTED_SPLITS:
+        _check_split(material, split)
+    return material
+
+
+def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
+    labels = data.labels or index.labels
+    known = ", ".join(index.labels)
+    faults = [f"data.labels: the index has no label {label}; it has {known}." for label in labels if label not in index.labels]
+    if len(labels) < 2:
+        faults.append(f"data.labels: training needs two labels or more; the index has {known or 'none'}.")
+    if data.normal_label is not None and data.normal_label not in labels:
+        faults.append(
+            f"data.normal_label: {data.normal_label} is not one of the labels {', '.join(labels)}. "
+            "Set data.normal_label to the one that means no finding, or to null."
+        )
+    if faults:
+        raise ConfigError(faults)
+    return tuple(labels)
+
+
+def _check_targets(material: Material, activation: Activation) -> None:
+    if activation is Activation.SOFTMAX:
+        wrong = int((np.nansum(material.targets, axis=1) != 1).sum())
+        if wrong:
+            raise InputError(
+                f"{wrong} frames have not exactly one of the labels {', '.join(material.labels)}. "
+                "Set model.activation=sigmoid where labels can occur together, or leave these frames out."
+            )
+    elif empty := int(np.isnan(material.targets).all(axis=1).sum()):
+        raise InputError(f"{empty} frames have no known label. Leave them out of the folder, or label them.")
+
+
+def _check_modalities(material: Material, data: DataSection) -> None:
+    found = {record.modality for record in material.records if record.modality}
+    if data.modalities and (other := sorted(found - set(data.modalities))):
+        raise InputError(
+            f"The index holds frames of modality {', '.join(other)}, but data.modalities says {', '.join(data.modalities)}. "
+            "Ingest only the studies that the model is meant for, or change data.modalities."
+        )
+
+
+def _check_split(material: Material, split: Split) -> None:
+    targets = material.targets[material.rows(split)]
+    for column, label in enumerate(material.labels):
+        if not (targets[:, column] == 1).any():
+            raise InputError(
+                f"The split {split} has no example of {label}. Ingest with more patients, or with another --seed or --split."
+            )

@@ -1,0 +1,232 @@
+"""One training run, from an index to a bundle: the whole story in the order in which it happens."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.ingest.frames import prepared_frames
+from pipeline.ingest.index import Index
+from pipeline.model.architectures import Network, create_network
+from pipeline.model.bundle import (
+    CONFIG,
+    GRAPH,
+    METRICS,
+    MODEL_CARD,
+    WEIGHTS,
+    Bundle,
+    HeatmapSupport,
+    IntendedUse,
+    Normalisation,
+    write_bundle,
+)
+from pipeline.model.engine import Engine
+from pipeline.model.export import check_graph, export_graph, heatmap_support
+from pipeline.model.weights import load_weights
+from pipeline.progress import Progress, silent
+from pipeline.records import FloatArray, Preprocessing, Split
+from pipeline.train.augment import Augmentation
+from pipeline.train.card import model_card
+from pipeline.train.checkpoint import Course
+from pipeline.train.finetune import Fitting, FrameSet, finetune
+from pipeline.train.head import Examples, fit_head
+from pipeline.train.judge import Verdict, judge
+from pipeline.train.loss import class_weights
+from pipeline.train.material import Material, gather
+from pipeline.train.provenance import provenance
+from pipeline.train.tracking import RunFacts, Tracker, flatten
+from pipeline.train.workspace import Workspace, open_workspace
+
+_BATCH = 32
+_CHECKED_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What every step of a run needs."""
+
+    config: Config
+    material: Material
+    workspace: Workspace
+    tracker: Tracker
+    progress: Progress
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From a frame to the network's input."""
+        section = self.config.preprocessing
+        return Preprocessing(section.size, section.fit, section.mask_white_borders)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What training leaves behind beside the network itself."""
+
+    graph: bytes
+    heatmap: HeatmapSupport
+    verdict: Verdict
+    course: Course
+
+
+def train(config: Config, index: Index, out: Path, resume: bool = False, progress: Progress = silent) -> Bundle:
+    """Train a network on an index and write the bundle.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    index
+        Frames with labels and splits.
+    out
+        The bundle's folder; while training runs, its neighbour `NAME.work` holds what a killed run needs to go on.
+    resume
+        Go on with a run that was killed; the result is the same as without the kill.
+    progress
+        Shows what takes long.
+
+    Raises
+    ------
+    ConfigError
+        Where configuration and index do not go together.
+    InputError
+        Where the index cannot be learned from, or its files have changed.
+    TrainingError
+        Where the loss is not a number.
+    """
+    material = gather(config, index)
+    facts = json.dumps([config.model_dump(mode="json"), index.sha256], sort_keys=True)
+    workspace = open_workspace(out, facts, resume)
+    parameters = flatten(config.model_dump(mode="json"))
+    tracker = Tracker(config.tracking, RunFacts(config.name, parameters, index.name, index.sha256), workspace.run_id)
+    workspace.remember_run(tracker.run_id)
+    job = Job(config, material, workspace, tracker, progress)
+    try:
+        bundle = _run(job, index, out)
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except Exception:
+        tracker.finish("FAILED")
+        raise
+    tracker.log_bundle(out, config.tracking.model_name or f"octray-{config.name}")
+    tracker.finish()
+    workspace.remove()
+    return bundle
+
+
+def _run(job: Job, index: Index, out: Path) -> Bundle:
+    settings = job.config.train
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.manual_seed(settings.seed)
+    network = create_network(job.config.model.architecture, len(job.material.labels)).eval()
+    load_weights(network, job.config.model.architecture, job.config.model.weights)
+    pixels = _decode(job)
+    _fit_head(job, network, pixels)
+    course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
+    graph = export_graph(network, job.config.preprocessing.size)
+    checked = np.ascontiguousarray(pixels[job.material.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
+    check_graph(network, graph, checked)
+    verdict = judge(job.config, job.material, graph, pixels)
+    if verdict.evaluation:
+        job.tracker.log_metrics(verdict.figures())
+    return _write(job, index, out, network, Fitted(graph, heatmap_support(network, checked), verdict, course))
+
+
+def _decode(job: Job) -> FloatArray:
+    """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
+    records, size = job.material.records, job.preprocessing.size
+    frames = prepared_frames(records, job.material.sources, job.preprocessing)
+    rows = job.progress(frames, "reading frames", len(records))
+    return job.workspace.array("frames", rows, (len(records), 1, size, size))
+
+
+def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
+    """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine."""
+    shape = (len(pixels), network.classifier.in_features)
+    features = job.workspace.array("features", _features(job, network, pixels), shape)
+    material, activation = job.material, job.config.model.activation
+    train, tune = (
+        Examples(np.asarray(features[rows], np.float64), material.targets[rows])
+        for rows in (material.rows(Split.TRAIN), material.rows(Split.TUNE))
+    )
+    head = fit_head(train, tune, _class_weights(job), activation, job.config.train.head)
+    with torch.no_grad():
+        network.classifier.weight.copy_(torch.from_numpy(head.weight))
+        network.classifier.bias.copy_(torch.from_numpy(head.bias))
+    job.tracker.log_metrics({"tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
+
+
+def _features(job: Job, network: Network, pixels: FloatArray) -> Iterator[FloatArray]:
+    engine = Engine(export_graph(network, job.config.preprocessing.size), job.config.train.threads)
+    starts = range(0, len(pixels), _BATCH)
+    for start in job.progress(starts, "computing features", len(starts)):
+        _, features = engine.run(pixels[start : start + _BATCH])
+        with torch.no_grad():
+            yield from network.pooled(torch.from_numpy(features)).numpy()
+
+
+def _class_weights(job: Job) -> NDArray[np.float64]:
+    targets = job.material.targets[job.material.rows(Split.TRAIN)]
+    if not job.config.train.class_weights:
+        return np.ones(targets.shape[1])
+    return class_weights(targets, job.config.model.activation)
+
+
+def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
+    settings, material = job.config.train, job.material
+    train, tune = (FrameSet(pixels, material.targets, material.rows(split)) for split in (Split.TRAIN, Split.TUNE))
+    fitting = Fitting(
+        train=train,
+        tune=tune,
+        class_weights=torch.from_numpy(_class_weights(job)).float(),
+        activation=job.config.model.activation,
+        settings=settings.finetune,
+        augmentation=Augmentation(settings.augment, job.config.preprocessing.size),
+        seed=settings.seed,
+    )
+
+    def record(epoch: int, metrics: dict[str, float]) -> None:
+        job.tracker.log_metrics(metrics, epoch)
+
+    return finetune(network, fitting, job.workspace.checkpoint, record, job.progress)
+
+
+def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:
+    config, material, verdict = job.config, job.material, fitted.verdict
+    origin = provenance(config, index, job.tracker.run_id)
+    metrics = {
+        "split": Split.TEST.value,
+        "evaluation": verdict.evaluation.to_json() if verdict.evaluation else None,
+        "epochs": fitted.course.history,
+        "best_epoch": fitted.course.best_epoch,
+    }
+    contents = {
+        GRAPH: fitted.graph,
+        WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
+        METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
+        MODEL_CARD: model_card(config, material, verdict.evaluation, verdict.points, fitted.heatmap, origin).encode(),
+        CONFIG: yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode(),
+    }
+    return write_bundle(
+        out,
+        contents | {f"plots/{name}": picture for name, picture in verdict.plots.items()},
+        architecture=config.model.architecture,
+        labels=material.labels,
+        normal_label=config.data.normal_label,
+        activation=config.model.activation,
+        preprocessing=job.preprocessing,
+        normalisation=Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),
+        temperature=verdict.temperature,
+        operating_points=verdict.points,
+        heatmap=fitted.heatmap,
+        intended_use=IntendedUse(modalities=config.data.modalities, view_positions=config.data.view_positions),
+        provenance=origin,
+    )

@@ -1,0 +1,112 @@
+"""The folder beside a bundle that holds what a run would lose when killed: decoded frames, features and the checkpoint."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.records import FloatArray
+
+STATE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One folder, tied to one configuration and one index by `identity`."""
+
+    path: Path
+    identity: str
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where fine-tuning keeps its state."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run that works here; empty where there is none."""
+        return str(self._state().get("mlflow_run_id", ""))
+
+    def remember_run(self, run_id: str) -> None:
+        """Keep the MLflow run's id for a resumed run."""
+        self._write_state({"identity": self.identity, "mlflow_run_id": run_id})
+
+    def array(self, name: str, rows: Iterable[FloatArray], shape: tuple[int, ...]) -> FloatArray:
+        """Return an array from disk, writing it on first use; what is half written is never read.
+
+        Parameters
+        ----------
+        name
+            Stem of the `.npy` file.
+        rows
+            What to write, row by row, where the file is not there yet; otherwise it is not touched.
+        shape
+            Of the whole array; its type is float32.
+
+        Returns
+        -------
+        FloatArray
+            A read-only memory map.
+        """
+        target = self.path / f"{name}.npy"
+        if not target.is_file():
+            draft = target.with_suffix(".tmp")
+            array = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+            for number, row in enumerate(rows):
+                array[number] = row
+            array.flush()
+            draft.replace(target)
+        return np.load(target, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    def remove(self) -> None:
+        """Delete the folder; called when the bundle is whole."""
+        shutil.rmtree(self.path)
+
+    def _state(self) -> dict[str, str]:
+        try:
+            return dict(json.loads((self.path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def _write_state(self, state: dict[str, str]) -> None:
+        draft = self.path / f"{STATE}.tmp"
+        draft.write_text(json.dumps(state), encoding="utf-8")
+        draft.replace(self.path / STATE)
+
+
+def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
+    """Return the workspace of a bundle to be written.
+
+    Parameters
+    ----------
+    bundle
+        The bundle's folder; the workspace is its neighbour.
+    facts
+        Everything that must be the same for a run to be resumed; its hash is the workspace's identity.
+    resume
+        Go on with what is there; otherwise start from nothing.
+
+    Raises
+    ------
+    InputError
+        Where another run left the workspace, or its folder cannot be made.
+    """
+    workspace = Workspace(bundle.with_name(f"{bundle.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
+    if not resume:
+        shutil.rmtree(workspace.path, ignore_errors=True)
+    elif workspace.path.is_dir() and workspace._state().get("identity") != workspace.identity:
+        raise InputError(
+            f"{workspace.path.name} belongs to a run with another configuration or index. "
+            "Give the same ones to resume it, or leave out --resume to start anew."
+        )
+    try:
+        workspace.path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise InputError(f"The folder of {bundle.name} cannot be written to. Choose another --out.") from None
+    workspace._write_state({"identity": workspace.identity, "mlflow_run_id": workspace.run_id})
+    return workspace

@@ -1,0 +1,52 @@
+"""The exported graph: the same numbers as the network, for any batch size, and heatmaps that equal Grad-CAM."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import TrainingError
+from pipeline.model.architectures import create_network
+from pipeline.model.engine import Engine
+from pipeline.model.export import check_graph, export_graph, heatmap_support
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).random((3, 1, 64, 64), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def network():  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    return create_network("test_resnet", 2).eval()
+
+
+@pytest.fixture(scope="module")
+def graph(network) -> bytes:  # type: ignore[no-untyped-def]
+    return export_graph(network, 64)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_graph_and_network_agree_for_any_batch(network, graph: bytes, pixels: np.ndarray, count: int) -> None:  # type: ignore[no-untyped-def]
+    logits, features = Engine(graph).run(pixels[:count])
+    with torch.no_grad():
+        expected_logits, expected_features = network(torch.from_numpy(pixels[:count]))
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+    np.testing.assert_allclose(features, expected_features, atol=1e-4)
+
+
+def test_a_graph_of_other_weights_is_refused(graph: bytes, pixels: np.ndarray) -> None:
+    with pytest.raises(TrainingError, match="The exported graph differs from the network"):
+        check_graph(create_network("test_resnet", 2).eval(), graph, pixels)
+
+
+def test_the_closed_form_is_measured(network, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+    support = heatmap_support(network, pixels)
+    assert support.exact
+    assert support.max_difference is not None
+    assert support.max_difference < 1e-6
+
+
+def test_a_head_with_a_norm_has_no_closed_form(pixels: np.ndarray) -> None:
+    support = heatmap_support(create_network("test_convnext", 2).eval(), pixels)
+    assert (support.exact, support.max_difference) == (False, None)

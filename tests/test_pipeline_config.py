@@ -1,0 +1,65 @@
+"""Configurations: every fault at once, with the nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+
+
+def faults(source: str | Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, overrides)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("name", ["xray", "oct.yaml", "smoke"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    assert load_config(name).name == name.removesuffix(".yaml")
+
+
+def test_three_faults_are_reported_together(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntrain: {sead: 1}\npreprocessing: {size: 7}\nmodel: {activation: relu}\n", encoding="utf-8")
+    found = faults(path)
+    assert len(found) == 3
+    assert any("train.sead is not a setting of octray. Did you mean train.seed?" in fault for fault in found)
+    assert any(fault.startswith("preprocessing.size: Input should be greater than or equal to 32") for fault in found)
+    assert any(fault.startswith("model.activation: Input should be 'softmax' or 'sigmoid'") for fault in found)
+
+
+def test_overrides_win_and_are_read_as_yaml() -> None:
+    config = load_config("xray", ["train.seed=7", "data.labels=[A, B]", "data.normal_label=null", "model.weights=none"])
+    assert config.train.seed == 7
+    assert config.data.labels == ("A", "B")
+    assert config.data.normal_label is None
+    assert config.model.weights == "none"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.seed", "must read section.key=value"),
+        ("name.inner=1", "which is not a section"),
+        ("train.seed=[", "is not valid YAML"),
+        ("train.finetune.epoch=1", "Did you mean train.finetune.epochs?"),
+    ],
+)
+def test_an_override_that_cannot_be_used_says_why(override: str, expected: str) -> None:
+    assert expected in faults("xray", override)[0]
+
+
+def test_a_missing_configuration_names_the_shipped_ones(tmp_path: Path) -> None:
+    (found,) = faults(tmp_path / "absent.yaml")
+    assert found == "There is no configuration absent.yaml. Give a file, or one of oct.yaml, smoke.yaml, xray.yaml."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [", "mine.yaml is not valid YAML at line 2."), ("- 1", "must be a mapping"), ("{}", "name is missing")],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{text}\n", encoding="utf-8")
+    assert expected in faults(path)[0]
