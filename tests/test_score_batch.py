@@ -8,9 +8,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from PIL import Image
+from pipeline.imaging.sources import StudyFile, discover, read_frames
 
 from pipeline.errors import InputError
-from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder

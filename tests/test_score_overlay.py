@@ -129,9 +129,9 @@ def test_a_long_label_is_cut_and_not_drawn_outside() -> None:
     assert opened(render(make_pixels(280, 280), heatmap, PAD, 1.0)).shape[1] < 700
 
 
-def test_full_scale_is_a_patch_of_two_percent_that_doubles_the_odds() -> None:
+def test_full_scale_is_a_patch_of_five_percent_that_doubles_the_odds() -> None:
     temperature, cells = 1.7, 49
-    logit = full_scale(temperature, cells) * 0.02 * cells
+    logit = full_scale(temperature, cells) * 0.05 * cells
     before = math.exp(0.3 / temperature)
     assert math.exp((0.3 + logit) / temperature) / before == pytest.approx(2)
 

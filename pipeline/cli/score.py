@@ -4,7 +4,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.records import FramePrediction, Heatmap, Quarantined
+    from pipeline.model.bundle import Manifest
+    from pipeline.records import FloatArray, FramePrediction, Heatmap, Quarantined
     from pipeline.results.worklist import Picture, ReportFrame
     from pipeline.score.batch import Scored
     from pipeline.score.predictor import Predictor
@@ -22,6 +24,7 @@ HELP = "score a folder of studies with a bundle"
 EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
 PREDICTIONS, FAILURES, REPORT, HEATMAPS = "predictions.csv", "failures.csv", "report.html", "heatmaps"
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+DRAWERS, DRAWN_AHEAD = 2, 16
 _HEATMAP_FILES = "*_f[0-9][0-9][0-9][0-9]*_*.png"
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
@@ -67,6 +70,8 @@ class _Results:
         self._manifest = predictor.manifest
         self._print_json = print_json
         self._names: set[str] = set()
+        self._pool = ThreadPoolExecutor(DRAWERS, thread_name_prefix="draw")
+        self._drawings: deque[Future[None]] = deque()
         _clear(out)
 
     def fill(self, studies: Path) -> bool:
@@ -104,23 +109,24 @@ class _Results:
         from pipeline.results.tables import frame_record
         from pipeline.results.worklist import ReportFrame
 
-        pictures = tuple(self._draw(item, heatmap) for heatmap in self._shown(item.prediction.heatmaps))
+        pictures = tuple(self._draw(item, heatmap) for heatmap in item.prediction.heatmaps if self._is_shown(heatmap))
         self.frames.append(ReportFrame(replace(item.prediction, heatmaps=()), pictures))
         if self._print_json:
             names = {picture.label: f"{HEATMAPS}/{picture.path.name}" for picture in pictures}
             sys.stdout.write(json.dumps(frame_record(item.prediction) | {"heatmaps": names}) + "\n")
             sys.stdout.flush()
 
-    def _shown(self, heatmaps: "Iterable[Heatmap]") -> "list[Heatmap]":
-        return [heatmap for heatmap in heatmaps if heatmap.label != self._manifest.normal_label]
+    def _is_shown(self, heatmap: "Heatmap") -> bool:
+        return heatmap.label != self._manifest.normal_label
 
     def _draw(self, item: "Scored", heatmap: "Heatmap") -> "Picture":
+        """Start to draw one heatmap; at most `DRAWN_AHEAD` are under way, so that memory stays bounded."""
         from pipeline.results.worklist import Picture
-        from pipeline.score.overlay import full_scale, render
 
-        full = full_scale(self._manifest.temperature, heatmap.values.size)
         path = self._out / HEATMAPS / self._name(item.prediction, heatmap.label)
-        path.write_bytes(render(item.frame.pixels, heatmap, self._manifest.preprocessing, full))
+        self._drawings.append(self._pool.submit(_draw_heatmap, path, item.frame.pixels, heatmap, self._manifest))
+        while len(self._drawings) > DRAWN_AHEAD:
+            self._drawings.popleft().result()
         return Picture(heatmap.label, path, heatmap.has_positive_evidence)
 
     def _name(self, frame: "FramePrediction", label: str) -> str:
@@ -138,9 +144,19 @@ class _Results:
         from pipeline.results.report import write_report
         from pipeline.results.tables import write_failures, write_predictions
 
+        self._pool.shutdown()
+        for drawing in self._drawings:
+            drawing.result()
         write_predictions(self._out / PREDICTIONS, (frame.prediction for frame in self.frames))
         write_failures(self._out / FAILURES, self.failures)
         write_report(self._out / REPORT, self._manifest, self.frames, self.failures)
+
+
+def _draw_heatmap(path: Path, pixels: "FloatArray", heatmap: "Heatmap", manifest: "Manifest") -> None:
+    from pipeline.score.overlay import full_scale, render
+
+    full = full_scale(manifest.temperature, heatmap.values.size)
+    path.write_bytes(render(pixels, heatmap, manifest.preprocessing, full))
 
 
 def _nothing(studies: Path, failures: int) -> str:

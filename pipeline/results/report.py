@@ -97,17 +97,18 @@ class _Page:
         top = self._top(study.frames[0])
         yield f'<section class="study{urgent}" id="study-{rank}"><div class="title">'
         yield f"<h3>{rank}. {escape(study_name(study))}</h3>{self._state(top)}</div>"
-        yield f'<p class="soft">Study Instance UID {escape(study.study_instance_uid)}, {count(len(study.frames), "frame")}</p>'
-        for frame in study.frames[:FRAMES_SHOWN]:
-            yield from self._frame(frame)
-        if rest := study.frames[FRAMES_SHOWN:]:
+        yield f'<p class="soft">{count(len(study.frames), "frame")}; Study Instance UID {escape(study.study_instance_uid)}</p>'
+        named = list(zip(_frame_names(study), study.frames, strict=True))
+        for name, frame in named[:FRAMES_SHOWN]:
+            yield from self._frame(name, frame)
+        if rest := named[FRAMES_SHOWN:]:
             yield f"<details><summary>{count(len(rest), 'more frame')}, less urgent</summary>"
-            yield from table(("Frame", *_CELLS), ((escape(_frame_name(frame)), *self._cells(frame)) for frame in rest))
+            yield from table(("Frame", *_CELLS), ((escape(name), *self._cells(frame)) for name, frame in rest))
             yield "</details>"
         yield "</section>"
 
-    def _frame(self, frame: ReportFrame) -> Iterator[str]:
-        yield f'<article class="frame"><div class="labels"><h4>{escape(_frame_name(frame))}</h4>'
+    def _frame(self, name: str, frame: ReportFrame) -> Iterator[str]:
+        yield f'<article class="frame"><div class="labels"><h4>{escape(name)}</h4>'
         for prediction in frame.prediction.predictions:
             yield self._bar(prediction)
         yield "</div>"
@@ -115,7 +116,7 @@ class _Page:
         positive = [prediction.label for prediction in found if prediction.positive]
         wanted = positive[:PICTURES_A_FRAME] or [prediction.label for prediction in found[:1]]
         pictures = {picture.label: picture for picture in frame.pictures}
-        yield from (figure(pictures[label], _frame_name(frame)) for label in wanted if label in pictures)
+        yield from (figure(pictures[label], name) for label in wanted if label in pictures)
         yield "</article>"
 
     def _bar(self, prediction: Prediction) -> str:
@@ -173,8 +174,11 @@ def _failures(failures: Sequence[Quarantined]) -> Iterator[str]:
     yield from table(("File", "#Frame", "Reason", "What it means"), rows)
 
 
-def _frame_name(frame: ReportFrame) -> str:
-    return f"{PurePosixPath(frame.prediction.source).name}, frame {frame.prediction.key.frame_number}"
+def _frame_names(study: Study) -> list[str]:
+    results = [frame.prediction for frame in study.frames]
+    if len({result.source for result in results}) == 1:
+        return [f"Frame {result.key.frame_number}" for result in results]
+    return [f"{PurePosixPath(result.source).name}, frame {result.key.frame_number}" for result in results]
 
 
 _CELLS = ("Label", "#Probability", "State")
@@ -185,7 +189,7 @@ _PROBABILITIES = (
 )
 _HEATMAPS = (
     "A heatmap shows which part of the label's logit each place of the frame contributes (Grad-CAM in closed form). The "
-    "colours mean the same in all pictures of one bundle: at the last colour a patch of 2 % of what the network sees doubles "
+    "colours mean the same in all pictures of one bundle: at the last colour a patch of 5 % of what the network sees doubles "
     "the odds of the label. An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
 )
 _NO_HEATMAPS = "This bundle has no exact heatmaps, so that none are shown."

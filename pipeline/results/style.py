@@ -13,7 +13,8 @@ h4 { font-size: 14px; margin: 0 0 6px; font-weight: 600; overflow-wrap: anywhere
 p { margin: 6px 0; max-width: 80ch; }
 a { color: #0b57a4; }
 a:focus-visible, summary:focus-visible { outline: 3px solid #f2a900; outline-offset: 2px; }
-.warning { background: #fff4d6; border-left: 5px solid #b57900; padding: 8px 14px; margin: 14px 0; font-weight: 600; }
+.warning { background: #fff4d6; border-left: 5px solid #b57900; padding: 8px 14px; margin: 14px 0; font-weight: 600;
+  max-width: none; }
 .soft { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; padding: 0; list-style: none; }
 .figures li { background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
@@ -29,7 +30,7 @@ th { font-size: 13px; color: var(--soft); font-weight: 600; }
 .study.urgent { border-left-color: var(--alert); }
 .title { display: flex; gap: 12px; align-items: baseline; justify-content: space-between; flex-wrap: wrap; }
 .frame { border-top: 1px solid var(--line); margin-top: 12px; padding-top: 12px; display: grid; gap: 8px 20px;
-  grid-template-columns: minmax(250px, 1fr) minmax(0, 2fr); align-items: start; }
+  grid-template-columns: 250px minmax(0, 1fr); align-items: start; }
 .frame > figure { grid-column: 2; }
 .frame > .labels { grid-column: 1; grid-row: 1 / span 3; }
 .label { display: grid; grid-template-columns: 1fr auto; gap: 0 10px; margin: 0 0 9px; }

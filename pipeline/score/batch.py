@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Scored:
 
 def score_folder(
     root: Path, predictor: Predictor, progress: Progress = silent, batch_size: int = 16
-) -> Iterator[Scored | Quarantined]:
+) -> Generator[Scored | Quarantined, None, None]:
     """Score every study file below a folder; what cannot be read or is not meant for the bundle comes out as a failure.
 
     Parameters

@@ -13,11 +13,11 @@ from pipeline.records import FloatArray, Heatmap, Preprocessing
 
 Colours = NDArray[np.uint8]
 
-MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 640
-DOUBLING_AREA = 0.02
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 560
+DOUBLING_AREA = 0.05
 OPACITY = 0.75
-_GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 76, 128, 26
-_TEXT_SIZE = 13
+_GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
+_TEXT_SIZE = 16
 _BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
 _NO_EVIDENCE = "no positive evidence"
 # Nine of the 256 colours of matplotlib's "plasma" (Smith and van der Walt 2015, CC0), evenly spaced: lightness rises evenly.
@@ -38,8 +38,8 @@ def full_scale(temperature: float, cells: int) -> float:
     """Return the heatmap value that gets the last colour of the scale, in logits.
 
     It depends on the bundle alone and never on the picture, so that equal colours mean equal evidence in every picture of a
-    run. At this value a patch of 2 % of what the network sees doubles the calibrated odds of the label: adding d to a logit
-    multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch of 2 % is 0.02 * cells cells.
+    run. At this value a patch of 5 % of what the network sees doubles the calibrated odds of the label: adding d to a logit
+    multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch of 5 % is 0.05 * cells cells.
 
     Parameters
     ----------
@@ -72,8 +72,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     """
     rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
     columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
-    mapped: FloatArray = rows @ values @ columns.T
-    return mapped
+    return np.asarray(rows @ values @ columns.T, np.float32)
 
 
 def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float) -> bytes:
@@ -95,9 +94,10 @@ def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, f
     bytes
         A PNG file whose bytes depend on the arguments alone.
     """
-    height, width = display_shape(*pixels.shape)
+    rows, columns = pixels.shape
+    height, width = display_shape(rows, columns)
     grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
-    box = placement(*pixels.shape, preprocessing)
+    box = placement(rows, columns, preprocessing)
     values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
     overlay = Image.fromarray(_blend(np.asarray(grey), values / np.float32(full)))
     return _png(_compose(grey, overlay, heatmap, full))
@@ -114,7 +114,7 @@ def colours() -> Colours:
     """Return the colour scale: uint8 array of shape (256, 3), dark blue to yellow with evenly rising lightness."""
     places = np.linspace(0, 255, len(_PLASMA))
     channels = [np.interp(np.arange(256), places, channel) for channel in zip(*_PLASMA, strict=True)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    return np.asarray(np.rint(np.stack(channels, axis=1)), np.uint8)
 
 
 def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
@@ -123,7 +123,7 @@ def _interpolation(cells: int, start: float, extent: float, size: int, length: i
     centres = np.clip(places * cells / size - 0.5, 0, cells - 1)
     weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)))
     weights[(places < 0) | (places > size)] = 0
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 def _blend(grey: Colours, share: FloatArray) -> Colours:
@@ -131,7 +131,7 @@ def _blend(grey: Colours, share: FloatArray) -> Colours:
     clipped = np.clip(share, 0, 1)
     opacity = (OPACITY * np.sqrt(clipped))[..., None]
     colour = colours()[np.rint(clipped * 255).astype(np.intp)]
-    return np.rint(grey[..., None] * (1 - opacity) + colour * opacity).astype(np.uint8)
+    return np.asarray(np.rint(grey[..., None] * (1 - opacity) + colour * opacity), np.uint8)
 
 
 def _compose(grey: Image.Image, overlay: Image.Image, heatmap: Heatmap, full: float) -> Image.Image:
@@ -148,20 +148,20 @@ def _compose(grey: Image.Image, overlay: Image.Image, heatmap: Heatmap, full: fl
 
 def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int, full: float) -> None:
     """Draw the colours as they look on middle grey, with what they mean in logits."""
-    top, bottom = 26, height - 12
+    top, bottom = 30, height - 12
     share = np.linspace(1, 0, bottom - top, dtype=np.float32)[:, None].repeat(14, axis=1)
     canvas.paste(Image.fromarray(_blend(np.full(share.shape, 128, np.uint8), share)), (left, top))
     _write(draw, (left, 4), "logits", _SCALE_WIDTH - _GAP)
     for part in (0, 0.25, 0.5, 0.75, 1):
         y = round(bottom - 1 - part * (bottom - top - 1))
         draw.line((left + 14, y, left + 18, y), fill=_INK)
-        sign = "\u2265" if part == 1 else ""
-        draw.text((left + 22, y), f"{sign}{part * full:.2g}", fill=_INK, font=_font(), anchor="lm")
+        more = "+" if part == 1 else ""
+        draw.text((left + 22, y), f"{part * full:.2g}{more}", fill=_INK, font=_font(), anchor="lm")
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
     while text and draw.textlength(text, font=_font()) > width:
-        text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
+        text = text.removesuffix("...")[:-1] + "..." if len(text) > 3 else ""
     draw.text(place, text, fill=_INK, font=_font())
 
 
