@@ -3,6 +3,7 @@
 import argparse
 import copy
 import socket
+import sys
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -37,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     bundle = load_bundle(args.bundle)
     with listen(args.host, args.port) as listener:
+        host, port = listener.getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        sys.stderr.write(f"octray: serving {args.bundle.name} at http://{address}; Ctrl+C ends it.\n")
         config = uvicorn.Config(create_app(bundle, settings), log_config=_logging(), server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
     return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from services.api.settings import Settings
 
 FIELD = "files"
 _MAX_FIELDS = 16
+_END = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,10 @@ async def receive_uploads(request: Request, settings: Settings) -> AsyncIterator
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise HTTPException(415, f"Send the study's files as multipart/form-data, in the field `{FIELD}`.")
-    limited = _limited(request, settings.max_body_bytes)
+    body = _Body(request, settings.max_body_bytes)
     try:
         with anyio.fail_after(settings.upload_seconds):
-            form = await limited.form(max_files=settings.max_files, max_fields=_MAX_FIELDS)
+            form = await Request(request.scope, body.receive).form(max_files=settings.max_files, max_fields=_MAX_FIELDS)
     except TimeoutError:
         raise HTTPException(408, f"The request did not come whole within {settings.upload_seconds:g} seconds.") from None
     try:
@@ -60,20 +62,33 @@ def _own_name(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def _limited(request: Request, most: int) -> Request:
-    """Return `request` with a body that ends in 413 as soon as more than `most` bytes are announced or have come."""
-    too_large = HTTPException(413, f"The request is larger than {most:,} bytes. Send fewer files at a time.")
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
-        raise too_large
-    come = 0
+class _Body:
+    """A request's body, which ends in 413 as soon as more than `most` bytes are announced or have come."""
 
-    async def receive() -> Message:
-        nonlocal come
-        message = await request.receive()
-        come += len(message.get("body", b""))
-        if come > most:
-            raise too_large
+    def __init__(self, request: Request, most: int) -> None:
+        self._request = request
+        self._most = most
+        self._come = 0
+        self._end = b""
+        announced = request.headers.get("content-length", "")
+        self._check(int(announced) if announced.isdecimal() else 0)
+
+    async def receive(self) -> Message:
+        message = await self._request.receive()
+        content = message.get("body", b"")
+        self._come += len(content)
+        self._check(self._come)
+        self._end = (self._end + content[-_END:])[-_END:]
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._check_end()
         return message
 
-    return Request(request.scope, receive)
+    def _check_end(self) -> None:
+        """Raise 400 where the closing boundary is missing: the parser would leave out the last file in silence."""
+        _, options = parse_options_header(self._request.headers["content-type"])
+        if b"--" + options[b"boundary"] + b"--" not in self._end:
+            raise HTTPException(400, "The multipart body ends before its closing boundary; a file may be missing. Send it again.")
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise HTTPException(413, f"The request is larger than {self._most:,} bytes. Send fewer files at a time.")
