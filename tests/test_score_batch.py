@@ -8,9 +8,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline.imaging.sources import StudyFile, discover, read_frames
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder
@@ -124,6 +124,22 @@ def test_an_unexpected_error_in_one_file_does_not_end_the_run(
         failure.message == "Reading the file ended in an unexpected ZeroDivisionError. Please report it as a fault of octray."
     )
     assert sum(isinstance(item, Scored) for item in items) == 7 + 11
+
+
+def test_a_volume_that_breaks_off_keeps_the_frames_before_and_names_the_one_that_failed(
+    studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(file: StudyFile) -> Iterator[Frame]:
+        for frame in read_frames(file):
+            if frame.key.frame_number == 4:
+                raise UnreadableError(Reason.TRUNCATED, "It is cut.")
+            yield frame
+
+    monkeypatch.setattr(batch, "read_frames", read)
+    items = list(score_folder(studies / "a.dcm", predictor))
+    assert [name(item) for item in items] == [("a.dcm", number) for number in (1, 2, 3, 4)]
+    assert isinstance(items[-1], Quarantined)
+    assert (items[-1].reason, items[-1].message) == ("truncated", "It is cut. No frame after this one was read.")
 
 
 def test_stopping_early_stops_the_decoding(studies: Path, predictor: Predictor) -> None:

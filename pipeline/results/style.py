@@ -48,14 +48,16 @@ figure img { max-width: 100%; height: auto; border-radius: 4px; display: block; 
 details { margin-top: 12px; }
 summary { cursor: pointer; color: #0b57a4; }
 footer { padding-bottom: 40px; }
-@media (max-width: 760px) { .frame { display: block; } .frame > * + * { margin-top: 10px; } }
+@media screen and (max-width: 760px) { .frame { display: block; } .frame > * + * { margin-top: 10px; } }
 @media print {
   @page { margin: 14mm; }
   body { background: #fff; font-size: 10.5pt; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   header, main, footer { max-width: none; padding: 0; }
   .frame, figure, tr, .figures { break-inside: avoid; }
-  h2, .title { break-after: avoid; }
+  h2, h2 + .soft, .title, .title + .soft { break-after: avoid; }
+  .study { padding: 10px 14px; }
+  .frame { grid-template-columns: 170px minmax(0, 1fr); }
   a { color: inherit; text-decoration: none; }
 }
 """

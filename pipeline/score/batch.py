@@ -132,10 +132,20 @@ class _Decoder:
 
 
 def _read(file: StudyFile) -> Iterator[Frame | Quarantined]:
+    done = 0
     try:
-        yield from read_frames(file)
+        for frame in read_frames(file):
+            yield frame
+            done += 1
     except UnreadableError as error:
-        yield Quarantined(file.source, error.reason, str(error))
+        yield _failed(file, done, error.reason, str(error))
     except Exception as error:  # one file must never end the run of all others
         message = f"Reading the file ended in an unexpected {type(error).__name__}. Please report it as a fault of octray."
-        yield Quarantined(file.source, Reason.DECODE_FAILED, message)
+        yield _failed(file, done, Reason.DECODE_FAILED, message)
+
+
+def _failed(file: StudyFile, done: int, reason: Reason, message: str) -> Quarantined:
+    """Name the frame behind the last one that could be read, or the whole file where none could."""
+    if not done:
+        return Quarantined(file.source, reason, message)
+    return Quarantined(file.source, reason, f"{message} No frame after this one was read.", done + 1)
