@@ -1,0 +1,63 @@
+"""Blackens the white wedges that an earlier rotation left at the edges of a frame, so that no model can learn from them.
+
+A wedge is followed straight inwards from its edge, so that white tissue in the middle of the frame is never reached. Tissue
+that touches an edge shows as a short peak in the depth of white along that edge, which an opening removes; a wedge is long, and
+nearly all of it is fully white, which bright tissue is not.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.records import FloatArray
+
+WHITE = 254 / 255
+"""At least half of a wedge is at or above this grey level."""
+NEARLY_WHITE = 0.85
+"""Every pixel of a wedge is at or above this one; JPEG's ringing takes it below `WHITE` near its border."""
+GAP = 9
+"""Pixels along the edge: shorter interruptions of a wedge are closed."""
+STRETCH = 16
+"""A wedge takes at least one part in this of the edge that it lies on."""
+RIM = 2
+"""Pixels beyond a wedge that are blackened with it; measured on real B-scans, those after them are no brighter than others."""
+
+
+def mask_white_borders(pixels: FloatArray) -> FloatArray:
+    """Set the white wedges at the edges of a frame, and a rim of `RIM` pixels along them, to 0.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1]; it is not changed.
+
+    Returns
+    -------
+    FloatArray
+        The same array where there is no wedge, otherwise a copy.
+    """
+    wedges = white_borders(pixels)
+    if not wedges.any():
+        return pixels
+    return np.where(ndimage.maximum_filter(wedges, 2 * RIM + 1), np.float32(0), pixels)
+
+
+def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
+    """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim."""
+    wedges = np.zeros(pixels.shape, bool)
+    for turns in range(4):
+        wedges |= np.rot90(_wedge_at_top(np.rot90(pixels, turns)), -turns)
+    return wedges
+
+
+def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:
+    """Return a mask of the wedge that hangs on the first row, all false where there is none."""
+    rows, columns = pixels.shape
+    dark = pixels < NEARLY_WHITE
+    depth = np.where(dark.any(axis=0), dark.argmax(axis=0), rows)
+    closed = ndimage.grey_closing(depth, GAP, mode="nearest")
+    long = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
+    mask: NDArray[np.bool_] = np.arange(rows)[:, None] < long
+    if not mask.any() or np.mean(pixels[mask] >= np.float32(WHITE)) < 0.5:
+        mask[:] = False
+    return mask

@@ -1,0 +1,164 @@
+"""From stored values to grey levels in [0, 1]: modality transformation, VOI LUT or window, sense (PS3.3 C.7.6.16.2.9, C.11)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import FloatArray
+
+Values = NDArray[Any]
+
+PERCENTILES = (0.5, 99.5)
+"""Where a frame of more than 8 bits names no window, these percentiles of its values become black and white."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lut:
+    """A lookup table (PS3.3 C.11.1.1, C.11.2.1.1).
+
+    Parameters
+    ----------
+    data
+        One output value for each input value from `first` on; integers in [0, 2**bits - 1].
+    first
+        The input value that the first entry belongs to; inputs outside the table take its nearest end.
+    bits
+        Bits of the output.
+    """
+
+    data: Values
+    first: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window (PS3.3 C.11.2.1.2): `center` and `width` in modality values; LINEAR, LINEAR_EXACT or SIGMOID."""
+
+    center: float
+    width: float
+    function: str = "LINEAR"
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the Standard allows this width: at least 1 for LINEAR, above 0 otherwise."""
+        finite = bool(np.isfinite(self.center) and np.isfinite(self.width))
+        return finite and (self.width >= 1 if self.function == "LINEAR" else self.width > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """Rescale Slope (0028,1053) and Rescale Intercept (0028,1052)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """Everything that a header says of the way from stored values to grey levels.
+
+    Parameters
+    ----------
+    modality
+        Modality LUT or rescale.
+    voi
+        VOI LUT or window; None where the header gives none.
+    inverted
+        True where low values are to be shown white: MONOCHROME1, or Presentation LUT Shape (2050,0020) INVERSE. The two say the
+        same (PS3.3 C.8.11.3.1.2), so both together invert once.
+    padding
+        Smallest and largest stored value that is padding and no measurement (0028,0120), (0028,0121); None where there is none.
+    full_range
+        Smallest and largest value that 8 bits or fewer can store; None for more bits.
+    """
+
+    modality: Lut | Rescale = Rescale()
+    voi: Lut | Window | None = None
+    inverted: bool = False
+    padding: tuple[float, float] | None = None
+    full_range: tuple[float, float] | None = None
+
+
+def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str, ...]]:
+    """Turn the stored values of a grey frame into grey levels.
+
+    Parameters
+    ----------
+    stored
+        Array of shape (rows, columns), integers or finite floats.
+    rendering
+        What the header says.
+
+    Returns
+    -------
+    tuple[FloatArray, tuple[str, ...]]
+        float32 array of the same shape in [0, 1], MONOCHROME2 sense; and what had to be assumed, in sentences.
+    """
+    values = apply_modality(stored, rendering.modality)
+    notes: tuple[str, ...] = ()
+    if isinstance(rendering.voi, Lut):
+        grey = apply_lut(values, rendering.voi).astype(np.float32) / np.float32(2**rendering.voi.bits - 1)
+    elif rendering.voi is not None:
+        grey = apply_window(values, rendering.voi)
+    else:
+        bounds, notes = _bounds(stored, values, rendering)
+        grey = apply_range(values, *bounds)
+    if rendering.inverted:
+        grey = 1 - grey
+    return np.ascontiguousarray(np.clip(grey, 0, 1), np.float32), notes
+
+
+def apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
+    """Return modality values: integers of a lookup table, the stored values themselves, or rescaled float64."""
+    if isinstance(modality, Lut):
+        return apply_lut(stored, modality)
+    if modality == Rescale():
+        return stored
+    return stored.astype(np.float64) * modality.slope + modality.intercept
+
+
+def apply_lut(values: Values, lut: Lut) -> Values:
+    """Look every value up; values outside the table take its first or its last entry."""
+    index = np.rint(values).astype(np.int64) - lut.first
+    looked_up: Values = lut.data[np.clip(index, 0, lut.data.size - 1)]
+    return looked_up
+
+
+def apply_window(values: Values, window: Window) -> FloatArray:
+    """Apply a valid window with the pseudo-code of PS3.3 C.11.2.1.2 and C.11.2.1.3; returns float32 in [0, 1]."""
+    center, width = window.center, window.width
+    if window.function == "SIGMOID":
+        exponent = np.clip(-4 * (values.astype(np.float64) - center) / width, -700, 700)
+        return (1 / (1 + np.exp(exponent))).astype(np.float32)
+    if window.function == "LINEAR_EXACT":
+        return apply_range(values, center - width / 2, center + width / 2)
+    return apply_range(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+
+
+def apply_range(values: Values, low: float, high: float) -> FloatArray:
+    """Map `low` to 0 and `high` to 1, linearly and clipped; where both are equal, only what lies above them is 1."""
+    if high <= low:
+        return (values > low).astype(np.float32)
+    return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def _bounds(stored: Values, values: Values, rendering: Rendering) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Choose black and white where the header does not: the whole range of up to 8 bits, percentiles of anything wider."""
+    if rendering.full_range is not None:
+        low, high = sorted(apply_modality(np.asarray(rendering.full_range), rendering.modality).tolist())
+        return (low, high), ()
+    measured = values if rendering.padding is None else values[~_is_padding(stored, rendering.padding)]
+    if measured.size == 0:
+        measured = values
+    low, high = np.percentile(measured, PERCENTILES).tolist()
+    if high <= low:
+        low, high = float(measured.min()), float(measured.max())
+    note = f"The file names no window: the grey levels run from percentile {PERCENTILES[0]} to {PERCENTILES[1]} of the values."
+    return (low, high), (note,)
+
+
+def _is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
+    return (stored >= padding[0]) & (stored <= padding[1])

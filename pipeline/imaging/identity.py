@@ -1,0 +1,40 @@
+"""Hashes of stored values, and the UIDs of files that carry none."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pixel_sha256(stored: NDArray[Any]) -> str:
+    """Hash the stored values of a frame.
+
+    Parameters
+    ----------
+    stored
+        Array of shape (rows, columns), any type.
+
+    Returns
+    -------
+    str
+        Hex digest over the type, the shape and the values (C order, little endian); equal pixels, equal hash.
+    """
+    little = np.ascontiguousarray(stored, stored.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{little.dtype.kind}{little.dtype.itemsize} {little.shape}\n".encode())
+    digest.update(little.data)
+    return digest.hexdigest()
+
+
+def derived_uid(content: bytes, role: str) -> str:
+    """Make a UID out of the content of a file, in the arc for UUIDs (PS3.5 B.2).
+
+    Parameters
+    ----------
+    content
+        The whole file.
+    role
+        "study", "series" or "instance"; each gives another UID.
+    """
+    digest = hashlib.sha256(hashlib.sha256(content).digest() + role.encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"

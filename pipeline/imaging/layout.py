@@ -1,0 +1,155 @@
+"""Checks that the pixel data of a DICOM file are what the header promises, before any of it is decoded (PS3.3 C.7.6.3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.uid import UID, RLELossless
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.codecs import DECODER_DEPENDENCIES, check_codestream
+from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.header import code, number, value
+
+GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
+"""Elements that hold pixels (PS3.3 C.7.6.3, C.7.6.24, C.7.6.25), with the Bits Allocated (0028,0100) that octray reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the pixel data are laid out; checked, so that no half-valid one exists."""
+
+    keyword: str
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    bits_allocated: int
+    photometric_interpretation: str
+    transfer_syntax: UID
+
+
+def read_layout(dataset: Dataset, syntax: UID) -> Layout:
+    """Check a header and its pixel data against each other.
+
+    Raises
+    ------
+    UnreadableError
+        `NO_PIXELS`, `EMPTY_IMAGE`, `INCONSISTENT`, `TRUNCATED`, `UNSUPPORTED_ENCODING`, `DECODE_FAILED` or `RESOURCE_LIMIT`.
+    """
+    present = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
+    if not present:
+        raise UnreadableError(
+            Reason.NO_PIXELS, "The DICOM file has no pixel data: it is no image, or it was cut off before them."
+        )
+    keyword = present[0]
+    layout = Layout(
+        keyword=keyword,
+        rows=_required(dataset, "Rows"),
+        columns=_required(dataset, "Columns"),
+        frames=_required(dataset, "NumberOfFrames") if value(dataset, "NumberOfFrames") is not None else 1,
+        samples=_required(dataset, "SamplesPerPixel"),
+        bits_allocated=_required(dataset, "BitsAllocated"),
+        photometric_interpretation=code(dataset, "PhotometricInterpretation"),
+        transfer_syntax=syntax,
+    )
+    check_size(layout.rows, layout.columns)
+    _check_header(dataset, layout)
+    data = value(dataset, keyword)
+    if not isinstance(data, bytes):
+        raise UnreadableError(Reason.NO_PIXELS, "The pixel data of the DICOM file are empty. Export the file again.")
+    if syntax.is_encapsulated:
+        _check_encapsulated(data, layout)
+    else:
+        _check_native(len(data), layout)
+    return layout
+
+
+def _required(dataset: Dataset, keyword: str) -> int:
+    found = number(dataset, keyword)
+    if found is None or found != int(found):
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The DICOM file has no valid {keyword}, without which its image cannot be read. Export it again.",
+        )
+    return int(found)
+
+
+def _check_header(dataset: Dataset, layout: Layout) -> None:
+    faults = []
+    if layout.frames < 1:
+        faults.append(f"Number of Frames is {layout.frames}")
+    if layout.bits_allocated not in PIXEL_KEYWORDS[layout.keyword]:
+        faults.append(f"Bits Allocated is {layout.bits_allocated}")
+    if layout.keyword == "PixelData":
+        stored = _required(dataset, "BitsStored")
+        if not 1 <= stored <= layout.bits_allocated:
+            faults.append(f"Bits Stored is {stored} of {layout.bits_allocated} allocated")
+        if _required(dataset, "PixelRepresentation") not in (0, 1):
+            faults.append("Pixel Representation is neither 0 nor 1")
+    expected = 3 if layout.photometric_interpretation in COLOUR else 1
+    if layout.photometric_interpretation not in GREY + COLOUR:
+        kind = layout.photometric_interpretation or "missing or not valid"
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING,
+            f"Photometric Interpretation is {kind}; octray reads {', '.join(GREY + COLOUR)}. Export the file in one of these.",
+        )
+    if layout.samples != expected:
+        faults.append(f"Samples per Pixel is {layout.samples} with {layout.photometric_interpretation}")
+    if faults:
+        raise UnreadableError(
+            Reason.INCONSISTENT, f"The DICOM header contradicts itself: {'; '.join(faults)}. Export it again."
+        )
+
+
+def _check_native(length: int, layout: Layout) -> None:
+    """Compare the length of uncompressed pixel data with Rows x Columns x Frames x Samples x Bits Allocated."""
+    bits = layout.rows * layout.columns * layout.samples * layout.bits_allocated
+    if layout.photometric_interpretation == "YBR_FULL_422":
+        bits = bits // 3 * 2
+    expected = (bits * layout.frames + 7) // 8
+    if length < expected:
+        raise UnreadableError(
+            Reason.TRUNCATED,
+            f"The pixel data are cut off: {length} of {expected} bytes are there. Copy or export the file again.",
+        )
+    if (length - expected) * 8 >= max(bits, 16):
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The pixel data have {length} bytes, but the header describes {expected}. Export the file again.",
+        )
+
+
+def _check_encapsulated(data: bytes, layout: Layout) -> None:
+    """Check that every frame has its fragment, whole, and that the first frame has the size that the header promises."""
+    fragments = sum(1 for _ in _fragments(data)) - 1
+    if fragments < layout.frames:
+        raise UnreadableError(
+            Reason.TRUNCATED,
+            f"The compressed pixel data hold {max(fragments, 0)} of {layout.frames} frames. Copy or export the file again.",
+        )
+    if layout.transfer_syntax in DECODER_DEPENDENCIES:
+        with translated("The compressed pixel data of the DICOM file are damaged."):
+            first = next(generate_frames(data, number_of_frames=layout.frames))
+        check_codestream(first, layout.rows, layout.columns, layout.samples)
+    elif layout.transfer_syntax != RLELossless:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING,
+            f"The transfer syntax {layout.transfer_syntax.name} is not one that octray reads. Convert the file to another.",
+        )
+
+
+def _fragments(data: bytes) -> Iterator[int]:
+    """Yield the length of each item, the Basic Offset Table first (PS3.5 A.4)."""
+    at = 0
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length
+        if at > len(data):
+            raise UnreadableError(
+                Reason.TRUNCATED, "The compressed pixel data are cut off within a frame. Copy or export the file again."
+            )
+        yield length

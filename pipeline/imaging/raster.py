@@ -1,0 +1,165 @@
+"""Reads PNG, JPEG and TIFF: from bytes to `Frame`s; UIDs are derived from the content, and nothing is turned or mirrored."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.codecs import codestream_shape
+from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
+from pipeline.imaging.grayscale import Rendering, render
+from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.identity import derived_uid, pixel_sha256
+from pipeline.records import Frame, InstanceKey
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+_MODES = {
+    "1": "L",
+    "LA": "LA",
+    "L": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "I;16": "I;16",
+    "I;16B": "I;16",
+}
+_TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+
+def read_picture(content: bytes, source: str) -> Iterator[Frame]:
+    """Read a PNG or JPEG file; it is one frame, its pixels as stored, an orientation in its EXIF data left alone.
+
+    Raises
+    ------
+    UnreadableError
+        And nothing else, whatever the bytes are.
+    """
+    with translated("The image is damaged and cannot be decoded. Copy or export it again."):
+        notes: tuple[str, ...] = ()
+        # Pillow checks a size of its own when it opens; ours comes first.
+        check_size(*_announced_size(content))
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+        if orientation != 1:
+            notes += (f"The file asks to be turned or mirrored (EXIF orientation {orientation}); the pixels are as stored.",)
+        if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I;16", "I;16B"):
+            notes += ("The file has 16 bits in each colour channel; 8 of them were read.",)
+        stored = _picture_values(_load(image), TOLERANCE if content.startswith(JPEG) else 0)
+    yield _frame(content, source, 1, stored, notes=notes)
+
+
+def _announced_size(content: bytes) -> tuple[int, int]:
+    """Return rows and columns as the header of a PNG or JPEG file gives them."""
+    if content.startswith(PNG):
+        return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
+    rows, columns, _ = codestream_shape(content) or (1, 1, 1)
+    return rows, columns
+
+
+def _load(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except OSError as error:
+        if "truncated" in str(error):
+            raise UnreadableError(Reason.TRUNCATED, "The image is cut off. Copy or export it again.") from None
+        raise
+    return image
+
+
+def _picture_values(image: Image.Image, tolerance: int) -> NDArray[Any]:
+    mode = _MODES.get(image.mode)
+    if mode is None:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING, f"The image is stored as {image.mode}, which octray does not read. Export it as grey."
+        )
+    if image.has_transparency_data:
+        mode = "LA" if mode == "L" else "RGBA" if mode == "RGB" else mode
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    return _grey(array, tolerance)
+
+
+def _grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
+    if array.ndim == 3 and array.shape[-1] in (2, 4):
+        array = drop_opaque_alpha(array)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array if array.ndim == 2 else to_grey(array, tolerance)
+
+
+def read_tiff(content: bytes, source: str) -> Iterator[Frame]:
+    """Read a TIFF file, one frame a page; pages that are marked as reduced copies of another are left out.
+
+    Raises
+    ------
+    UnreadableError
+        And nothing else, whatever the bytes are.
+    """
+    damaged = "The TIFF file is damaged and cannot be decoded. Copy or export it again."
+    with translated(damaged):
+        file = tifffile.TiffFile(io.BytesIO(content))
+    with file:
+        with translated(damaged):
+            every: list[Any] = [file.pages.get(index) for index in range(len(file.pages))]
+            pages = [page for page in every if not page.is_reduced]
+            for page in pages:
+                _check_page(page, len(content))
+        for number, page in enumerate(pages, 1):
+            with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
+                frame = _frame(content, source, number, _page_values(page), inverted=page.photometric.name == "MINISWHITE")
+            yield frame
+
+
+def _check_page(page: Any, length: int) -> None:
+    check_size(page.imagelength, page.imagewidth)
+    kind = f"{page.dtype}, {getattr(page.photometric, 'name', page.photometric)}"
+    known = getattr(page.photometric, "name", "") in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR")
+    if not known or str(page.dtype) not in _TIFF_TYPES or page.imagedepth != 1 or page.samplesperpixel > 4:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING, f"The TIFF file is stored as {kind}, which octray does not read. Export it as grey."
+        )
+    if any(at + count > length for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise UnreadableError(Reason.TRUNCATED, "The TIFF file is cut off. Copy or export it again.")
+
+
+def _page_values(page: Any) -> NDArray[Any]:
+    array: NDArray[Any] = page.asarray()
+    if page.photometric.name == "PALETTE":
+        array = np.moveaxis(page.colormap[:, array], 0, -1)
+    elif page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":
+        array = np.moveaxis(array, 0, -1)
+    if array.shape[:2] != (page.imagelength, page.imagewidth):
+        raise UnreadableError(
+            Reason.INCONSISTENT, "A page of the TIFF file does not have the size that it says. Export it again."
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UnreadableError(
+            Reason.INCONSISTENT, "A page of the TIFF file holds values that are not numbers. Export it again."
+        )
+    return _grey(array, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
+
+
+def _frame(
+    content: bytes, source: str, number: int, stored: NDArray[Any], notes: tuple[str, ...] = (), inverted: bool = False
+) -> Frame:
+    """Make a frame: up to 8 bits are shown over their whole range, anything wider between percentiles."""
+    if stored.dtype == bool:
+        stored = stored.astype(np.uint8) * np.uint8(255)
+    full_range = (0.0, 255.0) if stored.dtype == np.uint8 else None
+    pixels, grey_notes = render(stored, Rendering(inverted=inverted, full_range=full_range))
+    uids = [derived_uid(content, role) for role in ("study", "series", "instance")]
+    return Frame(
+        pixels=pixels,
+        key=InstanceKey(uids[0], uids[1], uids[2], number),
+        source=source,
+        pixel_sha256=pixel_sha256(stored),
+        notes=notes + grey_notes,
+    )

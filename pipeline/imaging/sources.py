@@ -1,0 +1,117 @@
+"""Finds study files below a folder, and turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.dicom import is_dicom, read_dicom
+from pipeline.imaging.guard import MAX_BYTES, silence_decoders
+from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
+from pipeline.records import Frame
+
+HEAD = 512
+"""Bytes from the start of a file that are enough to tell its kind."""
+
+Reader = Callable[[bytes, str], Iterator[Frame]]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    """A file that may hold frames.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    source
+        The same below what was given to read, with forward slashes; characters that are no text are escaped.
+    """
+
+    path: Path
+    source: str
+
+
+def discover(root: Path) -> Iterator[StudyFile]:
+    """Find the files to read, sorted by `source`.
+
+    Hidden files and folders, DICOMDIR, linked folders, and links to files outside `root` are left out.
+
+    Raises
+    ------
+    InputError
+        Where there is nothing at `root`.
+    """
+    if root.is_file():
+        return iter((StudyFile(root, _text(root.name)),))
+    if not root.is_dir():
+        raise InputError(f"There is no file or folder {_text(root.name)}. Check the path.")
+    return iter(sorted(_walk(root), key=lambda file: file.source))
+
+
+def _walk(root: Path) -> Iterator[StudyFile]:
+    inside = root.resolve()
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            hidden = name.startswith(".") or name.upper() == "DICOMDIR"
+            outside = path.is_symlink() and not path.resolve().is_relative_to(inside)
+            if not hidden and not outside and path.is_file():
+                yield StudyFile(path, _text(path.relative_to(root).as_posix()))
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def read_frames(file: StudyFile) -> Iterator[Frame]:
+    """Read the frames of one file, in its order; the file is read once.
+
+    Raises
+    ------
+    UnreadableError
+        Where it cannot be opened, is no image, or is damaged. Frames before a damaged one have been yielded by then.
+    """
+    try:
+        with file.path.open("rb") as stream:
+            reader = _reader(stream.read(HEAD))
+            if stream.seek(0, os.SEEK_END) > MAX_BYTES:
+                raise UnreadableError(
+                    Reason.RESOURCE_LIMIT, f"The file is larger than {MAX_BYTES // 2**30} GiB. Split it, or leave it out."
+                )
+            stream.seek(0)
+            content = stream.read()
+    except OSError as error:
+        raise UnreadableError(Reason.DECODE_FAILED, f"The file could not be opened: {error.strerror}.") from None
+    silence_decoders()
+    yield from reader(content, file.source)
+
+
+def read_frames_from_bytes(content: bytes, source: str) -> Iterator[Frame]:
+    """Read the frames of a file that is in memory already.
+
+    Raises
+    ------
+    UnreadableError
+        As `read_frames`.
+    """
+    reader = _reader(content[:HEAD])
+    silence_decoders()
+    yield from reader(content, source)
+
+
+def _reader(head: bytes) -> Reader:
+    if not head:
+        raise UnreadableError(Reason.NOT_AN_IMAGE, "The file is empty. Copy it again.")
+    if head.startswith(PNG) or head.startswith(JPEG):
+        return read_picture
+    if is_dicom(head):
+        return read_dicom
+    if head.startswith(TIFF):
+        return read_tiff
+    raise UnreadableError(
+        Reason.NOT_AN_IMAGE,
+        "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, whatever its name says.",
+    )
