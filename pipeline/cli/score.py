@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"The results folder {args.out.name} cannot be written: {error.strerror}.") from None
+        raise InputError(f"The results folder {_name(args.out)} cannot be written: {error.strerror}.") from None
     results.say()
     if interrupted:
         return INTERRUPTED
@@ -99,8 +99,8 @@ class _Results:
         studies = worklist(self.frames, self._manifest.normal_label)
         urgent = sum(study.urgent for study in studies)
         sys.stderr.write(
-            f"Scored {len(self.frames)} frames of {len(studies)} studies, {urgent} with a finding; "
-            f"{len(self.failures)} files or frames not scored.\n"
+            f"Frames scored: {len(self.frames)}. Studies: {len(studies)}, with a finding: {urgent}. "
+            f"Files or frames not scored: {len(self.failures)}.\n"
         )
         for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
             sys.stderr.write(f"  {self._out / name}\n")
@@ -123,13 +123,13 @@ class _Results:
         """Start to draw one heatmap; at most `DRAWN_AHEAD` are under way, so that memory stays bounded."""
         from pipeline.results.worklist import Picture
 
-        path = self._out / HEATMAPS / self._name(item.prediction, heatmap.label)
+        path = self._out / HEATMAPS / self._heatmap_name(item.prediction, heatmap.label)
         self._drawings.append(self._pool.submit(_draw_heatmap, path, item.frame.pixels, heatmap, self._manifest))
         while len(self._drawings) > DRAWN_AHEAD:
             self._drawings.popleft().result()
         return Picture(heatmap.label, path, heatmap.has_positive_evidence)
 
-    def _name(self, frame: "FramePrediction", label: str) -> str:
+    def _heatmap_name(self, frame: "FramePrediction", label: str) -> str:
         """Return a safe name that no other heatmap of this run has; the same UID may come in two files."""
         key = frame.key
         stem = f"{_safe(key.sop_instance_uid)}_f{key.frame_number:04d}_{_safe(label)}"
@@ -141,6 +141,7 @@ class _Results:
         return f"{name}.png"
 
     def _write(self) -> None:
+        from pipeline.cli.progress import bar
         from pipeline.results.report import write_report
         from pipeline.results.tables import write_failures, write_predictions
 
@@ -149,7 +150,7 @@ class _Results:
             drawing.result()
         write_predictions(self._out / PREDICTIONS, (frame.prediction for frame in self.frames))
         write_failures(self._out / FAILURES, self.failures)
-        write_report(self._out / REPORT, self._manifest, self.frames, self.failures)
+        write_report(self._out / REPORT, self._manifest, self.frames, self.failures, bar)
 
 
 def _draw_heatmap(path: Path, pixels: "FloatArray", heatmap: "Heatmap", manifest: "Manifest") -> None:
@@ -161,18 +162,16 @@ def _draw_heatmap(path: Path, pixels: "FloatArray", heatmap: "Heatmap", manifest
 
 def _nothing(studies: Path, failures: int) -> str:
     if failures:
-        return f"None of the files in {studies.name} could be scored; {FAILURES} says why for each of the {failures}."
-    return f"{studies.name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files."
+        return f"None of the files in {_name(studies)} could be scored; {FAILURES} says why for each of the {failures}."
+    return f"{_name(studies)} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files."
 
 
 def _check_places(studies: Path, out: Path) -> None:
     if not studies.exists():
-        raise InputError(f"There is no file or folder {studies.name}. Give the folder of studies to score.")
+        raise InputError(f"There is no file or folder {_name(studies)}. Give the folder of studies to score.")
     if out.resolve().is_relative_to(studies.resolve()):
-        raise InputError(
-            f"The results folder {out.name} must not lie inside {studies.name}: its heatmaps would be scored the next time. "
-            "Give another --out."
-        )
+        where = f"The results folder {_name(out)} must not lie inside {_name(studies)}"
+        raise InputError(f"{where}: its heatmaps would be scored the next time. Give another --out.")
 
 
 def _clear(out: Path) -> None:
@@ -180,6 +179,10 @@ def _clear(out: Path) -> None:
     (out / HEATMAPS).mkdir(parents=True, exist_ok=True)
     for path in (out / PREDICTIONS, out / FAILURES, out / REPORT, *(out / HEATMAPS).glob(_HEATMAP_FILES)):
         path.unlink(missing_ok=True)
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
 
 
 def _safe(text: str) -> str:

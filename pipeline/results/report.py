@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path, PurePosixPath
 
 from pipeline.model.bundle import Manifest
+from pipeline.progress import Progress, silent
 from pipeline.records import Prediction, Quarantined
 from pipeline.results.files import replacing
 from pipeline.results.markup import count, figure, percent, table
@@ -17,7 +18,13 @@ PICTURES_A_FRAME = 2
 NOT_A_DEVICE = "Not a medical device; not for diagnosis."
 
 
-def write_report(path: Path, manifest: Manifest, frames: Sequence[ReportFrame], failures: Sequence[Quarantined]) -> None:
+def write_report(
+    path: Path,
+    manifest: Manifest,
+    frames: Sequence[ReportFrame],
+    failures: Sequence[Quarantined],
+    progress: Progress = silent,
+) -> None:
     """Write the report; the file appears whole or not at all, and holds no date, so that equal input gives equal bytes.
 
     Parameters
@@ -30,8 +37,10 @@ def write_report(path: Path, manifest: Manifest, frames: Sequence[ReportFrame], 
         What was scored, in any order; pictures are read from disk one at a time.
     failures
         What was not, with the reasons.
+    progress
+        Is shown the studies as they are written.
     """
-    page = _Page(manifest)
+    page = _Page(manifest, progress)
     studies = worklist(frames, manifest.normal_label)
     with replacing(path) as file:
         file.writelines(f"{part}\n" for part in page.parts(studies, failures))
@@ -40,8 +49,9 @@ def write_report(path: Path, manifest: Manifest, frames: Sequence[ReportFrame], 
 class _Page:
     """Holds what every part of the page needs of the bundle."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, progress: Progress) -> None:
         self._manifest = manifest
+        self._progress = progress
         self._points = {point.label: point for point in manifest.operating_points}
 
     def parts(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
@@ -52,7 +62,7 @@ class _Page:
         yield from _failures(failures)
         if studies:
             yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point of the label.</p>'
-        for rank, study in enumerate(studies, 1):
+        for rank, study in enumerate(self._progress(studies, "Writing the report", len(studies)), 1):
             yield from self._study(rank, study)
         yield "</main>"
         yield from self._footer()
