@@ -194,6 +194,12 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
             pull(make_card(address, f"md5:{'0' * 32}"), tmp_path / "to")
 
 
+def test_a_folder_that_cannot_be_written_says_so(server: tuple[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match=r"tiny.npz cannot be fetched from .* \(Not a directory\)"):
+        pull(serve_archive(server, make_archive()), tmp_path / "file" / "to")
+
+
 @pytest.mark.parametrize(
     "content",
     [

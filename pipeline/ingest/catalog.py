@@ -136,7 +136,10 @@ def _fetch(wanted: Pull, folder: Path, progress: Progress) -> Path:
 def _reason(error: OSError) -> str:
     """Return a few words on why a download failed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return f"the server answered {status}" if status else "no connection, or it broke"
+    if status:
+        return f"the server answered {status}"
+    is_from_the_network = hasattr(error, "request")
+    return "no connection, or it broke" if is_from_the_network else error.strerror or "it cannot be written"
 
 
 class _Bar:

@@ -87,7 +87,7 @@ class _Body:
         """Raise 400 where the closing boundary is missing: the parser would leave out the last file in silence."""
         _, options = parse_options_header(self._request.headers["content-type"])
         if b"--" + options[b"boundary"] + b"--" not in self._end:
-            raise HTTPException(400, "The multipart body ends before its closing boundary; a file may be missing. Send it again.")
+            raise HTTPException(400, "The multipart body ends before its closing boundary; a file may be missing.")
 
     def _check(self, size: int) -> None:
         if size > self._most:
