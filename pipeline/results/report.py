@@ -59,11 +59,11 @@ class _Page:
         yield from self._header(studies, failures)
         yield "<main>"
         yield from self._overview(studies)
-        yield from _failures(failures)
         if studies:
             yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point of the label.</p>'
         for rank, study in enumerate(self._progress(studies, "Writing the report", len(studies)), 1):
             yield from self._study(rank, study)
+        yield from _failures(failures)
         yield "</main>"
         yield from self._footer()
         yield "</body></html>"
@@ -72,7 +72,8 @@ class _Page:
         frames = sum(len(study.frames) for study in studies)
         urgent = sum(study.urgent for study in studies)
         numbers = (len(studies), urgent, frames, len(failures))
-        names = ("studies", "with a finding", "frames scored", "not scored")
+        refused = '<a href="#not-scored">not scored</a>' if failures else "not scored"
+        names = ("studies", "with a finding", "frames scored", refused)
         yield "<header><h1>octray report</h1>"
         yield f'<p class="warning">{NOT_A_DEVICE} For research only; every result needs a reader.</p>'
         yield f"<p>{self._purpose()}</p>"
@@ -97,7 +98,7 @@ class _Page:
             yield "<p>No study was scored.</p>"
             return
         rows = (
-            (str(rank), f'<a href="#study-{rank}">{escape(study_name(study))}</a>', *self._cells(study.frames[0]))
+            (str(rank), f'<a href="#study-{rank}">{escape(_study_name(study))}</a>', *self._cells(study.frames[0]))
             for rank, study in enumerate(studies, 1)
         )
         yield from table(("#Rank", "Study", *_CELLS), rows)
@@ -106,7 +107,7 @@ class _Page:
         urgent = " urgent" if study.urgent else ""
         top = self._top(study.frames[0])
         yield f'<section class="study{urgent}" id="study-{rank}"><div class="title">'
-        yield f"<h3>{rank}. {escape(study_name(study))}</h3>{self._state(top)}</div>"
+        yield f"<h3>{rank}. {escape(_study_name(study))}</h3>{self._state(top)}</div>"
         yield f'<p class="soft">{count(len(study.frames), "frame")}; Study Instance UID {escape(study.study_instance_uid)}</p>'
         named = list(zip(_frame_names(study), study.frames, strict=True))
         for name, frame in named[:FRAMES_SHOWN]:
@@ -164,20 +165,16 @@ class _Page:
         yield f"<p>{NOT_A_DEVICE}</p></footer>"
 
 
-def study_name(study: Study) -> str:
-    """Return what a study is called on the page: its file, or the folder that holds all its files."""
-    sources = sorted({frame.prediction.source for frame in study.frames})
-    if len(sources) == 1:
-        return sources[0]
-    parents = {str(PurePosixPath(source).parent) for source in sources}
-    folder = parents.pop() if len(parents) == 1 else "."
-    return f"{sources[0] if folder == '.' else folder} ({len(sources)} files)"
+def _study_name(study: Study) -> str:
+    first, *others = sorted({frame.prediction.source for frame in study.frames})
+    return f"{first} and {count(len(others), 'more file')}" if others else first
 
 
 def _failures(failures: Sequence[Quarantined]) -> Iterator[str]:
     if not failures:
         return
-    yield "<h2>Not scored</h2><p>The model did not look at these; that says nothing about the patient.</p>"
+    yield '<h2 id="not-scored">Not scored</h2>'
+    yield "<p>The model did not look at these; that says nothing about the patient.</p>"
     rows = (
         (escape(item.source), str(item.frame_number or "all"), escape(item.reason), escape(item.message)) for item in failures
     )

@@ -44,7 +44,7 @@ th { font-size: 13px; color: var(--soft); font-weight: 600; }
 .state.negative { color: var(--ink); background: #e3e8ed; }
 .state.normal { background: var(--calm); }
 figure { margin: 0; }
-figure img { max-width: 100%; height: auto; border-radius: 4px; display: block; background: #101010; }
+figure img { max-width: 100%; height: auto; border-radius: 4px; display: block; border: 1px solid #101010; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: #0b57a4; }
 footer { padding-bottom: 40px; }
