@@ -30,7 +30,7 @@ def check_size(rows: int, columns: int) -> None:
     if rows * columns > MAX_PIXELS:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT,
-            f"The image is said to have {rows} x {columns} pixels; octray reads up to {MAX_PIXELS}. Check it, or scale it down.",
+            f"The image is said to have {rows} x {columns} pixels; octray reads up to {MAX_PIXELS}. Scale it down.",
         )
 
 

@@ -163,7 +163,8 @@ def _lut(table: Dataset) -> Lut:
     entries = entries % 2**16 or 2**16
     if isinstance(data, bytes):
         order = ">" if table.original_encoding[1] is False else "<"
-        data = np.frombuffer(data, "u1" if len(data) < 2 * entries else f"{order}u2", count=min(entries, len(data)))
+        words = bits > 8 or len(data) >= 2 * entries
+        data = np.frombuffer(data[: len(data) // 2 * 2] if words else data, f"{order}u2" if words else "u1")
     looked_up = np.atleast_1d(np.asarray(data if data is not None else [], np.int64))[:entries]
     if not 8 <= bits <= 16 or looked_up.size != entries:
         raise UnreadableError(

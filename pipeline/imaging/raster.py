@@ -110,6 +110,8 @@ def read_tiff(content: bytes, source: str) -> Iterator[Frame]:
         with translated(damaged):
             every: list[Any] = [file.pages.get(index) for index in range(len(file.pages))]
             pages = [page for page in every if not page.is_reduced]
+            if not pages:
+                raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
             for page in pages:
                 _check_page(page, len(content))
         for number, page in enumerate(pages, 1):

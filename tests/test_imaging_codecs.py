@@ -1,0 +1,116 @@
+import io
+from collections.abc import Callable
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.codecs import check_codestream, codestream_shape, register
+from pipeline.imaging.identity import pixel_sha256
+from pipeline.imaging.sources import read_frames_from_bytes
+from pipeline.records import Frame
+from tests.builders import make_dataset
+
+GREY = (np.add.outer(np.arange(40), np.arange(56)) * 40 % 4096).astype(np.uint16)
+
+
+def read_compressed(encoded: list[bytes], pixels: np.ndarray, syntax: str, **overrides: object) -> list[Frame]:
+    dataset = make_dataset(pixels, PixelData=encapsulate(encoded), **overrides)
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return list(read_frames_from_bytes(buffer.getvalue(), "a.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (JPEGLSLossless, imagecodecs.jpegls_encode),
+        (JPEG2000Lossless, lambda array: imagecodecs.jpeg2k_encode(array, level=0)),
+        (JPEGLosslessSV1, lambda array: imagecodecs.ljpeg_encode(array, bitspersample=16)),
+    ],
+)
+def test_lossless_codecs_give_back_every_frame(syntax: str, encode: Callable[[np.ndarray], bytes]) -> None:
+    volume = np.stack([GREY, GREY[::-1], GREY * 3])
+    frames = read_compressed([encode(one) for one in volume], volume, syntax)
+    assert [frame.pixel_sha256 for frame in frames] == [pixel_sha256(one) for one in volume]
+    assert frames[0].transfer_syntax_uid == syntax
+
+
+def test_baseline_is_within_one_level_of_pillow() -> None:
+    pixels = (GREY // 16).astype(np.uint8)
+    encoded = imagecodecs.jpeg8_encode(pixels, level=90)
+    (frame,) = read_compressed([encoded], pixels, JPEGBaseline8Bit)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)), float)
+    assert np.abs(frame.pixels * 255 - expected).max() <= 1.01
+
+
+def test_extended_with_twelve_bits() -> None:
+    encoded = imagecodecs.jpeg8_encode(GREY // 16 * 16, level=100, bitspersample=12)
+    window = {"WindowCenter": 2047.5, "WindowWidth": 4095, "VOILUTFunction": "LINEAR_EXACT"}
+    (frame,) = read_compressed([encoded], GREY, JPEGExtended12Bit, BitsStored=12, HighBit=11, **window)
+    assert np.abs(frame.pixels * 4095 - GREY // 16 * 16).mean() < 8
+
+
+@pytest.mark.parametrize("interpretation", ["RGB", "YBR_FULL_422", "YBR_FULL"])
+def test_grey_pictures_in_colour_jpegs_become_grey(interpretation: str) -> None:
+    grey = (GREY // 16).astype(np.uint8)
+    space = "RGB" if interpretation == "RGB" else "YCBCR"
+    encoded = imagecodecs.jpeg8_encode(np.stack([grey] * 3, -1), level=95, colorspace="RGB", outcolorspace=space)
+    (frame,) = read_compressed([encoded], np.stack([grey] * 3, -1), JPEGBaseline8Bit, PhotometricInterpretation=interpretation)
+    assert np.abs(frame.pixels * 255 - grey).mean() < 4
+    assert frame.photometric_interpretation == interpretation
+
+
+def test_signed_values_in_unsigned_jpeg_ls_keep_their_sign() -> None:
+    signed = GREY.astype(np.int16) - 2000
+    (frame,) = read_compressed([imagecodecs.jpegls_encode(signed.view(np.uint16))], signed, JPEGLSLossless)
+    assert frame.pixel_sha256 == pixel_sha256(signed)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        imagecodecs.jpeg8_encode(np.zeros((7, 9), np.uint8)),
+        imagecodecs.jpegls_encode(np.zeros((7, 9), np.uint16)),
+        imagecodecs.jpeg2k_encode(np.zeros((7, 9), np.uint16), codecformat="j2k"),
+        imagecodecs.jpeg2k_encode(np.zeros((7, 9), np.uint16), codecformat="jp2"),
+    ],
+)
+def test_codestreams_tell_their_size(encoded: bytes) -> None:
+    assert codestream_shape(encoded) == (7, 9, 1)
+    check_codestream(encoded, 7, 9, 1)
+    with pytest.raises(UnreadableError, match="is 7 x 9 with 1 samples per pixel, but the header says 7 x 8") as caught:
+        check_codestream(encoded, 7, 8, 1)
+    assert caught.value.reason is Reason.INCONSISTENT
+    with pytest.raises(UnreadableError, match="cut off") as caught:
+        check_codestream(encoded[:-4] + bytes(64), 7, 9, 1)
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xff", b"\xff\x4f\xff\x51\x00", b"nothing at all"])
+def test_what_is_no_codestream_has_no_size(encoded: bytes) -> None:
+    assert codestream_shape(encoded) is None
+    with pytest.raises(UnreadableError, match="no valid JPEG header"):
+        check_codestream(encoded, 1, 1, 1)
+
+
+def test_a_codestream_larger_than_its_header_is_refused_before_it_is_decoded() -> None:
+    bomb = imagecodecs.jpeg2k_encode(np.zeros((2000, 2000), np.uint8))
+    with pytest.raises(UnreadableError, match="2000 x 2000") as caught:
+        read_compressed([bomb], np.zeros((64, 64), np.uint8), JPEG2000)
+    assert caught.value.reason is Reason.INCONSISTENT
+    good = imagecodecs.jpeg2k_encode(np.zeros((64, 64), np.uint8))
+    with pytest.raises(UnreadableError, match="frame 2 are damaged"):
+        read_compressed([good, bomb], np.zeros((2, 64, 64), np.uint8), JPEG2000)
+
+
+def test_registering_twice_changes_nothing() -> None:
+    register()
+    register.cache_clear()
+    register()

@@ -1,0 +1,344 @@
+import csv
+import hashlib
+import io
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import data_store
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    OphthalmicTomographyImageStorage,
+)
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging import dicom, guard
+from pipeline.imaging.identity import pixel_sha256
+from pipeline.imaging.layout import read_layout
+from pipeline.imaging.sources import StudyFile, read_frames, read_frames_from_bytes
+from pipeline.records import Frame
+from tests.builders import make_dataset, make_dicom
+
+REAL = Path(data_store.__file__).parent / "data"
+
+
+def read(content: bytes) -> list[Frame]:
+    return list(read_frames_from_bytes(content, "a.dcm"))
+
+
+def refused(content: bytes) -> UnreadableError:
+    with pytest.raises(UnreadableError) as caught:
+        read(content)
+    return caught.value
+
+
+def make_item(**values: Any) -> Dataset:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def write(dataset: Dataset, preamble: bool = True, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=preamble, **options)
+    return buffer.getvalue()
+
+
+def decoded(content: bytes) -> list[np.ndarray]:
+    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    return list(dicom.stored_values(dataset, read_layout(dataset, dataset.file_meta.TransferSyntaxUID)))
+
+
+def test_key_and_attributes_are_the_files_own() -> None:
+    dataset = make_dataset(ViewPosition="PA", ImagerPixelSpacing=["0.2", "0.1"], PatientName="Doe^Jane")
+    (frame,) = read(write(dataset))
+    assert frame.key.study_instance_uid == dataset.StudyInstanceUID
+    assert frame.key.series_instance_uid == dataset.SeriesInstanceUID
+    assert frame.key.sop_instance_uid == dataset.SOPInstanceUID
+    assert (frame.key.frame_number, frame.source, frame.modality, frame.view_position) == (1, "a.dcm", "CR", "PA")
+    assert frame.pixel_spacing_mm == (0.2, 0.1)
+    assert (frame.photometric_interpretation, frame.transfer_syntax_uid) == ("MONOCHROME2", "1.2.840.10008.1.2.1")
+    assert frame.pixels.shape == (48, 40) and frame.pixels.dtype == np.float32 and frame.pixels.flags.c_contiguous
+    assert "Doe" not in repr(frame)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, ""),
+        ({"Laterality": "L"}, "L"),
+        ({"ImageLaterality": "R", "Laterality": "L"}, "R"),
+        ({"ImageLaterality": "X", "Laterality": "L"}, "L"),
+        ({"ImageLaterality": ""}, ""),
+    ],
+)
+def test_laterality_is_image_laterality_first_and_never_guessed(overrides: dict[str, str], expected: str) -> None:
+    assert read(make_dicom(**overrides))[0].laterality == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, None),
+        ({"PixelSpacing": [0.3, 0.4], "ImagerPixelSpacing": [1, 1]}, (0.3, 0.4)),
+        ({"NominalScannedPixelSpacing": [0.5, 0.5]}, (0.5, 0.5)),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [1, 2]}, (1.0, 2.0)),
+        ({"PixelSpacing": [0.5]}, None),
+    ],
+)
+def test_pixel_spacing(overrides: dict[str, Any], expected: tuple[float, float] | None) -> None:
+    assert read(make_dicom(**overrides))[0].pixel_spacing_mm == expected
+
+
+def test_ophthalmic_tomography_takes_each_frames_own_functional_group() -> None:
+    volume = np.arange(3 * 6 * 5, dtype=np.uint16).reshape(3, 6, 5)
+    dataset = make_dataset(volume, Modality="OPT", SOPClassUID=OphthalmicTomographyImageStorage, Laterality="L")
+    measures = make_item(PixelMeasuresSequence=Sequence([make_item(PixelSpacing=[0.004, 0.012])]))
+    measures.FrameAnatomySequence = Sequence([make_item(FrameLaterality="R")])
+    dataset.SharedFunctionalGroupsSequence = Sequence([measures])
+    window = make_item(WindowCenter=10, WindowWidth=20, VOILUTFunction="LINEAR_EXACT")
+    rescale = make_item(RescaleSlope=2, RescaleIntercept=0)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(
+        [
+            make_item(FrameAnatomySequence=Sequence([make_item(FrameLaterality="L")])),
+            make_item(FrameVOILUTSequence=Sequence([window]), PixelValueTransformationSequence=Sequence([rescale])),
+            make_item(PixelMeasuresSequence=Sequence([make_item(PixelSpacing=[0.005, 0.005])])),
+        ]
+    )
+    frames = read(write(dataset))
+    assert [frame.key.frame_number for frame in frames] == [1, 2, 3]
+    assert [frame.laterality for frame in frames] == ["L", "R", "R"]
+    assert [frame.pixel_spacing_mm for frame in frames] == [(0.004, 0.012), (0.004, 0.012), (0.005, 0.005)]
+    np.testing.assert_allclose(frames[1].pixels, np.clip(volume[1] * 2 / 20, 0, 1))
+    assert [frame.pixel_sha256 for frame in frames] == [pixel_sha256(one) for one in volume]
+
+
+@pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_uids_that_are_missing_or_not_valid_are_derived_from_the_content(missing: str) -> None:
+    for value in ("", "....", "=cmd()"):
+        content = make_dicom(**{missing: value})
+        (frame,), (again,) = read(content), read(content)
+        (other,) = read(content + b"\xfc\xff\xfc\xffOB\x00\x00\x02\x00\x00\x00\x00\x00")
+        uids = {"StudyInstanceUID": 0, "SeriesInstanceUID": 1, "SOPInstanceUID": 2}
+        key, twin = ([*vars_of(one)] for one in (frame, other))
+        assert re.fullmatch(r"2\.25\.\d{1,39}", key[uids[missing]])
+        assert frame.key == again.key
+        assert key[uids[missing]] != twin[uids[missing]]
+        assert frame.notes[0] == f"{missing} missing or not valid: derived from the content."
+
+
+def vars_of(frame: Frame) -> tuple[str, str, str]:
+    return frame.key.study_instance_uid, frame.key.series_instance_uid, frame.key.sop_instance_uid
+
+
+def test_equal_pixels_have_equal_hashes_whatever_their_encoding() -> None:
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    dataset = make_dataset(pixels)
+    big = make_dataset(pixels)
+    big.PixelData = pixels.astype(">u2").tobytes()
+    big.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    implicit = make_dataset(pixels)
+    implicit.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    hashes = {read(write(one))[0].pixel_sha256 for one in (dataset, big, implicit)}
+    assert len(hashes) == 1
+    assert hashes != {read(make_dicom(pixels.reshape(4, 3)))[0].pixel_sha256}
+
+
+def test_files_without_preamble_or_transfer_syntax_are_read() -> None:
+    whole = make_dicom()
+    (expected,) = read(whole)
+    (no_preamble,) = read(whole[132:])
+    assert no_preamble.pixel_sha256 == expected.pixel_sha256
+    for implicit in (True, False):
+        dataset = make_dataset()
+        del dataset.file_meta
+        bare = write(dataset, preamble=False, implicit_vr=implicit, little_endian=True)
+        (frame,) = read(bare)
+        assert frame.pixel_sha256 == expected.pixel_sha256
+        assert "names no transfer syntax" in frame.notes[0]
+
+
+def test_a_volume_is_read_frame_by_frame() -> None:
+    frames = read_frames_from_bytes(make_dicom(np.zeros((500, 4, 4), np.uint8)), "a.dcm")
+    assert next(frames).key.frame_number == 1
+    assert sum(1 for _ in frames) == 499
+
+
+def test_pixel_values_in_floating_point() -> None:
+    values = np.linspace(-3, 9, 100, dtype=np.float32).reshape(10, 10)
+    dataset = make_dataset(np.zeros((10, 10), np.uint32), WindowCenter=3, WindowWidth=12, VOILUTFunction="LINEAR_EXACT")
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.FloatPixelData = values.tobytes()
+    np.testing.assert_allclose(read(write(dataset))[0].pixels, (values + 3) / 12, atol=1e-6)
+    dataset.FloatPixelData = np.where(values > 8, np.nan, values).astype(np.float32).tobytes()
+    assert refused(write(dataset)).reason is Reason.INCONSISTENT
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "words"),
+    [
+        ({"PixelData": None}, Reason.NO_PIXELS, "no pixel data"),
+        ({"PixelData": b""}, Reason.NO_PIXELS, "empty"),
+        ({"Rows": 0}, Reason.EMPTY_IMAGE, "0 rows and 40 columns"),
+        ({"Columns": 0}, Reason.EMPTY_IMAGE, "48 rows and 0 columns"),
+        ({"Rows": 60000, "Columns": 60000}, Reason.RESOURCE_LIMIT, "60000 x 60000"),
+        ({"Rows": 49}, Reason.TRUNCATED, "3840 of 3920 bytes"),
+        ({"Rows": 24}, Reason.INCONSISTENT, "describes 1920"),
+        ({"NumberOfFrames": 2}, Reason.TRUNCATED, "3840 of 7680 bytes"),
+        ({"NumberOfFrames": 0}, Reason.INCONSISTENT, "Number of Frames is 0"),
+        ({"BitsStored": 17}, Reason.INCONSISTENT, "Bits Stored is 17 of 16"),
+        ({"BitsAllocated": 24}, Reason.INCONSISTENT, "Bits Allocated is 24"),
+        ({"BitsAllocated": None}, Reason.INCONSISTENT, "no valid BitsAllocated"),
+        ({"PixelRepresentation": 2}, Reason.INCONSISTENT, "Pixel Representation"),
+        ({"SamplesPerPixel": 3}, Reason.INCONSISTENT, "Samples per Pixel is 3 with MONOCHROME2"),
+        ({"PhotometricInterpretation": "CMYK"}, Reason.UNSUPPORTED_ENCODING, "CMYK"),
+        ({"PhotometricInterpretation": None}, Reason.UNSUPPORTED_ENCODING, "missing or not valid"),
+    ],
+)
+def test_headers_that_contradict_their_pixels_are_refused(overrides: dict[str, Any], reason: Reason, words: str) -> None:
+    error = refused(make_dicom(**overrides))
+    assert error.reason is reason and words in str(error)
+
+
+def test_padding_after_the_last_frame_is_no_fault() -> None:
+    pixels = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    assert read(make_dicom(pixels, PixelData=pixels.tobytes() + b"\0"))[0].pixel_sha256 == pixel_sha256(pixels)
+
+
+def test_unknown_and_video_transfer_syntaxes_are_refused() -> None:
+    for uid, words in (("1.2.3.4", "does not know"), ("1.2.840.10008.1.2.4.100", "MPEG2")):
+        dataset = make_dataset()
+        dataset.PixelData = encapsulate([b"abcd"])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = uid
+        error = refused(write(dataset, implicit_vr=False, little_endian=True))
+        assert error.reason is Reason.UNSUPPORTED_ENCODING and words in str(error)
+
+
+def test_broken_lookup_tables_are_refused() -> None:
+    table = make_item(LUTData=bytes(6))
+    table.add_new(0x00283002, "US", [4, 0, 16])
+    assert refused(make_dicom(VOILUTSequence=Sequence([table]))).reason is Reason.INCONSISTENT
+
+
+@pytest.mark.parametrize("sop", ["lossless", "baseline"])
+def test_every_cut_of_a_compressed_file_is_told(sop: str) -> None:
+    dataset = make_dataset(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    encoder = imagecodecs.jpeg2k_encode if sop == "lossless" else imagecodecs.jpeg8_encode
+    dataset.PixelData = encapsulate([encoder(dataset.pixel_array)])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless if sop == "lossless" else JPEGBaseline8Bit
+    content = write(dataset)
+    assert len(read(content)) == 1
+    for cut in range(len(content) * 4 // 10, len(content) - 8, len(content) // 40):
+        assert refused(content[:cut]).reason in (Reason.TRUNCATED, Reason.NO_PIXELS), cut
+
+
+def test_every_cut_of_an_uncompressed_file_is_told() -> None:
+    content = make_dicom()
+    for cut in range(0, len(content), 97):
+        error = refused(content[:cut])
+        assert error.reason in (Reason.TRUNCATED, Reason.NO_PIXELS, Reason.NOT_AN_IMAGE, Reason.INCONSISTENT), cut
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_flipped_bytes_end_as_frames_or_as_unreadable(data: st.DataObject) -> None:
+    uids = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.4"}
+    dataset = make_dataset(np.arange(30, dtype=np.uint16).reshape(5, 6), WindowCenter=5, WindowWidth=9, **uids)
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.4"
+    content = bytearray(write(dataset))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(132, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        frames = read(bytes(content))
+    except UnreadableError:
+        return
+    assert all(np.isfinite(frame.pixels).all() and 0 <= frame.pixels.min() <= frame.pixels.max() <= 1 for frame in frames)
+
+
+def test_a_second_frame_that_is_damaged_comes_after_the_first() -> None:
+    pixels = np.zeros((2, 16, 16), np.uint8)
+    dataset = make_dataset(pixels)
+    good = imagecodecs.jpeg2k_encode(pixels[0])
+    dataset.PixelData = encapsulate([good, good[:60] + bytes(20) + good[80:]])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    frames = read_frames_from_bytes(write(dataset), "a.dcm")
+    assert next(frames).key.frame_number == 1
+    with pytest.raises(UnreadableError, match="pixel data of frame 2 are damaged") as caught:
+        next(frames)
+    assert caught.value.reason is Reason.DECODE_FAILED
+
+
+def test_nothing_of_pydicom_reaches_the_user(caplog: pytest.LogCaptureFixture) -> None:
+    content = make_dicom(RescaleSlope=1, RescaleIntercept=0).replace(b"DS\x02\x001 ", b"DS\x02\x00x ")
+    guard.silence_decoders()
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(content)
+    assert not caught and not caplog.records
+
+
+def test_real_files_have_the_stored_values_of_the_manifest(shared_data: Path) -> None:
+    folder = shared_data / "dicom-samples"
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["pixel_sha256"] and row["ts_uid"] not in LOSSY_JPEG]
+    guard.silence_decoders()
+    wrong = []
+    for row in rows:
+        content = (folder / "files" / row["file"]).read_bytes()
+        frames = decoded(content)
+        array = frames[0] if int(row["frames"] or 1) == 1 else np.stack(frames).astype(frames[0].dtype)
+        if hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() != row["pixel_sha256"]:
+            wrong.append(row["file"])
+    assert len(rows) > 100
+    assert wrong == []
+
+
+LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+
+
+def test_every_real_and_malformed_file_ends_as_frames_or_as_unreadable(shared_data: Path) -> None:
+    with (shared_data / "dicom-samples" / "manifest.csv").open(newline="") as file:
+        kinds = {row["file"]: row for row in csv.DictReader(file)}
+    grey = readable = 0
+    files = [*(shared_data / "dicom-samples" / "files").iterdir(), *(shared_data / "dicom-malformed").rglob("*.dcm")]
+    for path in files:
+        row = kinds.get(path.name, {"kind": "", "photometric": ""})
+        expected = row["kind"] == "ok" and row["photometric"].startswith("MONOCHROME")
+        grey += expected
+        try:
+            frames = list(read_frames(StudyFile(path, path.name)))
+        except UnreadableError as error:
+            assert not expected, (path.name, error)
+            assert str(error).endswith(".") and str(path.parent) not in str(error)
+            continue
+        readable += expected
+        assert all(0 <= frame.pixels.min() <= frame.pixels.max() <= 1 for frame in frames), path.name
+    assert grey == readable > 70
+
+
+def test_the_real_radiograph_is_the_same_picture_in_four_encodings() -> None:
+    names = ("RG1_UNCR", "RG1_UNCI", "RG1_J2KR", "RG1_J2KI")
+    plain, implicit, lossless, lossy = (read((REAL / f"{name}.dcm").read_bytes())[0] for name in names)
+    assert plain.pixel_sha256 == lossless.pixel_sha256 != lossy.pixel_sha256 == implicit.pixel_sha256
+    assert np.abs(plain.pixels - lossy.pixels).mean() < 1 / 255
+    assert (plain.modality, plain.view_position, plain.photometric_interpretation) == ("CR", "PA", "MONOCHROME1")
+    assert plain.pixels[900:1000, 900:1000].mean() > plain.pixels[900:1000, 400:500].mean()  # the spine is whiter than the lung

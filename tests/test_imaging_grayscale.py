@@ -1,0 +1,218 @@
+import io
+import warnings
+from pathlib import Path
+
+import data_store
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
+from pydicom.sequence import Sequence
+
+from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window, apply_range, apply_window, render
+from pipeline.imaging.sources import read_frames_from_bytes
+from tests.builders import make_dataset, make_dicom
+
+REAL = Path(data_store.__file__).parent / "data"
+STORED = hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 4095))
+WINDOWS = st.builds(
+    Window,
+    center=st.floats(-2000, 5000, width=32),
+    width=st.floats(1, 5000, width=32),
+    function=st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
+)
+
+
+def make_lut(data: np.ndarray, first: int, bits: int, vr: str = "US") -> Dataset:
+    item = Dataset()
+    item.add_new(0x00283002, vr, [data.size % 65536, first, bits])
+    item.add_new(0x00283006, "OW", data.astype("<u2").tobytes())
+    return item
+
+
+def read_one(pixels: np.ndarray, **overrides: object) -> np.ndarray:
+    (frame,) = read_frames_from_bytes(make_dicom(pixels, **overrides), "a.dcm")
+    return frame.pixels
+
+
+@given(WINDOWS)
+def test_windows_are_pydicoms(window: Window) -> None:
+    stored = np.arange(0, 4096, 7, dtype=np.uint16).reshape(1, -1)
+    dataset = make_dataset(stored, BitsStored=12, HighBit=11, WindowCenter=window.center, WindowWidth=window.width)
+    dataset.VOILUTFunction = window.function
+    with np.errstate(over="ignore"):
+        expected = apply_windowing(stored.astype(np.float64), dataset) / 4095
+    actual, _ = render(stored, Rendering(voi=Window(float(dataset.WindowCenter), float(dataset.WindowWidth), window.function)))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@given(STORED, WINDOWS, st.booleans())
+def test_windowing_is_monotone_and_stays_within_zero_and_one(stored: np.ndarray, window: Window, inverted: bool) -> None:
+    grey, _ = render(stored, Rendering(voi=window, inverted=inverted))
+    assert grey.dtype == np.float32 and grey.min() >= 0 and grey.max() <= 1
+    ordered = grey.ravel()[np.argsort(stored.ravel(), kind="stable")]
+    assert (np.diff(-ordered if inverted else ordered) >= 0).all()
+
+
+@given(STORED)
+def test_inverting_twice_is_the_identity(stored: np.ndarray) -> None:
+    rendering = Rendering(voi=Window(2048, 4096))
+    plain, _ = render(stored, rendering)
+    inverted, _ = render(stored, Rendering(voi=rendering.voi, inverted=True))
+    np.testing.assert_allclose(1 - inverted, plain, atol=1e-6)
+
+
+def test_a_linear_window_of_width_one_is_a_step() -> None:
+    assert apply_window(np.array([[99, 100, 101]]), Window(100, 1)).tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("window", "valid"),
+    [
+        (Window(1, 1), True),
+        (Window(1, 0.5), False),
+        (Window(1, 0.5, "LINEAR_EXACT"), True),
+        (Window(1, 0, "SIGMOID"), False),
+        (Window(float("nan"), 5), False),
+    ],
+)
+def test_widths_that_the_standard_forbids(window: Window, valid: bool) -> None:
+    assert window.is_valid is valid
+
+
+def test_a_range_of_no_width_is_a_step() -> None:
+    assert apply_range(np.array([[1, 2, 3]]), 2, 2).tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("name", ["vlut_04.dcm", "mlut_18.dcm", "RG1_UNCR.dcm", "RG3_UNCR.dcm", "693_UNCR.dcm", "MR2_UNCR.dcm"])
+def test_real_files_come_out_as_in_pydicom(name: str) -> None:
+    content = (REAL / name).read_bytes()
+    (frame,) = read_frames_from_bytes(content, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        values = apply_modality_lut(dataset.pixel_array, dataset)
+        shown = np.asarray(apply_voi_lut(values, dataset), np.float64)
+    if "VOILUTSequence" in dataset:
+        low, high = 0.0, 2.0 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    elif "WindowCenter" in dataset:
+        window = apply_windowing(np.array([-1e9, 1e9]), dataset)
+        low, high = float(window[0]), float(window[1])
+    elif dataset.BitsStored <= 8:
+        low, high = 0.0, 2.0**dataset.BitsStored - 1
+    else:
+        low, high = np.percentile(values, (0.5, 99.5))
+    expected = np.clip((shown - low) / (high - low), 0, 1)
+    expected = 1 - expected if dataset.PhotometricInterpretation == "MONOCHROME1" else expected
+    assert frame.pixels.std() > 0.01
+    np.testing.assert_allclose(frame.pixels, expected, atol=2e-5)
+
+
+def test_low_values_of_monochrome1_are_white() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_allclose(read_one(ramp, PhotometricInterpretation="MONOCHROME1"), 1 - ramp / 255, atol=1e-6)
+
+
+def test_presentation_lut_shape_inverse_says_the_same_as_monochrome1_and_does_not_undo_it() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for interpretation in ("MONOCHROME1", "MONOCHROME2"):
+        pixels = read_one(ramp, PhotometricInterpretation=interpretation, PresentationLUTShape="INVERSE")
+        np.testing.assert_allclose(pixels, 1 - ramp / 255, atol=1e-6)
+
+
+def test_a_voi_lut_comes_before_a_window_and_after_the_rescale() -> None:
+    stored = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    table = (np.arange(100) ** 2 % 1024).astype(np.uint16)
+    overrides = {"RescaleSlope": 2, "RescaleIntercept": -10, "WindowCenter": 1, "WindowWidth": 1}
+    pixels = read_one(stored, VOILUTSequence=Sequence([make_lut(table, 5, 10)]), **overrides)
+    dataset = make_dataset(stored, VOILUTSequence=Sequence([make_lut(table, 5, 10)]), **overrides)
+    expected = apply_voi_lut(np.asarray(apply_modality_lut(stored, dataset), np.int64), dataset) / 1023
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+
+
+def test_a_modality_lut_comes_before_the_window() -> None:
+    stored = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    table = np.linspace(4000, 0, 50).astype(np.uint16)
+    lut = make_lut(table, 3, 16)
+    lut.ModalityLUTType = "US"
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    pixels = read_one(stored, ModalityLUTSequence=Sequence([lut]), **window)
+    dataset = make_dataset(stored, ModalityLUTSequence=Sequence([lut]), **window)
+    expected = apply_voi_lut(apply_modality_lut(stored, dataset).astype(np.float64), dataset)
+    assert expected.max() > expected.min()
+    np.testing.assert_allclose(pixels, (expected - expected.min()) / (expected.max() - expected.min()), atol=1e-5)
+
+
+def test_a_lut_of_bytes_is_read() -> None:
+    item = make_lut(np.zeros(256, np.uint16), 0, 8)
+    item.LUTData = bytes(range(255, -1, -1))
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_allclose(read_one(stored, VOILUTSequence=Sequence([item])), 1 - stored / 255, atol=1e-6)
+
+
+def test_signed_values_and_unused_high_bits() -> None:
+    signed = np.array([[-1000, -500], [0, 500]], np.int16)
+    np.testing.assert_allclose(
+        read_one(signed, WindowCenter=-250, WindowWidth=1500, VOILUTFunction="LINEAR_EXACT"), (signed + 1000) / 1500, atol=1e-6
+    )
+    overlaid = np.array([[0x8000 | 100, 200], [0xF000 | 300, 4095]], np.uint16)
+    pixels = read_one(overlaid, BitsStored=12, HighBit=11, WindowCenter=2047.5, WindowWidth=4095, VOILUTFunction="LINEAR_EXACT")
+    np.testing.assert_allclose(pixels, np.array([[100, 200], [300, 4095]]) / 4095, atol=1e-6)
+
+
+def test_without_a_window_percentiles_are_taken_said_so_and_padding_is_left_out() -> None:
+    stored = np.full((40, 50), 60000, np.uint16)
+    stored[:20] = np.arange(1000).reshape(20, 50) + 1000
+    content = make_dicom(stored, PixelPaddingValue=60000)
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    low, high = np.percentile(stored[:20], (0.5, 99.5))
+    np.testing.assert_allclose(frame.pixels, np.clip((stored.astype(float) - low) / (high - low), 0, 1), atol=1e-5)
+    assert frame.notes == ("The file names no window: the grey levels run from percentile 0.5 to 99.5 of the values.",)
+
+
+def test_padding_range_leaves_out_every_value_in_it() -> None:
+    stored = np.arange(2000, dtype=np.uint16).reshape(40, 50)
+    rendering = Rendering(padding=(0, 999))
+    grey, _ = render(stored, rendering)
+    low, high = np.percentile(stored[stored > 999], (0.5, 99.5))
+    np.testing.assert_allclose(grey, np.clip((stored.astype(float) - low) / (high - low), 0, 1), atol=1e-5)
+
+
+def test_a_frame_of_one_value_is_black_and_one_of_padding_alone_is_shown() -> None:
+    constant = np.full((4, 4), 700, np.uint16)
+    assert not render(constant, Rendering())[0].any()
+    assert not render(constant, Rendering(padding=(700, 700)))[0].any()
+
+
+def test_a_few_bright_values_in_a_black_frame_are_kept() -> None:
+    stored = np.zeros((100, 100), np.uint16)
+    stored[0, 0] = 900
+    assert render(stored, Rendering())[0][0, 0] == 1
+
+
+def test_eight_bits_without_a_window_keep_their_range() -> None:
+    stored = np.array([[10, 20], [30, 40]], np.uint8)
+    np.testing.assert_allclose(read_one(stored), stored / 255, atol=1e-7)
+    np.testing.assert_allclose(read_one(stored, RescaleSlope=-1, RescaleIntercept=255), 1 - stored / 255, atol=1e-6)
+
+
+def test_a_window_that_is_not_valid_is_left_out_and_said_so() -> None:
+    (frame,) = read_frames_from_bytes(make_dicom(WindowCenter=100, WindowWidth=0), "a.dcm")
+    assert frame.notes[0] == "The window in the file is not valid and was left out."
+    assert frame.pixels.max() == 1
+
+
+def test_a_slope_of_zero_is_left_out_and_said_so() -> None:
+    (frame,) = read_frames_from_bytes(make_dicom(RescaleSlope=0, RescaleIntercept=5), "a.dcm")
+    assert frame.notes[0] == "Rescale Slope is 0, which would leave no image: the rescale was left out."
+    assert frame.pixels.std() > 0.1
+
+
+def test_values_outside_a_table_take_its_ends() -> None:
+    lut = Lut(np.array([10, 20, 30]), 5, 8)
+    grey, _ = render(np.array([[0, 5, 6, 7, 99]]), Rendering(Rescale(), lut))
+    np.testing.assert_allclose(grey * 255, [[10, 10, 20, 30, 30]], atol=1e-4)

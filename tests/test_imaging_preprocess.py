@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from pipeline.imaging.preprocess import Placement, placement, prepare
+from pipeline.records import Fit, Preprocessing
+from tests.builders import make_pixels
+
+SIDES = st.integers(1, 400)
+FITS = st.sampled_from(list(Fit))
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, FITS, st.booleans())
+def test_every_frame_becomes_a_square_in_zero_to_one_twice_the_same(rows: int, columns: int, fit: Fit, mask: bool) -> None:
+    pixels = np.random.default_rng(rows * columns).random((rows, columns), dtype=np.float32)
+    before = pixels.copy()
+    preprocessing = Preprocessing(48, fit, mask)
+    first, second = prepare(pixels, preprocessing), prepare(pixels, preprocessing)
+    assert first.shape == (1, 48, 48) and first.dtype == np.float32 and first.flags.c_contiguous
+    assert first.min() >= 0 and first.max() <= 1
+    assert first.tobytes() == second.tobytes()
+    np.testing.assert_array_equal(pixels, before)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 512))
+def test_padded_frames_lie_within_the_grid_and_keep_their_aspect(rows: int, columns: int, size: int) -> None:
+    box = placement(rows, columns, Preprocessing(size))
+    assert max(box.rows, box.columns) == size and min(box.rows, box.columns) >= 1
+    assert 0 <= box.top <= size - box.rows and 0 <= box.left <= size - box.columns
+    assert abs(2 * box.top + box.rows - size) <= 1 and abs(2 * box.left + box.columns - size) <= 1
+    assert abs(box.rows - rows * size / max(rows, columns)) <= 1
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_cropped_frames_cover_the_grid(rows: int, columns: int) -> None:
+    box = placement(rows, columns, Preprocessing(64, Fit.CROP))
+    assert box.top <= 0 and box.left <= 0
+    assert box.top + box.rows >= 64 - 1e-9 and box.left + box.columns >= 64 - 1e-9
+    assert box.rows / rows == pytest.approx(box.columns / columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "fit", "expected"),
+    [
+        (496, 512, Fit.PAD, Placement(3, 0, 217, 224)),
+        (100, 200, Fit.PAD, Placement(56, 0, 112, 224)),
+        (1, 5000, Fit.PAD, Placement(111, 0, 1, 224)),
+        (5000, 1, Fit.PAD, Placement(0, 111, 224, 1)),
+        (112, 224, Fit.CROP, Placement(0, -112, 224, 448)),
+        (10, 10, Fit.CROP, Placement(0, 0, 224, 224)),
+    ],
+)
+def test_placement(rows: int, columns: int, fit: Fit, expected: Placement) -> None:
+    assert placement(rows, columns, Preprocessing(224, fit)) == expected
+
+
+@pytest.mark.parametrize("fit", list(Fit))
+@pytest.mark.parametrize("shape", [(90, 150), (150, 90), (97, 61)])
+def test_a_landmark_comes_to_lie_where_placement_says(fit: Fit, shape: tuple[int, int]) -> None:
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    row, column = shape[0] // 2 + 6, shape[1] // 2 - 9
+    spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 18).astype(np.float32)
+    preprocessing = Preprocessing(64, fit)
+    box = placement(*shape, preprocessing)
+    found = ndimage.center_of_mass(prepare(spot, preprocessing)[0])
+    expected = (box.top + (row + 0.5) * box.rows / shape[0] - 0.5, box.left + (column + 0.5) * box.columns / shape[1] - 0.5)
+    np.testing.assert_allclose(found, expected, atol=0.2)
+
+
+def test_resizing_averages_and_does_not_skip() -> None:
+    stripes = np.tile(np.array([0, 1], np.float32), (256, 128))
+    grid = prepare(stripes, Preprocessing(32))
+    np.testing.assert_allclose(grid[0, 4:-4, 4:-4], 0.5, atol=0.02)
+
+
+def test_a_frame_of_the_right_size_is_left_alone() -> None:
+    pixels = make_pixels(40, 40)
+    for fit in Fit:
+        np.testing.assert_array_equal(prepare(pixels, Preprocessing(40, fit))[0], pixels)
+
+
+def test_bars_are_black() -> None:
+    grid = prepare(np.ones((10, 20), np.float32), Preprocessing(64))[0]
+    assert not grid[:16].any() and not grid[48:].any() and (grid[16:48] == 1).all()
+
+
+def test_white_borders_are_masked_only_where_asked() -> None:
+    pixels = np.full((64, 64), 0.2, np.float32)
+    pixels[:10] = 1
+    assert prepare(pixels, Preprocessing(64))[0, 0].min() == 1
+    assert prepare(pixels, Preprocessing(64, mask_white_borders=True))[0].max() < 0.21

@@ -1,0 +1,98 @@
+import os
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging import sources
+from pipeline.imaging.guard import silence_decoders
+from pipeline.imaging.sources import StudyFile, discover, read_frames, read_frames_from_bytes
+from tests.builders import make_dicom, make_pixels
+
+
+def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
+    for name in ("b/2.dcm", "b/10.dcm", "a.png", "b/c/x", ".hidden/y.dcm", "b/.z", "DICOMDIR", "b/dicomdir"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.source for file in discover(tmp_path)] == ["a.png", "b/10.dcm", "b/2.dcm", "b/c/x"]
+    assert [file.path for file in discover(tmp_path)][0] == tmp_path / "a.png"
+    assert list(discover(tmp_path / "b" / "2.dcm")) == [StudyFile(tmp_path / "b" / "2.dcm", "2.dcm")]
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a.dcm").write_bytes(b"x")
+    (inside / "file.dcm").symlink_to(outside / "a.dcm")
+    (inside / "folder").symlink_to(outside)
+    (inside / "twin.dcm").symlink_to(inside / "a.dcm")
+    (inside / "dangling.dcm").symlink_to(inside / "nothing")
+    os.mkfifo(inside / "pipe")
+    assert [file.source for file in discover(inside)] == ["a.dcm", "twin.dcm"]
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.dcm")).write_bytes(make_dicom())
+    (file,) = discover(tmp_path)
+    assert file.source == "caf\\xe9.dcm"
+    assert next(read_frames(file)).source == file.source
+
+
+def test_nothing_there_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^There is no file or folder gone\. Check the path\.$"):
+        discover(tmp_path / "gone")
+
+
+def test_content_decides_the_kind_and_never_the_name(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.dcm"
+    Image.fromarray((make_pixels() * 255).astype("u1")).save(picture, "PNG")
+    text = tmp_path / "text.dcm"
+    text.write_text("This is no image, but it is long enough to be one. " * 20)
+    (frame,) = read_frames(StudyFile(picture, "picture.dcm"))
+    assert frame.pixels.shape == (48, 40) and frame.source == "picture.dcm"
+    with pytest.raises(UnreadableError, match="neither DICOM, PNG, JPEG nor TIFF") as caught:
+        next(read_frames(StudyFile(text, "text.dcm")))
+    assert caught.value.reason is Reason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04" + bytes(500), bytes(500), b"\x08\x00" * 3, b"file,label\n" * 90])
+def test_what_is_no_image_is_told_from_one(content: bytes) -> None:
+    with pytest.raises(UnreadableError) as caught:
+        list(read_frames_from_bytes(content, "a"))
+    assert caught.value.reason is Reason.NOT_AN_IMAGE
+
+
+def test_files_that_cannot_be_opened_or_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableError, match=r"^The file could not be opened: No such file or directory\.$"):
+        next(read_frames(StudyFile(tmp_path / "gone.dcm", "gone.dcm")))
+    path = tmp_path / "a.dcm"
+    path.write_bytes(make_dicom())
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
+    with pytest.raises(UnreadableError, match="larger than") as caught:
+        next(read_frames(StudyFile(path, "a.dcm")))
+    assert caught.value.reason is Reason.RESOURCE_LIMIT
+
+
+def test_bytes_and_file_give_the_same_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(make_dicom())
+    (from_file,) = read_frames(StudyFile(path, "a.dcm"))
+    (from_bytes,) = read_frames_from_bytes(path.read_bytes(), "a.dcm")
+    assert from_file.pixels.tobytes() == from_bytes.pixels.tobytes()
+    assert (from_file.key, from_file.pixel_sha256) == (from_bytes.key, from_bytes.pixel_sha256)
+
+
+def test_silencing_from_many_threads_adds_one_filter_and_leaves_other_warnings() -> None:
+    before = len(warnings.filters)
+    threads = [threading.Thread(target=silence_decoders) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(warnings.filters) <= before + 1
+    with pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", stacklevel=1)
