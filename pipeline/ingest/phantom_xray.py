@@ -125,10 +125,10 @@ def _opacity(rng: np.random.Generator, a: _Anatomy) -> FloatArray:
     inside = np.flatnonzero((a.lungs > 0.6) & (a.v > -0.55))
     place = int(rng.choice(inside))
     u0, v0 = a.u.flat[place], a.v.flat[place]
-    wide, high = rng.uniform(0.2, 0.32, 2)
+    wide, high = rng.uniform(0.22, 0.34, 2)
     blob = np.exp(-(((a.u - u0) / wide) ** 2) - ((a.v - v0) / high) ** 2)
     patchy = np.clip(1 + 0.15 * smooth_noise(rng, (a.u.shape[0], a.u.shape[1]), 8), 0.3, 2)
-    return np.asarray(rng.uniform(0.32, 0.46) * blob * patchy * np.clip(a.lungs * 1.6, 0, 1), dtype=np.float32)
+    return np.asarray(rng.uniform(0.38, 0.5) * blob * patchy * np.clip(a.lungs * 1.6, 0, 1), dtype=np.float32)
 
 
 def _expose(rng: np.random.Generator, density: FloatArray) -> FloatArray:

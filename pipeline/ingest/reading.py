@@ -36,8 +36,6 @@ def find_files(sources: Sequence[Path], leave_out: Path | None) -> dict[FileId, 
     seen = {leave_out.resolve()} if leave_out else set()
     files: dict[FileId, StudyFile] = {}
     for root, source in enumerate(sources):
-        if not source.exists():
-            raise InputError(f"There is no file or folder {source.name}. Check the path given.")
         for file in discover(source):
             if (place := file.path.resolve()) not in seen:
                 seen.add(place)

@@ -39,14 +39,21 @@ def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> 
     values |= {LABEL + label: [record.labels.get(label) for record in records] for label in labels}
     types = _KEY | _COLUMNS
     fields = [pa.field(name, types.get(name, pa.bool_()), nullable=name not in types) for name in values]
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()
     parquet.write_table(pa.table(values, schema=pa.schema(fields)), buffer, compression="zstd")
-    return buffer.getvalue()
+    content: bytes = buffer.getvalue().to_pybytes()
+    return content
 
 
 def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRecord, ...]:
-    """Return the records of a Parquet file that `frames_to_parquet` made."""
-    return tuple(_to_record(row, labels) for row in parquet.read_table(io.BytesIO(content)).to_pylist())
+    """Return the records of a Parquet file that `frames_to_parquet` made.
+
+    Read by one thread from Arrow's own buffer: `read_table` on a Python file object leaves a thread behind, and one process in
+    twenty ended with an abort (pyarrow 25.0.1).
+    """
+    return tuple(
+        _to_record(row, labels) for row in parquet.ParquetFile(pa.BufferReader(content)).read(use_threads=False).to_pylist()
+    )
 
 
 def _to_record(row: Mapping[str, Any], labels: Sequence[str]) -> ImageRecord:

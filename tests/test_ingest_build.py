@@ -1,0 +1,218 @@
+"""From folders to an index: labels, patients, duplicates and quarantine, on real files written for the purpose."""
+
+import csv
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import InputError
+from pipeline.ingest.build import NO_LABEL, Rules, build_index
+from pipeline.ingest.index import Index
+from pipeline.ingest.phantom import write_phantom
+from pipeline.records import Split
+from tests.builders import make_dicom
+
+ALL_TRAIN = (98, 1, 1, 0)
+
+
+def write_picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 10), dtype=np.uint8)).save(path)
+
+
+def write_set(folder: Path, patients: int = 12) -> Path:
+    """Two folders named after labels, one picture a patient; returns the table of labels beside them."""
+    rows = [["file", "label", "patient_key"]]
+    for label in ("SICK", "WELL"):
+        for number in range(patients):
+            write_picture(folder / label / f"{number}.png", number + 1000 * (label == "SICK"))
+            rows.append([f"{label}/{number}.png", label, f"{label}{number}"])
+    with (folder / "labels.csv").open("w", newline="") as table:
+        csv.writer(table).writerows(rows)
+    return folder / "labels.csv"
+
+
+def build(folder: Path, **rules: object) -> Index:
+    return build_index([folder], Rules(**rules))[0]  # type: ignore[arg-type]
+
+
+def test_a_labelled_folder_becomes_an_index(tmp_path: Path) -> None:
+    index, note = build_index([tmp_path], Rules(write_set(tmp_path), seed=3))
+    assert note == "Labels: 24 files named by their path below a source."
+    assert index.labels == ("SICK", "WELL")
+    assert index.sources == (tmp_path.resolve(),)
+    assert (index.quarantine, index.seed, index.percent) == ((), 3, (70, 10, 10, 10))
+    for record in index.records:
+        label = record.source.split("/")[0]
+        assert record.labels == {"SICK": label == "SICK", "WELL": label == "WELL"}
+        assert record.patient_key == label + Path(record.source).stem
+        assert (record.rows, record.columns) == (12, 10)
+    assert {split for split in Split for _ in index.of(split)} == set(Split)
+
+
+def test_the_name_of_the_folder_can_be_the_label(tmp_path: Path) -> None:
+    (write_set(tmp_path)).unlink()
+    index = build(tmp_path, label_from_folder=True)
+    assert Counter(label for record in index.records for label, holds in record.labels.items() if holds) == {
+        "SICK": 12,
+        "WELL": 12,
+    }
+
+
+def test_every_source_counts(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    index, _ = build_index([tmp_path / "SICK", tmp_path / "WELL" / "0.png"], Rules(percent=ALL_TRAIN))
+    assert [record.root for record in index.records] == [0] * 12 + [1]
+    for record in index.records:
+        assert (index.sources[record.root] / record.source).is_file()
+
+
+def test_a_file_that_two_sources_reach_is_read_once(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    assert len(build_index([tmp_path / "SICK", tmp_path / "SICK" / "0.png"], Rules())[0].records) == 12
+
+
+def test_several_labels_for_one_file_are_kept(tmp_path: Path) -> None:
+    table = write_set(tmp_path)
+    with table.open("a") as file:
+        file.writelines(f"SICK/{number}.png,OLD,SICK{number}\n" for number in range(6))
+    index = build(tmp_path, labels=table)
+    labels = {record.source: {name for name, holds in record.labels.items() if holds} for record in index.records}
+    assert labels["SICK/0.png"] == {"SICK", "OLD"}
+    assert labels["SICK/11.png"] == {"SICK"}
+    assert all(value is not None for record in index.records for value in record.labels.values())
+
+
+def test_unreadable_and_unlabelled_files_are_quarantined_with_their_reason(tmp_path: Path) -> None:
+    table = write_set(tmp_path)
+    (tmp_path / "SICK" / "0.png").write_text("not a picture")
+    (tmp_path / "SICK" / "1.png").write_bytes((tmp_path / "SICK" / "1.png").read_bytes()[:60])
+    (tmp_path / "SICK" / "2.png").write_bytes(make_dicom(PixelData=None))
+    (tmp_path / "notes.txt").write_text("no study")
+    write_picture(tmp_path / "WELL" / "extra.png", 77)
+    index = build(tmp_path, labels=table)
+    assert {row.source: row.reason for row in index.quarantine} == {
+        "SICK/0.png": "not_an_image",
+        "SICK/1.png": "truncated",
+        "SICK/2.png": "no_pixels",
+        "notes.txt": NO_LABEL,
+        "WELL/extra.png": NO_LABEL,
+    }
+    assert all(row.message for row in index.quarantine)
+    assert len(index.records) + len(index.quarantine) == 26
+
+
+def test_copies_stay_in_one_split_and_are_counted(tmp_path: Path) -> None:
+    table = write_set(tmp_path)
+    with table.open("a") as file:
+        for number in range(5):
+            shutil.copy(tmp_path / "SICK" / "0.png", tmp_path / "WELL" / f"copy{number}.png")
+            file.write(f"WELL/copy{number}.png,WELL,WELL{number}\n")
+    index = build(tmp_path, labels=table)
+    copied = [record for record in index.records if "copy" in record.source or record.source == "SICK/0.png"]
+    assert len({record.split for record in copied}) == 1
+    assert (index.duplicates(), index.contradictions()) == (5, 1)
+
+
+def test_a_pattern_finds_the_patient_in_the_path(tmp_path: Path) -> None:
+    table = write_set(tmp_path)
+    index = build(tmp_path, labels=table, patient_key=r"/(\d+)\.png$")
+    assert {record.patient_key for record in index.records} == {str(number) for number in range(12)}
+    with pytest.raises(InputError, match=r"does not match the path of 24 files: 0\.png"):
+        build(tmp_path, labels=table, patient_key="^(never)/")
+
+
+def test_patients_of_dicom_files_are_joined_under_a_pseudonym(tmp_path: Path) -> None:
+    for number in range(6):
+        pixels = np.full((4, 4), number, np.uint16)
+        pixels[0, 0] = 99
+        (tmp_path / f"{number}.dcm").write_bytes(make_dicom(pixels, PatientID=f"MRN-{number // 2}"))
+    (tmp_path / "anonymous.dcm").write_bytes(make_dicom(PatientID=None, StudyInstanceUID="1.2.3"))
+    index = build(tmp_path)
+    keys = {record.source: record.patient_key for record in index.records}
+    assert [keys[f"{number}.dcm"] for number in range(6)] == [f"patient-{1 + number // 2:05d}" for number in range(6)]
+    assert keys["anonymous.dcm"] == "1.2.3"
+    assert index.records[0].labels == {}
+
+
+def test_frames_of_a_volume_share_label_patient_and_split(tmp_path: Path) -> None:
+    write_phantom(tmp_path, "oct", 20, seed=1)
+    index = build(tmp_path / "studies", labels=tmp_path / "labels.csv")
+    files = {(record.source, record.patient_key, record.split, tuple(record.labels.items())) for record in index.records}
+    assert len(files) == 20
+    assert {record.key.frame_number for record in index.records} >= {1, 2, 3}
+    assert {record.modality for record in index.records} == {"OPT"}
+    assert {record.laterality for record in index.records} == {"L", "R"}
+
+
+def test_given_splits_are_respected(tmp_path: Path) -> None:
+    write_set(tmp_path, 4)
+    names = list(Split)
+    rows = [f"{label}/{number}.png,{label},{names[number]}\n" for label in ("SICK", "WELL") for number in range(4)]
+    (tmp_path / "labels.csv").write_text("file,label,split\n" + "".join(rows))
+    index = build(tmp_path, labels=tmp_path / "labels.csv")
+    assert all(record.split == names[int(Path(record.source).stem)] for record in index.records)
+    assert index.percent is None
+    (tmp_path / "labels.csv").write_text("file,label,split\n" + "".join(rows[:-1]))
+    with pytest.raises(InputError, match="label WELL has no example in the split test"):
+        build(tmp_path, labels=tmp_path / "labels.csv")
+
+
+def test_a_duplicate_that_crosses_given_splits_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, 1)
+    shutil.copy(tmp_path / "SICK" / "0.png", tmp_path / "WELL" / "0.png")
+    (tmp_path / "labels.csv").write_text("file,label,patient_key,split\nSICK/0.png,A,p,train\nWELL/0.png,A,q,test\n")
+    with pytest.raises(InputError, match="1 images occur with the same pixels in more than one"):
+        build(tmp_path, labels=tmp_path / "labels.csv")
+
+
+def test_a_label_whose_files_are_all_broken_is_not_lost_in_silence(tmp_path: Path) -> None:
+    table = write_set(tmp_path, 8)
+    for path in (tmp_path / "SICK").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="None of the files with the label SICK can be read"):
+        build(tmp_path, labels=table)
+
+
+def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(InputError, match="There is no file in set"):
+        build(tmp_path / "set")
+    (tmp_path / "set" / "a.dcm").write_text("hello")
+    (tmp_path / "set" / "b.dcm").write_text("hello")
+    with pytest.raises(InputError, match=r"no readable study in set: of 2 files none can be used \(not_an_image 2\)"):
+        build(tmp_path / "set")
+    with pytest.raises(InputError, match="There is no file or folder missing"):
+        build(tmp_path / "missing")
+
+
+def test_real_scans_keep_patients_together_even_under_two_labels(shared_data: Path, tmp_path: Path) -> None:
+    with (shared_data / "oct-kermany" / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["patient_key"]) % 4 == 0]
+    for row in rows:
+        (tmp_path / row["file"]).parent.mkdir(exist_ok=True)
+        shutil.copy(shared_data / "oct-kermany" / row["file"], tmp_path / row["file"])
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    index = build(tmp_path, labels=tmp_path / "labels.csv")
+    assert len(index.records) == len(rows) > 100
+    splits = {(record.patient_key, record.split) for record in index.records}
+    assert len(splits) == len({row["patient_key"] for row in rows})
+    assert index.labels == ("CNV", "DME", "DRUSEN", "NORMAL")
+
+
+def test_duplicates_of_real_radiographs_are_those_of_the_files_hashes(shared_data: Path, tmp_path: Path) -> None:
+    with (shared_data / "cxr-pediatric" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    repeated = {value for value, count in Counter(row["sha256"] for row in rows).items() if count > 1}
+    copies = [row for row in rows if row["sha256"] in repeated]
+    for row in copies:
+        shutil.copy(shared_data / "cxr-pediatric" / row["file"], tmp_path)
+    index = build(tmp_path, percent=ALL_TRAIN)
+    assert index.duplicates() == len(copies) - len(repeated) > 20

@@ -1,0 +1,126 @@
+"""The index on disk: what is written comes back, and damage is noticed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.ingest.index import Index, load_index, write_index
+from pipeline.records import ImageRecord, Quarantined, Split
+from tests.builders import make_key
+
+
+def make_record(number: int = 1, **overrides: Any) -> ImageRecord:
+    values: dict[str, Any] = {
+        "key": make_key(number=number),
+        "root": 0,
+        "source": f"a/{number}.png",
+        "patient_key": f"p{number}",
+        "pixel_sha256": f"{number:064x}",
+        "labels": {"X": True, "Y": None},
+        "split": Split.TRAIN,
+        "rows": 8,
+        "columns": 9,
+    }
+    return ImageRecord(**(values | overrides))
+
+
+def make_index(**overrides: Any) -> Index:
+    values: dict[str, Any] = {
+        "records": (make_record(1), make_record(2, split=Split.TEST, labels={"X": False, "Y": True}, modality="DX")),
+        "quarantine": (Quarantined("ä,\r\n.dcm", "truncated", 'It is "cut".'), Quarantined("b.dcm", "no_pixels", "No.", 3)),
+        "sources": (Path("/data"),),
+        "labels": ("X", "Y"),
+        "seed": 4,
+        "percent": (70, 10, 10, 10),
+    }
+    return Index(**(values | overrides))
+
+
+def as_tuple(index: Index) -> tuple[Any, ...]:
+    return tuple(getattr(index, name) for name in Index.__slots__)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    written = write_index(tmp_path / "set", make_index())
+    assert written.name == "set"
+    assert as_tuple(load_index(tmp_path / "set")) == as_tuple(written)
+
+
+def test_the_same_index_has_the_same_hash_wherever_it_lies(tmp_path: Path) -> None:
+    first, second = (write_index(tmp_path / name, make_index(sources=(Path(name),))) for name in "ab")
+    assert first.sha256 == second.sha256
+    assert write_index(tmp_path / "c", make_index(records=(make_record(3),))).sha256 != first.sha256
+
+
+def test_the_parquet_file_is_typed_and_open_to_others(tmp_path: Path) -> None:
+    write_index(tmp_path, make_index())
+    table = pq.read_table(tmp_path / "frames.parquet")
+    assert str(table.schema.field("label.Y").type) == "bool"
+    assert table.schema.field("label.Y").nullable
+    assert not table.schema.field("patient_key").nullable
+    assert table.column("label.Y").to_pylist() == [None, True]
+
+
+def test_the_summary_counts_frames_patients_and_labels(tmp_path: Path) -> None:
+    write_index(tmp_path, make_index())
+    summary = json.loads((tmp_path / "index.json").read_text())
+    assert summary["counts"]["test"] == {"frames": 1, "patients": 1, "label.X": 0, "label.Y": 1}
+    assert summary["sources"] == ["/data"]
+    assert (summary["seed"], summary["percent"]) == (4, [70, 10, 10, 10])
+
+
+def test_targets_are_one_zero_and_unknown() -> None:
+    index = make_index()
+    np.testing.assert_array_equal(index.targets(index.records, ("Y", "X")), [[np.nan, 1], [1, 0]])
+    assert index.targets((), ("Y", "X")).shape == (0, 2)
+    assert [record.source for record in index.of(Split.TEST)] == ["a/2.png"]
+    with pytest.raises(InputError, match="has no label Z; its labels are X, Y"):
+        index.targets(index.records, ("Z",))
+
+
+def test_duplicates_and_contradictions_are_counted() -> None:
+    same = [make_record(number, pixel_sha256="s") for number in (1, 2)]
+    other = make_record(3, pixel_sha256="s", labels={"X": False, "Y": True})
+    assert (make_index(records=tuple(same)).duplicates(), make_index(records=tuple(same)).contradictions()) == (1, 0)
+    assert (make_index(records=(*same, other)).duplicates(), make_index(records=(*same, other)).contradictions()) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("index.json", None, "is not an index: it has no readable index.json"),
+        ("index.json", b"{", "The index.json of index set is damaged"),
+        ("index.json", b"[]", "The index.json of index set is damaged"),
+        ("index.json", b'{"schema_version": 2}', "has schema version 2; this octray reads up to 1. Install a newer octray"),
+        ("index.json", b'{"schema_version": 1}', "The index set is damaged"),
+        ("frames.parquet", None, "is not whole"),
+        ("frames.parquet", b"PAR1", "The file frames.parquet of index set was altered or cut"),
+        ("quarantine.csv", b"", "The file quarantine.csv of index set was altered or cut"),
+    ],
+)
+def test_damage_is_noticed(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    write_index(tmp_path / "set", make_index())
+    (tmp_path / "set" / file).unlink() if content is None else (tmp_path / "set" / file).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_index(tmp_path / "set")
+
+
+def test_an_index_over_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "set").touch()
+    with pytest.raises(InputError, match="The index set cannot be written"):
+        write_index(tmp_path / "set", make_index())
+
+
+def test_an_index_that_could_not_be_finished_is_none(tmp_path: Path) -> None:
+    write_index(tmp_path, make_index())
+    (tmp_path / "frames.parquet").unlink()
+    (tmp_path / "frames.parquet").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_index(tmp_path, make_index())
+    with pytest.raises(InputError, match="is not an index"):
+        load_index(tmp_path)
