@@ -38,8 +38,10 @@ def test_one_object_a_frame_and_one_an_unreadable_file(tmp_path: Path, capsys: p
         "pixel_spacing_mm": [0.5, 0.25],
         "notes": [],
     }
-    assert first["min"] == 0 and first["max"] == pytest.approx(29 / 255, abs=1e-5)
-    assert unreadable["source"] == "b.dcm" and unreadable["reason"] == "not_an_image"
+    assert first["min"] == 0
+    assert first["max"] == pytest.approx(29 / 255, abs=1e-5)
+    assert unreadable["source"] == "b.dcm"
+    assert unreadable["reason"] == "not_an_image"
     assert unreadable["message"].startswith("The file is not an image")
 
 

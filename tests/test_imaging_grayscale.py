@@ -53,7 +53,9 @@ def test_windows_are_pydicoms(window: Window) -> None:
 @given(STORED, WINDOWS, st.booleans())
 def test_windowing_is_monotone_and_stays_within_zero_and_one(stored: np.ndarray, window: Window, inverted: bool) -> None:
     grey, _ = render(stored, Rendering(voi=window, inverted=inverted))
-    assert grey.dtype == np.float32 and grey.min() >= 0 and grey.max() <= 1
+    assert grey.dtype == np.float32
+    assert grey.min() >= 0
+    assert grey.max() <= 1
     ordered = grey.ravel()[np.argsort(stored.ravel(), kind="stable")]
     assert (np.diff(-ordered if inverted else ordered) >= 0).all()
 

@@ -19,8 +19,11 @@ def test_every_frame_becomes_a_square_in_zero_to_one_twice_the_same(rows: int, c
     before = pixels.copy()
     preprocessing = Preprocessing(48, fit, mask)
     first, second = prepare(pixels, preprocessing), prepare(pixels, preprocessing)
-    assert first.shape == (1, 48, 48) and first.dtype == np.float32 and first.flags.c_contiguous
-    assert first.min() >= 0 and first.max() <= 1
+    assert first.shape == (1, 48, 48)
+    assert first.dtype == np.float32
+    assert first.flags.c_contiguous
+    assert first.min() >= 0
+    assert first.max() <= 1
     assert first.tobytes() == second.tobytes()
     np.testing.assert_array_equal(pixels, before)
 
@@ -28,17 +31,22 @@ def test_every_frame_becomes_a_square_in_zero_to_one_twice_the_same(rows: int, c
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 512))
 def test_padded_frames_lie_within_the_grid_and_keep_their_aspect(rows: int, columns: int, size: int) -> None:
     box = placement(rows, columns, Preprocessing(size))
-    assert max(box.rows, box.columns) == size and min(box.rows, box.columns) >= 1
-    assert 0 <= box.top <= size - box.rows and 0 <= box.left <= size - box.columns
-    assert abs(2 * box.top + box.rows - size) <= 1 and abs(2 * box.left + box.columns - size) <= 1
+    assert max(box.rows, box.columns) == size
+    assert min(box.rows, box.columns) >= 1
+    assert 0 <= box.top <= size - box.rows
+    assert 0 <= box.left <= size - box.columns
+    assert abs(2 * box.top + box.rows - size) <= 1
+    assert abs(2 * box.left + box.columns - size) <= 1
     assert abs(box.rows - rows * size / max(rows, columns)) <= 1
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_cropped_frames_cover_the_grid(rows: int, columns: int) -> None:
     box = placement(rows, columns, Preprocessing(64, Fit.CROP))
-    assert box.top <= 0 and box.left <= 0
-    assert box.top + box.rows >= 64 - 1e-9 and box.left + box.columns >= 64 - 1e-9
+    assert box.top <= 0
+    assert box.left <= 0
+    assert box.top + box.rows >= 64 - 1e-9
+    assert box.left + box.columns >= 64 - 1e-9
     assert box.rows / rows == pytest.approx(box.columns / columns)
 
 
@@ -84,7 +92,9 @@ def test_a_frame_of_the_right_size_is_left_alone() -> None:
 
 def test_bars_are_black() -> None:
     grid = prepare(np.ones((10, 20), np.float32), Preprocessing(64))[0]
-    assert not grid[:16].any() and not grid[48:].any() and (grid[16:48] == 1).all()
+    assert not grid[:16].any()
+    assert not grid[48:].any()
+    assert (grid[16:48] == 1).all()
 
 
 def test_white_borders_are_masked_only_where_asked() -> None:

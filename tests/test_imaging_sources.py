@@ -18,7 +18,7 @@ def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert [file.source for file in discover(tmp_path)] == ["a.png", "b/10.dcm", "b/2.dcm", "b/c/x"]
-    assert [file.path for file in discover(tmp_path)][0] == tmp_path / "a.png"
+    assert next(file.path for file in discover(tmp_path)) == tmp_path / "a.png"
     assert list(discover(tmp_path / "b" / "2.dcm")) == [StudyFile(tmp_path / "b" / "2.dcm", "2.dcm")]
 
 
@@ -53,7 +53,8 @@ def test_content_decides_the_kind_and_never_the_name(tmp_path: Path) -> None:
     text = tmp_path / "text.dcm"
     text.write_text("This is no image, but it is long enough to be one. " * 20)
     (frame,) = read_frames(StudyFile(picture, "picture.dcm"))
-    assert frame.pixels.shape == (48, 40) and frame.source == "picture.dcm"
+    assert frame.pixels.shape == (48, 40)
+    assert frame.source == "picture.dcm"
     with pytest.raises(UnreadableError, match="neither DICOM, PNG, JPEG nor TIFF") as caught:
         next(read_frames(StudyFile(text, "text.dcm")))
     assert caught.value.reason is Reason.NOT_AN_IMAGE
