@@ -1,0 +1,95 @@
+"""`octray phantom` and `octray ingest` as a user starts them: what they write, what they say, and their exit codes."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import ingest, phantom
+from pipeline.errors import InputError
+from pipeline.ingest.index import load_index
+
+
+def run_phantom(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    phantom.add_arguments(parser)
+    return phantom.run(parser.parse_args(arguments))
+
+
+def run_ingest(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    ingest.add_arguments(parser)
+    return ingest.run(parser.parse_args(arguments))
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantoms")
+    assert run_phantom(str(out), "--modality", "oct", "--studies", "16", "--seed", "2") == 0
+    return out
+
+
+def test_phantoms_become_an_index(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = tmp_path / "set"
+    assert run_ingest(str(studies / "studies"), "--labels", str(studies / "labels.csv"), "--out", str(index)) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "index set: " in said.err
+    assert "DRUSEN" in said.err
+    assert "16 files named by their path below the table's own folder" in said.err
+    assert len(load_index(index).records) >= 48
+
+
+def test_the_next_command_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_phantom(str(tmp_path), "--studies", "1") == 0
+    assert "Next: octray ingest" in capsys.readouterr().err
+
+
+def test_files_without_a_label_are_listed_and_are_no_failure(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = str(studies / "labels.csv")
+    assert run_ingest(str(studies), "--labels", labels, "--out", str(tmp_path), "--split", "60/20/20/0") == 0
+    assert "1 quarantined: no_label" in capsys.readouterr().err
+    assert [row.source for row in load_index(tmp_path).quarantine] == ["truth.json"]
+
+
+def test_unreadable_files_give_exit_code_1_and_are_counted(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    first = next(studies.rglob("*.dcm"))
+    (folder / "good.dcm").write_bytes(first.read_bytes())
+    (folder / "text.dcm").write_text("not DICOM")
+    assert run_ingest(str(folder), "--out", str(tmp_path / "index")) == 1
+    assert "1 quarantined: not_an_image (listed in quarantine.csv)" in capsys.readouterr().err
+
+
+def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = next(studies.rglob("*.dcm")).read_bytes()
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "volume.dcm").write_bytes(content)
+    with pytest.raises(InputError, match="has no example in the split"):
+        run_ingest(str(tmp_path), "--label-from", "folder", "--out", str(tmp_path / "index"))
+    assert run_ingest(str(tmp_path / "A"), str(tmp_path / "B"), "--out", str(tmp_path / "index")) == 0
+    assert "repeat the pixels of another; none of them crosses splits" in " ".join(capsys.readouterr().err.split())
+
+
+def test_labels_come_from_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_ingest("studies", "--labels", "a.csv", "--label-from", "folder", "--out", "index")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_wrong_split_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must add up to 100"):
+        run_ingest(str(tmp_path), "--out", str(tmp_path / "index"), "--split", "90/10/10/10")
+
+
+def test_no_readable_study_writes_no_index(tmp_path: Path) -> None:
+    (tmp_path / "text.dcm").write_text("not DICOM")
+    with pytest.raises(InputError, match="no readable study"):
+        run_ingest(str(tmp_path), "--out", str(tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
