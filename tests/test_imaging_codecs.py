@@ -1,15 +1,17 @@
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import check_codestream, codestream_shape, register
+from pipeline.imaging.codecs import PLUGIN, check_codestream, codestream_shape, register
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
@@ -110,7 +112,8 @@ def test_a_codestream_larger_than_its_header_is_refused_before_it_is_decoded() -
         read_compressed([good, bomb], np.zeros((2, 64, 64), np.uint8), JPEG2000)
 
 
-def test_registering_twice_changes_nothing() -> None:
-    register()
-    register.cache_clear()
-    register()
+def test_many_threads_register_one_plugin() -> None:
+    decoder = get_decoder(JPEG2000)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: register(), range(32)))
+    assert decoder.available_plugins.count(PLUGIN) == 1

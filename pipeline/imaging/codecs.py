@@ -1,6 +1,6 @@
 """Makes `imagecodecs` a decoder plugin of pydicom, for every JPEG family that DICOM knows; checks sizes before it decodes."""
 
-import functools
+import threading
 
 import imagecodecs
 import numpy as np
@@ -19,6 +19,7 @@ LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLo
 DECODER_DEPENDENCIES = dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000), (PLUGIN,))
 """Transfer syntaxes of this plugin; pydicom looks for this name."""
 
+_lock = threading.Lock()
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
@@ -28,13 +29,13 @@ def is_available(syntax: str) -> bool:
     return syntax in DECODER_DEPENDENCIES
 
 
-@functools.cache
 def register() -> None:
-    """Add the plugin to pydicom's decoders, once in a process."""
-    for syntax in DECODER_DEPENDENCIES:
-        decoder = get_decoder(syntax)
-        if PLUGIN not in decoder.available_plugins:
-            decoder.add_plugin(PLUGIN, (__name__, "decode_frame"))
+    """Add the plugin to pydicom's decoders where it is missing; safe between threads, which pydicom's own method is not."""
+    with _lock:
+        for syntax in DECODER_DEPENDENCIES:
+            decoder = get_decoder(syntax)
+            if PLUGIN not in decoder.available_plugins:
+                decoder.add_plugin(PLUGIN, (__name__, "decode_frame"))
 
 
 def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
