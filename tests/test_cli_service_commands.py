@@ -120,7 +120,9 @@ def test_mlflow_opens_on_the_store(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     code = (
-        "import argparse, sys; from pipeline.cli import ui; parser = argparse.ArgumentParser(); ui.add_arguments(parser)\n"
+        "import argparse, signal, sys; from pipeline.cli import ui\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "parser = argparse.ArgumentParser(); ui.add_arguments(parser)\n"
         "assert 'mlflow' not in sys.modules\n"
         "try: sys.exit(ui.run(parser.parse_args()))\n"
         "except KeyboardInterrupt: sys.exit(130)"

@@ -11,6 +11,7 @@ from services.api.settings import Settings
 
 HELP = "serve a bundle over HTTP"
 EXAMPLE = "octray serve --bundle bundle/ --port 8000"
+_GRACE_SECONDS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         sys.stderr.write(f"octray: serving {args.bundle.name} at http://{address}; Ctrl+C ends it.\n")
-        config = uvicorn.Config(create_app(bundle, settings), log_config=_logging(), server_header=False)
+        config = uvicorn.Config(
+            create_app(bundle, settings), log_config=_logging(), server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
+        )
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 
