@@ -99,12 +99,26 @@ def codestream_shape(encoded: bytes) -> tuple[int, int, int] | None:
     """
     if encoded[:2] == b"\xff\xd8":
         return _jpeg_shape(encoded)
-    start = encoded[:4096].find(b"\xff\x4f\xff\x51")
+    start = _jpeg_2000_start(encoded)
     siz = encoded[start + 4 : start + 42]
-    if start < 0 or len(siz) < 38:
+    if encoded[start : start + 4] != b"\xff\x4f\xff\x51" or len(siz) < 38:
         return None
     right, bottom, left, top = (int.from_bytes(siz[at : at + 4], "big") for at in (4, 8, 12, 16))
     return bottom - top, right - left, int.from_bytes(siz[36:38], "big")
+
+
+def _jpeg_2000_start(encoded: bytes) -> int:
+    """Return where the codestream starts, past the boxes of a JP2 file; the end where they do not lead to one.
+
+    pydicom 3.0.2 walks the same boxes and never ends at one of length 0, which therefore has to be found before.
+    """
+    at = 12 if encoded.startswith(b"\x00\x00\x00\x0cjP  ") else 0
+    while at and encoded[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(encoded[at : at + 4], "big")
+        if length < 8:
+            return len(encoded)
+        at += length
+    return at + 8 if at else 0
 
 
 def _jpeg_shape(encoded: bytes) -> tuple[int, int, int] | None:

@@ -124,7 +124,7 @@ def _check_native(length: int, layout: Layout) -> None:
 
 
 def _check_encapsulated(data: bytes, layout: Layout) -> None:
-    """Check that every frame has its fragment, whole, and that the first frame has the size that the header promises."""
+    """Check that every frame has its fragment, whole, and in it a codestream of the size that the header promises."""
     fragments = sum(1 for _ in _fragments(data)) - 1
     if fragments < layout.frames:
         raise UnreadableError(
@@ -133,8 +133,8 @@ def _check_encapsulated(data: bytes, layout: Layout) -> None:
         )
     if layout.transfer_syntax in DECODER_DEPENDENCIES:
         with translated("The compressed pixel data of the DICOM file are damaged."):
-            first = next(generate_frames(data, number_of_frames=layout.frames))
-        check_codestream(first, layout.rows, layout.columns, layout.samples)
+            for frame in generate_frames(data, number_of_frames=layout.frames):
+                check_codestream(frame, layout.rows, layout.columns, layout.samples)
     elif layout.transfer_syntax != RLELossless:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING,
