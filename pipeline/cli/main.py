@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    args = build_parser().parse_args(arguments)
+    args = _parse(build_parser(), arguments)
     try:
         return int(args.run(args))
     except ConfigError as error:
@@ -75,6 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Interrupted. What was finished is kept.")
         return INTERRUPTED
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; `section.key=value` may stand after options too, where argparse itself no longer takes it."""
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

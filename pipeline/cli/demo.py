@@ -1,0 +1,60 @@
+"""The demo: the main job end to end on synthetic studies and one real radiograph, by the same commands that a user types."""
+
+import shlex
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+
+from pipeline.cli.main import main
+
+_XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 100, 36, 6
+_RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
+
+
+def demo(out: Path) -> int:
+    """Run the demo below `out`, which is made anew, and return 0 when all of it worked.
+
+    Synthetic chest radiographs and OCT volumes are written, ingested and learned; other studies, among them a real radiograph,
+    are scored; at the end the places of all results are printed.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    _octray("phantom", out / "xray", "--modality", "xray", "--studies", _XRAY_STUDIES, "--seed", 1)
+    _octray("phantom", out / "oct", "--modality", "oct", "--studies", _OCT_STUDIES, "--seed", 1)
+    for name, options in (("xray", ()), ("oct", ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true"))):
+        labels = ("--labels", out / name / "labels.csv", "--split", "50/15/15/20")
+        _octray("ingest", out / name / "studies", *labels, "--out", out / f"index-{name}")
+        store = f"tracking.uri=sqlite:///{out / 'mlflow.db'}"
+        _octray("train", "smoke", "--index", out / f"index-{name}", "--out", out / f"bundle-{name}", store, *options)
+        _octray("evaluate", out / f"bundle-{name}", "--index", out / f"index-{name}")
+    _octray("phantom", out / "new", "--modality", "xray", "--studies", _NEW_STUDIES, "--seed", 2)
+    with resources.as_file(resources.files("data_store") / "data" / _RADIOGRAPH) as radiograph:
+        shutil.copy(radiograph, out / "new" / "studies" / _RADIOGRAPH)
+    _octray("score", out / "new" / "studies", "--bundle", out / "bundle-xray", "--out", out / "results")
+    print(_places(out))
+    return 0
+
+
+def _octray(*words: object) -> None:
+    """Print one command and run it; leave where it fails."""
+    arguments = [str(word) for word in words]
+    sys.stderr.write(f"\n$ octray {shlex.join(arguments)}\n")
+    sys.stderr.flush()
+    if code := main(arguments):
+        raise SystemExit(code)
+
+
+def _places(out: Path) -> str:
+    return f"""
+The whole way worked. The networks learned from synthetic pictures: what they say of the real radiograph means nothing.
+  report page   {out / "results" / "report.html"}
+  table         {out / "results" / "predictions.csv"}
+  heatmaps      {out / "results" / "heatmaps"}
+  model card    {out / "bundle-xray" / "MODEL_CARD.md"}
+  MLflow store  {out / "mlflow.db"}   (octray ui --store sqlite:///{out / "mlflow.db"})
+Serve the bundle over HTTP:
+  .venv/bin/octray serve --bundle {out / "bundle-xray"}"""
+
+
+if __name__ == "__main__":
+    sys.exit(demo(Path(sys.argv[1])))
