@@ -58,7 +58,9 @@ class FinetuneSection(Section):
     """Training of the last groups of layers together with the head; epochs = 0 leaves it out."""
 
     epochs: Annotated[int, Field(ge=0)] = 0
-    groups: PositiveInt = Field(default=2, description="how many groups of backbone layers, counted from the head, are trained with it")
+    groups: PositiveInt = Field(
+        default=2, description="how many groups of backbone layers, counted from the head, are trained with it"
+    )
     batch_size: PositiveInt = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     backbone_factor: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.cli.main import main
 
-_XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 100, 36, 6
+_XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 160, 60, 6
 _RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
 
 
