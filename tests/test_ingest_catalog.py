@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.errors import DownloadError, InputError
 from pipeline.ingest.catalog import Card, KnownFile, Pull, find_card, load_cards, pull
+from pipeline.records import Split
 
 SHARED = ("cxr-pediatric", "oct-kermany", "oct-octdl-crops", "oct-spectralis-vol", "dicom-samples", "dicom-malformed")
 OTHERS = ("pneumoniamnist", "octmnist", "kermany-2018", "nih-chestxray14", "rsna-pneumonia", "octdl")
@@ -140,9 +141,10 @@ def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path],
 
     with (folder / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {split: sum(row["split"] == split for row in rows) for split in ("train", "tune", "test")} == {
+    assert {split: sum(row["split"] == split for row in rows) for split in Split} == {
         "train": 5,
-        "tune": 3,
+        "tune": 2,
+        "calibration": 1,
         "test": 4,
     }
     expected = np.load(io.BytesIO(content))

@@ -15,7 +15,7 @@ from pipeline.progress import Progress, silent
 from pipeline.records import Split
 
 LABELS = "labels.csv"
-_SPLITS = {"train": Split.TRAIN, "val": Split.TUNE, "test": Split.TEST}
+_SPLITS = {"train": (Split.TRAIN,), "val": (Split.TUNE, Split.CALIBRATION), "test": (Split.TEST,)}
 
 
 def unpack(archive: Path, folder: Path, classes: Sequence[str], progress: Progress = silent) -> Path:
@@ -34,7 +34,8 @@ def unpack(archive: Path, folder: Path, classes: Sequence[str], progress: Progre
     Returns
     -------
     Path
-        `folder`; `labels.csv` has the columns file, label, split. There are no patients in these archives.
+        `folder`; `labels.csv` has the columns file, label, split: images of `val` go to tune and to calibration in turn. There
+        are no patients in these archives.
 
     Raises
     ------
@@ -67,7 +68,8 @@ def _unpack_split(
             file = Path(_named(classes, number)) / f"{name}-{place:06d}.png"
             (folder / file.parent).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / file)
-            yield file.as_posix(), file.parent.name, _SPLITS[name].value
+            splits = _SPLITS[name]
+            yield file.as_posix(), file.parent.name, splits[place % len(splits)].value
 
 
 def _named(classes: Sequence[str], number: int) -> str:

@@ -60,9 +60,13 @@ class StudyAnswer(Answer):
     study_instance_uid: str = Field(description="from the DICOM files; derived (2.25.*) where there are none")
     bundle_id: str
     model: str
-    aggregation: Literal["max"] = Field(default="max", description="a study's probability is the largest among its frames")
+    aggregation: Literal["any_finding"] = Field(
+        default="any_finding",
+        description="a finding holds for a study where it holds for any frame, the label that means no finding where it holds "
+        "for all: the largest probability among the frames, or for that label the smallest",
+    )
     probabilities: dict[str, Probability]
-    positive: dict[str, bool] = Field(description="whether any frame is positive for the label")
+    positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
     frames: tuple[FrameAnswer, ...]
     failures: tuple[Failure, ...] = Field(description="files that could not be read; they count for nothing above")
 

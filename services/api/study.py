@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.sources import read_frames_from_bytes
@@ -15,6 +16,8 @@ from pipeline.score.predictor import Predictor, check_intended_use
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.uploads import Upload
+
+Value = TypeVar("Value", bool, float)
 
 _BATCH = 16
 
@@ -41,11 +44,19 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, manifest: Manif
         study_instance_uid=study.uid(),
         bundle_id=manifest.bundle_id,
         model=manifest.provenance.config_name,
-        probabilities={label: max(frame.labels[label].probability for frame in answers) for label in manifest.labels},
-        positive={label: any(frame.labels[label].positive for frame in answers) for label in manifest.labels},
+        probabilities=_over_frames(answers, manifest, lambda label: label.probability),
+        positive=_over_frames(answers, manifest, lambda label: label.positive),
         frames=tuple(answers),
         failures=tuple(study.failures),
     )
+
+
+def _over_frames(answers: Sequence[FrameAnswer], manifest: Manifest, value: Callable[[LabelAnswer], Value]) -> dict[str, Value]:
+    """Return the largest value of each finding, and the smallest of the label that means no finding."""
+    return {
+        label: (min if label == manifest.normal_label else max)(value(frame.labels[label]) for frame in answers)
+        for label in manifest.labels
+    }
 
 
 class _Study:
