@@ -149,28 +149,40 @@ def _decode(job: Job) -> FloatArray:
 
 
 def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
-    """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine."""
-    shape = (len(pixels), network.classifier.in_features)
-    features = job.workspace.array("features", _features(job, network, pixels), shape)
-    material, activation = job.material, job.config.model.activation
-    train, tune = (
-        Examples(np.asarray(features[rows], np.float64), material.targets[rows])
-        for rows in (material.rows(Split.TRAIN), material.rows(Split.TUNE))
-    )
-    head = fit_head(train, tune, _class_weights(job), activation, job.config.train.head)
+    """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
+
+    Where training mirrors frames at random, the head learns from every frame and from its mirror image.
+    """
+    material, everything = job.material, np.arange(len(pixels))
+    train, tune = material.rows(Split.TRAIN), material.rows(Split.TUNE)
+    engine = Engine(export_graph(network, job.config.preprocessing.size), job.config.train.threads)
+    features = job.workspace.array("features", *_features(job, network, engine, pixels, everything))
+    seen, truth = features[train], material.targets[train]
+    if job.config.train.augment.flip_columns:
+        mirrored = job.workspace.array("mirrored", *_features(job, network, engine, pixels[..., ::-1], train))
+        seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
+    examples = Examples(np.asarray(seen, np.float64), truth)
+    judged = Examples(np.asarray(features[tune], np.float64), material.targets[tune])
+    head = fit_head(examples, judged, _class_weights(job), job.config.model.activation, job.config.train.head)
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(head.weight))
         network.classifier.bias.copy_(torch.from_numpy(head.bias))
     job.tracker.log_metrics({"tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
 
 
-def _features(job: Job, network: Network, pixels: FloatArray) -> Iterator[FloatArray]:
-    engine = Engine(export_graph(network, job.config.preprocessing.size), job.config.train.threads)
-    starts = range(0, len(pixels), _BATCH)
-    for start in job.progress(starts, "computing features", len(starts)):
-        _, features = engine.run(pixels[start : start + _BATCH])
-        with torch.no_grad():
-            yield from network.pooled(torch.from_numpy(features)).numpy()
+def _features(
+    job: Job, network: Network, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]
+) -> tuple[Iterator[FloatArray], tuple[int, int]]:
+    """Return the pooled features of some frames, computed only when they are asked for, and the shape they will have."""
+
+    def compute() -> Iterator[FloatArray]:
+        starts = range(0, len(rows), _BATCH)
+        for start in job.progress(starts, "computing features", len(starts)):
+            _, features = engine.run(pixels[rows[start : start + _BATCH]])
+            with torch.no_grad():
+                yield from network.pooled(torch.from_numpy(features)).numpy()
+
+    return compute(), (len(rows), network.classifier.in_features)
 
 
 def _class_weights(job: Job) -> NDArray[np.float64]:
