@@ -1,0 +1,87 @@
+"""`make bench`: how far octray is from the limit, the engine alone on tensors in memory; ratios of one run, no absolute claim."""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.sources import discover, read_frames
+from pipeline.ingest.phantom import write_phantom
+from pipeline.model.architectures import create_network
+from pipeline.model.engine import Engine
+from pipeline.model.export import export_graph
+from pipeline.model.weights import load_weights
+from pipeline.records import Frame, Preprocessing
+from pipeline.score.gradcam import grad_cams
+
+SIZE, STUDIES, ROUNDS = 224, 32, 5
+
+
+def main() -> int:
+    """Print one ratio a line, each the median of pairs measured in turn."""
+    network = create_network("tf_efficientnet_lite0", 2).eval()
+    load_weights(network, "tf_efficientnet_lite0", "bundled")
+    engine = Engine(export_graph(network, SIZE))
+    weight = network.classifier.weight.detach().numpy()
+    preprocessing = Preprocessing(SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantom(Path(folder), "xray", STUDIES, 0)
+        files = list(discover(Path(folder) / "studies"))
+        frames = [frame for file in files for frame in read_frames(file)]
+        pixels = _prepared(frames, preprocessing)
+
+        def limit() -> None:
+            engine.run(pixels)
+
+        def eager() -> None:
+            with torch.no_grad():
+                network(torch.from_numpy(pixels))
+
+        def with_heatmaps() -> None:
+            _, features = engine.run(pixels)
+            grad_cams(features, weight)
+
+        def from_frames() -> None:
+            engine.run(_prepared(frames, preprocessing))
+
+        def from_files() -> None:
+            engine.run(_prepared([frame for file in files for frame in read_frames(file)], preprocessing))
+
+        rows = {
+            "engine against eager PyTorch": (eager, limit),
+            "engine with heatmaps against engine alone": (limit, with_heatmaps),
+            "from frames in memory against engine alone": (limit, from_frames),
+            "from files, read one by one, against engine alone": (limit, from_files),
+        }
+        print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
+        for name, (reference, measured) in rows.items():
+            print(f"  {name}: {_ratio(reference, measured):.2f}")
+    return 0
+
+
+def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:
+    return np.stack([prepare(frame.pixels, preprocessing) for frame in frames])
+
+
+def _ratio(reference: Callable[[], None], measured: Callable[[], None]) -> float:
+    """Return how many times as fast `measured` is as `reference`: the median over pairs run in turn."""
+    ratios = []
+    for _ in range(ROUNDS + 1):
+        ratios.append(_seconds(reference) / _seconds(measured))
+    return statistics.median(ratios[1:])
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
