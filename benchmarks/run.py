@@ -1,4 +1,4 @@
-"""`make bench`: how far octray is from the limit, the engine alone on tensors in memory; ratios of one run, no absolute claim."""
+"""`make bench`: how far octray is from its limit, the engine alone on tensors; ratios of one run, no absolute claim."""
 
 import statistics
 import sys

@@ -1,6 +1,6 @@
 """How long work reports its progress: rooms below the command line take a `Progress` and know no terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -16,3 +16,9 @@ class Progress(Protocol):
 def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
     """Pass items through and show nothing."""
     return items
+
+
+def working(progress: Progress, description: str, work: Callable[[], Item]) -> Item:
+    """Do one piece of work that cannot be counted, show that it is under way, and return its result."""
+    results = [work() for _ in progress((None,), description, 1)]
+    return results[0]

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ConfigError, OctrayError
@@ -59,9 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    args = _parse(build_parser(), arguments)
+    args = parse(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         for fault in error.faults:
             _say(fault)
@@ -70,15 +74,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return UNUSABLE
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nobody to read it
         return DONE
+    except OSError as error:
+        _say(f"{_subject(error)}{error.strerror or type(error).__name__}. Check the place, its permissions and its free space.")
+        return UNUSABLE
     except KeyboardInterrupt:
         _say("Interrupted. What was finished is kept.")
         return INTERRUPTED
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        again = "`python -X dev -m pipeline.cli.main` with the same arguments shows where it happened"
+        _say(f"An unexpected {type(error).__name__}. Please report it as a fault of octray; {again}.")
+        return UNUSABLE
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; `section.key=value` may stand after options too, where argparse itself no longer takes it."""
+    parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -89,6 +103,10 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _subject(error: OSError) -> str:
+    return f"{Path(os.fsdecode(error.filename)).name}: " if isinstance(error.filename, str | bytes) else ""
 
 
 def _say(message: str) -> None:

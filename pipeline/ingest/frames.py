@@ -66,9 +66,7 @@ def _prepare_file(rows: Iterable[ImageRecord], root: Path, preprocessing: Prepro
                 raise InputError(f"{Path(source).name} has other pixels than when it was ingested. Ingest the folder again.")
             found[frame.key.frame_number] = prepare(frame.pixels, preprocessing)
     except UnreadableError as error:
-        raise InputError(f"{error} It was readable when it was ingested: ingest the folder again.") from None
-    except OSError:
-        raise InputError(f"{Path(source).name} is no longer there. Ingest the folder again.") from None
+        raise InputError(f"{Path(source).name} could be read when it was ingested: {error} Ingest the folder again.") from None
     if missing := set(wanted) - set(found):
         raise InputError(f"{Path(source).name} has no frame {min(missing)} any more. Ingest the folder again.")
     return [found[number] for number in wanted]

@@ -64,7 +64,8 @@ def _use(config: Config) -> str:
 
 
 def _data(material: Material, origin: Provenance) -> str:
-    lines = ["| split | frames | patients | " + " | ".join(material.labels) + " |", "|---" * (3 + len(material.labels)) + "|"]
+    labels = " | ".join(map(_cell, material.labels))
+    lines = [f"| split | frames | patients | {labels} |", "|---" * (3 + len(material.labels)) + "|"]
     for split in Split:
         rows = material.rows(split)
         counts = [int((material.targets[rows, column] == 1).sum()) for column in range(len(material.labels))]
@@ -84,11 +85,17 @@ def _figures(evaluation: Evaluation | None) -> str:
 
 def _points(points: Sequence[OperatingPoint]) -> str:
     lines = [
-        f"| {point.label} | {point.threshold:.4f} | {point.criterion} | {point.sensitivity:.3f} | {point.specificity:.3f} |"
+        f"| {_cell(point.label)} | {point.threshold:.4f} | {point.criterion} "
+        f"| {point.sensitivity:.3f} | {point.specificity:.3f} |"
         for point in points
     ]
     head = "| label | positive from | criterion | sensitivity | specificity |\n|---|---|---|---|---|\n"
     return "## Operating points\n\nChosen on the calibration split, where these figures hold.\n\n" + head + "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text that does not end its cell of a Markdown table."""
+    return text.replace("|", r"\|")
 
 
 def _origin(origin: Provenance) -> str:

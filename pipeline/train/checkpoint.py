@@ -58,14 +58,14 @@ def save_checkpoint(path: Path, state: State) -> None:
     tensors |= {f"best/{name}": value for name, value in state.best.items()}
     optimiser = state.optimiser.state_dict()
     for number, slots in optimiser["state"].items():
-        tensors |= {f"optimiser/{number}/{name}": value.contiguous() for name, value in slots.items()}
+        tensors |= {f"optimiser/{number}/{name}": value for name, value in slots.items()}
     scalars = {
         "course": asdict(state.course),
         "groups": optimiser["param_groups"],
         "scheduler": state.scheduler.state_dict(),
     }
     draft = path.with_suffix(".tmp")
-    save_file(tensors, draft, metadata={"state": json.dumps(scalars)})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"state": json.dumps(scalars)})
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(path)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pipeline.config import FinetuneSection
 from pipeline.errors import TrainingError
+from pipeline.evaluate.calibration import probabilities
+from pipeline.evaluate.measures import auroc, curve
 from pipeline.model.architectures import Network
 from pipeline.progress import Progress
 from pipeline.records import Activation, FloatArray
@@ -82,7 +84,8 @@ def finetune(
         File to resume from where it exists; written after each epoch. Epochs draw their random numbers from the seed and their
         own number, so that a resumed run equals one that was never stopped.
     on_epoch
-        Called with the number of each finished epoch and its metrics.
+        Called with the number of each finished epoch and its metrics; again with the last one where a run is resumed, since
+        the kill may have come before the first call.
     progress
         Shows the batches of each epoch.
 
@@ -92,12 +95,16 @@ def finetune(
         Where the loss is not a number.
     """
     unfreeze(network, fitting.settings.groups)
+    network.to(memory_format=torch.channels_last)  # backward passes of depthwise convolutions are slow in the other layout
     state = _start(network, fitting)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, state)
+        if state.course.epoch:
+            on_epoch(state.course.epoch, state.course.history[-1])
     else:
-        state.course.best_loss = tune_loss(network, fitting)
-        state.course.history.append({"tune_loss": state.course.best_loss})
+        judged = judge_tune(network, fitting)
+        state.course.best_loss = judged["tune_loss"]
+        state.course.history.append(judged)
         save_checkpoint(checkpoint, state)
     while not _finished(state.course, fitting.settings):
         epoch = state.course.epoch + 1
@@ -106,6 +113,7 @@ def finetune(
         save_checkpoint(checkpoint, state)
         on_epoch(epoch, state.course.history[-1])
     network.load_state_dict(state.best, strict=False)
+    network.to(memory_format=torch.contiguous_format)
     return state.course
 
 
@@ -118,15 +126,27 @@ def unfreeze(network: Network, groups: int) -> None:
         parameter.requires_grad_()
 
 
-def tune_loss(network: Network, fitting: Fitting) -> float:
-    """Return the class-weighted loss on the tune split."""
+def judge_tune(network: Network, fitting: Fitting) -> dict[str, float]:
+    """Return the class-weighted loss on the tune split, and the mean AUROC of the labels where it is defined."""
     network.eval()
     frames = fitting.tune
     with torch.no_grad():
         batches = frames.batches(frames.rows, fitting.settings.batch_size)
         logits = torch.cat([network(pixels)[0] for pixels, _ in batches])
-    targets = torch.from_numpy(frames.targets[frames.rows]).float()
-    return float(weighted_loss(logits, targets, fitting.class_weights, fitting.activation))
+    truth = frames.targets[frames.rows]
+    loss = weighted_loss(logits, torch.from_numpy(truth).float(), fitting.class_weights, fitting.activation)
+    judged = {"tune_loss": loss.item()}
+    if math.isfinite(judged["tune_loss"]) and math.isfinite(area := _mean_auroc(logits.numpy(), truth, fitting.activation)):
+        judged["tune_auroc"] = area
+    return judged
+
+
+def _mean_auroc(logits: FloatArray, truth: NDArray[np.float64], activation: Activation) -> float:
+    areas = []
+    for chance, target in zip(probabilities(logits, activation, 1.0).T, truth.T, strict=True):
+        known = ~np.isnan(target)
+        areas.append(float(auroc(curve(chance[known], target[known], np.ones(known.sum())))))
+    return float(np.mean(areas))
 
 
 def _start(network: Network, fitting: Fitting) -> State:
@@ -166,7 +186,7 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "
-                f"(now {fitting.settings.learning_rate}); the weights of the last good epoch are kept for --resume."
+                f"(now {fitting.settings.learning_rate}) and train anew."
             )
         state.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -177,12 +197,15 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
 
 def _judge_epoch(state: State, fitting: Fitting, epoch: int, train_loss: float) -> None:
     """Measure the tune loss, keep the weights if they are the best, and lower the rate on a plateau."""
-    loss = tune_loss(state.network, fitting)
+    judged = judge_tune(state.network, fitting)
+    loss = judged["tune_loss"]
     if not math.isfinite(loss):
-        raise TrainingError(f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate.")
+        raise TrainingError(
+            f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate and train anew."
+        )
     rate = state.optimiser.param_groups[0]["lr"]
     state.course.epoch = epoch
-    state.course.history.append({"train_loss": train_loss, "tune_loss": loss, "learning_rate": rate})
+    state.course.history.append({"train_loss": train_loss, **judged, "learning_rate": rate})
     if loss < state.course.best_loss:
         state.course.best_loss, state.course.best_epoch = loss, epoch
         state.best = trainable(state.network)

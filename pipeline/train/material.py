@@ -52,8 +52,8 @@ def gather(config: Config, index: Index) -> Material:
     ConfigError
         Where the configuration names labels that the index does not have.
     InputError
-        Where a frame has no label or, with softmax, several; where a split that is fitted lacks a label; or where frames are
-        of another modality than the model is meant for.
+        Where a frame has no label or, with softmax, several; where a split that is fitted lacks frames with a label, or
+        without it; or where frames are of another modality than the model is meant for.
     """
     labels = _labels(config.data, index)
     targets = index.targets(index.records, labels)
@@ -105,7 +105,8 @@ def _check_modalities(material: Material, data: DataSection) -> None:
 def _check_split(material: Material, split: Split) -> None:
     targets = material.targets[material.rows(split)]
     for column, label in enumerate(material.labels):
-        if not (targets[:, column] == 1).any():
-            raise InputError(
-                f"The split {split} has no example of {label}. Ingest with more patients, or with another --seed or --split."
-            )
+        for value, kind in ((1, "example of"), (0, "example without")):
+            if not (targets[:, column] == value).any():
+                raise InputError(
+                    f"The split {split} has no {kind} {label}. Ingest with more patients, or with another --seed or --split."
+                )

@@ -29,10 +29,15 @@ def provenance(config: Config, index: Index, run_id: str) -> Provenance:
 
 
 def _git_commit() -> str:
-    """Return the commit of octray's own checkout; empty where it was installed from elsewhere."""
+    """Return the commit of octray's own checkout; empty where it lies in no checkout, or in somebody else's."""
     git = shutil.which("git")
-    here = Path(__file__).parent
+    here = Path(__file__)
     if git is None:
         return ""
-    done = subprocess.run([git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip() if done.returncode == 0 else ""
+
+    def ask(*words: str) -> str | None:
+        command = [git, "-C", str(here.parent), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return (ask("ls-files", "--error-unmatch", here.name) and ask("rev-parse", "HEAD")) or ""

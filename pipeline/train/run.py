@@ -31,7 +31,7 @@ from pipeline.model.bundle import (
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_graph, export_graph, heatmap_support
 from pipeline.model.weights import load_weights
-from pipeline.progress import Progress, silent
+from pipeline.progress import Progress, silent, working
 from pipeline.records import FloatArray, Preprocessing, Split
 from pipeline.train.augment import Augmentation
 from pipeline.train.card import model_card
@@ -131,10 +131,10 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     pixels = _decode(job)
     _fit_head(job, network, pixels)
     course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
-    graph = export_graph(network, job.config.preprocessing.size)
+    graph = working(job.progress, "exporting the network", lambda: export_graph(network, job.preprocessing.size))
     checked = np.ascontiguousarray(pixels[job.material.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
     check_graph(network, graph, checked)
-    verdict = judge(job.config, job.material, graph, pixels)
+    verdict = working(job.progress, "measuring the test split", lambda: judge(job.config, job.material, graph, pixels))
     if verdict.evaluation:
         job.tracker.log_metrics(verdict.figures())
     return _write(job, index, out, network, Fitted(graph, heatmap_support(network, checked), verdict, course))
@@ -155,7 +155,8 @@ def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
     """
     material, everything = job.material, np.arange(len(pixels))
     train, tune = material.rows(Split.TRAIN), material.rows(Split.TUNE)
-    engine = Engine(export_graph(network, job.config.preprocessing.size), job.config.train.threads)
+    graph = working(job.progress, "exporting the frozen network", lambda: export_graph(network, job.preprocessing.size))
+    engine = Engine(graph, job.config.train.threads)
     features = job.workspace.array("features", *_features(job, network, engine, pixels, everything))
     seen, truth = features[train], material.targets[train]
     if job.config.train.augment.flip_columns:
@@ -163,7 +164,9 @@ def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
         seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
     examples = Examples(np.asarray(seen, np.float64), truth)
     judged = Examples(np.asarray(features[tune], np.float64), material.targets[tune])
-    head = fit_head(examples, judged, _class_weights(job), job.config.model.activation, job.config.train.head)
+    activation, settings = job.config.model.activation, job.config.train.head
+    weights = _class_weights(job)
+    head = working(job.progress, "fitting the head", lambda: fit_head(examples, judged, weights, activation, settings))
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(head.weight))
         network.classifier.bias.copy_(torch.from_numpy(head.bias))

@@ -1,8 +1,11 @@
 """MLflow: parameters, metrics, files and a registered model of every run; a dead server costs seconds and never a result."""
 
+import logging
 import os
+import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,11 @@ _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PGCONNECT_TIMEOUT": "4",
 }
+_TALKATIVE = ("mlflow", "alembic")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,14 @@ class Tracker:
             self._try(self._start)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record numbers of one epoch, or of the evaluation."""
+        """Record numbers of one epoch, or of the evaluation; what MLflow takes in no name becomes an underscore."""
 
         def write() -> None:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            self._client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()])
+            named = [(_NOT_IN_NAMES.sub("_", key), value) for key, value in metrics.items()]
+            self._client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in named])
 
         self._try(write, needs_client=True)
 
@@ -98,6 +106,7 @@ class Tracker:
         from mlflow.entities import Param
 
         uri = tracking_uri(self._settings)
+        _check_database(uri)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -117,7 +126,7 @@ class Tracker:
         except Exception as error:
             self._client = None
             sys.stderr.write(
-                f"octray: MLflow cannot be reached ({type(error).__name__}); the run goes on and its results are kept, "
+                f"octray: MLflow does not record the run ({type(error).__name__}); it goes on and its results are kept, "
                 "but from here on they are not tracked.\n"
             )
 
@@ -129,6 +138,22 @@ def tracking_uri(settings: TrackingSection) -> str:
         return uri
     DEFAULT_STORE.parent.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{DEFAULT_STORE}"
+
+
+def _check_database(uri: str) -> None:
+    """Connect once to a store that is a database: MLflow itself would try again for minutes before it gave up."""
+    if uri.partition(":")[0].partition("+")[0] not in _DATABASES:
+        return
+    import sqlalchemy
+
+    place = sqlalchemy.make_url(uri)
+    if place.get_backend_name() == "sqlite" and place.database:
+        Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(place)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -166,14 +191,33 @@ def _dataset(facts: RunFacts) -> Any:
 
 @contextmanager
 def _client_settings() -> Iterator[None]:
-    """Let MLflow's client give up soon and send no usage data; its own settings can only be made in the environment."""
+    """Let MLflow's client give up soon, send no usage data, and say nothing of its own.
+
+    Its settings can only be made in the environment, and its import sets the levels of its loggers.
+    """
     before = {name: os.environ.get(name) for name in _CLIENT_SETTINGS}
     os.environ.update(_CLIENT_SETTINGS)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"), _quiet_loggers():
+            yield
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    import mlflow  # noqa: F401 - sets the levels
+
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.records import FloatArray
 
 STATE = "run.json"
+_MEND = "Choose another --out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Workspace:
     def _state(self) -> dict[str, str]:
         try:
             return dict(json.loads((self.path / STATE).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return {}
 
     def _write_state(self, state: dict[str, str]) -> None:
@@ -94,9 +95,12 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     Raises
     ------
     InputError
-        Where another run left the workspace, or its folder cannot be made.
+        Where another run left the workspace, its folder cannot be made, or the bundle's place is taken by a file.
     """
-    workspace = Workspace(bundle.with_name(f"{bundle.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
+    place = bundle.resolve()
+    if not place.name or (place.exists() and not place.is_dir()):
+        raise InputError(f"A bundle cannot be written to {place.name or place.anchor}: it is not a folder of its own. {_MEND}")
+    workspace = Workspace(place.with_name(f"{place.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
     if not resume:
         shutil.rmtree(workspace.path, ignore_errors=True)
     elif workspace.path.is_dir() and workspace._state().get("identity") != workspace.identity:
@@ -107,6 +111,6 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     try:
         workspace.path.mkdir(parents=True, exist_ok=True)
     except OSError:
-        raise InputError(f"The folder of {bundle.name} cannot be written to. Choose another --out.") from None
+        raise InputError(f"The folder of {place.name} cannot be written to. {_MEND}") from None
     workspace._write_state({"identity": workspace.identity, "mlflow_run_id": workspace.run_id})
     return workspace
