@@ -1,6 +1,9 @@
 """Fixtures that several test modules share."""
 
+import io
 import os
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,3 +20,51 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data are not here: set OCTRAY_SHARED_DATA to their folder")
     return folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one small training run, by the command line, left behind; nobody may change any of it."""
+
+    config: Path
+    index: Path
+    bundle: Path
+    studies: Path
+    store: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.store}"
+
+
+TINY = """
+name: tiny
+data: {normal_label: NORMAL}
+preprocessing: {size: 64}
+model: {architecture: test_resnet, weights: none}
+train:
+  threads: 1
+  head: {weight_decays: [0.1, 0.001], epochs: 30}
+  finetune: {epochs: 10, groups: 2, batch_size: 4, learning_rate: 0.01, patience: 10, plateau_patience: 1}
+  augment: {rotate_degrees: 5, translate: 0.05, noise: 0.01}
+evaluate: {bootstrap: 100}
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Forty synthetic radiographs, ingested and learned by the tiniest network, tracked in SQLite."""
+    from pipeline.cli.main import main
+
+    root = tmp_path_factory.mktemp("trained")
+    config, index, bundle, store = root / "tiny.yaml", root / "index", root / "bundle", root / "mlflow.db"
+    config.write_text(TINY)
+    ingest = ["ingest", str(root / "studies"), "--labels", str(root / "labels.csv"), "--out", str(index)]
+    train = ["train", str(config), "--index", str(index), "--out", str(bundle), f"tracking.uri=sqlite:///{store}"]
+    assert main(["phantom", str(root), "--studies", "40", "--seed", "4"]) == 0
+    assert main([*ingest, "--split", "40/20/20/20"]) == 0
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        assert main(train) == 0, stderr.getvalue()
+    return Trained(config, index, bundle, root / "studies", store, stdout.getvalue(), stderr.getvalue())

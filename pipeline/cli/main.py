@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    args = parse(arguments)
+    args = _parse(build_parser(), arguments)
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -90,9 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; `section.key=value` may stand after options too, where argparse itself no longer takes it."""
-    parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

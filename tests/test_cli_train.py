@@ -1,0 +1,158 @@
+"""`octray train` as a user starts it: what it says, what a kill costs, and what it does where it cannot go on."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from safetensors import safe_open
+
+from pipeline.cli.main import main
+from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, WEIGHTS, Bundle, load_bundle
+from tests.conftest import Trained
+
+EPOCHS = 10
+
+
+def arguments(trained: Trained, out: Path, *more: str) -> list[str]:
+    return ["train", str(trained.config), "--index", str(trained.index), "--out", str(out), *more]
+
+
+def test_it_says_where_the_bundle_lies_and_keeps_messages_apart(trained: Trained) -> None:
+    bundle = load_bundle(trained.bundle)
+    assert trained.stdout == (
+        f"bundle {bundle.manifest.bundle_id} written to {trained.bundle}\n"
+        f"figures and limits: {trained.bundle / 'MODEL_CARD.md'}\n"
+    )
+    assert [line for line in trained.stderr.splitlines() if line.strip() and "━" not in line] == []
+    assert [f"epoch {number} " in trained.stderr for number in range(1, EPOCHS + 1)] == [True] * EPOCHS
+
+
+# A run that is stopped
+
+
+def start(words: list[str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "pipeline.cli.main", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def stop(words: list[str], checkpoint: Path, number: int) -> tuple[int, str]:
+    """Start a run, and send it a signal once its checkpoint has been written twice more."""
+
+    def version() -> int:
+        return checkpoint.stat().st_ino if checkpoint.is_file() else 0
+
+    seen = {version()}
+    with start(words) as process:
+        while len(seen) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            seen.add(version())
+            time.sleep(0.002)
+        process.send_signal(number)
+        said = process.communicate()[1]
+    return process.returncode, said
+
+
+def finished_epochs(checkpoint: Path) -> int:
+    with safe_open(checkpoint, framework="numpy") as file:
+        return int(json.loads(file.metadata()["state"])["course"]["epoch"])
+
+
+def parts(bundle: Bundle) -> dict[str, object]:
+    """Everything of a bundle that the clock has no part in."""
+    metrics = json.loads(bundle.read(METRICS))
+    return {
+        "weights": bundle.read(WEIGHTS),
+        "graph": bundle.read(GRAPH),
+        "metrics": metrics,
+        "temperature": bundle.manifest.temperature,
+        "points": bundle.manifest.operating_points,
+    }
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_interrupted_ends_like_one_that_was_not(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, work = tmp_path / "bundle", tmp_path / "bundle.work"
+    checkpoint = work / "checkpoint.safetensors"
+    words = arguments(trained, out, f"tracking.uri={trained.uri}", "tracking.experiment=resumed", "--resume")
+    code, _ = stop(words, checkpoint, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    killed_after = finished_epochs(checkpoint)
+    assert 1 <= killed_after < EPOCHS
+    code, said = stop(words, checkpoint, signal.SIGINT)
+    assert (code, said.splitlines()[-1]) == (130, "octray: Interrupted. What was finished is kept.")
+    assert killed_after < finished_epochs(checkpoint) < EPOCHS
+    assert not (out / MANIFEST).exists()
+
+    frames = (work / "frames.npy").stat().st_mtime_ns
+    assert main([*arguments(trained, out, "train.seed=1"), "--resume"]) == 2
+    assert capsys.readouterr().err == (
+        "octray: bundle.work belongs to a run with another configuration or index. "
+        "Give the same ones to resume it, or leave out --resume to start anew.\n"
+    )
+    assert (work / "frames.npy").stat().st_mtime_ns == frames
+
+    assert main(words) == 0
+    assert not work.exists()
+    assert parts(load_bundle(out)) == parts(load_bundle(trained.bundle))
+    check_recorded(trained, load_bundle(out))
+
+
+def check_recorded(trained: Trained, bundle: Bundle) -> None:
+    """The three starts are one run of MLflow, and no epoch is missing in it."""
+    client = MlflowClient(trained.uri)
+    experiment = client.get_experiment_by_name("resumed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == bundle.manifest.provenance.mlflow_run_id
+    assert run.info.status == "FINISHED"
+    epochs = json.loads(bundle.read(METRICS))["epochs"]
+    found = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "tune_loss")}
+    assert found == {step: pytest.approx(epoch["tune_loss"], rel=1e-4) for step, epoch in enumerate(epochs)}
+
+
+# A run that cannot go on
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_ends_with_advice_and_touches_no_bundle(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(trained.bundle, out)
+    assert main(arguments(trained, out, "tracking.enabled=false", "train.finetune.learning_rate=1e30")) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == (
+        "octray: The loss of epoch 1 is not a number. Lower train.finetune.learning_rate (now 1e+30) and train anew."
+    )
+    assert load_bundle(out).manifest == load_bundle(trained.bundle).manifest
+
+
+@pytest.mark.parametrize("place", [".", "/", "a-file"])
+def test_a_place_that_cannot_hold_a_bundle_is_refused_before_any_work(
+    place: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    (inside / "a-file").touch()
+    words = arguments(trained, Path(place), "tracking.enabled=false", "preprocessing.size=32", "model.weights=bundled")
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    if place == ".":  # a folder like any other; the run ends with its next fault
+        assert "bundled weights exist for tf_efficientnet_lite0 only" in said
+        assert (tmp_path / "inside.work").is_dir()
+    else:
+        assert re.fullmatch(
+            f"octray: A bundle cannot be written to {place}: it is not a folder of its own. Choose another --out.\n", said
+        )
+        assert [path.name for path in inside.iterdir()] == ["a-file"]

@@ -1,0 +1,124 @@
+"""What a configuration can learn from an index, and every way in which the two do not go together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, InputError
+from pipeline.ingest.index import Index
+from pipeline.records import ImageRecord, InstanceKey, Split
+from pipeline.train.material import gather
+
+Labels = dict[str, bool | None]
+LABELS = ("CALM", "SICK", "WORN")
+
+
+def make_index(*rows: tuple[Split, Labels], modality: str = "CR") -> Index:
+    records = tuple(
+        ImageRecord(
+            key=InstanceKey(f"1.{number}", f"1.{number}.1", f"1.{number}.1.1", 1),
+            root=0,
+            source=f"{number}.png",
+            patient_key=f"patient{number // 2}",
+            pixel_sha256=f"{number:064}",
+            labels=labels,
+            split=split,
+            rows=8,
+            columns=8,
+            modality=modality,
+        )
+        for number, (split, labels) in enumerate(rows)
+    )
+    return Index(records, (), (Path(),), LABELS)
+
+
+def one(label: str) -> Labels:
+    return {name: name == label for name in LABELS}
+
+
+def everything(*splits: Split) -> list[tuple[Split, Labels]]:
+    return [(split, one(label)) for split in splits for label in LABELS]
+
+
+def config(activation: str = "softmax", **data: object) -> Config:
+    return Config.model_validate({"name": "tiny", "data": data, "model": {"activation": activation}})
+
+
+def test_targets_follow_the_order_of_the_configuration() -> None:
+    material = gather(config(labels=("SICK", "CALM", "WORN")), make_index(*everything(*Split)))
+    assert material.labels == ("SICK", "CALM", "WORN")
+    np.testing.assert_array_equal(material.targets[:3], [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert material.rows(Split.TUNE).tolist() == [3, 4, 5]
+    assert material.patients(material.rows(Split.TUNE)) == ("patient1", "patient2", "patient2")
+
+
+def test_without_a_choice_the_labels_are_those_of_the_index() -> None:
+    assert gather(config(), make_index(*everything(*Split))).labels == LABELS
+
+
+def test_what_is_not_known_stays_so_with_sigmoid() -> None:
+    unknown: Labels = {"CALM": True, "SICK": None, "WORN": None}
+    material = gather(config("sigmoid"), make_index(*everything(*Split), (Split.TRAIN, unknown)))
+    np.testing.assert_array_equal(material.targets[-1], [1, np.nan, np.nan])
+
+
+def test_an_empty_test_split_is_no_fault() -> None:
+    material = gather(config(), make_index(*everything(Split.TRAIN, Split.TUNE, Split.CALIBRATION)))
+    assert len(material.rows(Split.TEST)) == 0
+
+
+def test_every_fault_of_the_labels_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        gather(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*Split)))
+    assert caught.value.faults == (
+        "data.labels: the index has no label SICKK; it has CALM, SICK, WORN.",
+        "data.labels: training needs two labels or more; the index has CALM, SICK, WORN.",
+        "data.normal_label: CALM is not one of the labels SICKK. "
+        "Set data.normal_label to the one that means no finding, or to null.",
+    )
+
+
+ALL = everything(*Split)
+NOTHING: Labels = dict.fromkeys(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("activation", "rows", "sentence"),
+    [
+        (
+            "softmax",
+            [*ALL, (Split.TEST, one("CALM") | {"SICK": True})],
+            "1 frames have not exactly one of the labels CALM",
+        ),
+        ("softmax", [*ALL, (Split.TEST, NOTHING), (Split.TEST, NOTHING)], "2 frames have not exactly one of the labels"),
+        (
+            "sigmoid",
+            [*ALL, (Split.TRAIN, NOTHING)],
+            "1 frames have no known label. Leave them out of the folder",
+        ),
+        ("softmax", ALL[:2] + ALL[3:], "The split train has no example of WORN. Ingest with more patients, or with another"),
+        ("softmax", [row for row in ALL if row != ALL[4]], "The split tune has no example of SICK."),
+        ("softmax", [row for row in ALL if row != ALL[6]], "The split calibration has no example of CALM."),
+        (
+            "sigmoid",
+            [(split, labels | {"SICK": True}) for split, labels in ALL],
+            "The split train has no example without SICK.",
+        ),
+        ("softmax", [], "The split train has no example of CALM."),
+    ],
+)
+def test_what_cannot_be_learned_is_said(activation: str, rows: list[tuple[Split, Labels]], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        gather(config(activation), make_index(*rows))
+    assert str(caught.value).startswith(sentence)
+
+
+def test_frames_of_another_modality_are_refused_and_unknown_ones_pass() -> None:
+    settings = config(modalities=("CR", "DX"))
+    assert gather(settings, make_index(*ALL, modality="")).records
+    with pytest.raises(
+        InputError, match=r"^The index holds frames of modality OPT, but data.modalities says CR, DX\. Ingest only"
+    ):
+        gather(settings, make_index(*ALL, modality="OPT"))

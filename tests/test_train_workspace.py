@@ -1,0 +1,93 @@
+"""The folder beside a bundle: what a second start finds there, and what it never trusts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.records import FloatArray
+from pipeline.train.workspace import STATE, open_workspace
+
+
+def rows(count: int = 3) -> Iterator[FloatArray]:
+    yield from np.arange(count * 4, dtype=np.float32).reshape(count, 2, 2)
+
+
+def refuse() -> Iterator[FloatArray]:
+    raise AssertionError("rows were taken although the array is there")
+    yield
+
+
+def test_an_array_is_computed_once(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    first = workspace.array("frames", rows(), (3, 2, 2))
+    np.testing.assert_array_equal(first, np.arange(12).reshape(3, 2, 2))
+    assert not first.flags.writeable
+    again = open_workspace(tmp_path / "bundle", "facts", resume=True).array("frames", refuse(), (3, 2, 2))
+    np.testing.assert_array_equal(again, first)
+
+
+def test_what_is_half_written_is_written_anew(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+
+    def stopped() -> Iterator[FloatArray]:
+        yield from rows(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace.array("frames", stopped(), (3, 2, 2))
+    resumed = open_workspace(tmp_path / "bundle", "facts", resume=True)
+    np.testing.assert_array_equal(resumed.array("frames", rows(), (3, 2, 2)), np.arange(12).reshape(3, 2, 2))
+
+
+def test_only_a_resumed_run_keeps_arrays_and_mlflow_run(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    workspace.remember_run("abc")
+    workspace.array("frames", rows(), (3, 2, 2))
+    assert open_workspace(tmp_path / "bundle", "facts", resume=True).run_id == "abc"
+    anew = open_workspace(tmp_path / "bundle", "other facts", resume=False)
+    assert anew.run_id == ""
+    assert [path.name for path in anew.path.iterdir()] == [STATE]
+
+
+def test_nothing_to_resume_is_a_new_run(tmp_path: Path) -> None:
+    assert open_workspace(tmp_path / "bundle", "facts", resume=True).path.is_dir()
+
+
+@pytest.mark.parametrize("state", [None, "{}", "not JSON", "5"])
+def test_another_run_is_not_resumed(state: str | None, tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    if state is not None:
+        (workspace.path / STATE).write_text(state)
+    with pytest.raises(InputError, match=r"^bundle\.work belongs to a run with another configuration or index\. Give the same"):
+        open_workspace(tmp_path / "bundle", "facts" if state else "other facts", resume=True)
+
+
+def test_it_stands_beside_the_bundle_wherever_that_is_named_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    assert open_workspace(Path(), "facts", resume=False).path == tmp_path / "bundle.work"
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("taken", "A bundle cannot be written to taken: it is not a folder of its own. Choose another --out."),
+        ("/", "A bundle cannot be written to /: it is not a folder of its own. Choose another --out."),
+        ("taken/bundle", "The folder of bundle cannot be written to. Choose another --out."),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_said(place: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(InputError) as caught:
+        open_workspace(tmp_path / place, "facts", resume=False)
+    assert str(caught.value) == sentence
+
+
+def test_it_can_be_removed(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    workspace.array("frames", rows(), (3, 2, 2))
+    workspace.remove()
+    assert list(tmp_path.iterdir()) == []
