@@ -90,7 +90,6 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="0: as many as there are cores")
     class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
-    cache_gb: Annotated[float, Field(ge=0)] = Field(default=2.0, description="memory for decoded training frames")
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()
     augment: AugmentSection = AugmentSection()
@@ -157,7 +156,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     shipped = resources.files("configs") / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     elif path.name == str(source) and shipped.is_file():
         text = shipped.read_text(encoding="utf-8")
     else:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,10 @@ def test_a_network_is_described(name: str, lines: list[str], capsys: pytest.Capt
 def test_a_misspelt_network_is_answered_with_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "describe", "resnet81"]) == 2
     assert "resnet18" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"octray {metadata.version('octray')}\n"

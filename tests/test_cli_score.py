@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli.main import main
+from pipeline.cli.score import _undisturbed
 from pipeline.model.bundle import Bundle
 from tests.builders import make_bundle, make_dicom
 
@@ -222,3 +223,17 @@ def test_what_was_finished_before_an_interrupt_is_kept(number: int, bundle: Bund
     assert all((out / record["heatmaps"]["PNEUMONIA"]).is_file() for record in printed)
     assert (out / "failures.csv").is_file()
     assert "octray report" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_the_results_are_written(number: signal.Signals) -> None:
+    written = []
+
+    def write() -> None:
+        with _undisturbed():
+            signal.raise_signal(number)
+            written.append("report")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert written == ["report"]

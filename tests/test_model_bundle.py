@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BundleError
-from pipeline.model.bundle import GRAPH, MANIFEST, MODEL_CARD, load_bundle, write_bundle
+from pipeline.model.bundle import GRAPH, MANIFEST, MODEL_CARD, Manifest, load_bundle, write_bundle
 from tests.builders import make_bundle
+
+WRITTEN_BY_BUNDLE = {"schema_version", "bundle_id", "files"}
 
 
 def edit_manifest(path: Path, **values: object) -> None:
@@ -96,3 +98,16 @@ def test_a_bundle_without_its_graph_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="A bundle needs"):
         write_bundle(tmp_path / "bundle", {MODEL_CARD: b""})
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_new_bundle_takes_the_place_of_an_older_one_with_more_files(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    first = make_bundle(path)
+    contents = {name: first.read(name) for name in first.manifest.files}
+    fields = {name: getattr(first.manifest, name) for name in Manifest.model_fields if name not in WRITTEN_BY_BUNDLE}
+    write_bundle(path, contents | {"plots/roc.png": b"png"}, **fields)
+    (path / "notes.txt").write_text("mine", encoding="utf-8")
+    make_bundle(path)
+    assert not (path / "plots" / "roc.png").exists()
+    assert (path / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert load_bundle(path).manifest.files == first.manifest.files

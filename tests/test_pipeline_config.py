@@ -63,3 +63,9 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, expected: st
     path = tmp_path / "mine.yaml"
     path.write_text(f"{text}\n", encoding="utf-8")
     assert expected in faults(path)[0]
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"name: \xff\xfe\x00")
+    assert faults(path)[0].startswith(("mine.yaml is not valid YAML", "name: "))

@@ -214,9 +214,10 @@ def test_a_graph_that_cannot_be_loaded_leaves_it_not_ready(tmp_path: Path, caplo
         (b"", "not_an_image"),
         (make_dicom()[:3000], "truncated"),
         (make_dicom(PixelData=None), "no_pixels"),
+        (make_dicom(Rows=0, Columns=0, PixelData=b""), "empty_image"),
         (make_dicom(Modality="MG"), "wrong_modality"),
     ],
-    ids=["text", "empty", "truncated", "no-pixels", "wrong-modality"],
+    ids=["text", "empty", "truncated", "no-pixels", "no-rows", "wrong-modality"],
 )
 def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content: bytes, reason: str) -> None:
     response = client.post("/v1/predict", files=files(content))

@@ -15,7 +15,7 @@ Labels = dict[str, bool | None]
 LABELS = ("CALM", "SICK", "WORN")
 
 
-def make_index(*rows: tuple[Split, Labels], modality: str = "CR") -> Index:
+def make_index(*rows: tuple[Split, Labels], modality: str = "CR", view_position: str = "") -> Index:
     records = tuple(
         ImageRecord(
             key=InstanceKey(f"1.{number}", f"1.{number}.1", f"1.{number}.1.1", 1),
@@ -28,6 +28,7 @@ def make_index(*rows: tuple[Split, Labels], modality: str = "CR") -> Index:
             rows=8,
             columns=8,
             modality=modality,
+            view_position=view_position,
         )
         for number, (split, labels) in enumerate(rows)
     )
@@ -122,3 +123,12 @@ def test_frames_of_another_modality_are_refused_and_unknown_ones_pass() -> None:
         InputError, match=r"^The index holds frames of modality OPT, but data.modalities says CR, DX\. Ingest only"
     ):
         gather(settings, make_index(*ALL, modality="OPT"))
+
+
+def test_frames_of_another_view_are_refused_and_unknown_ones_pass() -> None:
+    settings = config(view_positions=("PA", "AP"))
+    assert gather(settings, make_index(*ALL)).records
+    with pytest.raises(
+        InputError, match=r"^The index holds frames of view position LL, but data.view_positions says PA, AP\. "
+    ):
+        gather(settings, make_index(*ALL, view_position="LL"))

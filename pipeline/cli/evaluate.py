@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `octray train` wrote")
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
-    parser.add_argument("--split", choices=("train", "tune", "calibration", "test"), default="test")
+    parser.add_argument(
+        "--split",
+        choices=("train", "tune", "calibration", "test"),
+        default="test",
+        help="which part of the index (default test)",
+    )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
 
 

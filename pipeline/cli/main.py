@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, OctrayError
 
@@ -35,6 +35,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(UNUSABLE, f"octray: {message}. `{self.prog} --help` shows an example.\n")
 
 
+class _Version(argparse.Action):
+    """Print the version; what knows it is imported only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=options.get("help"))
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        print(f"octray {metadata.version('octray')}")
+        parser.exit(DONE)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every subcommand; imports no heavy library."""
     parser = _Parser(
@@ -43,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="print the version and end")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"pipeline.cli.{name}")

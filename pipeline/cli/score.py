@@ -3,10 +3,12 @@
 import argparse
 import json
 import re
+import signal
 import sys
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +91,8 @@ class _Results:
         except KeyboardInterrupt:
             return True
         finally:
-            self._write()
+            with _undisturbed():
+                self._write()
         return False
 
     def say(self) -> None:
@@ -151,6 +154,22 @@ class _Results:
         write_predictions(self._out / PREDICTIONS, (frame.prediction for frame in self.frames))
         write_failures(self._out / FAILURES, self.failures)
         write_report(self._out / REPORT, self._manifest, self.frames, self.failures, bar)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold interrupts back until the block is done, so that tables and report are never left half written."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: held.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _draw_heatmap(path: Path, pixels: "FloatArray", heatmap: "Heatmap", manifest: "Manifest") -> None:

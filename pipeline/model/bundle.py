@@ -146,7 +146,7 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
     draft = Manifest.model_validate({"schema_version": SCHEMA_VERSION, "bundle_id": "", "files": files, **fields})
     manifest = draft.model_copy(update={"bundle_id": bundle_id(draft)})
     path.mkdir(parents=True, exist_ok=True)
-    (path / MANIFEST).unlink(missing_ok=True)
+    _remove_bundle(path)
     for name, content in contents.items():
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +173,17 @@ def load_bundle(path: Path) -> Bundle:
     for name in sorted(bundle.manifest.files):
         bundle.read(name)
     return bundle
+
+
+def _remove_bundle(path: Path) -> None:
+    """Delete what an older bundle left, its manifest first; files that no manifest names are not touched."""
+    try:
+        names = load_bundle(path).manifest.files
+    except BundleError:
+        names = {}
+    (path / MANIFEST).unlink(missing_ok=True)
+    for name in names:
+        (path / name).unlink(missing_ok=True)
 
 
 def _parse_manifest(name: str, text: str) -> Manifest:

@@ -3,6 +3,8 @@
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,7 @@ def export_graph(network: Network, size: int) -> bytes:
     """Return the network as ONNX: `pixels` (batch, 1, size, size) in, `logits` and `features` out, any batch size."""
     network.eval()
     batch = torch.export.Dim("batch", min=1)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = logging.getLogger("torch.onnx").level
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         program = torch.onnx.export(
             network,
             (torch.zeros(2, 1, size, size),),
@@ -36,11 +35,24 @@ def export_graph(network: Network, size: int) -> bytes:
             dynamic_shapes=({0: batch},),
             verbose=False,
         )
-        logging.getLogger("torch.onnx").setLevel(level)
         assert program is not None  # noqa: S101 - only None without dynamo
         path = Path(folder) / "model.onnx"
         program.save(path, external_data=False)
         return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's warnings, which speak of its own inner steps."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:

@@ -59,7 +59,7 @@ def gather(config: Config, index: Index) -> Material:
     targets = index.targets(index.records, labels)
     material = Material(labels, index.records, targets, index.sources)
     _check_targets(material, config.model.activation)
-    _check_modalities(material, config.data)
+    _check_intended_use(material, config.data)
     for split in FITTED_SPLITS:
         _check_split(material, split)
     return material
@@ -93,13 +93,18 @@ def _check_targets(material: Material, activation: Activation) -> None:
         raise InputError(f"{empty} frames have no known label. Leave them out of the folder, or label them.")
 
 
-def _check_modalities(material: Material, data: DataSection) -> None:
-    found = {record.modality for record in material.records if record.modality}
-    if data.modalities and (other := sorted(found - set(data.modalities))):
-        raise InputError(
-            f"The index holds frames of modality {', '.join(other)}, but data.modalities says {', '.join(data.modalities)}. "
-            "Ingest only the studies that the model is meant for, or change data.modalities."
-        )
+def _check_intended_use(material: Material, data: DataSection) -> None:
+    """Refuse frames that scoring would refuse; a frame that does not say what it is may be anything."""
+    for keyword, setting, intended in (
+        ("modality", "data.modalities", data.modalities),
+        ("view_position", "data.view_positions", data.view_positions),
+    ):
+        found = {value for record in material.records if (value := getattr(record, keyword))}
+        if intended and (other := sorted(found - set(intended))):
+            raise InputError(
+                f"The index holds frames of {keyword.replace('_', ' ')} {', '.join(other)}, but {setting} says "
+                f"{', '.join(intended)}. Ingest only the studies that the model is meant for, or change {setting}."
+            )
 
 
 def _check_split(material: Material, split: Split) -> None:
