@@ -125,6 +125,12 @@ class Config(Section):
     evaluate: EvaluateSection = EvaluateSection()
     tracking: TrackingSection = TrackingSection()
 
+    def published(self) -> dict[str, Any]:
+        """Return the settings as others may see them: without the tracking server's address, and weights by their own name."""
+        values = self.model_dump(mode="json", exclude={"tracking": {"uri"}})
+        values["model"]["weights"] = Path(self.model.weights).name
+        return values
+
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Load a configuration, apply overrides and check it.

@@ -69,3 +69,11 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"name: \xff\xfe\x00")
     assert faults(path)[0].startswith(("mine.yaml is not valid YAML", "name: "))
+
+
+def test_published_settings_name_no_server_and_no_folder() -> None:
+    overrides = ["tracking.uri=postgresql://me:secret@host/db", "model.weights=/home/me/mine.safetensors"]
+    published = load_config("xray", overrides).published()
+    assert published["model"]["weights"] == "mine.safetensors"
+    assert "secret" not in str(published)
+    assert load_config("xray").published()["model"]["weights"] == "bundled"

@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from pipeline.config import AugmentSection, FinetuneSection, HeadSection
 from pipeline.errors import TrainingError
+from pipeline.evaluate.calibration import expected_calibration_error, probabilities
 from pipeline.model.architectures import Network, create_network
 from pipeline.progress import silent
 from pipeline.records import Activation
 from pipeline.train.augment import Augmentation
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head
-from pipeline.train.loss import class_weights, weighted_loss
+from pipeline.train.loss import class_weights, remove_class_weights, weighted_loss
 
 SIZE = 32
 
@@ -182,3 +183,22 @@ def test_augmentation_repeats_itself_for_a_seed_and_stays_in_range() -> None:
 def test_no_augmentation_returns_the_frames_themselves() -> None:
     pixels = torch.rand(2, 1, SIZE, SIZE)
     assert torch.equal(Augmentation(AugmentSection(), SIZE)(pixels), pixels)
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_without_class_weights_probabilities_are_those_of_the_training_split_again(activation: Activation) -> None:
+    rng = np.random.default_rng(0)
+    present = rng.random(4000) < 0.1
+    features = rng.normal(size=(4000, 4)) + present[:, None]
+    targets = np.stack([~present, present], axis=1).astype(float)
+    weights = class_weights(targets, activation)
+    head = fit_head(*[Examples(features, targets)] * 2, weights, activation, HeadSection(weight_decays=(1e-6,)))
+    layer = torch.nn.Linear(4, 2).requires_grad_(False)
+    layer.weight.copy_(torch.from_numpy(head.weight))
+    layer.bias.copy_(torch.from_numpy(head.bias))
+    weighted = probabilities(layer(torch.from_numpy(features).float()), activation, 1.0)[:, 1]
+    remove_class_weights(layer, weights)
+    shifted = probabilities(layer(torch.from_numpy(features).float()), activation, 1.0)[:, 1]
+    assert weighted.mean() > 0.2
+    assert shifted.mean() == pytest.approx(present.mean(), abs=0.01)
+    assert expected_calibration_error(shifted, targets[:, 1]) < 0.02 < expected_calibration_error(weighted, targets[:, 1])

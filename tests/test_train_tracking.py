@@ -46,7 +46,7 @@ def store(trained: Trained, tmp_path: Path) -> Path:
 
 def test_every_setting_is_a_parameter(run: Run, trained: Trained) -> None:
     config = load_config(trained.config, [f"tracking.uri={trained.uri}"])
-    assert run.data.params == flatten(config.model_dump(mode="json"))
+    assert run.data.params == flatten(config.published())
     assert run.data.params["train.head.weight_decays"] == "10.0,3.0"
     assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
 

@@ -2,8 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,10 @@ if TYPE_CHECKING:
     from pipeline.evaluate.metrics import Sample
     from pipeline.ingest.index import Index
     from pipeline.model.bundle import Bundle
-    from pipeline.records import FloatArray, ImageRecord
+    from pipeline.records import ImageRecord
 
 HELP = "measure a bundle on one split of an index"
 EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
-_BATCH = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +33,14 @@ def run(args: argparse.Namespace) -> int:
     """Read the split's frames, score them by the bundle's graph, and print the figures."""
     import yaml
 
+    from pipeline.cli.progress import bar
     from pipeline.config import Config
     from pipeline.errors import InputError
     from pipeline.evaluate.metrics import evaluate
     from pipeline.evaluate.report import text_table
     from pipeline.ingest.index import load_index
     from pipeline.model.bundle import CONFIG, load_bundle
+    from pipeline.progress import working
     from pipeline.records import Split
 
     bundle, index = load_bundle(args.bundle), load_index(args.index)
@@ -49,15 +49,18 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
     if not records:
         raise InputError(f"The index has no frame in the split {args.split}. Choose another --split.")
+    if index.sha256 != bundle.manifest.provenance.dataset_sha256:
+        sys.stderr.write(
+            "octray: this is not the index that the bundle was trained on; if they share patients, the figures are too good.\n"
+        )
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    evaluation = evaluate(_score(bundle, index, records), config.evaluate.bootstrap, config.train.seed)
+    sample = _score(bundle, index, records)
+    evaluation = working(bar, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
     print(json.dumps(evaluation.to_json(), indent=2) if args.json else text_table(evaluation))
     return 0
 
 
 def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]") -> "Sample":
-    import numpy as np
-
     from pipeline.cli.progress import bar
     from pipeline.evaluate.metrics import Sample
     from pipeline.ingest.frames import prepared_frames
@@ -67,7 +70,7 @@ def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]")
     manifest, engine = bundle.manifest, Engine(bundle.read(GRAPH))
     frames = bar(prepared_frames(records, index.sources, manifest.preprocessing), "scoring frames", len(records))
     return Sample(
-        logits=np.concatenate([engine.run(np.stack(batch))[0] for batch in _batches(frames)]),
+        logits=engine.logits(frames),
         targets=index.targets(records, manifest.labels),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
@@ -75,9 +78,3 @@ def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]")
         temperature=manifest.temperature,
         operating_points=manifest.operating_points,
     )
-
-
-def _batches(frames: "Iterable[FloatArray]") -> "Iterator[list[FloatArray]]":
-    rest = iter(frames)
-    while batch := list(islice(rest, _BATCH)):
-        yield batch

@@ -1,6 +1,8 @@
 """The network at run time: an ONNX graph in ONNX Runtime, without any deep learning framework."""
 
 import os
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import onnxruntime
@@ -11,6 +13,8 @@ from pipeline.records import FloatArray
 INPUT = "pixels"
 OUTPUTS = ("logits", "features")
 ERRORS_ONLY = 3
+BATCH = 32
+"""Frames in one call, where a caller has many."""
 
 
 class Engine:
@@ -54,6 +58,18 @@ class Engine:
         if not np.isfinite(logits).all():
             raise BundleError("The inference graph returns logits that are not numbers. Train the bundle anew.")
         return logits, features
+
+    def logits(self, frames: Iterable[FloatArray]) -> FloatArray:
+        """Return the logits (n, labels) of frames of shape (1, size, size), run `BATCH` at a time.
+
+        Raises
+        ------
+        BundleError
+            Where a logit is not a finite number.
+        """
+        rest = iter(frames)
+        batches = iter(lambda: list(islice(rest, BATCH)), [])
+        return np.concatenate([self.run(np.stack(batch))[0] for batch in batches])
 
     def _checked_size(self) -> int:
         inputs = {node.name: node for node in self._session.get_inputs()}

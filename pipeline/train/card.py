@@ -46,7 +46,7 @@ def _model(config: Config, heatmap: HeatmapSupport) -> str:
     )
     return (
         "## Model\n\n"
-        f"- architecture: {config.model.architecture}, started from `{config.model.weights}` weights\n"
+        f"- architecture: {config.model.architecture}, started from `{config.published()['model']['weights']}` weights\n"
         f"- input: one grey-level frame on {grid.size} x {grid.size} pixels, fit `{grid.fit}`, "
         f"white borders {'masked' if grid.mask_white_borders else 'kept'}\n"
         f"- output: {config.model.activation} over the labels, calibrated by one temperature\n"
@@ -71,7 +71,19 @@ def _data(material: Material, origin: Provenance) -> str:
         counts = [int((material.targets[rows, column] == 1).sum()) for column in range(len(material.labels))]
         cells = [split.value, len(rows), len(set(material.patients(rows))), *counts]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return f"## Data\n\nIndex `{origin.dataset_name}`, sha256 `{origin.dataset_sha256}`.\n\n" + "\n".join(lines)
+    table = "\n".join(lines)
+    return f"## Data\n\nIndex `{origin.dataset_name}`, sha256 `{origin.dataset_sha256}`.{_unknown(material)}\n\n{table}"
+
+
+def _unknown(material: Material) -> str:
+    """Say how many frames name no patient, since splits and intervals then rest on studies."""
+    count = sum(record.patient_key == record.key.study_instance_uid for record in material.records)
+    if not count:
+        return ""
+    return (
+        f"\n\n{count} frames name no patient: each of their studies counts as a patient of its own, so that one patient may be "
+        "in several splits, and figures and intervals may be too good."
+    )
 
 
 def _figures(evaluation: Evaluation | None) -> str:

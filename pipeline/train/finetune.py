@@ -102,14 +102,14 @@ def finetune(
         if state.course.epoch:
             on_epoch(state.course.epoch, state.course.history[-1])
     else:
-        judged = judge_tune(network, fitting)
+        judged = judge_tune(network, fitting, progress)
         state.course.best_loss = judged["tune_loss"]
         state.course.history.append(judged)
         save_checkpoint(checkpoint, state)
     while not _finished(state.course, fitting.settings):
         epoch = state.course.epoch + 1
         train_loss = _train_epoch(state, fitting, epoch, progress)
-        _judge_epoch(state, fitting, epoch, train_loss)
+        _judge_epoch(state, fitting, train_loss, progress)
         save_checkpoint(checkpoint, state)
         on_epoch(epoch, state.course.history[-1])
     network.load_state_dict(state.best, strict=False)
@@ -126,12 +126,13 @@ def unfreeze(network: Network, groups: int) -> None:
         parameter.requires_grad_()
 
 
-def judge_tune(network: Network, fitting: Fitting) -> dict[str, float]:
+def judge_tune(network: Network, fitting: Fitting, progress: Progress) -> dict[str, float]:
     """Return the class-weighted loss on the tune split, and the mean AUROC of the labels where it is defined."""
     network.eval()
     frames = fitting.tune
     with torch.no_grad():
-        batches = frames.batches(frames.rows, fitting.settings.batch_size)
+        size = fitting.settings.batch_size
+        batches = progress(frames.batches(frames.rows, size), "judging the tune split", math.ceil(len(frames.rows) / size))
         logits = torch.cat([network(pixels)[0] for pixels, _ in batches])
     truth = frames.targets[frames.rows]
     loss = weighted_loss(logits, torch.from_numpy(truth).float(), fitting.class_weights, fitting.activation)
@@ -195,9 +196,10 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
     return total / len(order)
 
 
-def _judge_epoch(state: State, fitting: Fitting, epoch: int, train_loss: float) -> None:
+def _judge_epoch(state: State, fitting: Fitting, train_loss: float, progress: Progress) -> None:
     """Measure the tune loss, keep the weights if they are the best, and lower the rate on a plateau."""
-    judged = judge_tune(state.network, fitting)
+    epoch = state.course.epoch + 1
+    judged = judge_tune(state.network, fitting, progress)
     loss = judged["tune_loss"]
     if not math.isfinite(loss):
         raise TrainingError(

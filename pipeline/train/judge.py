@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import fit_temperature, probabilities
@@ -13,8 +12,6 @@ from pipeline.evaluate.report import plots
 from pipeline.model.engine import Engine
 from pipeline.records import FloatArray, OperatingPoint, Split
 from pipeline.train.material import Material
-
-_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +67,7 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
     """
     engine, activation = Engine(graph, config.train.threads), config.model.activation
     calibration, test = material.rows(Split.CALIBRATION), material.rows(Split.TEST)
-    logits = _logits(engine, pixels, calibration)
+    logits = engine.logits(pixels[row] for row in calibration)
     truth = material.targets[calibration]
     temperature = fit_temperature(logits, truth, activation)
     chances = probabilities(logits, activation, temperature)
@@ -78,7 +75,7 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
     if not len(test):
         return Verdict(temperature, points, None, {})
     sample = Sample(
-        logits=_logits(engine, pixels, test),
+        logits=engine.logits(pixels[row] for row in test),
         targets=material.targets[test],
         groups=material.patients(test),
         labels=material.labels,
@@ -87,8 +84,3 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
         operating_points=points,
     )
     return Verdict(temperature, points, evaluate(sample, config.evaluate.bootstrap, config.train.seed), plots(sample))
-
-
-def _logits(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> FloatArray:
-    parts = [engine.run(pixels[rows[start : start + _BATCH]])[0] for start in range(0, len(rows), _BATCH)]
-    return np.concatenate(parts)

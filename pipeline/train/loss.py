@@ -32,6 +32,23 @@ def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArr
     return np.asarray((known - positives) / np.maximum(positives, 1), np.float64)
 
 
+def remove_class_weights(classifier: torch.nn.Linear, weights: NDArray[np.float64]) -> None:
+    """Shift the biases of a classifier so that its probabilities are those of the training split again.
+
+    A loss in which a label counts w times teaches w times its odds: the logits are too high by log w (King and Zeng, "Logistic
+    regression in rare events data", 2001, section 4.1). The ranking of frames by one label does not change.
+
+    Parameters
+    ----------
+    classifier
+        Changed in place.
+    weights
+        As from `class_weights`, of shape (labels,).
+    """
+    with torch.no_grad():
+        classifier.bias.sub_(torch.from_numpy(np.log(weights)))
+
+
 def weighted_loss(
     logits: Tensor, targets: Tensor, weights: Tensor, activation: Activation, label_smoothing: float = 0.0
 ) -> Tensor:

@@ -39,7 +39,7 @@ from pipeline.train.checkpoint import Course
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head
 from pipeline.train.judge import Verdict, judge
-from pipeline.train.loss import class_weights
+from pipeline.train.loss import class_weights, remove_class_weights
 from pipeline.train.material import Material, gather
 from pipeline.train.provenance import provenance
 from pipeline.train.tracking import RunFacts, Tracker, flatten
@@ -102,21 +102,22 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
         Where the loss is not a number.
     """
     material = gather(config, index)
-    facts = json.dumps([config.model_dump(mode="json"), index.sha256], sort_keys=True)
+    facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
-    parameters = flatten(config.model_dump(mode="json"))
-    tracker = Tracker(config.tracking, RunFacts(config.name, parameters, index.name, index.sha256), workspace.run_id)
+    run_facts = RunFacts(config.name, flatten(config.published()), index.name, index.sha256)
+    tracker = working(progress, "opening MLflow", lambda: Tracker(config.tracking, run_facts, workspace.run_id))
     workspace.remember_run(tracker.run_id)
     job = Job(config, material, workspace, tracker, progress)
     try:
         bundle = _run(job, index, out)
+        name = config.tracking.model_name or f"octray-{config.name}"
+        working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, name))
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
     except Exception:
         tracker.finish("FAILED")
         raise
-    tracker.log_bundle(out, config.tracking.model_name or f"octray-{config.name}")
     tracker.finish()
     workspace.remove()
     return bundle
@@ -131,6 +132,7 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     pixels = _decode(job)
     _fit_head(job, network, pixels)
     course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
+    remove_class_weights(network.classifier, _class_weights(job))
     graph = working(job.progress, "exporting the network", lambda: export_graph(network, job.preprocessing.size))
     checked = np.ascontiguousarray(pixels[job.material.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
     check_graph(network, graph, checked)
@@ -228,7 +230,7 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
         METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
         MODEL_CARD: model_card(config, material, verdict.evaluation, verdict.points, fitted.heatmap, origin).encode(),
-        CONFIG: yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode(),
+        CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
     }
     return write_bundle(
         out,
