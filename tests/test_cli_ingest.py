@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.cli import ingest, phantom
 from pipeline.errors import InputError
 from pipeline.ingest.index import load_index
+from tests.builders import make_pixels
 
 
 def run_phantom(*arguments: str) -> int:
@@ -75,6 +77,17 @@ def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.
         run_ingest(str(tmp_path), "--label-from", "folder", "--out", str(tmp_path / "index"))
     assert run_ingest(str(tmp_path / "A"), str(tmp_path / "B"), "--out", str(tmp_path / "index")) == 0
     assert "repeat the pixels of another; none of them crosses splits" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_that_name_no_patient_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"p{number}_a.png")
+    told = "3 frames name no patient: each of their studies counts as a patient of its own"
+    arguments = (str(tmp_path), "--out", str(tmp_path.parent / "index"))
+    assert run_ingest(*arguments) == 0
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert run_ingest(*arguments, "--patient-key", "^(p[0-9])_") == 0
+    assert "name no patient" not in capsys.readouterr().err
 
 
 def test_labels_come_from_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:

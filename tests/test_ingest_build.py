@@ -139,6 +139,20 @@ def test_patients_of_dicom_files_are_joined_under_a_pseudonym(tmp_path: Path) ->
     assert index.records[0].labels == {}
 
 
+def test_a_study_stays_together_where_some_of_its_files_name_no_patient(tmp_path: Path) -> None:
+    for number in range(24):
+        pixels = np.random.default_rng(number).integers(0, 99, (4, 4), np.uint16)
+        patient, study = f"MRN-{number // 2}" if number % 2 else None, f"1.2.{number // 2}"
+        (tmp_path / f"{number}.dcm").write_bytes(make_dicom(pixels, PatientID=patient, StudyInstanceUID=study))
+    index = build(tmp_path, percent=(40, 20, 20, 20))
+    assert len({(record.key.study_instance_uid, record.split) for record in index.records}) == 12
+    assert index.unknown_patients() == 12
+    names = "".join(f"{number}.dcm,{'train' if number % 2 else 'test'}\n" for number in range(24))
+    (tmp_path / "labels.csv").write_text("file,split,label\n" + names.replace("train", "train,A").replace("test", "test,A"))
+    with pytest.raises(InputError, match="12 studies occur in more than one"):
+        build(tmp_path, labels=tmp_path / "labels.csv")
+
+
 def test_frames_of_a_volume_share_label_patient_and_split(tmp_path: Path) -> None:
     write_phantom(tmp_path, "oct", 12, seed=1)
     index = build(tmp_path / "studies", labels=tmp_path / "labels.csv", percent=(60, 20, 20, 0))

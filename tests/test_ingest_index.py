@@ -90,6 +90,11 @@ def test_duplicates_and_contradictions_are_counted() -> None:
     assert (make_index(records=(*same, other)).duplicates(), make_index(records=(*same, other)).contradictions()) == (2, 1)
 
 
+def test_frames_that_name_no_patient_are_counted() -> None:
+    assert make_index().unknown_patients() == 0
+    assert make_index(records=(make_record(1), make_record(2, patient_key="1.2.3.2"))).unknown_patients() == 1
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

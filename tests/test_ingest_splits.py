@@ -12,7 +12,7 @@ from pipeline.ingest.splits import Percent, assign_splits, check_given_splits, p
 from pipeline.records import Split
 
 SPLITS = list(Split)
-frames = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("ABC"), st.integers(0, 20)), min_size=1, max_size=40)
+frames = st.lists(st.tuples(*(st.integers(0, last) for last in (12, 20, 30))), min_size=1, max_size=40)
 
 
 def plenty(patients: int, per_label: str = "AABC") -> list[tuple[str, str, str]]:
@@ -25,15 +25,17 @@ def plenty(patients: int, per_label: str = "AABC") -> list[tuple[str, str, str]]
 
 
 def assign(rows: list[tuple[str, str, str]], percent: Percent = (70, 10, 10, 10), seed: int = 0) -> list[Split]:
-    return assign_splits([row[0] for row in rows], [[row[1]] for row in rows], [row[2] for row in rows], percent, seed)
+    patients, pixels = [row[0] for row in rows], [row[2] for row in rows]
+    return assign_splits(patients, [[row[1]] for row in rows], pixels, pixels, percent, seed)
 
 
 @settings(deadline=None)
 @given(frames)
-def test_no_patient_and_no_pixels_cross_splits(rows: list[tuple[int, str, int]]) -> None:
-    patients, pixels = [str(row[0]) for row in rows], [str(row[2]) for row in rows]
-    splits = assign_splits(patients, [[]] * len(rows), pixels, seed=1)
-    for keys in (patients, pixels):
+def test_no_patient_no_pixels_and_no_study_cross_splits(rows: list[tuple[int, int, int]]) -> None:
+    patients, pixels, studies = ([str(key) for key in column] for column in zip(*rows, strict=True))
+    splits = assign_splits(patients, [[]] * len(rows), pixels, studies, seed=1)
+    check_given_splits(splits, patients, pixels, studies)
+    for keys in (patients, pixels, studies):
         assert len(set(zip(keys, splits, strict=True))) == len(set(keys))
 
 
@@ -87,7 +89,7 @@ def test_a_patient_under_two_labels_counts_for_both() -> None:
 
 def test_without_labels_the_shares_still_hold() -> None:
     keys = [f"p{number}" for number in range(100)]
-    assert Counter(assign_splits(keys, [[]] * 100, keys)) == {
+    assert Counter(assign_splits(keys, [[]] * 100, keys, keys)) == {
         Split.TRAIN: 70, Split.TUNE: 10, Split.CALIBRATION: 10, Split.TEST: 10,
     }  # fmt: skip
 
@@ -118,10 +120,12 @@ def test_a_split_is_read() -> None:
     assert parse_percent("80/10/10/0") == (80, 10, 10, 0)
 
 
-def test_given_splits_that_a_patient_or_a_duplicate_crosses_are_refused() -> None:
+def test_given_splits_that_a_patient_a_duplicate_or_a_study_crosses_are_refused() -> None:
     splits = [Split.TRAIN, Split.TEST]
     with pytest.raises(InputError, match="1 patients occur in more than one"):
-        check_given_splits(splits, ["p", "p"], ["x", "y"])
+        check_given_splits(splits, ["p", "p"], ["x", "y"], ["s", "t"])
     with pytest.raises(InputError, match="1 images occur with the same pixels in more than one"):
-        check_given_splits(splits, ["p", "q"], ["x", "x"])
-    check_given_splits(splits, ["p", "q"], ["x", "y"])
+        check_given_splits(splits, ["p", "q"], ["x", "x"], ["s", "t"])
+    with pytest.raises(InputError, match="1 studies occur in more than one"):
+        check_given_splits(splits, ["p", "q"], ["x", "y"], ["s", "s"])
+    check_given_splits(splits, ["p", "q"], ["x", "y"], ["s", "t"])

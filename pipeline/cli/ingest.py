@@ -75,6 +75,11 @@ def _show_notes(console: "Console", index: "Index", note: str) -> None:
         lines.append(f"{duplicates} frames repeat the pixels of another; none of them crosses splits.")
     if contradictions := index.contradictions():
         lines.append(f"{contradictions} pictures occur with different labels; check them.")
+    if unknown := index.unknown_patients():
+        lines.append(
+            f"{unknown} frames name no patient: each of their studies counts as a patient of its own, so that one patient may "
+            "be in several splits. Give --patient-key."
+        )
     for reason, count in sorted(Counter(row.reason for row in index.quarantine).items()):
         lines.append(f"{count} quarantined: {reason} (listed in quarantine.csv)")
     for line in lines:

@@ -154,12 +154,18 @@ def _strata(records: Sequence[ImageRecord]) -> list[Collection[str]]:
     return [[label for label, holds in record.labels.items() if holds] for record in records]
 
 
-def _assigned(records: Sequence[ImageRecord], rules: Rules) -> list[Split]:
+def _ties(records: Sequence[ImageRecord]) -> tuple[list[str], list[str], list[str]]:
+    """Return the patient, the pixels and the study of each frame; none of them may cross splits."""
     patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
-    return assign_splits(patients, _strata(records), pixels, rules.percent, rules.seed)
+    return patients, pixels, [record.key.study_instance_uid for record in records]
+
+
+def _assigned(records: Sequence[ImageRecord], rules: Rules) -> list[Split]:
+    patients, pixels, studies = _ties(records)
+    return assign_splits(patients, _strata(records), pixels, studies, rules.percent, rules.seed)
 
 
 def _checked(given: list[Split], records: Sequence[ImageRecord]) -> list[Split]:
-    check_given_splits(given, [record.patient_key for record in records], [record.pixel_sha256 for record in records])
+    check_given_splits(given, *_ties(records))
     check_labels(given, _strata(records), [split for split in Split if split in given])
     return given

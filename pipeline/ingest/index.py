@@ -97,6 +97,10 @@ class Index:
         pairs = {(record.pixel_sha256, tuple(sorted(record.labels.items(), key=str))) for record in self.records}
         return sum(count > 1 for count in Counter(pixels for pixels, _ in pairs).values())
 
+    def unknown_patients(self) -> int:
+        """Return how many frames name no patient; the study of each stands in for one."""
+        return sum(record.patient_key == record.key.study_instance_uid for record in self.records)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Return for each split its frames, its patients, and the frames in which each label holds."""
         table = {}

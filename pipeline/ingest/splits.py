@@ -44,6 +44,7 @@ def assign_splits(
     patient_keys: Sequence[str],
     strata: Sequence[Collection[str]],
     duplicate_groups: Sequence[str],
+    studies: Sequence[str],
     percent: Percent = DEFAULT_PERCENT,
     seed: int = 0,
 ) -> list[Split]:
@@ -61,6 +62,8 @@ def assign_splits(
         The labels that hold for each frame; empty where none is known.
     duplicate_groups
         Hash of each frame's pixels; patients that share one stay together.
+    studies
+        Study of each frame; patients that share one stay together, as where only some of its files name the patient.
     percent
         Share of the patients in train, tune, calibration and test.
     seed
@@ -71,7 +74,7 @@ def assign_splits(
     InputError
         Where a label has no example in a split that is wanted.
     """
-    groups = _join(patient_keys, strata, duplicate_groups, seed)
+    groups = _join(patient_keys, strata, duplicate_groups, studies, seed)
     wanted = {split: share / 100 for split, share in zip(Split, percent, strict=True) if share}
     assigned = _stratify(groups, wanted)
     splits = [Split.TRAIN] * len(patient_keys)
@@ -82,13 +85,15 @@ def assign_splits(
     return splits
 
 
-def check_given_splits(splits: Sequence[Split], patient_keys: Sequence[str], duplicate_groups: Sequence[str]) -> None:
-    """Check splits that were given: no patient and no pixels in two of them.
+def check_given_splits(
+    splits: Sequence[Split], patient_keys: Sequence[str], duplicate_groups: Sequence[str], studies: Sequence[str]
+) -> None:
+    """Check splits that were given: no patient, no pixels and no study in two of them.
 
     Raises
     ------
     InputError
-        With the number of patients, or of duplicates, that cross.
+        With the number of patients, of duplicates, or of studies that cross.
     """
     if crossing := _crossing(splits, patient_keys):
         raise InputError(f"In the given splits {crossing} patients occur in more than one. Keep each patient in one split.")
@@ -97,6 +102,8 @@ def check_given_splits(splits: Sequence[Split], patient_keys: Sequence[str], dup
             f"In the given splits {crossing} images occur with the same pixels in more than one. Leave the duplicates out, or "
             "keep them in one split."
         )
+    if crossing := _crossing(splits, studies):
+        raise InputError(f"In the given splits {crossing} studies occur in more than one. Keep each study in one split.")
 
 
 def check_labels(splits: Sequence[Split], strata: Sequence[Collection[str]], wanted: Sequence[Split]) -> None:
@@ -123,9 +130,13 @@ def _crossing(splits: Sequence[Split], keys: Sequence[str]) -> int:
 
 
 def _join(
-    patient_keys: Sequence[str], strata: Sequence[Collection[str]], duplicate_groups: Sequence[str], seed: int
+    patient_keys: Sequence[str],
+    strata: Sequence[Collection[str]],
+    duplicate_groups: Sequence[str],
+    studies: Sequence[str],
+    seed: int,
 ) -> list[_Group]:
-    """Join patients that share pixels (union-find); largest groups first, then by lot."""
+    """Join patients that share pixels or a study (union-find); largest groups first, then by lot."""
     parents: dict[Hashable, Hashable] = {}
 
     def find(node: Hashable) -> Hashable:
@@ -133,8 +144,9 @@ def _join(
             parents[node] = node = parents[parent]
         return node
 
-    for patient, pixels in zip(patient_keys, duplicate_groups, strict=True):
+    for patient, pixels, study in zip(patient_keys, duplicate_groups, studies, strict=True):
         parents[find(("patient", patient))] = find(("pixels", pixels))
+        parents[find(("patient", patient))] = find(("study", study))
     members: dict[Hashable, list[int]] = {}
     for number, patient in enumerate(patient_keys):
         members.setdefault(find(("patient", patient)), []).append(number)
