@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -205,6 +207,8 @@ def test_pixel_values_in_floating_point() -> None:
         ({"NumberOfFrames": 2}, Reason.TRUNCATED, "3840 of 7680 bytes"),
         ({"NumberOfFrames": 0}, Reason.INCONSISTENT, "Number of Frames is 0"),
         ({"BitsStored": 17}, Reason.INCONSISTENT, "Bits Stored is 17 of 16"),
+        ({"BitsStored": 12}, Reason.INCONSISTENT, "High Bit is 15 with 12 bits stored"),
+        ({"BitsStored": 12, "HighBit": 0}, Reason.INCONSISTENT, "High Bit is 0 with 12 bits stored"),
         ({"BitsAllocated": 24}, Reason.INCONSISTENT, "Bits Allocated is 24"),
         ({"BitsAllocated": None}, Reason.INCONSISTENT, "no valid BitsAllocated"),
         ({"PixelRepresentation": 2}, Reason.INCONSISTENT, "Pixel Representation"),
@@ -217,6 +221,10 @@ def test_headers_that_contradict_their_pixels_are_refused(overrides: dict[str, A
     error = refused(make_dicom(**overrides))
     assert error.reason is reason
     assert words in str(error)
+
+
+def test_a_missing_high_bit_is_that_of_the_bits_stored() -> None:
+    assert len(read(make_dicom(BitsStored=12, HighBit=None))) == 1
 
 
 def test_padding_after_the_last_frame_is_no_fault() -> None:
@@ -233,6 +241,45 @@ def test_unknown_and_video_transfer_syntaxes_are_refused() -> None:
         error = refused(write(dataset, implicit_vr=False, little_endian=True))
         assert error.reason is Reason.UNSUPPORTED_ENCODING
         assert words in str(error)
+
+
+def make_palette(stored: np.ndarray, table: np.ndarray, bits: int, **overrides: Any) -> Dataset:
+    """A picture whose three palettes are the same, so that it is grey."""
+    dataset = make_dataset(stored, PhotometricInterpretation="PALETTE COLOR", **overrides)
+    for number in range(3):
+        dataset.add_new(0x00281101 + number, "US", [table.size, 0, bits])
+        dataset.add_new(0x00281201 + number, "OW", table.tobytes())
+    return dataset
+
+
+@pytest.mark.parametrize(("bits", "container", "white"), [(8, "u1", 255), (16, "<u2", 65535), (8, "<u2", 255), (16, "u1", 255)])
+@pytest.mark.parametrize("overrides", [{}, {"WindowCenter": 5, "WindowWidth": 10}, {"PixelRepresentation": 1}])
+def test_palettes_that_hold_grey_run_over_the_range_of_their_entries(
+    bits: int, container: str, white: int, overrides: dict[str, Any]
+) -> None:
+    stored = np.arange(120, dtype=np.uint8).reshape(10, 12)
+    table = np.linspace(white // 5, white // 2, 120).astype(container)
+    dataset = make_palette(stored, table, bits, **overrides)
+    (frame,) = read(write(dataset))
+    expected = apply_color_lut(stored, dataset)[..., 0] / white
+    np.testing.assert_allclose(frame.pixels, expected, atol=1e-6)
+    assert frame.notes == ()
+
+
+def test_palettes_in_big_endian_are_the_same_picture() -> None:
+    stored, table = np.arange(64, dtype=np.uint8).reshape(8, 8), np.arange(0, 65536, 1024).astype("<u2")
+    little, big = make_palette(stored, table, 16), make_palette(stored, table.astype(">u2"), 16)
+    big.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    (expected,), (frame,) = read(write(little)), read(write(big))
+    np.testing.assert_array_equal(frame.pixels, expected.pixels)
+    assert frame.pixel_sha256 == expected.pixel_sha256
+
+
+def test_palettes_with_entries_beyond_their_bits_are_refused() -> None:
+    table = np.arange(0, 65536, 1024).astype("<u2")
+    error = refused(write(make_palette(np.arange(64, dtype=np.uint8).reshape(8, 8), table, 8)))
+    assert error.reason is Reason.INCONSISTENT
+    assert "colour palette holds 64512, more than its 8 bits" in str(error)
 
 
 def test_broken_lookup_tables_are_refused() -> None:
@@ -289,6 +336,24 @@ def test_a_second_frame_that_is_damaged_comes_after_the_first() -> None:
     with pytest.raises(UnreadableError, match="pixel data of frame 2 are damaged") as caught:
         next(frames)
     assert caught.value.reason is Reason.DECODE_FAILED
+
+
+def test_deflated_files_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(np.zeros((1024, 1024), np.uint8))
+    plain = write(dataset)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    bomb = write(dataset)
+    assert len(bomb) < 5000
+    for content in (bomb, bomb[132:]):
+        assert read(content)[0].pixel_sha256 == read(plain)[0].pixel_sha256
+    monkeypatch.setattr(guard, "MAX_INFLATED", 2**20)
+    for content in (bomb, bomb[132:]):
+        error = refused(content)
+        assert error.reason is Reason.RESOURCE_LIMIT
+        assert "inflates to more than 1 MiB" in str(error)
+    assert len(read(plain)) == 1
+    monkeypatch.setattr(guard, "MAX_INFLATED", 2**21)
+    assert refused(bomb[:-1000]).reason in (Reason.TRUNCATED, Reason.DECODE_FAILED)
 
 
 def test_nothing_of_pydicom_reaches_the_user(caplog: pytest.LogCaptureFixture) -> None:

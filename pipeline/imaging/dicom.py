@@ -8,16 +8,17 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import header
 from pipeline.imaging.codecs import DECODER_DEPENDENCIES, LOSSY, PLUGIN, register
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.grayscale import render
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import check_inflated, translated
 from pipeline.imaging.identity import derived_uid, pixel_sha256
 from pipeline.imaging.layout import Layout, read_layout
 from pipeline.records import Frame, InstanceKey
@@ -69,6 +70,7 @@ def read_dicom(content: bytes, source: str) -> Iterator[Frame]:
         And nothing else, whatever the bytes are.
     """
     with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
+        _check_deflated(content)
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
         syntax, notes = _transfer_syntax(dataset)
         _check_whole(dataset)
@@ -116,8 +118,15 @@ def _decoded(dataset: Dataset, layout: Layout) -> Iterator[NDArray[Any]]:
     for stored in stored_values(dataset, layout):
         if colour == "PALETTE COLOR":
             with translated("The colour palette of the DICOM file cannot be applied. Export the file again."):
-                stored = apply_color_lut(stored, dataset)
+                stored = _look_up(stored, dataset)
         yield stored if stored.ndim == 2 else to_grey(stored, tolerance)
+
+
+def _look_up(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Apply the palette; pydicom 3.0.2 takes the words of its tables for little endian in files in big endian, too."""
+    looked_up = apply_color_lut(stored, dataset)
+    swapped = dataset.original_encoding[1] is False and "RedPaletteColorLookupTableData" in dataset
+    return looked_up.byteswap() if swapped else looked_up
 
 
 def _frame(
@@ -126,7 +135,8 @@ def _frame(
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise UnreadableError(Reason.INCONSISTENT, f"Frame {key.frame_number} holds values that are not numbers.")
     scope = header.Scope.of(dataset, key.frame_number - 1)
-    rendering, header_notes = header.rendering(scope)
+    palette = layout.photometric_interpretation == "PALETTE COLOR"
+    rendering, header_notes = (header.palette_rendering(dataset, stored), ()) if palette else header.rendering(scope)
     pixels, grey_notes = render(stored, rendering)
     return Frame(
         pixels=pixels,
@@ -141,6 +151,16 @@ def _frame(
         transfer_syntax_uid=str(layout.transfer_syntax),
         notes=notes + header_notes + grey_notes,
     )
+
+
+def _check_deflated(content: bytes) -> None:
+    """Find the deflated data set with the steps of `dcmread`, which inflates it whatever its size (PS3.5 A.5)."""
+    stream = io.BytesIO(content)
+    read_preamble(stream, force=True)
+    syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        _read_command_set_elements(stream)
+        check_inflated(stream.read())
 
 
 def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:

@@ -72,7 +72,7 @@ class Rendering:
     padding
         Smallest and largest stored value that is padding and no measurement (0028,0120), (0028,0121); None where there is none.
     full_range
-        Smallest and largest value that 8 bits or fewer can store; None for more bits.
+        Smallest and largest value that 8 bits or fewer, or a palette, can hold; None for more bits.
     """
 
     modality: Lut | Rescale = Rescale()

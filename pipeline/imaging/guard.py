@@ -3,6 +3,7 @@
 import logging
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ MAX_PIXELS = 2**26
 """Rows x Columns of one frame; the largest radiographs have half as many."""
 MAX_BYTES = 2**32
 """Size of one file."""
+MAX_INFLATED = 2**29
+"""Size of a deflated data set once it is inflated; zlib packs zeros a thousandfold."""
+_CHUNK = 2**16
 
 _DECODERS = r"(pydicom|PIL|tifffile)(\.|$)"
 _lock = threading.Lock()
@@ -32,6 +36,28 @@ def check_size(rows: int, columns: int) -> None:
             Reason.RESOURCE_LIMIT,
             f"The image is said to have {rows} x {columns} pixels; octray reads up to {MAX_PIXELS}. Scale it down.",
         )
+
+
+def check_inflated(deflated: bytes) -> None:
+    """Inflate a raw deflate stream (RFC 1951) piece by piece, and keep none of it, to find out its size.
+
+    Raises
+    ------
+    UnreadableError
+        `RESOURCE_LIMIT` where there are more than `MAX_INFLATED` bytes in it.
+    zlib.error
+        Where it is no such stream.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    for start in range(0, len(deflated), _CHUNK):
+        size += len(stream.decompress(deflated[start : start + _CHUNK]))
+        if size > MAX_INFLATED:
+            raise UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                f"The deflated DICOM file inflates to more than {MAX_INFLATED // 2**20} MiB. Convert it to another transfer "
+                "syntax, or split it.",
+            )
 
 
 @contextmanager

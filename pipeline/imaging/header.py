@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -116,6 +117,26 @@ def rendering(scope: Scope) -> tuple[Rendering, tuple[str, ...]]:
         full_range=(low, low + 2**bits - 1) if bits <= 8 else None,
     )
     return made, modality_notes + voi_notes
+
+
+def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
+    """Return the way from the entries of a palette that holds grey to grey levels: black is 0, white what their bits can hold.
+
+    Rescale, window and padding are about stored values of MONOCHROME pictures and are left aside (PS3.3 C.7.6.3.1.2, C.11.2).
+
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` where an entry needs more bits than Red Palette Color Lookup Table Descriptor (0028,1101) gives it.
+    """
+    descriptor = numbers(dataset, "RedPaletteColorLookupTableDescriptor")
+    bits = min(int(descriptor[-1]), 8 * looked_up.itemsize)
+    largest = int(looked_up.max(initial=0))
+    if largest >= 2**bits:
+        raise UnreadableError(
+            Reason.INCONSISTENT, f"The colour palette holds {largest}, more than its {bits} bits can. Export the file again."
+        )
+    return Rendering(full_range=(0, 2**bits - 1))
 
 
 def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:

@@ -88,6 +88,9 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
         stored = _required(dataset, "BitsStored")
         if not 1 <= stored <= layout.bits_allocated:
             faults.append(f"Bits Stored is {stored} of {layout.bits_allocated} allocated")
+        high = number(dataset, "HighBit")
+        if high is not None and high != stored - 1:
+            faults.append(f"High Bit is {high:g} with {stored} bits stored, which should end at {stored - 1}")
         if _required(dataset, "PixelRepresentation") not in (0, 1):
             faults.append("Pixel Representation is neither 0 nor 1")
     expected = 3 if layout.photometric_interpretation in COLOUR else 1
