@@ -1,6 +1,8 @@
 import os
 import threading
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,64 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (inside / "file.dcm").symlink_to(outside / "a.dcm")
     (inside / "folder").symlink_to(outside)
     (inside / "twin.dcm").symlink_to(inside / "a.dcm")
-    (inside / "dangling.dcm").symlink_to(inside / "nothing")
     os.mkfifo(inside / "pipe")
     assert [file.source for file in discover(inside)] == ["a.dcm", "twin.dcm"]
+
+
+def test_links_to_nothing_and_in_a_circle_are_found_and_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "dangling.dcm").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle.dcm").symlink_to(tmp_path / "circle.dcm")
+    assert refusals(discover(tmp_path)) == {
+        "circle.dcm": "The file could not be opened: Too many levels of symbolic links.",
+        "dangling.dcm": "The file could not be opened: No such file or directory.",
+    }
+
+
+def refusals(files: Iterable[StudyFile]) -> dict[str, str]:
+    said = {}
+    for file in files:
+        with pytest.raises(UnreadableError) as caught:
+            next(read_frames(file))
+        assert caught.value.reason is Reason.DECODE_FAILED
+        said[file.source] = str(caught.value)
+    return said
+
+
+@contextmanager
+def without_privileges(folder: Path) -> Iterator[None]:
+    """Be a user whom permissions bind, even where the tests run as root, in a folder that such a user may enter."""
+    with chdir(folder):
+        folder.chmod(0o755)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_folders_that_may_not_be_looked_into_are_found_and_cannot_be_read(tmp_path: Path) -> None:
+    modes = {"closed": 0o000, "names_only": 0o444}
+    for name, mode in modes.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "a.dcm").write_bytes(make_dicom())
+        (tmp_path / "set" / name).chmod(mode)
+    (tmp_path / "set" / "b.dcm").write_bytes(make_dicom())
+    with without_privileges(tmp_path):
+        found = {file.source: file for file in discover(Path("set"))}
+        assert len(list(read_frames(found.pop("b.dcm")))) == 1
+        assert refusals(found.values()) == dict.fromkeys(
+            ("closed", "names_only/a.dcm"), "The file could not be opened: Permission denied."
+        )
+        for gone in ("set/closed", "set/names_only/a.dcm"):
+            with pytest.raises(
+                InputError, match=r"^(closed|a\.dcm) cannot be opened: Permission denied\. Check its permissions\.$"
+            ):
+                discover(Path(gone))
+    for name in modes:
+        (tmp_path / "set" / name).chmod(0o755)
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:

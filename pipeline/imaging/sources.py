@@ -1,6 +1,7 @@
 """Finds study files below a folder, and turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,30 +37,50 @@ class StudyFile:
 def discover(root: Path) -> Iterator[StudyFile]:
     """Find the files to read, sorted by `source`.
 
-    Hidden files and folders, DICOMDIR, linked folders, and links to files outside `root` are left out.
+    Hidden files and folders, DICOMDIR, linked folders, and links to files outside `root` are left out. What cannot be looked
+    at, a folder that may not be listed for one, is found as a file, so that reading it says why nothing of it was read.
 
     Raises
     ------
     InputError
-        Where there is nothing at `root`.
+        Where there is nothing at `root`, or it may not be opened.
     """
-    if root.is_file():
-        return iter((StudyFile(root, _text(root.name)),))
-    if not root.is_dir():
-        raise InputError(f"There is no file or folder {_text(root.name)}. Check the path.")
+    try:
+        if root.is_file():
+            return iter((StudyFile(root, _text(root.name)),))
+        if not root.is_dir():
+            raise InputError(f"There is no file or folder {_text(root.name)}. Check the path.")
+        os.scandir(root).close()
+    except OSError as error:
+        raise InputError(f"{_text(root.name)} cannot be opened: {error.strerror}. Check its permissions.") from None
     return iter(sorted(_walk(root), key=lambda file: file.source))
 
 
 def _walk(root: Path) -> Iterator[StudyFile]:
-    inside = root.resolve()
-    for folder, folders, names in os.walk(root):
+    inside = os.path.realpath(root)
+    unlisted: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=unlisted.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
             hidden = name.startswith(".") or name.upper() == "DICOMDIR"
-            outside = path.is_symlink() and not path.resolve().is_relative_to(inside)
-            if not hidden and not outside and path.is_file():
-                yield StudyFile(path, _text(path.relative_to(root).as_posix()))
+            if not hidden and _may_be_file(path, inside):
+                yield _below(root, path)
+    yield from (_below(root, Path(error.filename)) for error in unlisted)
+
+
+def _below(root: Path, path: Path) -> StudyFile:
+    return StudyFile(path, _text(path.relative_to(root).as_posix()))
+
+
+def _may_be_file(path: Path, inside: str) -> bool:
+    """Say whether there is a file that does not lie outside, or something that cannot be looked at."""
+    try:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+            return False
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _text(name: str) -> str:

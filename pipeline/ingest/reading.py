@@ -1,5 +1,6 @@
 """Finds the files of the sources and reads each one once, keeping what the index needs and not the pixels."""
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def find_files(sources: Sequence[Path], leave_out: Path | None) -> dict[FileId, 
     files: dict[FileId, StudyFile] = {}
     for root, source in enumerate(sources):
         for file in discover(source):
-            if (place := file.path.resolve()) not in seen:
+            if (place := Path(os.path.realpath(file.path))) not in seen:
                 seen.add(place)
                 files[root, file.source] = file
     if not files:
