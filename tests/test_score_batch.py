@@ -15,7 +15,7 @@ from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_dicom
+from tests.builders import make_bundle, make_dicom, make_frame
 
 Item = TypeVar("Item")
 
@@ -170,3 +170,47 @@ def test_only_a_bounded_number_of_frames_is_decoded_ahead(
             most = max(most, decoded - used)
     assert decoded == 600
     assert most <= 4 + batch.DECODERS * (batch.FRAMES_AHEAD + 1)
+
+
+def test_large_frames_are_bounded_by_their_pixels(
+    tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studies").mkdir()
+    for number in range(6):
+        (tmp_path / "studies" / f"{number}.dcm").write_bytes(make_dicom(np.zeros((20, 8, 8), np.uint8)))
+    monkeypatch.setattr(batch, "PIXELS_AHEAD", 3 * 64)
+    monkeypatch.setattr(batch, "BATCH_PIXELS", 2 * 64)
+    lock, decoded, most = threading.Lock(), 0, 0
+
+    def read(file: StudyFile) -> Iterator[Frame]:
+        nonlocal decoded
+        for frame in read_frames(file):
+            with lock:
+                decoded += 1
+            yield frame
+
+    monkeypatch.setattr(batch, "read_frames", read)
+    for used, _ in enumerate(score_folder(tmp_path / "studies", predictor)):
+        with lock:
+            most = max(most, decoded - used)
+    assert decoded == 120
+    # one batch and the frame that did not fit, what lies ready, one frame for the file in use, and one in each decoder's hand
+    assert most <= (2 + 1) + 3 + 1 + batch.DECODERS
+
+
+def test_a_frame_larger_than_the_budget_passes_alone(
+    studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [name(item) for item in score_folder(studies, predictor)]
+    monkeypatch.setattr(batch, "PIXELS_AHEAD", 1)
+    monkeypatch.setattr(batch, "BATCH_PIXELS", 1)
+    assert [name(item) for item in score_folder(studies, predictor)] == expected
+
+
+def test_batches_end_at_frames_or_pixels_and_lose_nothing() -> None:
+    small, large = make_frame(pixels=np.zeros((10, 10), np.float32)), make_frame(pixels=np.zeros((90, 10), np.float32))
+    frames = [small, small, small, large, small, large, large, small]
+    found = list(batch.batches(frames, 2, 1000))
+    assert [[frame.pixels.size for frame in one] for one in found] == [[100, 100], [100, 900], [100, 900], [900, 100]]
+    found = list(batch.batches(frames, 4, 500))
+    assert [[frame.pixels.size for frame in one] for one in found] == [[100] * 3, [900], [100], [900], [900], [100]]

@@ -1,14 +1,13 @@
 """Scores a folder: decodes ahead in threads, puts frames of all studies into batches, and streams results in bounded memory."""
 
 import itertools
-import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
@@ -19,7 +18,9 @@ from pipeline.score.predictor import Predictor, check_intended_use
 DECODERS = 2
 FILES_AHEAD = 8
 FRAMES_AHEAD = 4
-_WAIT_SECONDS = 0.1
+PIXELS_AHEAD = BATCH_PIXELS = 2**25  # 128 MiB as float32 each: three radiographs, or a hundred B-scans
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +50,10 @@ def score_folder(
     Yields
     ------
     Scored or Quarantined
-        In the order of `discover`, and within a file in the order of its frames. Held in memory are one batch and at most
-        `FILES_AHEAD` files of at most `FRAMES_AHEAD` decoded frames each. Closing the iterator stops the decoding.
+        In the order of `discover`, and within a file in the order of its frames. Held in memory are one batch of at most
+        `BATCH_PIXELS`, and at most `FILES_AHEAD` files of at most `FRAMES_AHEAD` decoded frames each, together at most
+        `PIXELS_AHEAD`; a larger frame passes alone, and each of `DECODERS` holds one more that waits for room. Closing the
+        iterator stops the decoding.
 
     Raises
     ------
@@ -58,18 +61,43 @@ def score_folder(
         Where `root` cannot be listed.
     """
     files = list(discover(root))
-    pending: list[Frame | Quarantined] = []
-    frames = 0
     with _Decoder(files) as decoder:
-        for decoded in progress(decoder.files(), "Scoring", len(files)):
-            for item in decoded:
-                item = _refuse(item, predictor)
-                pending.append(item)
-                frames += isinstance(item, Frame)
-                if frames == batch_size:
-                    yield from _score(pending, predictor)
-                    pending, frames = [], 0
-    yield from _score(pending, predictor)
+        items = itertools.chain.from_iterable(progress(decoder.files(), "Scoring", len(files)))
+        for batch in batches((_refuse(item, predictor) for item in items), batch_size):
+            yield from _score(batch, predictor)
+
+
+def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) -> Iterator[list[Item]]:
+    """Group items, so that a group has at most `size` frames and at most `most_pixels`; a larger frame is a group of its own.
+
+    Parameters
+    ----------
+    items
+        Frames, and whatever else comes among them, which counts for nothing.
+    size
+        Most frames of a group.
+    most_pixels
+        Most pixels of a group; `BATCH_PIXELS` where it is None.
+    """
+    most = BATCH_PIXELS if most_pixels is None else most_pixels
+    batch: list[Item] = []
+    frames = pixels = 0
+    for item in items:
+        if frames and pixels + _pixels(item) > most:
+            yield batch
+            batch, frames, pixels = [], 0, 0
+        batch.append(item)
+        frames += isinstance(item, Frame)
+        pixels += _pixels(item)
+        if frames == size:
+            yield batch
+            batch, frames, pixels = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _pixels(item: object) -> int:
+    return item.pixels.size if isinstance(item, Frame) else 0
 
 
 def _refuse(item: Frame | Quarantined, predictor: Predictor) -> Frame | Quarantined:
@@ -83,52 +111,78 @@ def _refuse(item: Frame | Quarantined, predictor: Predictor) -> Frame | Quaranti
 
 def _score(pending: list[Frame | Quarantined], predictor: Predictor) -> Iterator[Scored | Quarantined]:
     frames = [item for item in pending if isinstance(item, Frame)]
-    predictions = iter(predictor.predict(frames))
+    predictions = iter(predictor.predict_checked(frames))
     for item in pending:
         yield Scored(item, next(predictions)) if isinstance(item, Frame) else item
 
 
 class _Decoder:
-    """Reads files ahead of their use, in threads; each file has a bounded queue, and `None` ends it."""
+    """Reads files ahead of their use, in threads; each file has a queue that `None` ends, and all share a budget of pixels."""
 
     def __init__(self, files: Iterable[StudyFile]) -> None:
         self._files = iter(files)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._stopped = threading.Event()
-        self._ahead: deque[queue.Queue[Frame | Quarantined | None]] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._ahead: deque[_Queue] = deque()
+        self._held = 0
 
     def __enter__(self) -> "_Decoder":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stopped.set()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         self._pool.shutdown(cancel_futures=True)
 
     def files(self) -> Iterator[Iterator[Frame | Quarantined]]:
         """Yield for each file what is in it; each must be used up before the next is taken."""
         self._start()
         while self._ahead:
-            yield iter(self._ahead[0].get, None)
-            self._ahead.popleft()
+            yield self._used_up(self._ahead[0])
+            with self._changed:
+                self._ahead.popleft()
+                self._changed.notify_all()
             self._start()
 
     def _start(self) -> None:
         while len(self._ahead) < FILES_AHEAD and (file := next(self._files, None)):
-            items: queue.Queue[Frame | Quarantined | None] = queue.Queue(FRAMES_AHEAD)
+            items: _Queue = deque()
             self._ahead.append(items)
             self._pool.submit(self._decode, file, items)
 
-    def _decode(self, file: StudyFile, items: "queue.Queue[Frame | Quarantined | None]") -> None:
+    def _used_up(self, items: "_Queue") -> Iterator[Frame | Quarantined]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: items)
+                item = items.popleft()
+                self._held -= _pixels(item)
+                self._changed.notify_all()
+            if item is None:
+                return
+            yield item
+
+    def _decode(self, file: StudyFile, items: "_Queue") -> None:
         for item in itertools.chain(_read(file), (None,)):
             self._put(items, item)
-            if self._stopped.is_set():
+            if self._stopped:
                 return
 
-    def _put(self, items: "queue.Queue[Frame | Quarantined | None]", item: Frame | Quarantined | None) -> None:
-        while not self._stopped.is_set():
-            with suppress(queue.Full):
-                items.put(item, timeout=_WAIT_SECONDS)
-                return
+    def _put(self, items: "_Queue", item: Frame | Quarantined | None) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._has_room(items, _pixels(item)))
+            items.append(item)
+            self._held += _pixels(item)
+            self._changed.notify_all()
+
+    def _has_room(self, items: "_Queue", pixels: int) -> bool:
+        """Say whether `pixels` more may wait; the file in use gets one frame through always, so that it never stands still."""
+        is_awaited = not items and items is self._ahead[0]
+        return is_awaited or (len(items) < FRAMES_AHEAD and self._held + pixels <= PIXELS_AHEAD)
+
+
+_Queue = deque[Frame | Quarantined | None]
 
 
 def _read(file: StudyFile) -> Iterator[Frame | Quarantined]:

@@ -63,6 +63,10 @@ class Predictor:
         """
         for frame in frames:
             check_intended_use(frame, self.manifest)
+        return self.predict_checked(frames, heatmaps)
+
+    def predict_checked(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
+        """Score frames that `check_intended_use` has let pass already; otherwise as `predict`."""
         starts = range(0, len(frames), FRAMES_AT_ONCE)
         return [result for start in starts for result in self._predict(frames[start : start + FRAMES_AT_ONCE], heatmaps)]
 
