@@ -1,17 +1,20 @@
 """`octray score` from files to files."""
 
 import csv
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.cli import score as command
 from pipeline.cli.main import main
 from pipeline.cli.score import _undisturbed
 from pipeline.model.bundle import Bundle
@@ -106,6 +109,51 @@ def test_failures_are_listed_and_the_rest_is_scored(
     assert len(rows(out / "predictions.csv")) == 10
     assert "text.dcm" in (out / "report.html").read_text(encoding="utf-8")
     assert "Files or frames not scored: 1." in capsys.readouterr().err
+
+
+def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draw = tmp_path / "results", command._draw_heatmap
+
+    def fail(path: Path, *more: Any) -> None:
+        draw(path, *more)
+        if path.name.startswith("1.2.3_f0001"):
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(command, "_draw_heatmap", fail)
+    monkeypatch.setattr(command, "DRAWN_AHEAD", 0)
+    assert score(studies, bundle.path, out) == 1
+    assert len(rows(out / "predictions.csv")) == 10
+    assert rows(out / "failures.csv") == []
+    assert len(list((out / "heatmaps").iterdir())) == 4
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert report.count("<img") == 4
+    assert "The heatmap of PNEUMONIA could not be drawn." in report
+    error = capsys.readouterr().err
+    assert "Heatmaps that could not be drawn: 1 (No space left on device). The tables are complete." in error
+
+
+def test_few_large_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    (studies / "volume.dcm").write_bytes(make_dicom(np.zeros((12, 30, 40), np.uint8)))
+    waiting: list[int] = []
+    add = command._Results._add
+
+    def count(results: Any, item: Any) -> None:
+        add(results, item)
+        waiting.append(len(results._drawings))
+
+    monkeypatch.setattr(command._Results, "_add", count)
+    monkeypatch.setattr(command, "DRAWN_PIXELS", 3 * 1200)
+    assert score(studies, bundle.path, tmp_path / "results") == 0
+    assert max(waiting) == 3
+    monkeypatch.setattr(command, "DRAWN_PIXELS", 1)
+    waiting.clear()
+    assert score(studies, bundle.path, tmp_path / "results") == 0
+    assert max(waiting) == 1
 
 
 def test_a_folder_with_nothing_readable_ends_with_2_and_still_lists_why(

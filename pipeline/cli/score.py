@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ HELP = "score a folder of studies with a bundle"
 EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
 PREDICTIONS, FAILURES, REPORT, HEATMAPS = "predictions.csv", "failures.csv", "report.html", "heatmaps"
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
-DRAWERS, DRAWN_AHEAD = 2, 16
+DRAWERS, DRAWN_AHEAD, DRAWN_PIXELS = 2, 16, 2**25
 _HEATMAP_FILES = "*_f[0-9][0-9][0-9][0-9]*_*.png"
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     if not results.frames:
         raise InputError(_nothing(args.studies, len(results.failures)))
-    return SOME_FAILED if results.failures else DONE
+    return SOME_FAILED if results.failures or results.not_drawn else DONE
 
 
 class _Results:
@@ -67,13 +67,14 @@ class _Results:
     def __init__(self, out: Path, predictor: "Predictor", print_json: bool) -> None:
         self.frames: list[ReportFrame] = []
         self.failures: list[Quarantined] = []
+        self.not_drawn: list[str] = []
         self._out = out
         self._predictor = predictor
         self._manifest = predictor.manifest
         self._print_json = print_json
         self._names: set[str] = set()
         self._pool = ThreadPoolExecutor(DRAWERS, thread_name_prefix="draw")
-        self._drawings: deque[Future[None]] = deque()
+        self._drawings: deque[tuple[Future[None], Path, int]] = deque()
         _clear(out)
 
     def fill(self, studies: Path) -> bool:
@@ -105,6 +106,9 @@ class _Results:
             f"Frames scored: {len(self.frames)}. Studies: {len(studies)}, with a finding: {urgent}. "
             f"Files or frames not scored: {len(self.failures)}.\n"
         )
+        if self.not_drawn:
+            why = ", ".join(sorted(set(self.not_drawn)))
+            sys.stderr.write(f"Heatmaps that could not be drawn: {len(self.not_drawn)} ({why}). The tables are complete.\n")
         for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
             sys.stderr.write(f"  {self._out / name}\n")
 
@@ -123,14 +127,25 @@ class _Results:
         return heatmap.label != self._manifest.normal_label
 
     def _draw(self, item: "Scored", heatmap: "Heatmap") -> "Picture":
-        """Start to draw one heatmap; at most `DRAWN_AHEAD` are under way, so that memory stays bounded."""
+        """Start to draw one heatmap; at most `DRAWN_AHEAD` of `DRAWN_PIXELS`, or one, are under way, to keep memory bounded."""
         from pipeline.results.worklist import Picture
 
         path = self._out / HEATMAPS / self._heatmap_name(item.prediction, heatmap.label)
-        self._drawings.append(self._pool.submit(_draw_heatmap, path, item.frame.pixels, heatmap, self._manifest))
-        while len(self._drawings) > DRAWN_AHEAD:
-            self._drawings.popleft().result()
+        pixels = item.frame.pixels
+        self._drawings.append((self._pool.submit(_draw_heatmap, path, pixels, heatmap, self._manifest), path, pixels.size))
+        while len(self._drawings) > DRAWN_AHEAD or (
+            len(self._drawings) > 1 and sum(size for _, _, size in self._drawings) > DRAWN_PIXELS
+        ):
+            self._await_drawing()
         return Picture(heatmap.label, path, heatmap.has_positive_evidence)
+
+    def _await_drawing(self) -> None:
+        """Wait for the oldest drawing; where it failed, note why and leave no half picture behind."""
+        drawing, path, _ = self._drawings.popleft()
+        if error := drawing.exception():
+            self.not_drawn.append(getattr(error, "strerror", None) or type(error).__name__)
+            with suppress(OSError):
+                path.unlink()
 
     def _heatmap_name(self, frame: "FramePrediction", label: str) -> str:
         """Return a safe name that no other heatmap of this run has; the same UID may come in two files."""
@@ -148,11 +163,11 @@ class _Results:
         from pipeline.results.report import write_report
         from pipeline.results.tables import write_failures, write_predictions
 
-        self._pool.shutdown()
-        for drawing in self._drawings:
-            drawing.result()
         write_predictions(self._out / PREDICTIONS, (frame.prediction for frame in self.frames))
         write_failures(self._out / FAILURES, self.failures)
+        while self._drawings:
+            self._await_drawing()
+        self._pool.shutdown()
         write_report(self._out / REPORT, self._manifest, self.frames, self.failures, bar)
 
 

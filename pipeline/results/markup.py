@@ -25,13 +25,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 
 def figure(picture: Picture, name: str) -> str:
-    """Return a heatmap as a figure that needs no other file: the picture as JPEG within the page, with a text alternative."""
+    """Return a heatmap as a figure that needs no other file: the picture as JPEG within the page, with a text alternative.
+
+    A picture that is missing or damaged becomes a sentence instead.
+    """
     evidence = "positive evidence" if picture.has_positive_evidence else "no positive evidence"
     description = f"{name}, and beside it the same with the heatmap of {picture.label}: {evidence}"
     buffer = io.BytesIO()
-    with Image.open(picture.path) as image:
-        size = f'width="{image.width}" height="{image.height}"'
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    try:
+        with Image.open(picture.path) as image:
+            size = f'width="{image.width}" height="{image.height}"'
+            image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    except OSError:
+        return f'<p class="soft">The heatmap of {escape(picture.label)} could not be drawn.</p>'
     content = base64.b64encode(buffer.getvalue()).decode()
     return f'<figure><img alt="{escape(description)}" {size} src="data:image/jpeg;base64,{content}"></figure>'
 
