@@ -101,13 +101,13 @@ def test_the_answer_is_the_predictors(client: TestClient, bundle: Bundle, conten
             assert label.state == ("positive" if prediction.positive else "negative")
 
 
-def test_each_label_has_a_heatmap_as_png(client: TestClient) -> None:
-    answer = client.post("/v1/predict", files=files(make_dicom())).json()
-    for label in answer["frames"][0]["labels"].values():
-        picture = Image.open(io.BytesIO(base64.b64decode(label["heatmap"]["png"], validate=True)))
-        assert picture.format == "PNG"
-        assert picture.width > picture.height
-        assert label["heatmap"]["layer"] == "features"
+def test_each_finding_has_a_heatmap_as_png(client: TestClient) -> None:
+    (frame,) = client.post("/v1/predict", files=files(make_dicom())).json()["frames"]
+    heatmap = frame["labels"]["PNEUMONIA"]["heatmap"]
+    picture = Image.open(io.BytesIO(base64.b64decode(heatmap["png"], validate=True)))
+    assert picture.format == "PNG"
+    assert picture.width > picture.height
+    assert heatmap["layer"] == "features"
 
 
 def test_heatmaps_can_be_left_out(client: TestClient) -> None:
@@ -221,7 +221,7 @@ def test_a_graph_that_cannot_be_loaded_leaves_it_not_ready(tmp_path: Path, caplo
 )
 def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content: bytes, reason: str) -> None:
     response = client.post("/v1/predict", files=files(content))
-    problem = check_problem(response, 422, "None of the files can be read", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [(failure.source, failure.reason.value) for failure in problem.failures] == [("file0.dcm", reason)]
     assert "Doe" not in response.text
@@ -388,7 +388,7 @@ from services.api.study import score_study
 from services.api.uploads import Upload
 bundle = load_bundle(Path(sys.argv[1]))
 with open(sys.argv[2], "rb") as file:
-    score_study([Upload("a.dcm", file)], Predictor(bundle), bundle.manifest, True).model_dump_json()
+    score_study([Upload("a.dcm", file)], Predictor(bundle), bundle.manifest, True, 9).model_dump_json()
 print(*{"torch", "timm", "mlflow", "monai", "matplotlib", "pandas", "sklearn"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code, str(bundle.path), str(tmp_path / "a.dcm")]

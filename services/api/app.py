@@ -100,13 +100,14 @@ async def model(service: Held) -> ModelAnswer:
 async def predict(
     request: Request,
     service: Held,
-    heatmaps: Annotated[bool, Query(description="whether each frame's answer carries a heatmap for each label")] = True,
+    heatmaps: Annotated[bool, Query(description="whether each frame's answer carries a heatmap for each finding")] = True,
 ) -> Response:
     """Score one study, sent as one file or several (DICOM, PNG, JPEG, TIFF)."""
     with service.admitted():
         predictor = service.predictor()
         async with receive_uploads(request, service.settings) as uploads:
-            work = partial(score_study, uploads, predictor, service.bundle.manifest, heatmaps)
+            most = service.settings.max_heatmaps
+            work = partial(score_study, uploads, predictor, service.bundle.manifest, heatmaps, most)
             content = await anyio.to_thread.run_sync(lambda: work().model_dump_json(), limiter=service.limiter)
     return Response(content, media_type="application/json")
 

@@ -47,7 +47,7 @@ class UnreadableStudyError(InputError):
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
-        super().__init__("None of the files can be read; `failures` says why.")
+        super().__init__("None of the files can be read whole; `failures` says why.")
 
 
 class StudyMismatchError(InputError):

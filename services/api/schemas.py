@@ -32,7 +32,11 @@ class LabelAnswer(Answer):
     probability: Probability
     positive: bool = Field(description="whether the probability reaches the label's operating point")
     state: str = Field(description="positive or negative, in words")
-    heatmap: HeatmapAnswer | None = None
+    heatmap: HeatmapAnswer | None = Field(
+        default=None,
+        description="null for the label that means no finding, and where none was asked for, the bundle has none, or the "
+        "answer has as many as it may (the frame's flags say so)",
+    )
 
 
 class FrameAnswer(Answer):
@@ -43,11 +47,11 @@ class FrameAnswer(Answer):
     sop_instance_uid: str
     frame_number: int = Field(ge=1)
     labels: dict[str, LabelAnswer]
-    flags: tuple[str, ...] = Field(description="what was assumed or stands out, in sentences")
+    flags: tuple[str, ...] = Field(description="what was assumed, stands out or was left out, in sentences")
 
 
 class Failure(Answer):
-    """A file that could not be read."""
+    """A file that could not be read whole."""
 
     source: str = Field(description="name of the file, without folders")
     reason: Reason
@@ -68,7 +72,7 @@ class StudyAnswer(Answer):
     probabilities: dict[str, Probability]
     positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
     frames: tuple[FrameAnswer, ...]
-    failures: tuple[Failure, ...] = Field(description="files that could not be read; they count for nothing above")
+    failures: tuple[Failure, ...] = Field(description="files that could not be read whole; no frame of theirs counts above")
 
 
 class Health(Answer):

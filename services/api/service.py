@@ -32,8 +32,13 @@ class Service:
         try:
             self._predictor = await anyio.to_thread.run_sync(Predictor, self.bundle, self.settings.threads)
         except OctrayError as error:
-            _log.error("The model cannot be loaded: %s", error)
-            self._state = f"The model cannot be loaded: {error}"
+            self._give_up(str(error))
+        except Exception as error:  # ONNX Runtime's exceptions have no common base, and may name places on this machine
+            self._give_up(f"its first run ended in an unexpected {type(error).__name__}. Train the bundle anew.")
+
+    def _give_up(self, why: str) -> None:
+        self._state = f"The model cannot be loaded: {why}"
+        _log.error(self._state)
 
     def predictor(self) -> Predictor:
         """Return the predictor.

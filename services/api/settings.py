@@ -21,6 +21,9 @@ class Settings:
         Threads of the inference engine; 0 means one for each core.
     upload_seconds
         Longest time that a request body may take to arrive; a slower one is answered with 408.
+    max_heatmaps
+        Most heatmaps in one answer, which holds them in memory as base64, up to about a megabyte each; frames beyond it are
+        scored without one and say so in their flags.
     """
 
     max_body_bytes: int = 512 * 2**20
@@ -29,3 +32,4 @@ class Settings:
     queue: int = 8
     threads: int = 0
     upload_seconds: float = 120.0
+    max_heatmaps: int = 256

@@ -2,17 +2,18 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pipeline.errors import UnreadableError
+from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
 from pipeline.results.tables import state
+from pipeline.score.batch import batches
 from pipeline.score.overlay import full_scale, render
-from pipeline.score.predictor import Predictor, check_intended_use
+from pipeline.score.predictor import Predictor
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.uploads import Upload
@@ -22,31 +23,43 @@ Value = TypeVar("Value", bool, float)
 _BATCH = 16
 
 
-def score_study(uploads: Sequence[Upload], predictor: Predictor, manifest: Manifest, heatmaps: bool) -> StudyAnswer:
-    """Score all frames of all files, a batch at a time, so that memory does not grow with the study.
+def score_study(
+    uploads: Sequence[Upload], predictor: Predictor, manifest: Manifest, heatmaps: bool, max_heatmaps: int
+) -> StudyAnswer:
+    """Score all frames of all files, a batch at a time, so that decoded frames of one batch only are held.
+
+    What grows with the study is the answer, and in it the pictures; `max_heatmaps` bounds them.
+
+    Parameters
+    ----------
+    uploads
+        The files of the study.
+    predictor, manifest
+        Those of the bundle.
+    heatmaps
+        Whether to draw heatmaps.
+    max_heatmaps
+        Most of them in the answer; frames beyond it say in their flags that they have none.
 
     Raises
     ------
     UnreadableStudyError
-        Where no file gives a frame.
+        Where no file can be read whole.
     StudyMismatchError
         Where DICOM files carry different Study Instance UIDs (0020,000D).
     """
-    study = _Study(manifest)
-    frames = study.read(uploads)
-    answers: list[FrameAnswer] = []
-    while batch := list(islice(frames, _BATCH)):
-        predictions = predictor.predict(batch, heatmaps=heatmaps)
-        answers += [_frame_answer(*pair, manifest) for pair in zip(batch, predictions, strict=True)]
-    if not answers:
+    study = _Study(predictor, manifest, max_heatmaps if heatmaps else None)
+    for upload in uploads:
+        study.add(upload)
+    if not study.answers:
         raise UnreadableStudyError(tuple(study.failures))
     return StudyAnswer(
         study_instance_uid=study.uid(),
         bundle_id=manifest.bundle_id,
         model=manifest.provenance.config_name,
-        probabilities=_over_frames(answers, manifest, lambda label: label.probability),
-        positive=_over_frames(answers, manifest, lambda label: label.positive),
-        frames=tuple(answers),
+        probabilities=_over_frames(study.answers, manifest, lambda label: label.probability),
+        positive=_over_frames(study.answers, manifest, lambda label: label.positive),
+        frames=tuple(study.answers),
         failures=tuple(study.failures),
     )
 
@@ -60,27 +73,37 @@ def _over_frames(answers: Sequence[FrameAnswer], manifest: Manifest, value: Call
 
 
 class _Study:
-    """Holds which study the frames read so far belong to, and what could not be read.
+    """Holds what was said of the files so far, which study they belong to, and what could not be read.
 
-    A DICOM file says which study it belongs to. A PNG, JPEG or TIFF does not: the UID of its frame is derived from its content,
-    so that it belongs to whatever study it is sent with.
+    A DICOM file states which study it belongs to. A PNG, JPEG or TIFF does not, nor does a DICOM file without a valid UID: the
+    UID of its frames is derived from its content, so that it belongs to whatever study it is sent with.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, predictor: Predictor, manifest: Manifest, max_heatmaps: int | None) -> None:
+        self._predictor = predictor
         self._manifest = manifest
+        self._max_heatmaps = max_heatmaps
+        self._heatmaps = 0
+        self.answers: list[FrameAnswer] = []
         self.failures: list[Failure] = []
         self._stated: set[str] = set()
         self._derived: set[str] = set()
 
-    def read(self, uploads: Sequence[Upload]) -> Iterator[Frame]:
-        for upload in uploads:
-            try:
-                for frame in read_frames_from_bytes(upload.file.read(), upload.source):
-                    self._join(frame)
-                    check_intended_use(frame, self._manifest)
-                    yield frame
-            except UnreadableError as error:
-                self.failures.append(Failure(source=upload.source, reason=error.reason, message=str(error)))
+    def add(self, upload: Upload) -> None:
+        """Score a file; one that breaks off counts for nothing, whatever could be read of it before."""
+        content = upload.file.read()
+        drawn, answers = self._heatmaps, []
+        try:
+            for batch in batches(read_frames_from_bytes(content, upload.source), _BATCH):
+                predictions = self._predictor.predict(batch, heatmaps=self._max_heatmaps is not None)
+                answers += [self._answer(*pair) for pair in zip(batch, predictions, strict=True)]
+                uid = batch[0].key.study_instance_uid
+        except UnreadableError as error:
+            self._heatmaps = drawn
+            self.failures.append(Failure(source=upload.source, reason=error.reason, message=str(error)))
+        else:
+            self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
+            self.answers += answers
 
     def uid(self) -> str:
         if self._stated:
@@ -90,18 +113,29 @@ class _Study:
         digest = hashlib.sha256("\n".join(sorted(self._derived)).encode()).digest()
         return f"2.25.{int.from_bytes(digest[:16])}"
 
-    def _join(self, frame: Frame) -> None:
-        is_dicom = bool(frame.transfer_syntax_uid)
-        (self._stated if is_dicom else self._derived).add(frame.key.study_instance_uid)
+    def _join(self, source: str, uid: str, is_stated: bool) -> None:
+        (self._stated if is_stated else self._derived).add(uid)
         if len(self._stated) > 1:
             raise StudyMismatchError(
-                f"The files belong to more than one study: {frame.source} has another Study Instance UID (0020,000D) than the "
+                f"The files belong to more than one study: {source} has another Study Instance UID (0020,000D) than the "
                 "files before it. Send each study in a request of its own."
             )
 
+    def _answer(self, frame: Frame, predicted: FramePrediction) -> FrameAnswer:
+        """Draw the findings' heatmaps, all of them or, where they would be too many, none."""
+        shown = [heatmap for heatmap in predicted.heatmaps if heatmap.label != self._manifest.normal_label]
+        most = self._max_heatmaps or 0
+        if self._heatmaps + len(shown) > most:
+            left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
+            return _frame_answer(frame, predicted, {}, (*frame.notes, left_out))
+        self._heatmaps += len(shown)
+        heatmaps = {heatmap.label: _heatmap_answer(frame, heatmap, self._manifest) for heatmap in shown}
+        return _frame_answer(frame, predicted, heatmaps, frame.notes)
 
-def _frame_answer(frame: Frame, predicted: FramePrediction, manifest: Manifest) -> FrameAnswer:
-    heatmaps = {heatmap.label: _heatmap_answer(frame, heatmap, manifest) for heatmap in predicted.heatmaps}
+
+def _frame_answer(
+    frame: Frame, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], flags: tuple[str, ...]
+) -> FrameAnswer:
     labels = {
         prediction.label: LabelAnswer(
             logit=prediction.logit,
@@ -118,7 +152,7 @@ def _frame_answer(frame: Frame, predicted: FramePrediction, manifest: Manifest) 
         sop_instance_uid=frame.key.sop_instance_uid,
         frame_number=frame.key.frame_number,
         labels=labels,
-        flags=frame.notes,
+        flags=flags,
     )
 
 

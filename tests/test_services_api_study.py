@@ -1,0 +1,123 @@
+"""What the service makes of broken volumes, files without a study, many heatmaps, and a graph that cannot run."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+from onnx import helper, numpy_helper
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit
+
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from services.api.app import create_app
+from services.api.settings import Settings
+from tests.builders import make_bundle, make_dataset, make_dicom, make_pixels
+from tests.test_services_api import check_problem, files, make_png, running
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("served") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Bundle) -> Iterator[TestClient]:
+    with running(create_app(bundle, Settings())) as client:
+        yield client
+
+
+def make_volume(damaged: int, **overrides: str) -> bytes:
+    """Three frames in JPEG; the one of number `damaged` cannot be decoded."""
+    pages = []
+    for number in range(1, 4):
+        buffer = io.BytesIO()
+        Image.fromarray((make_pixels(seed=number) * 255).astype(np.uint8)).save(buffer, "JPEG")
+        page = bytearray(buffer.getvalue())
+        if number == damaged:
+            start = page.index(b"\xff\xc4") + 5  # the Huffman table's counts of codes, which cannot all be 255
+            page[start : start + 16] = b"\xff" * 16
+        pages.append(bytes(page))
+    dataset = make_dataset(np.zeros((3, 48, 40), np.uint8), **overrides)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate(pages)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damaged", [1, 2, 3])
+def test_a_volume_that_breaks_off_counts_for_nothing(client: TestClient, damaged: int) -> None:
+    whole, broken = make_dicom(StudyInstanceUID="1.2.826.1"), make_volume(damaged, StudyInstanceUID="1.2.826.2")
+    assert client.post("/v1/predict", files=files(make_volume(damaged=0))).status_code == 200
+    answer = client.post("/v1/predict?heatmaps=false", files=files(broken, whole)).json()
+    alone = client.post("/v1/predict?heatmaps=false", files=[("files", ("file1.dcm", whole))]).json()
+    assert [(failure["source"], failure["reason"]) for failure in answer["failures"]] == [("file0.dcm", "decode_failed")]
+    assert answer | {"failures": []} == alone
+
+
+def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) -> None:
+    response = client.post("/v1/predict", files=files(make_volume(damaged=2)))
+    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    assert problem.failures is not None
+    assert [failure.source for failure in problem.failures] == ["file0.dcm"]
+
+
+def test_dicom_files_that_state_no_study_belong_to_what_they_are_sent_with(client: TestClient) -> None:
+    first, second = (make_dicom(np.full((30, 30), number, np.uint16), StudyInstanceUID=None) for number in range(2))
+    answer = client.post("/v1/predict?heatmaps=false", files=files(first, second)).json()
+    assert len(answer["frames"]) == 2
+    assert answer["study_instance_uid"].startswith("2.25.")
+    stating = make_dicom(StudyInstanceUID="1.2.826.1")
+    answer = client.post("/v1/predict?heatmaps=false", files=files(first, stating, second)).json()
+    assert len(answer["frames"]) == 3
+    assert answer["study_instance_uid"] == "1.2.826.1"
+
+
+def test_the_label_of_no_finding_has_no_heatmap(client: TestClient) -> None:
+    (frame,) = client.post("/v1/predict", files=files(make_dicom())).json()["frames"]
+    assert frame["labels"]["NORMAL"]["heatmap"] is None
+    assert not any("No heatmap" in flag for flag in frame["flags"])
+
+
+def test_an_answer_has_no_more_heatmaps_than_allowed_and_says_so(bundle: Bundle) -> None:
+    contents = [make_png(seed=number) for number in range(4)]
+    with running(create_app(bundle, Settings(max_heatmaps=2))) as client:
+        frames = client.post("/v1/predict", files=files(*contents)).json()["frames"]
+        without = client.post("/v1/predict?heatmaps=false", files=files(*contents)).json()["frames"]
+    assert [frame["labels"]["PNEUMONIA"]["heatmap"] is not None for frame in frames] == [True, True, False, False]
+    sentence = "No heatmap: an answer has at most 2. Send fewer frames at a time to see it."
+    assert [sentence in frame["flags"] for frame in frames] == [False, False, True, True]
+    assert not any(sentence in frame["flags"] for frame in without)
+
+
+def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = make_bundle(tmp_path / "whole")
+    model = onnx.load_from_string(whole.read(GRAPH))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, 5], np.int64), "shape"))
+    for number, node in enumerate(model.graph.node):
+        if node.op_type == "Flatten":  # to a shape that never fits
+            reshape = helper.make_node("Reshape", [node.input[0], "shape"], [node.output[0]])
+            model.graph.node[number].CopyFrom(reshape)
+    model.graph.node[-1].input[1] = "other"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 5), np.float32), "other"))
+    contents = {name: whole.read(name) for name in (WEIGHTS, METRICS, MODEL_CARD, CONFIG)}
+    fields = whole.manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
+    broken = write_bundle(tmp_path / "broken", {**contents, GRAPH: model.SerializeToString()}, **fields)
+    with TestClient(create_app(broken, Settings())) as client:
+        for _ in range(500):
+            response = client.get("/readyz")
+            if "cannot be loaded" in response.text:
+                break
+            time.sleep(0.01)
+        check_problem(response, 503, "The model cannot be loaded: its first run ended in an unexpected")
+        assert client.get("/livez").status_code == 200
+    assert "The model cannot be loaded" in caplog.text
+    assert "Reshape" not in response.text + caplog.text
