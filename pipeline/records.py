@@ -160,12 +160,15 @@ class Quarantined:
         A sentence for people.
     frame_number
         None where the whole file is meant.
+    root
+        Position of the source folder in the index's list of sources.
     """
 
     source: str
     reason: str
     message: str
     frame_number: int | None = None
+    root: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,21 @@ def test_unreadable_and_unlabelled_files_are_quarantined_with_their_reason(tmp_p
     assert len(index.records) + len(index.quarantine) == 26
 
 
+def test_unusable_files_of_several_sources_are_told_apart(tmp_path: Path) -> None:
+    for source in ("first", "second"):
+        write_picture(tmp_path / source / "good.png", len(source))
+        (tmp_path / source / "bad.png").write_bytes(b"")
+        (tmp_path / source / "extra.png").write_bytes(b"x")
+    sources = [tmp_path / "first", tmp_path / "second"]
+    every = {(source, name) for source in ("first", "second") for name in ("bad.png", "extra.png")}
+    index, _ = build_index(sources, Rules())
+    assert {(index.sources[row.root].name, row.source) for row in index.quarantine} == every
+    rows = [f"{at}/{name}.png,A,train\n" for at in ("first", "second") for name in ("good", "bad")]
+    (tmp_path / "labels.csv").write_text("file,label,split\n" + "".join(rows))
+    index, _ = build_index(sources, Rules(tmp_path / "labels.csv"))
+    assert {(index.sources[row.root].name, row.source) for row in index.quarantine} == every
+
+
 def test_copies_stay_in_one_split_and_are_counted(tmp_path: Path) -> None:
     table = write_set(tmp_path)
     with table.open("a") as file:

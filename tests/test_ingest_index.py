@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.ingest.index import Index, load_index, write_index
+from pipeline.ingest.tables import quarantine_from_csv
 from pipeline.records import ImageRecord, Quarantined, Split
 from tests.builders import make_key
 
@@ -32,7 +33,10 @@ def make_record(number: int = 1, **overrides: Any) -> ImageRecord:
 def make_index(**overrides: Any) -> Index:
     values: dict[str, Any] = {
         "records": (make_record(1), make_record(2, split=Split.TEST, labels={"X": False, "Y": True}, modality="DX")),
-        "quarantine": (Quarantined("ä,\r\n.dcm", "truncated", 'It is "cut".'), Quarantined("b.dcm", "no_pixels", "No.", 3)),
+        "quarantine": (
+            Quarantined("ä,\r\n.dcm", "truncated", 'It is "cut".'),
+            Quarantined("b.dcm", "no_pixels", "No.", 3, root=1),
+        ),
         "sources": (Path("/data"),),
         "labels": ("X", "Y"),
         "seed": 4,
@@ -49,6 +53,10 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     written = write_index(tmp_path / "set", make_index())
     assert written.name == "set"
     assert as_tuple(load_index(tmp_path / "set")) == as_tuple(written)
+
+
+def test_a_quarantine_that_names_no_source_folder_is_that_of_the_first() -> None:
+    assert quarantine_from_csv(b"source,reason,message,frame_number\r\na,b,c,\r\n") == (Quarantined("a", "b", "c", None, 0),)
 
 
 def test_the_same_index_has_the_same_hash_wherever_it_lies(tmp_path: Path) -> None:

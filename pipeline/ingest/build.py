@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.index import Index
 from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
@@ -87,7 +86,7 @@ def build_index(sources: Sequence[Path], rules: Rules, progress: Progress = sile
     pattern = parse_patient_pattern(rules.patient_key, known.columns)
     wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
     read, unreadable = read_files(wanted, progress, workers)
-    quarantine = unreadable + [_unlabelled(file) for file_id, file in files.items() if file_id not in wanted]
+    quarantine = unreadable + [_unlabelled(file_id) for file_id in files if file_id not in wanted]
     if not read:
         raise InputError(_nothing_readable(sources, quarantine))
     paths = keys_from_paths(pattern, [file.file_id[1] for file in read]) if pattern else {}
@@ -109,8 +108,9 @@ def _known(rules: Rules, roots: Sequence[Path], files: Iterable[FileId]) -> _Kno
     return _Known(folder_labels(roots, files) if rules.label_from_folder else {})
 
 
-def _unlabelled(file: StudyFile) -> Quarantined:
-    return Quarantined(file.source, NO_LABEL, "The table of labels does not name this file. Add a row for it to use it.")
+def _unlabelled(file_id: FileId) -> Quarantined:
+    root, source = file_id
+    return Quarantined(source, NO_LABEL, "The table of labels does not name this file. Add a row for it to use it.", root=root)
 
 
 def _nothing_readable(sources: Sequence[Path], quarantine: Sequence[Quarantined]) -> str:

@@ -65,7 +65,7 @@ def _read(file_id: FileId, file: StudyFile) -> ReadFile | Quarantined:
             records.append(_to_record(file_id, frame))
             dicom = dicom or bool(frame.transfer_syntax_uid)
     except UnreadableError as error:
-        return Quarantined(file.source, error.reason.value, str(error))
+        return Quarantined(file.source, error.reason.value, str(error), root=file_id[0])
     return ReadFile(file_id, tuple(records), read_patient_id(file.path) if dicom else "")
 
 

@@ -29,7 +29,7 @@ _COLUMNS = {
     "view_position": pa.string(),
     "laterality": pa.string(),
 }
-_QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number")
+_QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number", "root")
 
 
 def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> bytes:
@@ -76,6 +76,12 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
     """Return the rows of a CSV file that `quarantine_to_csv` made."""
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     return tuple(
-        Quarantined(row["source"], row["reason"], row["message"], int(row["frame_number"]) if row["frame_number"] else None)
+        Quarantined(
+            source=row["source"],
+            reason=row["reason"],
+            message=row["message"],
+            frame_number=int(row["frame_number"]) if row["frame_number"] else None,
+            root=int(row.get("root", 0)),
+        )
         for row in rows
     )
