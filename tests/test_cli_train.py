@@ -82,7 +82,9 @@ def test_a_run_that_is_killed_and_interrupted_ends_like_one_that_was_not(
 ) -> None:
     out, work = tmp_path / "bundle", tmp_path / "bundle.work"
     checkpoint = work / "checkpoint.safetensors"
-    words = arguments(trained, out, f"tracking.uri={trained.uri}", "tracking.experiment=resumed", "--resume")
+    words = arguments(
+        trained, out, f"tracking.uri={trained.uri}", "tracking.experiment=resumed", "tracking.model_name=resumed", "--resume"
+    )
     code, _ = stop(words, checkpoint, signal.SIGKILL)
     assert code == -signal.SIGKILL
     killed_after = finished_epochs(checkpoint)

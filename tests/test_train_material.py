@@ -75,9 +75,10 @@ def test_every_fault_of_the_labels_is_told_at_once() -> None:
         gather(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*Split)))
     assert caught.value.faults == (
         "data.labels: the index has no label SICKK; it has CALM, SICK, WORN.",
-        "data.labels: training needs two labels or more; the index has CALM, SICK, WORN.",
+        "data.labels: training needs two labels or more; the index has CALM, SICK, WORN. "
+        "Ingest again with --labels or --label-from, and studies of each label.",
         "data.normal_label: CALM is not one of the labels SICKK. "
-        "Set data.normal_label to the one that means no finding, or to null.",
+        "Say which one means no finding, for example data.normal_label=SICKK, or set data.normal_label=null.",
     )
 
 

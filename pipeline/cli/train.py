@@ -1,6 +1,7 @@
 """`octray train`: from an index to a bundle."""
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "train a network on an index and write a bundle"
@@ -27,7 +28,11 @@ def run(args: argparse.Namespace) -> int:
     index = load_index(args.index)
     from pipeline.train.run import train
 
-    bundle = train(config, index, args.out, args.resume, bar)
+    try:
+        bundle = train(config, index, args.out, args.resume, bar)
+    except KeyboardInterrupt:
+        sys.stderr.write("octray: the same command with --resume goes on from the last epoch that was finished.\n")
+        raise
     print(f"bundle {bundle.manifest.bundle_id} written to {args.out}")
     print(f"figures and limits: {args.out / 'MODEL_CARD.md'}")
     return 0

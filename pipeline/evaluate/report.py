@@ -79,6 +79,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
 
 
+FEW_PATIENTS = 30
+"""Below this the tables warn of their intervals: a rule of thumb, not a limit of the method."""
+
+
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [f"{evaluation.frames} frames of {evaluation.patients} patients; temperature {evaluation.temperature:.3f}."]
     if evaluation.argmax:
@@ -87,6 +91,10 @@ def _notes(evaluation: Evaluation) -> list[str]:
         notes.append(f"Most probable of {count} labels: balanced accuracy {balanced}, accuracy {accuracy}.")
     if evaluation.patients > 1 and evaluation.resamples:
         notes.append(f"In brackets: 95 % intervals from {evaluation.resamples} resamples of patients.")
+        if evaluation.patients < FEW_PATIENTS:
+            notes.append(
+                f"Fewer than {FEW_PATIENTS} patients: intervals come out too narrow, and one without width says nothing."
+            )
     if most := max((estimate.left_out for estimate in _defined(evaluation)), default=0):
         notes.append(f"Up to {most} of {evaluation.resamples} resamples were left out where a figure is not defined.")
     if lacking := [label.label for label in evaluation.labels if not (label.n_positive and label.n_negative)]:

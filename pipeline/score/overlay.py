@@ -129,7 +129,7 @@ def _interpolation(cells: int, start: float, extent: float, size: int, length: i
 def _blend(grey: Colours, share: FloatArray) -> Colours:
     """Lay colours over grey levels; `share` of 1 is the last colour, and opacity grows with it so that 0 leaves the picture."""
     clipped = np.clip(share, 0, 1)
-    opacity = (OPACITY * np.sqrt(clipped))[..., None]
+    opacity = (OPACITY * clipped * (2 - clipped))[..., None]  # rises gently from 0: a root would draw edges there
     colour = colours()[np.rint(clipped * 255).astype(np.intp)]
     return np.asarray(np.rint(grey[..., None] * (1 - opacity) + colour * opacity), np.uint8)
 

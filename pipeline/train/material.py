@@ -70,11 +70,15 @@ def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
     known = ", ".join(index.labels)
     faults = [f"data.labels: the index has no label {label}; it has {known}." for label in labels if label not in index.labels]
     if len(labels) < 2:
-        faults.append(f"data.labels: training needs two labels or more; the index has {known or 'none'}.")
+        faults.append(
+            f"data.labels: training needs two labels or more; the index has {known or 'none'}. "
+            "Ingest again with --labels or --label-from, and studies of each label."
+        )
     if data.normal_label is not None and data.normal_label not in labels:
         faults.append(
             f"data.normal_label: {data.normal_label} is not one of the labels {', '.join(labels)}. "
-            "Set data.normal_label to the one that means no finding, or to null."
+            f"Say which one means no finding, for example data.normal_label={labels[0] if labels else 'null'}, "
+            "or set data.normal_label=null."
         )
     if faults:
         raise ConfigError(faults)
