@@ -26,6 +26,9 @@ from pipeline.train.augment import Augmentation
 from pipeline.train.checkpoint import Course, State, load_checkpoint, save_checkpoint, trainable
 from pipeline.train.loss import weighted_loss
 
+TEMPERATURES = np.geomspace(0.25, 8, 31).tolist()
+"""Tried for the tune loss, about 12 % apart."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameSet:
@@ -127,7 +130,11 @@ def unfreeze(network: Network, groups: int) -> None:
 
 
 def judge_tune(network: Network, fitting: Fitting, progress: Progress) -> dict[str, float]:
-    """Return the class-weighted loss on the tune split, and the mean AUROC of the labels where it is defined."""
+    """Return the class-weighted loss on the tune split, and the mean AUROC of the labels where it is defined.
+
+    The loss is the one at the temperature that suits these frames best: how certain the network is does not matter here, since
+    the calibration split sets that afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate", 2025).
+    """
     network.eval()
     frames = fitting.tune
     with torch.no_grad():
@@ -135,8 +142,9 @@ def judge_tune(network: Network, fitting: Fitting, progress: Progress) -> dict[s
         batches = progress(frames.batches(frames.rows, size), "judging the tune split", math.ceil(len(frames.rows) / size))
         logits = torch.cat([network(pixels)[0] for pixels, _ in batches])
     truth = frames.targets[frames.rows]
-    loss = weighted_loss(logits, torch.from_numpy(truth).float(), fitting.class_weights, fitting.activation)
-    judged = {"tune_loss": loss.item()}
+    targets = torch.from_numpy(truth).float()
+    losses = [weighted_loss(logits / t, targets, fitting.class_weights, fitting.activation).item() for t in TEMPERATURES]
+    judged = {"tune_loss": float(np.min(losses))}
     if math.isfinite(judged["tune_loss"]) and math.isfinite(area := _mean_auroc(logits.numpy(), truth, fitting.activation)):
         judged["tune_auroc"] = area
     return judged
