@@ -87,8 +87,8 @@ def finetune(
         File to resume from where it exists; written after each epoch. Epochs draw their random numbers from the seed and their
         own number, so that a resumed run equals one that was never stopped.
     on_epoch
-        Called with the number of each finished epoch and its metrics; again with the last one where a run is resumed, since
-        the kill may have come before the first call.
+        Called with the number of each finished epoch and its metrics, 0 being the head alone; again with the last one where a
+        run is resumed, since the kill may have come before the first call.
     progress
         Shows the batches of each epoch.
 
@@ -102,13 +102,12 @@ def finetune(
     state = _start(network, fitting)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, state)
-        if state.course.epoch:
-            on_epoch(state.course.epoch, state.course.history[-1])
     else:
         judged = judge_tune(network, fitting, progress)
         state.course.best_loss = judged["tune_loss"]
         state.course.history.append(judged)
         save_checkpoint(checkpoint, state)
+    on_epoch(state.course.epoch, state.course.history[-1])
     while not _finished(state.course, fitting.settings):
         epoch = state.course.epoch + 1
         train_loss = _train_epoch(state, fitting, epoch, progress)

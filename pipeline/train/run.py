@@ -172,7 +172,7 @@ def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
     with torch.no_grad():
         network.classifier.weight.copy_(torch.from_numpy(head.weight))
         network.classifier.bias.copy_(torch.from_numpy(head.bias))
-    job.tracker.log_metrics({"tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
+    job.tracker.log_metrics({"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
 
 
 def _features(
