@@ -41,6 +41,74 @@ class Fit(StrEnum):
     CROP = "crop"
 
 
+class Check(StrEnum):
+    """What the quality gate looks for in a frame."""
+
+    BLANK = "blank"
+    SATURATED = "saturated"
+    TOO_SMALL = "too_small"
+    WRONG_MODALITY = "wrong_modality"
+    WRONG_BODY_PART = "wrong_body_part"
+    NOT_FRONTAL = "not_frontal"
+    ROTATED = "rotated"
+    CROPPED = "cropped"
+    PHOTOGRAPHED_FILM = "photographed_film"
+    BURNED_IN_TEXT = "burned_in_text"
+    WHITE_BORDERS = "white_borders"
+
+
+class Policy(StrEnum):
+    """What happens to a frame in which a check finds something: it is not used, used and marked, or not checked at all."""
+
+    REJECT = "reject"
+    FLAG = "flag"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something that a check found in a frame.
+
+    Parameters
+    ----------
+    check
+        Which check.
+    message
+        A sentence for people, without any text of the file.
+    """
+
+    check: Check
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one file may demand before it is refused with `Reason.RESOURCE_LIMIT`.
+
+    Parameters
+    ----------
+    frame_pixels
+        Rows x Columns of a frame; the largest radiographs have half of the default.
+    file_pixels
+        Rows x Columns x Number of Frames of a file.
+    file_bytes
+        Size of a file, or of a member of an archive once it is unpacked.
+    inflated_bytes
+        Size of a deflated DICOM data set once it is inflated; zlib packs zeros a thousandfold.
+    frame_seconds
+        Time for one frame, where files are read in worker processes.
+    worker_bytes
+        Memory of one worker process.
+    """
+
+    frame_pixels: int = 2**26
+    file_pixels: int = 2**30
+    file_bytes: int = 2**32
+    inflated_bytes: int = 2**29
+    frame_seconds: float = 10.0
+    worker_bytes: int = 2**31
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceKey:
     """Where a frame belongs: study > series > instance > frame, always complete.
@@ -89,6 +157,21 @@ class Frame:
         Photometric Interpretation (0028,0004) of the file.
     transfer_syntax_uid
         Transfer Syntax UID (0002,0010); empty for files that are not DICOM.
+    sop_class_uid
+        SOP Class UID (0008,0016); empty where unknown.
+    body_part
+        Body Part Examined (0018,0015); empty where unknown.
+    instance_number
+        Instance Number (0020,0013); None where unknown.
+    number_of_frames
+        How many frames the instance has.
+    slice_position_mm
+        Where the frame lies along the normal of its plane: Image Position (0020,0032) on the normal of Image Orientation
+        (0020,0037); None where unknown.
+    stored_sha256
+        Hash of the frame's decoded stored values alone (C order, little endian), before any conversion of colour.
+    stored_range
+        Smallest and largest stored value.
     notes
         What was assumed on the way to grey levels, in sentences.
     """
@@ -103,6 +186,13 @@ class Frame:
     pixel_spacing_mm: tuple[float, float] | None = None
     photometric_interpretation: str = ""
     transfer_syntax_uid: str = ""
+    sop_class_uid: str = ""
+    body_part: str = ""
+    instance_number: int | None = None
+    number_of_frames: int = 1
+    slice_position_mm: float | None = None
+    stored_sha256: str = ""
+    stored_range: tuple[float, float] = (0.0, 0.0)
     notes: tuple[str, ...] = ()
 
 
