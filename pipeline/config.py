@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.records import Activation, Fit
+from pipeline.records import Activation, Check, Fit, Gate, Limits, Policy
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -22,6 +22,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
 
+class LimitsSection(Section):
+    """What one file may demand before it is refused."""
+
+    frame_pixels: PositiveInt = Field(default=Limits().frame_pixels, description="rows x columns of a frame")
+    file_pixels: PositiveInt = Field(default=Limits().file_pixels, description="rows x columns x frames of a file")
+    file_bytes: PositiveInt = Field(default=Limits().file_bytes, description="size of a file, or of a member of a zip")
+    inflated_bytes: PositiveInt = Field(default=Limits().inflated_bytes, description="size of an inflated deflated DICOM file")
+    frame_seconds: Annotated[float, Field(gt=0)] = Field(default=Limits().frame_seconds, description="time for one frame")
+    worker_bytes: Annotated[int, Field(ge=2**29)] = Field(
+        default=Limits().worker_bytes, description="memory of one process that reads files"
+    )
+
+    def limits(self) -> Limits:
+        """Return the limits that readers take."""
+        return Limits(**self.model_dump())
+
+
+class QualitySection(Section):
+    """What happens to a frame in which a check finds something: reject, flag or ignore."""
+
+    blank: Policy = Policy.REJECT
+    saturated: Policy = Policy.FLAG
+    too_small: Policy = Policy.REJECT
+    wrong_modality: Policy = Policy.REJECT
+    wrong_body_part: Policy = Policy.REJECT
+    not_frontal: Policy = Policy.REJECT
+    rotated: Policy = Policy.FLAG
+    cropped: Policy = Policy.FLAG
+    photographed_film: Policy = Policy.FLAG
+    burned_in_text: Policy = Policy.IGNORE
+    white_borders: Policy = Policy.FLAG
+    smallest_side: PositiveInt = Field(default=64, description="fewer pixels on the shorter side are too small")
+
+
 class DataSection(Section):
     """What the labels mean and which studies the model is meant for."""
 
@@ -29,6 +63,7 @@ class DataSection(Section):
     normal_label: str | None = Field(default=None, description="the label that means no finding; it is never urgent")
     modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
     view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
+    body_parts: tuple[str, ...] = Field(default=(), description="intended Body Part Examined values; empty: any")
 
 
 class PreprocessingSection(Section):
@@ -37,6 +72,8 @@ class PreprocessingSection(Section):
     size: Annotated[int, Field(ge=32, le=1024)] = 224
     fit: Fit = Fit.PAD
     mask_white_borders: bool = False
+    exact_decoding: bool = Field(default=False, description="decode whole even where a reduced resolution would do")
+    voi_explanation: str = Field(default="", description="which VOI LUT or window, by its explanation; empty: the first")
 
 
 class ModelSection(Section):
@@ -119,11 +156,23 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     data: DataSection = DataSection()
+    limits: LimitsSection = LimitsSection()
+    quality: QualitySection = QualitySection()
     preprocessing: PreprocessingSection = PreprocessingSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     tracking: TrackingSection = TrackingSection()
+
+    def gate(self) -> Gate:
+        """Return what the quality gate asks of a frame."""
+        return Gate(
+            policies={check: getattr(self.quality, check.value) for check in Check},
+            smallest_side=self.quality.smallest_side,
+            modalities=self.data.modalities,
+            view_positions=self.data.view_positions,
+            body_parts=self.data.body_parts,
+        )
 
     def published(self) -> dict[str, Any]:
         """Return the settings as others may see them: without the tracking server's address, and weights by their own name."""

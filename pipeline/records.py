@@ -82,6 +82,31 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What the quality gate asks of a frame, and what happens where it finds something; travels in the bundle.
+
+    Parameters
+    ----------
+    policies
+        For each check; one that is not named flags.
+    smallest_side
+        A frame with fewer pixels on its shorter side is too small.
+    modalities
+        Expected values of Modality (0008,0060); empty: any but MG.
+    view_positions
+        Expected values of View Position (0018,5101); empty: any.
+    body_parts
+        Expected values of Body Part Examined (0018,0015); empty: any. A frame that names none is not held against it.
+    """
+
+    policies: Mapping[Check, Policy] = field(default_factory=dict)
+    smallest_side: int = 64
+    modalities: tuple[str, ...] = ()
+    view_positions: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one file may demand before it is refused with `Reason.RESOURCE_LIMIT`.
 
@@ -107,6 +132,31 @@ class Limits:
     inflated_bytes: int = 2**29
     frame_seconds: float = 10.0
     worker_bytes: int = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files are read.
+
+    Parameters
+    ----------
+    limits
+        What one file may demand.
+    side
+        How many pixels the shorter side of a frame still has to have: a codec that can decode at a reduced resolution may do so
+        down to it. None decodes every frame whole.
+    voi_explanation
+        Which of several VOI LUTs or windows is used: the one whose LUT Explanation (0028,3003) or Window Center & Width
+        Explanation (0028,1055) is this text; the first where it is empty, or where no explanation is the same.
+    """
+
+    limits: Limits = Limits()
+    side: int | None = None
+    voi_explanation: str = ""
+
+
+DEFAULT_READING = Reading()
+"""Every frame whole, within the default limits, with the first window of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +222,8 @@ class Frame:
         Hash of the frame's decoded stored values alone (C order, little endian), before any conversion of colour.
     stored_range
         Smallest and largest stored value.
+    whole_shape
+        Rows and columns of the frame in its file where `pixels` have fewer, being decoded at a reduced resolution.
     notes
         What was assumed on the way to grey levels, in sentences.
     """
@@ -193,7 +245,13 @@ class Frame:
     slice_position_mm: float | None = None
     stored_sha256: str = ""
     stored_range: tuple[float, float] = (0.0, 0.0)
+    whole_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows (0028,0010) and columns (0028,0011) of the frame in its file, at whatever resolution it was decoded."""
+        return self.whole_shape or (self.pixels.shape[0], self.pixels.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +278,10 @@ class ImageRecord:
         Size of the frame in pixels.
     modality, view_position, laterality
         As in `Frame`.
+    file_sha256
+        Hash of the bytes of the file, or of the member of an archive, that holds the frame.
+    flags
+        What the quality gate found and lets pass.
     """
 
     key: InstanceKey
@@ -234,6 +296,8 @@ class ImageRecord:
     modality: str = ""
     view_position: str = ""
     laterality: str = ""
+    file_sha256: str = ""
+    flags: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +337,17 @@ class Preprocessing:
         How the frame comes onto that square.
     mask_white_borders
         Whether white areas that touch the frame's edge (an upstream rotation) are set to black first.
+    exact_decoding
+        Whether every frame is decoded whole, even where its codec could decode at a resolution that is enough for `size`.
+    voi_explanation
+        As in `Reading`.
     """
 
     size: int
     fit: Fit = Fit.PAD
     mask_white_borders: bool = False
+    exact_decoding: bool = True
+    voi_explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,19 +32,19 @@ from pipeline.imaging import dicom, guard
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.layout import read_layout
 from pipeline.imaging.sources import StudyFile, read_frames, read_frames_from_bytes
-from pipeline.records import Frame
+from pipeline.records import DEFAULT_READING, Frame, Limits, Reading
 from tests.builders import make_dataset, make_dicom
 
 REAL = Path(data_store.__file__).parent / "data"
 
 
-def read(content: bytes) -> list[Frame]:
-    return list(read_frames_from_bytes(content, "a.dcm"))
+def read(content: bytes, reading: Reading = DEFAULT_READING) -> list[Frame]:
+    return list(read_frames_from_bytes(content, "a.dcm", reading))
 
 
-def refused(content: bytes) -> UnreadableError:
+def refused(content: bytes, reading: Reading = DEFAULT_READING) -> UnreadableError:
     with pytest.raises(UnreadableError) as caught:
-        read(content)
+        read(content, reading)
     return caught.value
 
 
@@ -63,7 +63,7 @@ def write(dataset: Dataset, preamble: bool = True, **options: Any) -> bytes:
 
 def decoded(content: bytes) -> list[np.ndarray]:
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-    return list(dicom.stored_values(dataset, read_layout(dataset, dataset.file_meta.TransferSyntaxUID)))
+    return list(dicom.stored_values(dataset, read_layout(dataset, dataset.file_meta.TransferSyntaxUID, Limits())))
 
 
 def test_key_and_attributes_are_the_files_own() -> None:
@@ -338,7 +338,7 @@ def test_a_second_frame_that_is_damaged_comes_after_the_first() -> None:
     assert caught.value.reason is Reason.DECODE_FAILED
 
 
-def test_deflated_files_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deflated_files_are_read_up_to_a_limit() -> None:
     dataset = make_dataset(np.zeros((1024, 1024), np.uint8))
     plain = write(dataset)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -346,14 +346,13 @@ def test_deflated_files_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) 
     assert len(bomb) < 5000
     for content in (bomb, bomb[132:]):
         assert read(content)[0].pixel_sha256 == read(plain)[0].pixel_sha256
-    monkeypatch.setattr(guard, "MAX_INFLATED", 2**20)
     for content in (bomb, bomb[132:]):
-        error = refused(content)
+        error = refused(content, Reading(Limits(inflated_bytes=2**20)))
         assert error.reason is Reason.RESOURCE_LIMIT
         assert "inflates to more than 1 MiB" in str(error)
     assert len(read(plain)) == 1
-    monkeypatch.setattr(guard, "MAX_INFLATED", 2**21)
-    assert refused(bomb[:-1000]).reason in (Reason.TRUNCATED, Reason.DECODE_FAILED)
+    reason = refused(bomb[:-1000], Reading(Limits(inflated_bytes=2**21))).reason
+    assert reason in (Reason.TRUNCATED, Reason.DECODE_FAILED)
 
 
 def test_nothing_of_pydicom_reaches_the_user(caplog: pytest.LogCaptureFixture) -> None:

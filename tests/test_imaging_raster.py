@@ -11,10 +11,9 @@ from PIL import Image
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import raster
 from pipeline.imaging.colour import to_grey
-from pipeline.imaging.guard import MAX_PIXELS
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
+from pipeline.records import Frame, Limits
 from tests.builders import make_dicom
 
 GREY = (np.add.outer(np.arange(30), np.arange(20)) * 5).astype(np.uint8)
@@ -176,7 +175,7 @@ def png_of_size(rows: int, columns: int) -> bytes:
 
 
 def test_bombs_and_empty_pictures_are_refused_by_their_header() -> None:
-    assert refused(png_of_size(MAX_PIXELS, 2)).reason is Reason.RESOURCE_LIMIT
+    assert refused(png_of_size(Limits().frame_pixels, 2)).reason is Reason.RESOURCE_LIMIT
     assert refused(png_of_size(0, 20)).reason is Reason.EMPTY_IMAGE
     jpeg = bytearray(save(GREY, "JPEG"))
     frame_header = jpeg.index(b"\xff\xc0")

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging import sources
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, read_frames, read_frames_from_bytes
+from pipeline.records import Limits, Reading
 from tests.builders import make_dicom, make_pixels
 
 
@@ -124,14 +124,13 @@ def test_what_is_no_image_is_told_from_one(content: bytes) -> None:
     assert caught.value.reason is Reason.NOT_AN_IMAGE
 
 
-def test_files_that_cannot_be_opened_or_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_opened_or_are_too_large(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"^The file could not be opened: No such file or directory\.$"):
         next(read_frames(StudyFile(tmp_path / "gone.dcm", "gone.dcm")))
     path = tmp_path / "a.dcm"
     path.write_bytes(make_dicom())
-    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
-    with pytest.raises(UnreadableError, match="larger than") as caught:
-        next(read_frames(StudyFile(path, "a.dcm")))
+    with pytest.raises(UnreadableError, match="larger than 1000 bytes") as caught:
+        next(read_frames(StudyFile(path, "a.dcm"), Reading(Limits(file_bytes=1000))))
     assert caught.value.reason is Reason.RESOURCE_LIMIT
 
 

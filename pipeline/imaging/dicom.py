@@ -21,7 +21,7 @@ from pipeline.imaging.grayscale import render
 from pipeline.imaging.guard import check_inflated, translated
 from pipeline.imaging.identity import derived_uid, pixel_sha256
 from pipeline.imaging.layout import Layout, read_layout
-from pipeline.records import Frame, InstanceKey
+from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Reading
 
 PREFIX = b"DICM"
 PREAMBLE = 128
@@ -48,7 +48,7 @@ def is_dicom(head: bytes) -> bool:
     return little and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024
 
 
-def read_dicom(content: bytes, source: str) -> Iterator[Frame]:
+def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read the frames of one DICOM file.
 
     Parameters
@@ -57,6 +57,8 @@ def read_dicom(content: bytes, source: str) -> Iterator[Frame]:
         The whole file.
     source
         Where it lies below what was given to read.
+    reading
+        How it is read.
 
     Yields
     ------
@@ -70,11 +72,11 @@ def read_dicom(content: bytes, source: str) -> Iterator[Frame]:
         And nothing else, whatever the bytes are.
     """
     with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
-        _check_deflated(content)
+        _check_deflated(content, reading.limits)
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
         syntax, notes = _transfer_syntax(dataset)
         _check_whole(dataset)
-        layout = read_layout(dataset, syntax)
+        layout = read_layout(dataset, syntax, reading.limits)
         uids, uid_notes = _uids(dataset, content)
     for index, stored in enumerate(_decoded(dataset, layout)):
         with translated(f"Frame {index + 1} of the DICOM file could not be brought to grey levels. Export it again."):
@@ -153,14 +155,14 @@ def _frame(
     )
 
 
-def _check_deflated(content: bytes) -> None:
+def _check_deflated(content: bytes, limits: Limits) -> None:
     """Find the deflated data set with the steps of `dcmread`, which inflates it whatever its size (PS3.5 A.5)."""
     stream = io.BytesIO(content)
     read_preamble(stream, force=True)
     syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         _read_command_set_elements(stream)
-        check_inflated(stream.read())
+        check_inflated(stream.read(), limits)
 
 
 def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:

@@ -8,43 +8,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.records import Limits
 
-MAX_PIXELS = 2**26
-"""Rows x Columns of one frame; the largest radiographs have half as many."""
-MAX_BYTES = 2**32
-"""Size of one file."""
-MAX_INFLATED = 2**29
-"""Size of a deflated data set once it is inflated; zlib packs zeros a thousandfold."""
 _CHUNK = 2**16
 
 _DECODERS = r"(pydicom|PIL|tifffile)(\.|$)"
 _lock = threading.Lock()
 
 
-def check_size(rows: int, columns: int) -> None:
-    """Check the size of a frame before anything is allocated for it.
+def check_size(rows: int, columns: int, frames: int, limits: Limits) -> None:
+    """Check the size of the frames of a file before anything is allocated for them.
 
     Raises
     ------
     UnreadableError
-        `EMPTY_IMAGE` where a side is 0, `RESOURCE_LIMIT` where there are more than `MAX_PIXELS` pixels.
+        `EMPTY_IMAGE` where a side is 0, `RESOURCE_LIMIT` where a frame or all of them have more pixels than the limits allow.
     """
     if rows < 1 or columns < 1:
         raise UnreadableError(Reason.EMPTY_IMAGE, f"The image is empty: it has {rows} rows and {columns} columns.")
-    if rows * columns > MAX_PIXELS:
+    if rows * columns > limits.frame_pixels:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT,
-            f"The image is said to have {rows} x {columns} pixels; octray reads up to {MAX_PIXELS}. Scale it down.",
+            f"The image is said to have {rows} x {columns} pixels; octray reads up to {limits.frame_pixels}. Scale it down.",
+        )
+    if rows * columns * frames > limits.file_pixels:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The file is said to have {frames} frames of {rows} x {columns} pixels; octray reads up to {limits.file_pixels} "
+            "pixels of one file. Split it.",
         )
 
 
-def check_inflated(deflated: bytes) -> None:
+def check_inflated(deflated: bytes, limits: Limits) -> None:
     """Inflate a raw deflate stream (RFC 1951) piece by piece, and keep none of it, to find out its size.
 
     Raises
     ------
     UnreadableError
-        `RESOURCE_LIMIT` where there are more than `MAX_INFLATED` bytes in it.
+        `RESOURCE_LIMIT` where there are more bytes in it than the limits allow.
     zlib.error
         Where it is no such stream.
     """
@@ -52,11 +53,11 @@ def check_inflated(deflated: bytes) -> None:
     size = 0
     for start in range(0, len(deflated), _CHUNK):
         size += len(stream.decompress(deflated[start : start + _CHUNK]))
-        if size > MAX_INFLATED:
+        if size > limits.inflated_bytes:
             raise UnreadableError(
                 Reason.RESOURCE_LIMIT,
-                f"The deflated DICOM file inflates to more than {MAX_INFLATED // 2**20} MiB. Convert it to another transfer "
-                "syntax, or split it.",
+                f"The deflated DICOM file inflates to more than {limits.inflated_bytes // 2**20} MiB. Convert it to "
+                "another transfer syntax, or split it.",
             )
 
 

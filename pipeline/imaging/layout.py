@@ -11,6 +11,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.codecs import DECODER_DEPENDENCIES, check_codestream
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.header import code, number, value
+from pipeline.records import Limits
 
 GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -32,7 +33,7 @@ class Layout:
     transfer_syntax: UID
 
 
-def read_layout(dataset: Dataset, syntax: UID) -> Layout:
+def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
     """Check a header and its pixel data against each other.
 
     Raises
@@ -56,7 +57,7 @@ def read_layout(dataset: Dataset, syntax: UID) -> Layout:
         photometric_interpretation=code(dataset, "PhotometricInterpretation"),
         transfer_syntax=syntax,
     )
-    check_size(layout.rows, layout.columns)
+    check_size(layout.rows, layout.columns, max(layout.frames, 1), limits)
     _check_header(dataset, layout)
     data = value(dataset, keyword)
     if not isinstance(data, bytes):

@@ -15,7 +15,7 @@ from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, pixel_sha256
-from pipeline.records import Frame, InstanceKey
+from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Reading
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
@@ -35,7 +35,7 @@ _MODES = {
 _TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
-def read_picture(content: bytes, source: str) -> Iterator[Frame]:
+def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read a PNG or JPEG file; it is one frame, its pixels as stored, an orientation in its EXIF data left alone.
 
     Raises
@@ -46,7 +46,7 @@ def read_picture(content: bytes, source: str) -> Iterator[Frame]:
     with translated("The image is damaged and cannot be decoded. Copy or export it again."):
         notes: tuple[str, ...] = ()
         # Pillow checks a size of its own when it opens; ours comes first.
-        check_size(*_announced_size(content))
+        check_size(*_announced_size(content), 1, reading.limits)
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
         if orientation != 1:
@@ -95,7 +95,7 @@ def _grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
     return array if array.ndim == 2 else to_grey(array, tolerance)
 
 
-def read_tiff(content: bytes, source: str) -> Iterator[Frame]:
+def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read a TIFF file, one frame a page; pages that are marked as reduced copies of another are left out.
 
     Raises
@@ -113,15 +113,15 @@ def read_tiff(content: bytes, source: str) -> Iterator[Frame]:
             if not pages:
                 raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
             for page in pages:
-                _check_page(page, len(content))
+                _check_page(page, len(content), len(pages), reading.limits)
         for number, page in enumerate(pages, 1):
             with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
                 frame = _frame(content, source, number, _page_values(page), inverted=page.photometric.name == "MINISWHITE")
             yield frame
 
 
-def _check_page(page: Any, length: int) -> None:
-    check_size(page.imagelength, page.imagewidth)
+def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
+    check_size(page.imagelength, page.imagewidth, pages, limits)
     kind = f"{page.dtype}, {getattr(page.photometric, 'name', page.photometric)}"
     known = getattr(page.photometric, "name", "") in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR")
     if not known or str(page.dtype) not in _TIFF_TYPES or page.imagedepth != 1 or page.samplesperpixel > 4:

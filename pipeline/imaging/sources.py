@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.dicom import is_dicom, read_dicom
-from pipeline.imaging.guard import MAX_BYTES, silence_decoders
+from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
-from pipeline.records import Frame
+from pipeline.records import DEFAULT_READING, Frame, Reading
 
 HEAD = 512
 """Bytes from the start of a file that are enough to tell its kind."""
 
-Reader = Callable[[bytes, str], Iterator[Frame]]
+Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def read_frames(file: StudyFile) -> Iterator[Frame]:
+def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read the frames of one file, in its order; the file is read once.
 
     Raises
@@ -98,19 +98,20 @@ def read_frames(file: StudyFile) -> Iterator[Frame]:
     try:
         with file.path.open("rb") as stream:
             reader = _reader(stream.read(HEAD))
-            if stream.seek(0, os.SEEK_END) > MAX_BYTES:
+            if stream.seek(0, os.SEEK_END) > reading.limits.file_bytes:
                 raise UnreadableError(
-                    Reason.RESOURCE_LIMIT, f"The file is larger than {MAX_BYTES // 2**30} GiB. Split it, or leave it out."
+                    Reason.RESOURCE_LIMIT,
+                    f"The file is larger than {reading.limits.file_bytes} bytes. Split it, or leave it out.",
                 )
             stream.seek(0)
             content = stream.read()
     except OSError as error:
         raise UnreadableError(Reason.DECODE_FAILED, f"The file could not be opened: {error.strerror}.") from None
     silence_decoders()
-    yield from reader(content, file.source)
+    yield from reader(content, file.source, reading)
 
 
-def read_frames_from_bytes(content: bytes, source: str) -> Iterator[Frame]:
+def read_frames_from_bytes(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read the frames of a file that is in memory already.
 
     Raises
@@ -120,7 +121,7 @@ def read_frames_from_bytes(content: bytes, source: str) -> Iterator[Frame]:
     """
     reader = _reader(content[:HEAD])
     silence_decoders()
-    yield from reader(content, source)
+    yield from reader(content, source, reading)
 
 
 def _reader(head: bytes) -> Reader:
