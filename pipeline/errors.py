@@ -43,7 +43,10 @@ class DownloadError(OctrayError):
 
 
 class Reason(StrEnum):
-    """Why a file or a frame could not be read; stable codes that others may rely on."""
+    """Why a file or a frame could not be read or was refused; stable codes that others may rely on.
+
+    From `WRONG_MODALITY` on they are those of the checks of the quality gate.
+    """
 
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
@@ -54,11 +57,22 @@ class Reason(StrEnum):
     INCONSISTENT = "inconsistent"
     DECODE_FAILED = "decode_failed"
     RESOURCE_LIMIT = "resource_limit"
+    DECODER_CRASH = "decoder_crash"
     WRONG_MODALITY = "wrong_modality"
+    WRONG_BODY_PART = "wrong_body_part"
+    NOT_FRONTAL = "not_frontal"
+    TOO_SMALL = "too_small"
+    BLANK = "blank"
+    SATURATED = "saturated"
+    ROTATED = "rotated"
+    CROPPED = "cropped"
+    PHOTOGRAPHED_FILM = "photographed_film"
+    BURNED_IN_TEXT = "burned_in_text"
+    WHITE_BORDERS = "white_borders"
 
 
 class UnreadableError(OctrayError):
-    """One file, or one frame of it, cannot be read.
+    """One file, or one frame of it, cannot be read, or is refused by the quality gate.
 
     Parameters
     ----------
@@ -71,3 +85,7 @@ class UnreadableError(OctrayError):
     def __init__(self, reason: Reason, message: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[type["UnreadableError"], tuple[Reason, str]]:
+        """Say how a copy is made, so that it can pass from one process to another."""
+        return type(self), (self.reason, str(self))

@@ -65,6 +65,10 @@ class Policy(StrEnum):
     IGNORE = "ignore"
 
 
+ON_REQUEST = frozenset({Check.BURNED_IN_TEXT})
+"""Checks that are run only where a gate names them, since they need what not every installation has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """Something that a check found in a frame.
@@ -88,7 +92,7 @@ class Gate:
     Parameters
     ----------
     policies
-        For each check; one that is not named flags.
+        For each check; one that is not named flags, or is not run where it is one of `ON_REQUEST`.
     smallest_side
         A frame with fewer pixels on its shorter side is too small.
     modalities
@@ -104,6 +108,10 @@ class Gate:
     modalities: tuple[str, ...] = ()
     view_positions: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
+
+    def policy(self, check: Check) -> Policy:
+        """Return what happens where `check` finds something."""
+        return self.policies.get(check, Policy.IGNORE if check in ON_REQUEST else Policy.FLAG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +227,9 @@ class Frame:
         Where the frame lies along the normal of its plane: Image Position (0020,0032) on the normal of Image Orientation
         (0020,0037); None where unknown.
     stored_sha256
-        Hash of the frame's decoded stored values alone (C order, little endian), before any conversion of colour.
+        Hash of the frame's decoded stored values alone (C order, little endian): of a palette the indices, of colour RGB.
+    instance_sha256
+        The same over the stored values of all frames of the instance; only its last frame has it.
     stored_range
         Smallest and largest stored value.
     whole_shape
@@ -244,6 +254,7 @@ class Frame:
     number_of_frames: int = 1
     slice_position_mm: float | None = None
     stored_sha256: str = ""
+    instance_sha256: str = ""
     stored_range: tuple[float, float] = (0.0, 0.0)
     whole_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()

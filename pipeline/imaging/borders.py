@@ -5,6 +5,8 @@ that touches an edge shows as a short peak in the depth of white along that edge
 nearly all of it is fully white, which bright tissue is not.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -53,11 +55,18 @@ def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
 def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:
     """Return a mask of the wedge that hangs on the first row, all false where there is none."""
     rows, columns = pixels.shape
+    if not _long(pixels[0] >= NEARLY_WHITE, columns).any():
+        return np.zeros(pixels.shape, bool)
     dark = pixels < NEARLY_WHITE
     depth = np.where(dark.any(axis=0), dark.argmax(axis=0), rows)
-    closed = ndimage.grey_closing(depth, GAP, mode="nearest")
-    long = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
-    mask: NDArray[np.bool_] = np.arange(rows)[:, None] < long
+    mask: NDArray[np.bool_] = np.arange(rows)[:, None] < _long(depth, columns)
     if not mask.any() or np.mean(pixels[mask] >= np.float32(WHITE)) < 0.5:
         mask[:] = False
     return mask
+
+
+def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:
+    """Return the depth of white along an edge without its peaks that are shorter than a wedge, and with its gaps closed."""
+    closed = ndimage.grey_closing(depth.astype(np.int64), GAP, mode="nearest")
+    long: NDArray[Any] = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
+    return long

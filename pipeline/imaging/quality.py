@@ -1,0 +1,59 @@
+"""The quality gate: says of a frame, in sentences for people, what speaks against using it, and refuses it where it has to."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging import quality_header as header
+from pipeline.imaging import quality_pixels as pixels
+from pipeline.imaging.quality_look import Look
+from pipeline.records import Check, Flag, Frame, Gate, Policy
+
+_CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
+    {
+        Check.WRONG_MODALITY: header.wrong_modality,
+        Check.WRONG_BODY_PART: header.wrong_body_part,
+        Check.NOT_FRONTAL: header.not_frontal,
+        Check.TOO_SMALL: header.too_small,
+        Check.BLANK: pixels.blank,
+        Check.SATURATED: pixels.saturated,
+        Check.WHITE_BORDERS: pixels.white_borders,
+    }
+)
+"""What is asked of a frame, in this order; each returns a sentence, empty where it finds nothing."""
+
+
+def assess(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
+    """Return what the checks find in a frame, whether it would be rejected for it or not.
+
+    Parameters
+    ----------
+    frame
+        At whatever resolution it was decoded.
+    gate
+        What is expected; checks that it ignores are not run.
+    """
+    return tuple(_findings(frame, gate))
+
+
+def admit(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
+    """Let a frame pass, marked with what the checks find in it, or refuse it.
+
+    Raises
+    ------
+    UnreadableError
+        Where a check finds something that the gate rejects; its reason has the code of the check.
+    """
+    flags = []
+    for flag in _findings(frame, gate):
+        if gate.policy(flag.check) is Policy.REJECT:
+            raise UnreadableError(Reason(flag.check.value), flag.message)
+        flags.append(flag)
+    return tuple(flags)
+
+
+def _findings(frame: Frame, gate: Gate) -> Iterator[Flag]:
+    look = Look(frame, gate)
+    for check, find in _CHECKS.items():
+        if gate.policy(check) is not Policy.IGNORE and (message := find(look)):
+            yield Flag(check, message)

@@ -1,0 +1,48 @@
+"""Checks of the quality gate that need no pixels: modality, body part, view and size.
+
+A value that the file does not state is never held against it. No value of the file stands in a sentence.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.imaging.quality_look import CHEST, Look
+
+
+def wrong_modality(look: Look) -> str:
+    """Modality (0008,0060) against what is expected; where nothing is, mammograms (MG) alone are wrong."""
+    modality, expected = look.frame.modality, look.gate.modalities
+    if not expected and modality == "MG":
+        return "The frame is a mammogram, which is taken only where Modality MG is asked for by name."
+    if not modality or not expected or modality in expected:
+        return ""
+    return f"The frame is of another modality than {_listed(expected)}. Use a model that was made for it."
+
+
+def wrong_body_part(look: Look) -> str:
+    """Body Part Examined (0018,0015) against what is expected; CHEST and THORAX mean the same."""
+    part, expected = look.frame.body_part, look.gate.body_parts
+    alike = CHEST if CHEST & set(expected) else frozenset()
+    if not part or not expected or part in expected or part in alike:
+        return ""
+    return f"The frame shows another part of the body than {_listed(expected)}, its header says."
+
+
+def not_frontal(look: Look) -> str:
+    """View Position (0018,5101) against what is expected; pixels are not asked."""
+    view, expected = look.frame.view_position, look.gate.view_positions
+    if not view or not expected or view in expected:
+        return ""
+    return f"The frame was taken in another view than {_listed(expected)}, its header says, for example from the side."
+
+
+def too_small(look: Look) -> str:
+    """Rows (0028,0010) and columns (0028,0011) of the file, whatever the resolution it was decoded at."""
+    rows, columns = look.frame.shape
+    smallest = look.gate.smallest_side
+    if min(rows, columns) >= smallest:
+        return ""
+    return f"The frame has {rows} x {columns} pixels; its shorter side needs at least {smallest}. Export it at its full size."
+
+
+def _listed(values: Sequence[str]) -> str:
+    return " or ".join(values)

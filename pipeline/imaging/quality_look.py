@@ -1,0 +1,77 @@
+"""What the checks of the quality gate look at: a frame, what is expected of it, and a small copy that is made once."""
+
+from enum import Enum
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.records import FloatArray, Frame, Gate
+
+SIDE = 96
+"""The shorter side of the small copy has at least this many pixels, where the frame has."""
+RADIOGRAPHY = frozenset({"CR", "DX"})
+"""Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1)."""
+CHEST = frozenset({"CHEST", "THORAX"})
+"""Values of Body Part Examined (0018,0015) that mean the chest."""
+
+
+class Subject(Enum):
+    """What a frame shows, where header and gate leave no doubt."""
+
+    CHEST = "chest radiograph"
+    B_SCAN = "OCT B-scan"
+    OTHER = "something else, or unknown"
+
+
+class Look:
+    """A frame under the eyes of the gate.
+
+    Parameters
+    ----------
+    frame
+        What is looked at.
+    gate
+        What is expected of it.
+    """
+
+    def __init__(self, frame: Frame, gate: Gate) -> None:
+        self.frame = frame
+        self.gate = gate
+
+    @cached_property
+    def small(self) -> FloatArray:
+        """The frame with block averages of whole numbers of pixels, so that every size is judged at nearly the same one."""
+        return reduced(self.frame.pixels, SIDE)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What the frame shows: what its header says; where that is silent, what the gate expects."""
+        modalities = {self.frame.modality} if self.frame.modality else set(self.gate.modalities)
+        if modalities == {"OPT"}:
+            return Subject.B_SCAN
+        if modalities and modalities <= RADIOGRAPHY and self._is_chest():
+            return Subject.CHEST
+        return Subject.OTHER
+
+    def _is_chest(self) -> bool:
+        """Say so where the header does, or where it is silent and the gate expects frontal radiographs of chests."""
+        if self.frame.body_part:
+            return self.frame.body_part in CHEST
+        return bool(self.gate.body_parts) and set(self.gate.body_parts) <= CHEST
+
+
+def reduced(pixels: FloatArray, side: int) -> FloatArray:
+    """Average blocks of pixels, of the largest size that leaves the shorter side with at least `side` of them.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns).
+    side
+        In pixels.
+    """
+    block = max(1, min(pixels.shape) // side)
+    rows, columns = pixels.shape[0] // block, pixels.shape[1] // block
+    blocks = pixels[: rows * block, : columns * block].reshape(rows, block, columns, block)
+    averages: FloatArray = np.ascontiguousarray(blocks.mean(axis=(1, 3), dtype=np.float32))
+    return averages

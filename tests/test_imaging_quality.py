@@ -1,0 +1,114 @@
+"""The quality gate: what it finds in frames that are made wrong, what it lets pass, and what happens then."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.quality import admit, assess
+from pipeline.records import Check, Frame, Gate, Policy
+from tests.builders import make_frame, make_pixels
+
+
+def found(frame: Frame, **gate: Any) -> set[Check]:
+    return {flag.check for flag in assess(frame, Gate(**({"smallest_side": 32} | gate)))}
+
+
+def test_every_check_is_a_reason() -> None:
+    assert {check.value for check in Check} <= {reason.value for reason in Reason}
+
+
+def test_a_plain_frame_passes_unmarked() -> None:
+    assert admit(make_frame(pixels=make_pixels(200, 180)), Gate()) == ()
+
+
+# What the header says
+
+
+@pytest.mark.parametrize(
+    ("frame", "gate", "check"),
+    [
+        ({"modality": "OPT"}, {"modalities": ("CR", "DX")}, Check.WRONG_MODALITY),
+        ({"modality": "OP"}, {"modalities": ("OPT",)}, Check.WRONG_MODALITY),
+        ({"modality": "MG"}, {}, Check.WRONG_MODALITY),
+        ({"body_part": "HAND"}, {"body_parts": ("CHEST",)}, Check.WRONG_BODY_PART),
+        ({"view_position": "LL"}, {"view_positions": ("PA", "AP")}, Check.NOT_FRONTAL),
+        ({"whole_shape": (500, 63)}, {"smallest_side": 64}, Check.TOO_SMALL),
+    ],
+)
+def test_what_is_not_expected_is_found(frame: dict[str, Any], gate: dict[str, Any], check: Check) -> None:
+    assert found(make_frame(**frame), **gate) == {check}
+
+
+@pytest.mark.parametrize(
+    ("frame", "gate"),
+    [
+        ({"modality": "CR"}, {"modalities": ("CR", "DX")}),
+        ({"modality": ""}, {"modalities": ("CR", "DX"), "view_positions": ("PA",), "body_parts": ("CHEST",)}),
+        ({"modality": "OPT"}, {}),
+        ({"modality": "MG"}, {"modalities": ("MG",)}),
+        ({"body_part": "THORAX"}, {"body_parts": ("CHEST",)}),
+        ({"view_position": "PA"}, {"view_positions": ("PA", "AP")}),
+        ({"whole_shape": (64, 500)}, {"smallest_side": 64}),
+    ],
+)
+def test_what_is_expected_or_not_known_passes(frame: dict[str, Any], gate: dict[str, Any]) -> None:
+    assert found(make_frame(**frame), **gate) == set()
+
+
+# What happens then
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_the_policy_decides(policy: Policy) -> None:
+    frame, gate = make_frame(modality="MG"), Gate({Check.WRONG_MODALITY: policy}, smallest_side=32)
+    if policy is Policy.REJECT:
+        with pytest.raises(UnreadableError, match="is a mammogram") as caught:
+            admit(frame, gate)
+        assert caught.value.reason is Reason.WRONG_MODALITY
+    else:
+        flags = admit(frame, gate)
+        assert [flag.check for flag in flags] == [Check.WRONG_MODALITY] * (policy is Policy.FLAG)
+        assert flags == assess(frame, gate)
+
+
+def test_assessing_never_refuses() -> None:
+    frame, gate = make_frame(pixels=np.zeros((50, 50), np.float32)), Gate(dict.fromkeys(Check, Policy.REJECT), smallest_side=64)
+    without = Gate(gate.policies | {Check.BURNED_IN_TEXT: Policy.IGNORE}, smallest_side=64)
+    assert {flag.check for flag in assess(frame, without)} >= {Check.TOO_SMALL, Check.BLANK}
+
+
+# What the pixels say
+
+
+def test_a_frame_without_a_picture_is_blank() -> None:
+    rng = np.random.default_rng(0)
+    noise = np.clip(rng.normal(0.5, 0.1, (800, 800)), 0, 1).astype(np.float32)
+    for pixels in (np.zeros((100, 100)), np.full((100, 100), 0.7), noise):
+        assert found(make_frame(pixels=pixels.astype(np.float32))) == {Check.BLANK}
+
+
+def test_a_thin_bright_band_in_the_dark_is_not_blank() -> None:
+    pixels = np.zeros((496, 512), np.float32)
+    pixels[200:230] = 0.4
+    assert found(make_frame(pixels=pixels, modality="OPT")) == set()
+
+
+def test_an_overexposed_frame_is_saturated() -> None:
+    pixels = make_pixels(200, 200)
+    assert found(make_frame(pixels=np.clip(pixels * 4, 0, 1))) >= {Check.SATURATED}
+
+
+def test_a_black_middle_is_wrong_in_a_radiograph_only() -> None:
+    pixels = np.full((200, 200), 0.5, np.float32)
+    pixels[60:140, 60:140] = 0
+    assert found(make_frame(pixels=pixels, body_part="CHEST")) == {Check.SATURATED}
+    assert found(make_frame(pixels=pixels, modality="OPT")) == set()
+
+
+def test_white_wedges_are_found() -> None:
+    pixels = make_pixels(200, 200) * np.float32(0.7)
+    rows, columns = np.indices(pixels.shape)
+    pixels[rows + columns < 60] = 1
+    assert found(make_frame(pixels=pixels)) == {Check.WHITE_BORDERS}
