@@ -26,6 +26,11 @@ def pixel_sha256(stored: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def stored_sha256(stored: NDArray[Any]) -> str:
+    """Hash the values alone (C order, little endian), without their type and shape; returns a hex digest."""
+    return hashlib.sha256(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data).hexdigest()
+
+
 def derived_uid(content: bytes, role: str) -> str:
     """Make a UID out of the content of a file, in the arc for UUIDs (PS3.5 B.2).
 

@@ -1,0 +1,91 @@
+"""Parses the bytes of a DICOM file into a data set: whole, of a known transfer syntax, with the UIDs that say what it is."""
+
+import io
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.guard import check_inflated
+from pipeline.imaging.header import value
+from pipeline.imaging.identity import derived_uid
+from pipeline.records import Limits
+
+LAST_PIXEL_TAG = 0x7FE00010
+_UID_CHARACTERS = frozenset("0123456789.")
+
+
+def parse(content: bytes, limits: Limits) -> tuple[Dataset, UID, tuple[str, ...]]:
+    """Parse a DICOM file.
+
+    Returns
+    -------
+    tuple[Dataset, UID, tuple[str, ...]]
+        The data set, its transfer syntax, and what had to be assumed, in sentences.
+
+    Raises
+    ------
+    UnreadableError
+        `TRUNCATED`, `UNSUPPORTED_ENCODING` or `RESOURCE_LIMIT`; pydicom raises its own errors.
+    """
+    _check_deflated(content, limits)
+    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    syntax, notes = _transfer_syntax(dataset)
+    _check_whole(dataset)
+    return dataset, syntax, notes
+
+
+def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str], tuple[str, ...]]:
+    """Return Study, Series and SOP Instance UID; those that are missing or no UID are derived from the content, and said so."""
+    found, derived = [], []
+    for keyword, role in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series"), ("SOPInstanceUID", "instance")):
+        uid = uid_text(dataset, keyword)
+        if not uid:
+            uid = derived_uid(content, role)
+            derived.append(keyword)
+        found.append(uid)
+    notes = (f"{', '.join(derived)} missing or not valid: derived from the content.",) if derived else ()
+    return (found[0], found[1], found[2]), notes
+
+
+def uid_text(dataset: Dataset, keyword: str) -> str:
+    """Return a UID, empty where it is missing or not valid (PS3.5 9.1)."""
+    uid = str(value(dataset, keyword) or "")
+    return uid if 0 < len(uid) <= 64 and _UID_CHARACTERS.issuperset(uid) and uid.strip(".") else ""
+
+
+def _check_deflated(content: bytes, limits: Limits) -> None:
+    """Find the deflated data set with the steps of `dcmread`, which inflates it whatever its size (PS3.5 A.5)."""
+    stream = io.BytesIO(content)
+    read_preamble(stream, force=True)
+    syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        _read_command_set_elements(stream)
+        check_inflated(stream.read(), limits)
+
+
+def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
+    """Return Transfer Syntax UID (0002,0010), or the uncompressed one that the file was seen to be written in."""
+    named = value(dataset.file_meta, "TransferSyntaxUID")
+    if named is not None:
+        syntax = UID(str(named))
+        if not syntax.is_transfer_syntax or syntax.is_private:
+            raise UnreadableError(
+                Reason.UNSUPPORTED_ENCODING, "The file names a transfer syntax that DICOM does not know. Convert it to another."
+            )
+        return syntax, ()
+    implicit, little = dataset.original_encoding
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return syntax, (f"The file names no transfer syntax; {syntax.name} was found.",)
+
+
+def _check_whole(dataset: Dataset) -> None:
+    """Find out whether the file ends within an element; `dcmread` does not tell."""
+    last = dataset.get_item(max(dataset.keys())) if dataset else None
+    declared, there = getattr(last, "length", None), getattr(last, "value", None)
+    cut = isinstance(declared, int) and declared != 0xFFFFFFFF and isinstance(there, bytes) and len(there) < declared
+    if last is None or (cut and last.tag <= LAST_PIXEL_TAG):
+        raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")

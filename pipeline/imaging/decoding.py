@@ -1,0 +1,81 @@
+"""Decodes the stored values of a DICOM file, one frame at a time; what the values mean is said elsewhere."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.utils import as_pixel_options
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.codecs import DECODER_DEPENDENCIES, PLUGIN, register
+from pipeline.imaging.guard import translated
+from pipeline.imaging.layout import Layout
+from pipeline.records import Reading
+
+Values = NDArray[Any]
+
+
+def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
+    """Decode the frames one at a time.
+
+    Yields
+    ------
+    NDArray
+        Shape (rows, columns), or (rows, columns, 3) in RGB, little endian.
+
+    Raises
+    ------
+    UnreadableError
+        `DECODE_FAILED`, `TRUNCATED` or `RESOURCE_LIMIT`.
+    """
+    register()
+    frames: Iterator[Values] = iter(())
+    for number in range(1, layout.frames + 1):
+        with translated(f"The pixel data of frame {number} are damaged and cannot be decoded. Copy or export the file again."):
+            if number == 1:
+                frames = _encapsulated(dataset, layout, reading) if layout.transfer_syntax.is_encapsulated else _native(dataset)
+            array = next(frames, None)
+        if array is None:
+            raise UnreadableError(
+                Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
+            )
+        yield np.asarray(array, array.dtype.newbyteorder("<"))
+
+
+def _native(dataset: Dataset) -> Iterator[Values]:
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False))
+
+
+def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
+    decoder = get_decoder(layout.transfer_syntax)
+    options = as_pixel_options(dataset) | {"number_of_frames": 1}
+    for encoded in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
+        yield decode_frame(encoded, decoder, options, reading)
+
+
+def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> Values:
+    """Decode one compressed frame.
+
+    Parameters
+    ----------
+    encoded
+        All fragments of the frame, joined.
+    decoder
+        That of the transfer syntax.
+    options
+        The image pixel attributes of the header, by the names that pydicom gives them.
+    reading
+        Its `side` reaches the plugin as an option of that name; a plugin that decodes at a reduced resolution sets the options
+        `rows` and `columns` to what it returns.
+    """
+    plugin = PLUGIN if decoder.UID in DECODER_DEPENDENCIES else ""
+    frames = decoder.iter_array(
+        encapsulate([encoded], has_bot=False), decoding_plugin=plugin, validate=False, side=reading.side, **options
+    )
+    array: Values = next(frames)[0]
+    return array

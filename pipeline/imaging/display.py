@@ -1,0 +1,136 @@
+"""Reads from a DICOM header the way from stored values to grey levels: modality transformation, VOI LUT or window, sense."""
+
+from itertools import chain, repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
+from pipeline.imaging.header import Scope, code, item, items, number, numbers, texts, value
+
+
+def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:
+    """Collect the way from stored values to grey levels; also what had to be left out, in sentences.
+
+    Parameters
+    ----------
+    scope
+        Of the frame.
+    explanation
+        Of several VOI LUTs or windows the one that the file explains with this text is taken; the first where it is empty.
+
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` where a lookup table contradicts its own description.
+    """
+    dataset = scope.dataset
+    modality, modality_notes = _modality(scope)
+    voi, voi_notes = _voi(scope, explanation)
+    inverse = code(dataset, "PresentationLUTShape") == "INVERSE"
+    bits, signed = int(number(dataset, "BitsStored") or 16), number(dataset, "PixelRepresentation") == 1
+    low = -(2 ** (bits - 1)) if signed else 0
+    made = Rendering(
+        modality=modality,
+        voi=voi,
+        inverted=inverse or code(dataset, "PhotometricInterpretation") == "MONOCHROME1",
+        padding=_padding(dataset),
+        full_range=(low, low + 2**bits - 1) if bits <= 8 else None,
+    )
+    return made, modality_notes + voi_notes
+
+
+def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
+    """Return the way from the entries of a palette that holds grey to grey levels: black is 0, white what their bits can hold.
+
+    Rescale, window and padding are about stored values of MONOCHROME pictures and are left aside (PS3.3 C.7.6.3.1.2, C.11.2).
+
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` where an entry needs more bits than Red Palette Color Lookup Table Descriptor (0028,1101) gives it.
+    """
+    descriptor = numbers(dataset, "RedPaletteColorLookupTableDescriptor")
+    bits = min(int(descriptor[-1]), 8 * looked_up.itemsize)
+    largest = int(looked_up.max(initial=0))
+    if largest >= 2**bits:
+        raise UnreadableError(
+            Reason.INCONSISTENT, f"The colour palette holds {largest}, more than its {bits} bits can. Export the file again."
+        )
+    return Rendering(full_range=(0, 2**bits - 1))
+
+
+def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
+    """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance."""
+    table = item(scope.dataset, "ModalityLUTSequence")
+    if table is not None:
+        return _lut(table), ()
+    holder = scope.holder("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+    if holder is None:
+        return Rescale(), ()
+    slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
+    if slope == 0:
+        return Rescale(), ("Rescale Slope is 0, which would leave no image: the rescale was left out.",)
+    return Rescale(1.0 if slope is None else slope, intercept or 0.0), ()
+
+
+def _voi(scope: Scope, explanation: str) -> tuple[Lut | Window | None, tuple[str, ...]]:
+    """Choose between the VOI LUTs and windows of the frame, or of the instance where the frame has none."""
+    holder = scope.holder("FrameVOILUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth")
+    if holder is None:
+        return None, ()
+    candidates = _candidates(holder)
+    if not candidates:
+        return None, ("The window in the file is not valid and was left out.",)
+    wanted = _normalised(explanation)
+    chosen = next((one for one in candidates if wanted and _normalised(one[0]) == wanted), candidates[0])
+    notes: tuple[str, ...] = ()
+    if wanted and _normalised(chosen[0]) != wanted:
+        notes = ("No VOI LUT or window of the file has the explanation that was asked for: the first was used.",)
+    elif not wanted and len(candidates) > 1:
+        notes = (f"The file has {len(candidates)} VOI LUTs or windows: the first was used.",)
+    return (_lut(chosen[1]) if isinstance(chosen[1], Dataset) else chosen[1]), notes
+
+
+def _candidates(holder: Dataset) -> list[tuple[str, Dataset | Window]]:
+    """Pair every VOI LUT (0028,3010) and then every valid window (0028,1050), (0028,1051) with its explanation."""
+    tables = [("".join(texts(one, "LUTExplanation")), one) for one in items(holder, "VOILUTSequence")]
+    function = code(holder, "VOILUTFunction") or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        return [*tables]
+    pairs = zip(numbers(holder, "WindowCenter"), numbers(holder, "WindowWidth"), strict=False)
+    windows = [Window(center, width, function) for center, width in pairs]
+    explanations = chain(texts(holder, "WindowCenterWidthExplanation"), repeat(""))
+    explained = [(text, window) for text, window in zip(explanations, windows, strict=False) if window.is_valid]
+    return [*tables, *explained]
+
+
+def _normalised(explanation: str) -> str:
+    return " ".join(explanation.split()).casefold()
+
+
+def _padding(dataset: Dataset) -> tuple[float, float] | None:
+    first = number(dataset, "PixelPaddingValue")
+    last = number(dataset, "PixelPaddingRangeLimit")
+    return None if first is None else (min(first, first if last is None else last), max(first, first if last is None else last))
+
+
+def _lut(table: Dataset) -> Lut:
+    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes."""
+    descriptor = numbers(table, "LUTDescriptor")
+    data = value(table, "LUTData")
+    entries, first, bits = (int(one) for one in descriptor) if len(descriptor) == 3 else (0, 0, 0)
+    entries = entries % 2**16 or 2**16
+    if isinstance(data, bytes):
+        order = ">" if table.original_encoding[1] is False else "<"
+        words = bits > 8 or len(data) >= 2 * entries
+        data = np.frombuffer(data[: len(data) // 2 * 2] if words else data, f"{order}u2" if words else "u1")
+    looked_up = np.atleast_1d(np.asarray(data if data is not None else [], np.int64))[:entries]
+    if not 8 <= bits <= 16 or looked_up.size != entries:
+        raise UnreadableError(
+            Reason.INCONSISTENT, "A lookup table of the file contradicts LUT Descriptor (0028,3002). Export the file again."
+        )
+    return Lut(looked_up & (2**bits - 1), first, bits)
