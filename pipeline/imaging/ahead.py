@@ -1,0 +1,141 @@
+"""Works on many items ahead of their use, in threads, and gives the results in the order of the items, in bounded memory."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Generic, TypeVar
+
+ITEMS_AHEAD = 256
+BYTES_AHEAD = 2**27
+
+Item = TypeVar("Item")
+
+
+def read_ahead(
+    work: Callable[[Item], Iterator[bytes]], items: Iterable[Item], threads: int
+) -> Generator[Iterator[bytes], None, None]:
+    """Do some work on every item, several at a time.
+
+    Parameters
+    ----------
+    work
+        Gives results, each as bytes; an exception of it ends the iteration over its results, and is raised there.
+    items
+        Taken as needed, by the thread that iterates.
+    threads
+        How many items are worked on at the same time.
+
+    Yields
+    ------
+    Iterator
+        The results of each item, in the order of the items; what is left of them when the next is taken is lost. At most
+        `ITEMS_AHEAD` items are begun, and at most `BYTES_AHEAD` of results wait, one of each thread and one that is awaited
+        aside. Closing the iterator stops the work after the result that is under way.
+    """
+    ahead = _Ahead(work, iter(items))
+    pool = [threading.Thread(target=ahead.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
+    for thread in pool:
+        thread.start()
+    try:
+        yield from ahead.slots()
+    finally:
+        ahead.stop()
+        for thread in pool:
+            thread.join()
+
+
+class _Slot(Generic[Item]):
+    """What is known of one item: the results that wait, and whether more will come."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.waiting: deque[bytes] = deque()
+        self.ended = False
+        self.error: BaseException | None = None
+
+
+class _Ahead(Generic[Item]):
+    """The items that are begun, in their order; all of it under one lock."""
+
+    def __init__(self, work: Callable[[Item], Iterator[bytes]], items: Iterator[Item]) -> None:
+        self._work = work
+        self._items = items
+        self._slots: deque[_Slot[Item]] = deque()
+        self._untouched: deque[_Slot[Item]] = deque()
+        self._changed = threading.Condition()
+        self._held = 0
+        self._stopped = False
+
+    def slots(self) -> Iterator[Iterator[bytes]]:
+        self._top_up()
+        while self._slots:
+            slot = self._slots[0]
+            yield self._taken(slot)
+            for _ in self._taken(slot):
+                pass
+            with self._changed:
+                self._slots.popleft()
+                self._changed.notify_all()
+            self._top_up()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _top_up(self) -> None:
+        while len(self._slots) < ITEMS_AHEAD:
+            try:
+                slot = _Slot(next(self._items))
+            except StopIteration:
+                return
+            with self._changed:
+                self._slots.append(slot)
+                self._untouched.append(slot)
+                self._changed.notify_all()
+
+    def _taken(self, slot: _Slot[Item]) -> Iterator[bytes]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: slot.waiting or slot.ended)
+                if not slot.waiting:
+                    break
+                result = slot.waiting.popleft()
+                self._held -= len(result)
+                self._changed.notify_all()
+            yield result
+        if slot.error:
+            raise slot.error
+
+    def serve(self) -> None:
+        """Work on one item after the other until told to stop."""
+        while slot := self._next():
+            error = None
+            try:
+                for result in self._work(slot.item):
+                    if not self._put(slot, result):
+                        return
+            except Exception as caught:
+                error = caught
+            with self._changed:
+                slot.error, slot.ended = error, True
+                self._changed.notify_all()
+
+    def _next(self) -> _Slot[Item] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._untouched)
+            return None if self._stopped else self._untouched.popleft()
+
+    def _put(self, slot: _Slot[Item], result: bytes) -> bool:
+        """Wait for room, then add a result; the item in use gets one through always, so that it never stands still."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._has_room(slot, len(result)))
+            if not self._stopped:
+                slot.waiting.append(result)
+                self._held += len(result)
+                self._changed.notify_all()
+            return not self._stopped
+
+    def _has_room(self, slot: _Slot[Item], size: int) -> bool:
+        awaited = not slot.waiting and slot is self._slots[0]
+        return awaited or self._held + size <= BYTES_AHEAD

@@ -1,0 +1,218 @@
+"""Runs what reads files in worker processes under limits of time and memory, so that no file ends the program or stops it.
+
+It guards against accidents: a decoder that crashes, hangs or takes all memory. It does not hold a file that takes control of
+the decoder; a worker has the rights of the user.
+"""
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing.connection import Pipe
+from typing import Any, TypeVar
+
+from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.ahead import read_ahead
+from pipeline.imaging.worker import DONE, FAILED, OUT_OF_MEMORY, RESULT
+from pipeline.records import Limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class Sandbox:
+    """Worker processes, each started when it is first needed; may be used by several threads at once.
+
+    Parameters
+    ----------
+    workers
+        How many tasks run at the same time.
+    limits
+        `frame_seconds` is the time for each result of a task, `worker_bytes` the address space of a worker.
+    """
+
+    def __init__(self, workers: int = 2, limits: Limits = Limits()) -> None:  # noqa: B008
+        self.workers = workers
+        self._limits = limits
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(workers):
+            self._idle.put(None)
+        self._running: set[_Worker] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers, whatever they are doing."""
+        with self._lock:
+            self._closed = True
+            while self._running:
+                self._running.pop().end()
+
+    def run(self, task: Callable[[Item], Iterator[Result]], item: Item) -> Generator[Result, None, None]:
+        """Run one task in a worker, as soon as one is free.
+
+        Parameters
+        ----------
+        task
+            A function that another process can import, or a `functools.partial` of one; what it takes and yields is pickled.
+        item
+            What it is called with.
+
+        Yields
+        ------
+        Result
+            What the task yields, while it goes on. A worker whose results are not taken stands still.
+
+        Raises
+        ------
+        UnreadableError
+            What the task raises; `RESOURCE_LIMIT` where it took more time or memory than the limits allow, `DECODER_CRASH`
+            where its process ended, `DECODE_FAILED` where it raised what is no `OctrayError`.
+        OctrayError
+            What the task raises.
+        InputError
+            Where a worker cannot be started within the limits.
+        """
+        messages = self._messages(task, item)
+        try:
+            yield from _results(messages)
+        finally:
+            messages.close()
+
+    def map(self, task: Callable[[Item], Iterator[Result]], items: Iterable[Item]) -> Generator[Iterator[Result], None, None]:
+        """Run a task on many items, several at a time and ahead of their use, in bounded memory.
+
+        Parameters
+        ----------
+        task
+            As in `run`.
+        items
+            What it is called with, one after the other; taken as needed.
+
+        Yields
+        ------
+        Iterator
+            For each item, in their order, what `run` would give; what is not taken before the next is lost.
+        """
+        for messages in read_ahead(lambda item: self._messages(task, item), items, self.workers):
+            yield _results(messages)
+
+    def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item) -> Generator[bytes, None, None]:
+        """Yield what a worker sends of a task, still pickled; the last message begins with `DONE` or `FAILED`."""
+        worker = self._idle.get()
+        done = False
+        try:
+            if worker is None or not worker.is_alive():
+                worker = self._start()
+            for message in worker.messages((task, item)):
+                done = message[:1] in (DONE, FAILED)
+                yield message
+        finally:
+            if worker and not (done and worker.is_alive()):
+                self._remove(worker)
+                worker = None
+            self._idle.put(worker)
+
+    def _start(self) -> "_Worker":
+        with self._lock:
+            if self._closed:
+                raise InputError("The processes that read files have been ended already.")
+            worker = _Worker(self._limits)
+            self._running.add(worker)
+            return worker
+
+    def _remove(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._running.discard(worker)
+        worker.end()
+
+
+class _Worker:
+    """One process, and this end of the socket to it; it ends when this end is closed, and so with this process."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._connection, theirs = Pipe()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from pipeline.imaging.worker import serve; "
+            f"serve({theirs.fileno()}, {limits.frame_seconds}, {limits.worker_bytes})"
+        )
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | _ONE_THREAD,
+            pass_fds=(theirs.fileno(),),
+            process_group=0,
+        )
+        theirs.close()
+        self._ready = False
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """Kill the process; who waits for a message of it gets its failure."""
+        self._process.kill()
+        self._process.wait()
+
+    def messages(self, request: object) -> Iterator[bytes]:
+        """Send a request and yield what comes back; that the process ends is one more message."""
+        self._await_ready()
+        try:
+            self._connection.send_bytes(pickle.dumps(request, pickle.HIGHEST_PROTOCOL))
+            message = RESULT
+            while message[:1] == RESULT:
+                message = self._connection.recv_bytes()
+                yield message
+        except (EOFError, ConnectionError):
+            yield FAILED + pickle.dumps(self._failure(self._process.wait()))
+
+    def _await_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            raise InputError(
+                f"The process that reads files cannot start within limits.worker_bytes={self._limits.worker_bytes}. Raise it."
+            ) from None
+        self._ready = True
+
+    def _failure(self, code: int) -> UnreadableError:
+        if code == -signal.SIGALRM:
+            return UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                f"Reading a frame took longer than {self._limits.frame_seconds:g} seconds. Export the file in another transfer "
+                "syntax, or raise limits.frame_seconds.",
+            )
+        if code in (-signal.SIGKILL, OUT_OF_MEMORY):
+            return UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                "Reading the file needs more memory than there is. Scale the image down, or split the file.",
+            )
+        return UnreadableError(
+            Reason.DECODER_CRASH,
+            "The decoder crashed on this file. Copy or export it again, in another transfer syntax if that does not help.",
+        )
+
+
+def _results(messages: Iterator[bytes]) -> Iterator[Any]:
+    for message in messages:
+        if message[:1] == RESULT:
+            yield pickle.loads(memoryview(message)[1:])  # noqa: S301
+        elif message[:1] == FAILED:
+            raise pickle.loads(memoryview(message)[1:])  # noqa: S301

@@ -1,0 +1,271 @@
+"""Work in other processes: order, streaming, and what becomes of a file whose decoder crashes, hangs or takes all memory."""
+
+import ctypes
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError, OctrayError, Reason, UnreadableError
+from pipeline.imaging.ahead import BYTES_AHEAD
+from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.sources import StudyFile, read_frames
+from pipeline.records import Limits
+from tests.builders import make_dicom
+
+QUICK = Limits(frame_seconds=0.5, worker_bytes=2**29)
+
+
+def count(number: int) -> Iterator[int]:
+    yield from range(number)
+
+
+def process_id(_: object) -> Iterator[int]:
+    yield os.getpid()
+
+
+def crash(number: int) -> Iterator[int]:
+    yield number
+    if number % 4 == 1:
+        ctypes.string_at(0)
+
+
+def abort(_: object) -> Iterator[int]:
+    yield 1
+    os.abort()
+
+
+def hang(_: object) -> Iterator[int]:
+    yield 1
+    while True:
+        pass
+
+
+def hang_outside_python(_: object) -> Iterator[int]:
+    pattern = b"a" * 40
+    yield 1
+    ctypes.CDLL(None).sleep(60)
+    yield len(pattern)
+
+
+def demand(size: int) -> Iterator[int]:
+    yield len(bytearray(size))
+
+
+def be_killed(_: object) -> Iterator[int]:
+    yield 1
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(number: int) -> Iterator[int]:
+    yield from range(number)
+    raise UnreadableError(Reason.COLOURED, "The picture is coloured.")
+
+
+def give_up(_: object) -> Iterator[int]:
+    raise InputError("There is no file.")
+    yield 0
+
+
+def fail(_: object) -> Iterator[int]:
+    yield 1
+    raise KeyError("a name that nobody may see")
+
+
+def slow(number: int) -> Iterator[int]:
+    time.sleep(0.05 if number % 2 else 0)
+    yield number
+
+
+def endless(size: int) -> Iterator[bytes]:
+    for number in itertools.count():
+        yield bytes([number % 256]) * size
+
+
+def is_running(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(2, QUICK) as made:
+        yield made
+
+
+def test_results_come_one_by_one(sandbox: Sandbox) -> None:
+    assert list(sandbox.run(count, 3)) == [0, 1, 2]
+    assert next(sandbox.run(endless, 1)) == b"\0"
+
+
+def test_it_is_another_process_that_is_used_again() -> None:
+    with Sandbox(1) as single:
+        (first,), (second,) = single.run(process_id, 0), single.run(process_id, 0)
+    assert first == second != os.getpid()
+
+
+def test_frames_of_a_file_are_the_same_as_in_this_process(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(make_dicom(np.random.default_rng(0).integers(0, 4096, (3, 20, 30), np.uint16)))
+    file = StudyFile(tmp_path / "a.dcm", "a.dcm")
+    here, there = list(read_frames(file)), list(sandbox.run(read_frames, file))
+    assert [frame.pixels.tobytes() for frame in there] == [frame.pixels.tobytes() for frame in here]
+    assert [frame.key for frame in there] == [frame.key for frame in here]
+
+
+@pytest.mark.parametrize(
+    ("task", "reason", "sentence"),
+    [
+        (crash, Reason.DECODER_CRASH, "The decoder crashed on this file"),
+        (abort, Reason.DECODER_CRASH, "The decoder crashed on this file"),
+        (hang, Reason.RESOURCE_LIMIT, r"took longer than 0\.5 seconds\..*limits\.frame_seconds"),
+        (hang_outside_python, Reason.RESOURCE_LIMIT, r"took longer than 0\.5 seconds"),
+        (be_killed, Reason.RESOURCE_LIMIT, "needs more memory than there is"),
+        (refuse, Reason.COLOURED, r"^The picture is coloured\.$"),
+        (fail, Reason.DECODE_FAILED, r"unexpected KeyError\. Please report it as a fault of octray\.$"),
+    ],
+)
+def test_a_file_ends_with_a_reason_after_what_it_gave(sandbox: Sandbox, task: object, reason: Reason, sentence: str) -> None:
+    results = sandbox.run(task, 1)  # type: ignore[arg-type]
+    next(results)
+    with pytest.raises(UnreadableError, match=sentence) as caught:
+        next(results)
+    assert caught.value.reason is reason
+    assert list(sandbox.run(count, 2)) == [0, 1]
+
+
+def test_memory_has_a_limit(sandbox: Sandbox) -> None:
+    assert list(sandbox.run(demand, 2**20)) == [2**20]
+    with pytest.raises(UnreadableError, match=r"limits\.worker_bytes") as caught:
+        list(sandbox.run(demand, 2**29))
+    assert caught.value.reason is Reason.RESOURCE_LIMIT
+
+
+def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:
+    with pytest.raises(InputError, match=r"There is no file\."):
+        list(sandbox.run(give_up, 0))
+
+
+def test_a_worker_that_cannot_start_is_told() -> None:
+    with (
+        Sandbox(1, Limits(worker_bytes=2**20)) as tiny,
+        pytest.raises(InputError, match=r"limits\.worker_bytes=1048576\. Raise it"),
+    ):
+        list(tiny.run(count, 1))
+
+
+def test_the_time_is_that_of_one_result_and_not_of_who_takes_it(sandbox: Sandbox) -> None:
+    taken = 0
+    for result in itertools.islice(sandbox.run(endless, 2**20), 4):
+        time.sleep(0.2)
+        taken += len(result)
+    assert taken == 2**22
+
+
+def test_many_items_keep_their_order_whatever_happens_to_some(sandbox: Sandbox) -> None:
+    assert [list(results) for results in sandbox.map(slow, range(20))] == [[number] for number in range(20)]
+    found: list[object] = []
+    for results in sandbox.map(crash, range(6)):
+        try:
+            found.append(list(results))
+        except UnreadableError as error:
+            found.append(error.reason)
+    assert found == [[0], Reason.DECODER_CRASH, [2], [3], [4], Reason.DECODER_CRASH]
+
+
+def test_items_are_taken_as_needed_and_unused_results_are_lost(sandbox: Sandbox) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(10_000):
+            taken.append(number)
+            yield 3
+
+    every = sandbox.map(count, items())
+    assert [next(next(every)) for _ in range(3)] == [0, 0, 0]
+    every.close()
+    assert len(taken) < 1_000
+
+
+def test_what_waits_is_bounded(sandbox: Sandbox) -> None:
+    before = resident_bytes()
+    results = sandbox.map(endless, [2**24] * 2)
+    first = next(results)
+    assert next(first) == bytes(2**24)
+    time.sleep(1.0)
+    assert resident_bytes() < before + 2 * BYTES_AHEAD
+    results.close()
+
+
+def test_two_workers_work_at_the_same_time() -> None:
+    with Sandbox(2) as both:
+        found = {process for results in both.map(process_id, range(40)) for process in results}
+    assert len(found) == 2
+
+
+def test_no_process_is_left_behind() -> None:
+    with Sandbox(2) as both:
+        processes = [process for results in both.map(process_id, range(40)) for process in results]
+        held = both.run(endless, 1)
+        next(held)
+    assert not any(is_running(process) for process in processes)
+    with pytest.raises(UnreadableError):
+        list(held)
+
+
+def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.extend(sandbox.run(count, 4)), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert found == [0, 1, 2, 3]
+
+
+PROGRAM = """
+import sys
+from pipeline.imaging.sandbox import Sandbox
+from tests.test_imaging_sandbox import process_id, slow
+
+with Sandbox(2) as sandbox:
+    print(*{process for results in sandbox.map(process_id, range(40)) for process in results}, flush=True)
+    for results in sandbox.map(slow, range(100_000)):
+        list(results)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_program(number: signal.Signals) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert program.stdout
+    workers = [int(process) for process in program.stdout.readline().split()]
+    program.send_signal(number)
+    _, said = program.communicate(timeout=30)
+    assert len(workers) == 2
+    assert said.count(b"Traceback") == (number == signal.SIGINT)
+    deadline = time.monotonic() + 20
+    while any(is_running(process) for process in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(process) for process in workers)
+
+
+def test_every_error_of_octray_can_pass_between_processes() -> None:
+    for error in (UnreadableError(Reason.TRUNCATED, "It is cut off."), InputError("No."), OctrayError("No.")):
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert (type(copy), str(copy), getattr(copy, "reason", "")) == (type(error), str(error), getattr(error, "reason", ""))
