@@ -11,7 +11,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import PLUGIN, check_codestream, codestream_shape, register
+from pipeline.imaging.codecs import PLUGIN, register
+from pipeline.imaging.codestream import check_codestream, codestream_shape
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
@@ -86,12 +87,12 @@ def test_signed_values_in_unsigned_jpeg_ls_keep_their_sign() -> None:
 )
 def test_codestreams_tell_their_size(encoded: bytes) -> None:
     assert codestream_shape(encoded) == (7, 9, 1)
-    check_codestream(encoded, 7, 9, 1)
+    check_codestream(encoded, 7, 9, 1, 16)
     with pytest.raises(UnreadableError, match="is 7 x 9 with 1 samples per pixel, but the header says 7 x 8") as caught:
-        check_codestream(encoded, 7, 8, 1)
+        check_codestream(encoded, 7, 8, 1, 16)
     assert caught.value.reason is Reason.INCONSISTENT
     with pytest.raises(UnreadableError, match="cut off") as caught:
-        check_codestream(encoded[:-4] + bytes(64), 7, 9, 1)
+        check_codestream(encoded[:-4] + bytes(64), 7, 9, 1, 16)
     assert caught.value.reason is Reason.TRUNCATED
 
 
@@ -99,7 +100,7 @@ def test_codestreams_tell_their_size(encoded: bytes) -> None:
 def test_what_is_no_codestream_has_no_size(encoded: bytes) -> None:
     assert codestream_shape(encoded) is None
     with pytest.raises(UnreadableError, match="no valid JPEG header"):
-        check_codestream(encoded, 1, 1, 1)
+        check_codestream(encoded, 1, 1, 1, 8)
 
 
 def test_a_codestream_larger_than_its_header_is_refused_before_it_is_decoded() -> None:

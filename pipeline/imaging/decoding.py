@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import DECODER_DEPENDENCIES, PLUGIN, register
+from pipeline.imaging.codecs import PLUGIN, register
 from pipeline.imaging.guard import translated
 from pipeline.imaging.layout import Layout
 from pipeline.records import Reading
@@ -54,7 +54,7 @@ def _native(dataset: Dataset) -> Iterator[Values]:
 def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
     decoder = get_decoder(layout.transfer_syntax)
     options = as_pixel_options(dataset) | {"number_of_frames": 1}
-    for encoded in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
+    for encoded in layout.encoded_frames(dataset):
         yield decode_frame(encoded, decoder, options, reading)
 
 
@@ -73,9 +73,6 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
         Its `side` reaches the plugin as an option of that name; a plugin that decodes at a reduced resolution sets the options
         `rows` and `columns` to what it returns.
     """
-    plugin = PLUGIN if decoder.UID in DECODER_DEPENDENCIES else ""
-    frames = decoder.iter_array(
-        encapsulate([encoded], has_bot=False), decoding_plugin=plugin, validate=False, side=reading.side, **options
-    )
-    array: Values = next(frames)[0]
+    one = encapsulate([encoded], has_bot=False)
+    array: Values = next(decoder.iter_array(one, decoding_plugin=PLUGIN, validate=False, side=reading.side, **options))[0]
     return array

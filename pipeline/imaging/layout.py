@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
-from pydicom.uid import UID, RLELossless
+from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import DECODER_DEPENDENCIES, check_codestream
+from pipeline.imaging.codecs import DECODER_DEPENDENCIES, check_encoded
+from pipeline.imaging.fragments import encoded_frames
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.header import code, number, value
 from pipeline.records import Limits
@@ -31,6 +31,11 @@ class Layout:
     bits_allocated: int
     photometric_interpretation: str
     transfer_syntax: UID
+
+    def encoded_frames(self, dataset: Dataset) -> Iterator[bytes]:
+        """Yield the encoded frames of encapsulated pixel data; raises as `fragments.encoded_frames`."""
+        table = value(dataset, "ExtendedOffsetTable")
+        return encoded_frames(dataset.PixelData, self.frames, table if isinstance(table, bytes) else b"")
 
 
 def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
@@ -63,7 +68,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
     if not isinstance(data, bytes):
         raise UnreadableError(Reason.NO_PIXELS, "The pixel data of the DICOM file are empty. Export the file again.")
     if syntax.is_encapsulated:
-        _check_encapsulated(data, layout)
+        _check_encapsulated(dataset, layout)
     else:
         _check_native(len(data), layout)
     return layout
@@ -127,33 +132,13 @@ def _check_native(length: int, layout: Layout) -> None:
         )
 
 
-def _check_encapsulated(data: bytes, layout: Layout) -> None:
-    """Check that every frame has its fragment, whole, and in it a codestream of the size that the header promises."""
-    fragments = sum(1 for _ in _fragments(data)) - 1
-    if fragments < layout.frames:
-        raise UnreadableError(
-            Reason.TRUNCATED,
-            f"The compressed pixel data hold {max(fragments, 0)} of {layout.frames} frames. Copy or export the file again.",
-        )
-    if layout.transfer_syntax in DECODER_DEPENDENCIES:
-        with translated("The compressed pixel data of the DICOM file are damaged."):
-            for frame in generate_frames(data, number_of_frames=layout.frames):
-                check_codestream(frame, layout.rows, layout.columns, layout.samples)
-    elif layout.transfer_syntax != RLELossless:
+def _check_encapsulated(dataset: Dataset, layout: Layout) -> None:
+    """Check that every frame has its fragments, whole, and in them a codestream of the size that the header promises."""
+    if layout.transfer_syntax not in DECODER_DEPENDENCIES:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING,
             f"The transfer syntax {layout.transfer_syntax.name} is not one that octray reads. Convert the file to another.",
         )
-
-
-def _fragments(data: bytes) -> Iterator[int]:
-    """Yield the length of each item, the Basic Offset Table first (PS3.5 A.4)."""
-    at = 0
-    while data[at : at + 4] == b"\xfe\xff\x00\xe0":
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + length
-        if at > len(data):
-            raise UnreadableError(
-                Reason.TRUNCATED, "The compressed pixel data are cut off within a frame. Copy or export the file again."
-            )
-        yield length
+    with translated("The compressed pixel data of the DICOM file are damaged."):
+        for encoded in layout.encoded_frames(dataset):
+            check_encoded(encoded, layout.transfer_syntax, (layout.rows, layout.columns, layout.samples), layout.bits_allocated)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import codestream_shape
+from pipeline.imaging.codestream import codestream_shape
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated

@@ -1,0 +1,132 @@
+"""Reads what a JPEG, JPEG-LS or JPEG 2000 codestream says of its own size, and holds it against the header, before decoding."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import Reason, UnreadableError
+
+SMALLEST_TILE = 1024
+"""Pixels that a tile of JPEG 2000 has on average at least; a decoder spends kilobytes on every tile, however small."""
+
+_STANDALONE = {0x01, *range(0xD0, 0xD9)}
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_END = b"\xff\xd9"
+_TAIL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and whether all samples are full."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    tiles: int = 1
+    subsampled: bool = False
+
+
+def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits_allocated: int) -> None:
+    """Compare a codestream with the header: Rows, Columns, Samples per Pixel and Bits Allocated.
+
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` where they differ, `DECODE_FAILED` where it is no such codestream, `TRUNCATED` where its end is missing,
+        `UNSUPPORTED_ENCODING` where its components have different sizes, `RESOURCE_LIMIT` where it has too many tiles.
+    """
+    found = read_codestream(encoded)
+    if found is None:
+        raise UnreadableError(Reason.DECODE_FAILED, "The compressed pixel data are damaged: they have no valid JPEG header.")
+    if (found.rows, found.columns, found.samples) != (rows, columns, samples):
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The compressed image is {found.rows} x {found.columns} with {found.samples} samples per pixel, but the header says "
+            f"{rows} x {columns} with {samples}. Export the file again.",
+        )
+    _check_samples(found, bits_allocated)
+    if _END not in encoded[-_TAIL:]:
+        raise UnreadableError(Reason.TRUNCATED, "The compressed pixel data are cut off. Copy or export the file again.")
+
+
+def _check_samples(found: Codestream, bits_allocated: int) -> None:
+    if found.precision > max(bits_allocated, 8):
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The compressed image has {found.precision} bits per sample, but Bits Allocated is {bits_allocated}. "
+            "Export the file again.",
+        )
+    if found.subsampled:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING,
+            "The components of the compressed image have different sizes, which octray does not read. Convert the file.",
+        )
+    if found.tiles > 1 and found.tiles * SMALLEST_TILE > found.rows * found.columns:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The compressed image is cut into {found.tiles} tiles, each of fewer than {SMALLEST_TILE} pixels. Convert the file.",
+        )
+
+
+def codestream_shape(encoded: bytes) -> tuple[int, int, int] | None:
+    """Return rows, columns and samples per pixel as a codestream gives them; None where there is no valid header."""
+    found = read_codestream(encoded)
+    return None if found is None else (found.rows, found.columns, found.samples)
+
+
+def read_codestream(encoded: bytes) -> Codestream | None:
+    """Read the header of a codestream; None where there is no valid one.
+
+    Sources: ISO/IEC 10918-1 B.2.2 (frame header; JPEG-LS uses the same), ISO/IEC 15444-1 A.5.1 (SIZ).
+    """
+    return _jpeg(encoded) if encoded[:2] == b"\xff\xd8" else _jpeg_2000(encoded)
+
+
+def _jpeg_2000(encoded: bytes) -> Codestream | None:
+    start = _jpeg_2000_start(encoded)
+    if encoded[start : start + 4] != b"\xff\x4f\xff\x51":
+        return None
+    siz = encoded[start + 4 : start + 4 + int.from_bytes(encoded[start + 4 : start + 6], "big")]
+    words = [int.from_bytes(siz[at : at + 4], "big") for at in range(4, 36, 4)]
+    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = words
+    samples = int.from_bytes(siz[36:38], "big")
+    components = [siz[at : at + 3] for at in range(38, len(siz) - 2, 3)]
+    if not samples or len(components) != samples or 0 in (tile_width, tile_height):
+        return None
+    return Codestream(
+        rows=bottom - top,
+        columns=right - left,
+        samples=samples,
+        precision=max((one[0] & 0x7F) + 1 for one in components),
+        tiles=-(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height),
+        subsampled=any(one[1:] != b"\1\1" for one in components),
+    )
+
+
+def _jpeg_2000_start(encoded: bytes) -> int:
+    """Return where the codestream starts, past the boxes of a JP2 file; the end where they do not lead to one.
+
+    pydicom 3.0.2 walks the same boxes and never ends at one of length 0, which therefore has to be found before.
+    """
+    at = 12 if encoded.startswith(b"\x00\x00\x00\x0cjP  ") else 0
+    while at and encoded[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(encoded[at : at + 4], "big")
+        if length < 8:
+            return len(encoded)
+        at += length
+    return at + 8 if at else 0
+
+
+def _jpeg(encoded: bytes) -> Codestream | None:
+    at = 2
+    while at + 10 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker in _FRAME_HEADERS:
+            rows, columns = (int.from_bytes(encoded[at + offset : at + offset + 2], "big") for offset in (5, 7))
+            return Codestream(rows, columns, samples=encoded[at + 9], precision=encoded[at + 4])
+        if marker == 0xFF:
+            at += 1
+        elif marker in _STANDALONE:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None

@@ -1,0 +1,82 @@
+"""Splits encapsulated pixel data into the encoded frames (PS3.5 A.4), with an offset table, a wrong one, or none."""
+
+from collections.abc import Iterator
+
+from pipeline.errors import Reason, UnreadableError
+
+_ITEM = b"\xfe\xff\x00\xe0"
+_END_OF_CODESTREAM = b"\xff\xd9"
+_TAIL = 16
+"""Bytes at the end of a fragment in which the end of its codestream is looked for; padding may follow it."""
+
+
+def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> Iterator[bytes]:
+    """Yield the encoded frames, all fragments of one frame joined.
+
+    Where there are as many fragments as frames, each is one, whatever a table says. Otherwise the fragments are put together
+    by the Basic or the Extended Offset Table where that points at fragments, else by the ends of their codestreams.
+
+    Parameters
+    ----------
+    data
+        Pixel Data (7FE0,0010), from the item of the Basic Offset Table on.
+    frames
+        Number of Frames (0028,0008).
+    extended_offsets
+        Extended Offset Table (7FE0,0001).
+
+    Raises
+    ------
+    UnreadableError
+        `TRUNCATED` where a fragment is cut off, or there are not enough of them.
+    """
+    table, *fragments = _items(data)
+    offsets = _offsets(extended_offsets, 8) or _offsets(data[table], 4)
+    groups = _grouped(data, fragments, frames, offsets) if fragments else []
+    if len(groups) < frames:
+        raise UnreadableError(
+            Reason.TRUNCATED,
+            f"The compressed pixel data hold {len(groups)} of {frames} frames. Copy or export the file again.",
+        )
+    for group in groups[:frames]:
+        yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
+
+
+def _items(data: bytes) -> list[slice]:
+    """Find the values of the items; the first is the Basic Offset Table, empty where there is none."""
+    found, at = [], 0
+    while data[at : at + 4] == _ITEM:
+        start = at + 8
+        at = start + int.from_bytes(data[at + 4 : start], "little")
+        if at > len(data):
+            raise UnreadableError(
+                Reason.TRUNCATED, "The compressed pixel data are cut off within a frame. Copy or export the file again."
+            )
+        found.append(slice(start, at))
+    return found or [slice(0, 0)]
+
+
+def _offsets(table: bytes, width: int) -> list[int]:
+    return [int.from_bytes(table[at : at + width], "little") for at in range(0, len(table) // width * width, width)]
+
+
+def _grouped(data: bytes, fragments: list[slice], frames: int, offsets: list[int]) -> list[list[slice]]:
+    if len(fragments) == frames:
+        return [[one] for one in fragments]
+    if frames == 1:
+        return [fragments]
+    first = fragments[0].start
+    starts = [one.start - first for one in fragments]
+    if len(offsets) == frames and offsets[0] == 0 and offsets == sorted(set(offsets)) and set(offsets) <= set(starts):
+        marks = [starts.index(offset) for offset in offsets]
+        return [fragments[start:end] for start, end in zip(marks, [*marks[1:], len(fragments)], strict=True)]
+    return _by_codestream(data, fragments)
+
+
+def _by_codestream(data: bytes, fragments: list[slice]) -> list[list[slice]]:
+    groups: list[list[slice]] = [[]]
+    for one in fragments:
+        groups[-1].append(one)
+        if _END_OF_CODESTREAM in data[max(one.start, one.stop - _TAIL) : one.stop]:
+            groups.append([])
+    return [group for group in groups if group]

@@ -1,0 +1,80 @@
+"""Decodes RLE Lossless (PS3.5 Annex G) by `imagecodecs`' PackBits, with every offset and size checked before and after."""
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import Reason, UnreadableError
+
+_HEADER = 64
+_LARGEST = 15
+_SLACK = 256
+"""Bytes that a segment may decode to beyond its size: some writers pad segments with a run."""
+
+
+def rle_segments(encoded: bytes, expected: int) -> list[bytes]:
+    """Split one frame into its segments.
+
+    Parameters
+    ----------
+    encoded
+        The frame, from the RLE header on.
+    expected
+        How many segments there have to be: one for each byte of each sample.
+
+    Raises
+    ------
+    UnreadableError
+        `DECODE_FAILED` where the header contradicts itself or the frame, `INCONSISTENT` where there are more or fewer segments.
+    """
+    words = np.frombuffer(encoded[:_HEADER].ljust(_HEADER, b"\0"), "<u4").tolist()
+    offsets = [*words[1 : words[0] + 1], len(encoded)]
+    if not 1 <= words[0] <= _LARGEST or offsets[0] != _HEADER or offsets != sorted(offsets):
+        raise UnreadableError(Reason.DECODE_FAILED, "The RLE header of a frame is damaged. Copy or export the file again.")
+    if words[0] != expected:
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"A frame has {words[0]} RLE segments, but the DICOM header describes {expected}. Export the file again.",
+        )
+    return [encoded[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+
+
+def decode_rle(encoded: bytes, pixels: int, samples: int, bits_allocated: int) -> NDArray[np.uint8]:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    encoded
+        The frame, from the RLE header on.
+    pixels
+        Rows x Columns.
+    samples
+        Samples per Pixel (0028,0002).
+    bits_allocated
+        Bits Allocated (0028,0100): 1 or a multiple of 8.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        Shape (samples, pixels, bytes): one plane after the other, each value in little endian; single bits one a byte.
+
+    Raises
+    ------
+    UnreadableError
+        As `rle_segments`; `DECODE_FAILED` where a segment holds too little or too much.
+    """
+    width = max(1, bits_allocated // 8)
+    size = (pixels + 7) // 8 if bits_allocated == 1 else pixels
+    segments = rle_segments(encoded, samples * width)
+    planes = np.stack([_unpacked(segment, size) for segment in segments]).reshape(samples, width, size)
+    if bits_allocated == 1:
+        planes = np.unpackbits(planes, axis=-1, count=pixels, bitorder="little")
+    little: NDArray[np.uint8] = np.ascontiguousarray(planes[:, ::-1].transpose(0, 2, 1))
+    return little
+
+
+def _unpacked(segment: bytes, size: int) -> NDArray[np.uint8]:
+    decoded = np.frombuffer(imagecodecs.packbits_decode(segment, out=bytearray(size + _SLACK)), np.uint8)
+    if decoded.size < size:
+        raise UnreadableError(Reason.DECODE_FAILED, "An RLE segment ends too early. Copy or export the file again.")
+    return decoded[:size]
