@@ -34,11 +34,13 @@ class Fit(StrEnum):
     """How a frame of any shape comes onto the square grid of the network, its aspect ratio kept.
 
     `pad` shows the whole frame between black bars; `crop` shows the central square, so that the shape of the frame, which
-    often tells the device or the protocol and with it the class, cannot be seen by the network.
+    often tells the device or the protocol and with it the class, cannot be seen by the network. `focus` shows a smaller square
+    around the height at which the frame is bright: in a B-scan the retina, wherever the operator has put it.
     """
 
     PAD = "pad"
     CROP = "crop"
+    FOCUS = "focus"
 
 
 class Check(StrEnum):

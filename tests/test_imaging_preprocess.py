@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pipeline.imaging.preprocess import Placement, placement, prepare
+from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare
 from pipeline.records import Fit, Preprocessing
 from tests.builders import make_pixels
 
@@ -59,6 +59,7 @@ def test_cropped_frames_cover_the_grid(rows: int, columns: int) -> None:
         (5000, 1, Fit.PAD, Placement(0, 111, 224, 1)),
         (112, 224, Fit.CROP, Placement(0, -112, 224, 448)),
         (10, 10, Fit.CROP, Placement(0, 0, 224, 224)),
+        (100, 200, Fit.FOCUS, Placement(-48, -208, 320, 640)),
     ],
 )
 def test_placement(rows: int, columns: int, fit: Fit, expected: Placement) -> None:
@@ -72,7 +73,7 @@ def test_a_landmark_comes_to_lie_where_placement_says(fit: Fit, shape: tuple[int
     row, column = shape[0] // 2 + 6, shape[1] // 2 - 9
     spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 18).astype(np.float32)
     preprocessing = Preprocessing(64, fit)
-    box = placement(*shape, preprocessing)
+    box = placement(*shape, preprocessing, bright_height(spot, preprocessing))
     found = ndimage.center_of_mass(prepare(spot, preprocessing)[0])
     expected = (box.top + (row + 0.5) * box.rows / shape[0] - 0.5, box.left + (column + 0.5) * box.columns / shape[1] - 0.5)
     np.testing.assert_allclose(found, expected, atol=0.2)
@@ -86,8 +87,37 @@ def test_resizing_averages_and_does_not_skip() -> None:
 
 def test_a_frame_of_the_right_size_is_left_alone() -> None:
     pixels = make_pixels(40, 40)
-    for fit in Fit:
+    for fit in (Fit.PAD, Fit.CROP):
         np.testing.assert_array_equal(prepare(pixels, Preprocessing(40, fit))[0], pixels)
+
+
+@pytest.mark.parametrize("top", [2, 40, 88])
+@pytest.mark.parametrize("mask", [False, True])
+def test_focus_follows_a_bright_band_to_any_height(top: int, mask: bool) -> None:
+    pixels = np.zeros((100, 140), np.float32)
+    pixels[top : top + 10, 20:120] = 0.6
+    preprocessing = Preprocessing(70, Fit.FOCUS, mask)
+    grid = prepare(pixels, preprocessing)[0]
+    assert round(FOCUS * 100) == 70
+    assert bright_height(pixels, preprocessing) == pytest.approx((top + 5) / 100)
+    np.testing.assert_array_equal(grid[30:40], np.full((10, 70), np.float32(0.6)))
+    assert grid[:29].max() == grid[41:].max() == 0
+
+
+def test_focus_is_not_drawn_to_white_borders_that_are_masked() -> None:
+    pixels = np.zeros((100, 140), np.float32)
+    pixels[60:70] = 0.6
+    wedged = pixels.copy()
+    wedged[:20] = 1.0
+    masked, kept = Preprocessing(70, Fit.FOCUS, True), Preprocessing(70, Fit.FOCUS)
+    np.testing.assert_array_equal(prepare(wedged, masked), prepare(pixels, masked))
+    assert bright_height(wedged, masked) == bright_height(pixels, masked) > bright_height(wedged, kept)
+
+
+def test_a_frame_without_anything_bright_is_shown_in_its_middle() -> None:
+    preprocessing = Preprocessing(70, Fit.FOCUS)
+    assert bright_height(np.full((100, 140), 0.3, np.float32), preprocessing) == 0.5
+    assert prepare(np.full((100, 140), 0.3, np.float32), preprocessing).min() == np.float32(0.3)
 
 
 def test_bars_are_black() -> None:

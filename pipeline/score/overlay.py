@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.imaging.preprocess import Placement, placement
+from pipeline.imaging.preprocess import Placement, bright_height, placement
 from pipeline.records import FloatArray, Heatmap, Preprocessing
 
 Colours = NDArray[np.uint8]
@@ -97,7 +97,7 @@ def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, f
     rows, columns = pixels.shape
     height, width = display_shape(rows, columns)
     grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
-    box = placement(rows, columns, preprocessing)
+    box = placement(rows, columns, preprocessing, bright_height(pixels, preprocessing))
     values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
     overlay = Image.fromarray(_blend(np.asarray(grey), values / np.float32(full)))
     return _png(_compose(grey, overlay, heatmap, full))
