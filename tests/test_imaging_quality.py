@@ -1,12 +1,17 @@
 """The quality gate: what it finds in frames that are made wrong, what it lets pass, and what happens then."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.quality import admit, assess
+from pipeline.imaging.quality_position import UPRIGHT_CHEST
+from pipeline.imaging.sources import discover, read_frames
 from pipeline.records import Check, Frame, Gate, Policy
 from tests.builders import make_frame, make_pixels
 
@@ -96,8 +101,9 @@ def test_a_thin_bright_band_in_the_dark_is_not_blank() -> None:
 
 
 def test_an_overexposed_frame_is_saturated() -> None:
-    pixels = make_pixels(200, 200)
-    assert found(make_frame(pixels=np.clip(pixels * 4, 0, 1))) >= {Check.SATURATED}
+    pixels = np.clip(make_pixels(200, 200) * 4, 0, 1)
+    pixels[[0, -1]] = pixels[:, [0, -1]] = 0
+    assert found(make_frame(pixels=pixels)) == {Check.SATURATED}
 
 
 def test_a_black_middle_is_wrong_in_a_radiograph_only() -> None:
@@ -112,3 +118,52 @@ def test_white_wedges_are_found() -> None:
     rows, columns = np.indices(pixels.shape)
     pixels[rows + columns < 60] = 1
     assert found(make_frame(pixels=pixels)) == {Check.WHITE_BORDERS}
+
+
+# How the frame lies
+
+
+CHEST = {"modality": "DX", "body_part": "CHEST"}
+
+
+def real(shared_data: Path, folder: str, count: int) -> list[Frame]:
+    """Frames from all over a set of real pictures."""
+    files = [file for file in discover(shared_data / folder) if file.source.endswith((".jpeg", ".jpg", ".png"))]
+    return [frame for file in files[:: len(files) // count][:count] for frame in read_frames(file)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "header"),
+    [("cxr-pediatric", CHEST), ("oct-kermany", {"modality": "OPT"}), ("oct-octdl-crops", {"modality": "OPT"})],
+)
+@pytest.mark.parametrize("turns", range(4))
+def test_real_frames_are_rotated_only_where_they_were_turned(
+    folder: str, header: dict[str, str], turns: int, shared_data: Path
+) -> None:
+    frames = [replace(frame, **header) for frame in real(shared_data, folder, 40)]
+    turned = [replace(frame, pixels=np.ascontiguousarray(np.rot90(frame.pixels, turns))) for frame in frames]
+    marked = sum(Check.ROTATED in found(frame) for frame in turned)
+    assert marked == 0 if turns == 0 else marked >= 36
+
+
+@pytest.mark.parametrize("scale", [0.5, 2])
+def test_the_size_of_a_frame_does_not_matter(scale: float, shared_data: Path) -> None:
+    for frame in real(shared_data, "oct-kermany", 10):
+        rows, columns = frame.pixels.shape
+        image = Image.fromarray(frame.pixels).resize((int(columns * scale), int(rows * scale)), Image.Resampling.BOX)
+        other = replace(frame, modality="OPT", pixels=np.asarray(image), whole_shape=(rows, columns))
+        assert found(other) - {Check.WHITE_BORDERS} == found(replace(frame, modality="OPT")) - {Check.WHITE_BORDERS} == set()
+
+
+@pytest.mark.parametrize("header", [{"modality": "CR"}, {"modality": "CR", "body_part": "HAND"}, {"modality": "MR"}])
+def test_other_frames_are_not_judged(header: dict[str, str]) -> None:
+    upside_down = np.kron(UPRIGHT_CHEST[::-1], np.ones((20, 20), np.float32))
+    assert found(make_frame(pixels=upside_down, **CHEST)) == {Check.ROTATED}
+    assert found(make_frame(pixels=upside_down, **header)) == set()
+
+
+def test_what_a_gate_expects_stands_in_for_a_header_that_is_silent() -> None:
+    upside_down = np.kron(UPRIGHT_CHEST[::-1], np.ones((20, 20), np.float32))
+    frame = make_frame(pixels=upside_down, modality="")
+    assert found(frame, modalities=("CR", "DX"), body_parts=("CHEST",)) == {Check.ROTATED}
+    assert found(frame, modalities=("CR", "DX")) == set()

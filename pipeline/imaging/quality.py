@@ -6,6 +6,7 @@ from types import MappingProxyType
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import quality_header as header
 from pipeline.imaging import quality_pixels as pixels
+from pipeline.imaging import quality_position as position
 from pipeline.imaging.quality_look import Look
 from pipeline.records import Check, Flag, Frame, Gate, Policy
 
@@ -18,6 +19,7 @@ _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
         Check.BLANK: pixels.blank,
         Check.SATURATED: pixels.saturated,
         Check.WHITE_BORDERS: pixels.white_borders,
+        Check.ROTATED: position.rotated,
     }
 )
 """What is asked of a frame, in this order; each returns a sentence, empty where it finds nothing."""

@@ -4,11 +4,16 @@ from enum import Enum
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
+from pipeline.imaging.borders import white_borders
 from pipeline.records import FloatArray, Frame, Gate
 
 SIDE = 96
 """The shorter side of the small copy has at least this many pixels, where the frame has."""
+RIM = 4
+"""Pixels of the small copy along its edges, and along wedges, that checks of its picture leave aside."""
 RADIOGRAPHY = frozenset({"CR", "DX"})
 """Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1)."""
 CHEST = frozenset({"CHEST", "THORAX"})
@@ -42,6 +47,21 @@ class Look:
     def small(self) -> FloatArray:
         """The frame with block averages of whole numbers of pixels, so that every size is judged at nearly the same one."""
         return reduced(self.frame.pixels, SIDE)
+
+    @cached_property
+    def wedges(self) -> NDArray[np.bool_]:
+        """Where in the whole frame white wedges of an earlier rotation lie."""
+        return white_borders(self.frame.pixels)
+
+    @cached_property
+    def seen(self) -> NDArray[np.bool_]:
+        """Where in the small copy the picture lies: neither in a wedge, nor within `RIM` pixels of one or of an edge."""
+        picture = np.zeros(self.small.shape, bool)
+        picture[RIM:-RIM, RIM:-RIM] = True
+        if self.wedges.any():
+            covered = reduced(self.wedges.astype(np.float32), SIDE) > 0
+            picture &= ~ndimage.maximum_filter(covered, 2 * RIM + 1)
+        return picture
 
     @cached_property
     def subject(self) -> Subject:

@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from pipeline.imaging.borders import white_borders as wedges
 from pipeline.imaging.quality_look import Look, Subject
 from pipeline.records import FloatArray
 
 BLANK_DEVIATION = 0.02
+"""Standard deviation of a small copy without a picture; real radiographs have 0.107 and more, real B-scans 0.073 and more."""
 CLIPPED_WHITE, CLIPPED_BLACK = 0.98, 0.02
-WHITE_SHARE, BLACK_SHARE = 0.25, 0.25
+CLIPPED_SHARE = 0.25
+"""Of the middle half of the rows and columns. Of real radiographs not more than 0.004 is white or black there, of real B-scans
+0.165 is white where a wedge reaches into it."""
 
 
 def blank(look: Look) -> str:
@@ -21,21 +23,21 @@ def blank(look: Look) -> str:
 def saturated(look: Look) -> str:
     """Over- or underexposed: too much of the middle of the frame is fully white, or in a radiograph fully black."""
     middle = central(look.small)
-    if float(np.mean(middle >= np.float32(CLIPPED_WHITE))) > WHITE_SHARE:
+    if float(np.mean(middle >= np.float32(CLIPPED_WHITE))) > CLIPPED_SHARE:
         return "Large parts of the frame are fully white: it is overexposed, or its window is wrong."
-    if look.subject is Subject.CHEST and float(np.mean(middle <= np.float32(CLIPPED_BLACK))) > BLACK_SHARE:
+    if look.subject is Subject.CHEST and float(np.mean(middle <= np.float32(CLIPPED_BLACK))) > CLIPPED_SHARE:
         return "Large parts of the frame are fully black: it is underexposed, or its window is wrong."
     return ""
 
 
 def white_borders(look: Look) -> str:
     """White wedges that an earlier rotation left at the edges, as `imaging.borders` finds them."""
-    if not wedges(look.frame.pixels).any():
+    if not look.wedges.any():
         return ""
     return "White wedges at the edges show that the frame was rotated before. Mask them, or use the original frame."
 
 
 def central(pixels: FloatArray) -> FloatArray:
-    """Return the middle half of the rows and of the columns, which collimation and wedges hardly reach."""
+    """Return the middle half of the rows and of the columns, which collimation hardly reaches."""
     rows, columns = pixels.shape
     return pixels[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]

@@ -1,0 +1,113 @@
+"""Checks of the quality gate on how a frame lies: chest radiographs and B-scans that are on their side or upside down.
+
+A mirrored frame is not found: the chest is too symmetric for that, and a B-scan may come from either eye.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.imaging.quality_look import Look, Subject
+from pipeline.records import FloatArray
+
+UPRIGHT_CHEST = np.array(
+    [
+        [0.29, 0.40, 0.50, 0.62, 0.62, 0.50, 0.40, 0.29],
+        [0.29, 0.50, 0.54, 0.60, 0.60, 0.54, 0.50, 0.29],
+        [0.25, 0.51, 0.48, 0.61, 0.61, 0.48, 0.51, 0.25],
+        [0.21, 0.49, 0.47, 0.66, 0.66, 0.47, 0.49, 0.21],
+        [0.20, 0.45, 0.50, 0.69, 0.69, 0.50, 0.45, 0.20],
+        [0.19, 0.42, 0.52, 0.69, 0.69, 0.52, 0.42, 0.19],
+        [0.19, 0.48, 0.63, 0.72, 0.72, 0.63, 0.48, 0.19],
+        [0.22, 0.60, 0.71, 0.75, 0.75, 0.71, 0.60, 0.22],
+    ],
+    np.float32,
+)
+"""Mean grey level of 600 frontal radiographs of children (`cxr-pediatric`, CC BY 4.0), made symmetric: dark beside the body, in
+the lungs and above the shoulders, bright in the spine and below the diaphragm."""
+ALIKE = 0.5
+"""Least correlation with `UPRIGHT_CHEST`, in one position or another, of what is taken for a chest at all."""
+CHEST_MARGIN = 0.05
+"""By how much another position has to correlate better than the upright one."""
+SIDEWAYS = 0.9
+"""A B-scan whose grey levels change from row to row by less than this, in parts of the change from column to column, lies on
+its side; real ones that do not have 1.2 and more."""
+UPSIDE_DOWN = -0.1
+"""A B-scan with less `steepness` is upside down; real ones that are not have 0.04 and more."""
+_DEPTH, _WIDTH = 1.5, 3.0
+
+
+def rotated(look: Look) -> str:
+    """On its side or upside down, for chest radiographs and B-scans; other frames are not judged."""
+    turns = {Subject.CHEST: _chest_turns, Subject.B_SCAN: _b_scan_turns}.get(look.subject)
+    found = turns(look) if turns else 0
+    if not found:
+        return ""
+    kind = "radiograph" if look.subject is Subject.CHEST else "B-scan"
+    return f"The {kind} seems to {'be upside down' if found == 2 else 'lie on its side'}. Turn it, and export it again."
+
+
+def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
+    """Return how well a radiograph correlates with `UPRIGHT_CHEST` after 0, 1, 2 and 3 quarter turns.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1].
+    """
+    side = len(UPRIGHT_CHEST)
+    image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
+    coarse = _standard(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
+    positions = [coarse * _standard(np.rot90(UPRIGHT_CHEST, turns)) for turns in range(4)]
+    return np.array([position.mean() for position in positions], np.float32)
+
+
+def steepness(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
+    """Say whether a B-scan's grey levels, followed downwards, rise more steeply than they fall.
+
+    They do in one that is upright: the inner limiting membrane and the pigment epithelium are sharp edges from dark to bright,
+    whereas the choroid fades.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1].
+    seen
+        Boolean array of the same shape: what is looked at.
+
+    Returns
+    -------
+    float
+        Sum of the cubes of all differences from row to row, as a part of the sum of their absolute values: in [-1, 1].
+    """
+    weight = ndimage.gaussian_filter(seen.astype(np.float32), (_DEPTH, _WIDTH))
+    smooth = ndimage.gaussian_filter(np.where(seen, pixels, 0), (_DEPTH, _WIDTH)) / np.maximum(weight, np.float32(1e-3))
+    cubes = np.diff(smooth, axis=0)[seen[1:] & seen[:-1]] ** 3
+    return float(cubes.sum() / max(np.abs(cubes).sum(), 1e-12))
+
+
+def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
+    """Return the mean change from row to row as a part of that from column to column, after smoothing; as `steepness`."""
+    smooth = ndimage.uniform_filter(np.where(seen, pixels, 0), 3)
+    down = np.abs(np.diff(smooth, axis=0))[seen[1:] & seen[:-1]]
+    across = np.abs(np.diff(smooth, axis=1))[seen[:, 1:] & seen[:, :-1]]
+    return float(down.mean() / max(across.mean(), 1e-12)) if down.size and across.size else 1.0
+
+
+def _chest_turns(look: Look) -> int:
+    correlations = chest_correlations(look.small)
+    best = int(correlations.argmax())
+    clear = correlations[best] >= ALIKE and correlations[best] - correlations[0] > CHEST_MARGIN
+    return best if clear else 0
+
+
+def _b_scan_turns(look: Look) -> int:
+    if layering(look.small, look.seen) < SIDEWAYS:
+        return 1
+    return 2 if steepness(look.small, look.seen) < UPSIDE_DOWN else 0
+
+
+def _standard(pixels: FloatArray) -> FloatArray:
+    standard: FloatArray = (pixels - pixels.mean()) / np.maximum(pixels.std(), np.float32(1e-6))
+    return standard
