@@ -1,6 +1,9 @@
 """Small data for tests: every builder makes something valid, and takes what a test wants to be different."""
 
 import io
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from pipeline.evaluate.metrics import Sample
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
@@ -171,3 +176,56 @@ def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: i
         "operating_points": tuple(OperatingPoint(label, 0.4, "youden", 0.9, 0.8) for label in labels),
     }
     return Sample(**(values | overrides))
+
+
+def make_zip(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """The bytes of a zip archive; a name is written as it is, whatever it says."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo("x")
+            info.filename, info.compress_type = name, compression
+            archive.writestr(info, content)
+    return buffer.getvalue()
+
+
+def make_dicomdir(*file_ids: Sequence[str] | None) -> bytes:
+    """The bytes of a DICOMDIR with one IMAGE record for each File ID; None makes a record that names no file."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.FileSetID = "TEST"
+    records = []
+    for file_id in file_ids:
+        record = Dataset()
+        record.RecordInUseFlag, record.DirectoryRecordType = 0xFFFF, "IMAGE"
+        if file_id is not None:
+            record.add(DataElement(0x00041500, "CS", list(file_id), validation_mode=IGNORE))
+        records.append(record)
+    dataset.DirectoryRecordSequence = records
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def make_encapsulated(
+    pixels: NDArray[Any], syntax: str, frames: list[list[bytes]], table: str = "none", **overrides: Any
+) -> bytes:
+    """A DICOM file of encoded frames, each a list of fragments; `table` is "none", "basic" or "extended"."""
+    even = [[fragment + b"\0" * (len(fragment) % 2) for fragment in frame] for frame in frames]
+    items = [item for frame in even for item in frame]
+    lengths = [sum(len(fragment) + 8 for fragment in frame) for frame in even]
+    offsets = [sum(lengths[:number]) for number in range(len(frames))]
+    basic = struct.pack(f"<{len(offsets)}L", *offsets) if table == "basic" else b""
+    data = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(item)) + item for item in (basic, *items))
+    if table == "extended":
+        overrides["ExtendedOffsetTable"] = struct.pack(f"<{len(offsets)}Q", *offsets)
+        overrides["ExtendedOffsetTableLengths"] = struct.pack(f"<{len(offsets)}Q", *(length - 8 for length in lengths))
+    dataset = make_dataset(pixels, **({"PixelData": data} | overrides))
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

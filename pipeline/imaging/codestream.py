@@ -40,8 +40,8 @@ def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits
     if (found.rows, found.columns, found.samples) != (rows, columns, samples):
         raise UnreadableError(
             Reason.INCONSISTENT,
-            f"The compressed image is {found.rows} x {found.columns} with {found.samples} samples per pixel, but the header says "
-            f"{rows} x {columns} with {samples}. Export the file again.",
+            f"The compressed image is {found.rows} x {found.columns} with {found.samples} samples per pixel, but the header "
+            f"says {rows} x {columns} with {samples}. Export the file again.",
         )
     _check_samples(found, bits_allocated)
     if _END not in encoded[-_TAIL:]:
@@ -63,7 +63,7 @@ def _check_samples(found: Codestream, bits_allocated: int) -> None:
     if found.tiles > 1 and found.tiles * SMALLEST_TILE > found.rows * found.columns:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT,
-            f"The compressed image is cut into {found.tiles} tiles, each of fewer than {SMALLEST_TILE} pixels. Convert the file.",
+            f"The compressed image is cut into {found.tiles} tiles of fewer than {SMALLEST_TILE} pixels. Convert the file.",
         )
 
 

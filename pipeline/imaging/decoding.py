@@ -37,7 +37,8 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
     for number in range(1, layout.frames + 1):
         with translated(f"The pixel data of frame {number} are damaged and cannot be decoded. Copy or export the file again."):
             if number == 1:
-                frames = _encapsulated(dataset, layout, reading) if layout.transfer_syntax.is_encapsulated else _native(dataset)
+                encapsulated = layout.transfer_syntax.is_encapsulated
+                frames = _encapsulated(dataset, layout, reading) if encapsulated else _native(dataset, layout)
             array = next(frames, None)
         if array is None:
             raise UnreadableError(
@@ -46,14 +47,24 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
         yield np.asarray(array, array.dtype.newbyteorder("<"))
 
 
-def _native(dataset: Dataset) -> Iterator[Values]:
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+def _native(dataset: Dataset, layout: Layout) -> Iterator[Values]:
+    if layout.bits_allocated == 1:
+        return _single_bits(np.frombuffer(dataset.PixelData, np.uint8), layout)
+    decoder = get_decoder(layout.transfer_syntax)
     return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False))
+
+
+def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
+    """Unpack frames of one bit a pixel; they need not end at a byte (PS3.5 8.1.1), which pydicom 3.0.2 does not follow."""
+    pixels = layout.rows * layout.columns
+    for start in range(0, pixels * layout.frames, pixels):
+        bits = np.unpackbits(packed[start // 8 : (start + pixels + 7) // 8], bitorder="little")
+        yield bits[start % 8 : start % 8 + pixels].reshape(layout.rows, layout.columns)
 
 
 def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
     decoder = get_decoder(layout.transfer_syntax)
-    options = as_pixel_options(dataset) | {"number_of_frames": 1}
+    options = as_pixel_options(dataset.group_dataset(0x0028)) | {"number_of_frames": 1}
     for encoded in layout.encoded_frames(dataset):
         yield decode_frame(encoded, decoder, options, reading)
 

@@ -106,6 +106,8 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
             Reason.UNSUPPORTED_ENCODING,
             f"Photometric Interpretation is {kind}; octray reads {', '.join(GREY + COLOUR)}. Export the file in one of these.",
         )
+    if layout.bits_allocated == 1 and expected == 3:
+        faults.append(f"Bits Allocated is 1 with {layout.photometric_interpretation}")
     if layout.samples != expected:
         faults.append(f"Samples per Pixel is {layout.samples} with {layout.photometric_interpretation}")
     if faults:

@@ -1,5 +1,7 @@
 """Decodes RLE Lossless (PS3.5 Annex G) by `imagecodecs`' PackBits, with every offset and size checked before and after."""
 
+from itertools import pairwise
+
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +38,7 @@ def rle_segments(encoded: bytes, expected: int) -> list[bytes]:
             Reason.INCONSISTENT,
             f"A frame has {words[0]} RLE segments, but the DICOM header describes {expected}. Export the file again.",
         )
-    return [encoded[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [encoded[start:end] for start, end in pairwise(offsets)]
 
 
 def decode_rle(encoded: bytes, pixels: int, samples: int, bits_allocated: int) -> NDArray[np.uint8]:
