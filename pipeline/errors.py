@@ -58,6 +58,8 @@ class Reason(StrEnum):
     DECODE_FAILED = "decode_failed"
     RESOURCE_LIMIT = "resource_limit"
     DECODER_CRASH = "decoder_crash"
+    UNSAFE_PATH = "unsafe_path"
+    MISSING = "missing"
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
     NOT_FRONTAL = "not_frontal"

@@ -1,18 +1,20 @@
 import os
+import pickle
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.guard import silence_decoders
-from pipeline.imaging.sources import StudyFile, discover, read_frames, read_frames_from_bytes
+from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
 from pipeline.records import Limits, Reading
-from tests.builders import make_dicom, make_pixels
+from tests.builders import make_dicom, make_dicomdir, make_pixels, make_zip
 
 
 def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
@@ -24,16 +26,26 @@ def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
     assert list(discover(tmp_path / "b" / "2.dcm")) == [StudyFile(tmp_path / "b" / "2.dcm", "2.dcm")]
 
 
-def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_found_and_not_followed(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     for folder in (inside, outside):
-        folder.mkdir()
-        (folder / "a.dcm").write_bytes(b"x")
-    (inside / "file.dcm").symlink_to(outside / "a.dcm")
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "a.dcm").write_bytes(make_dicom())
+    (inside / "file.dcm").symlink_to(outside / "deep" / "a.dcm")
     (inside / "folder").symlink_to(outside)
-    (inside / "twin.dcm").symlink_to(inside / "a.dcm")
+    (inside / "twin.dcm").symlink_to(inside / "deep" / "a.dcm")
+    (inside / "deep" / "loop").symlink_to(inside)
     os.mkfifo(inside / "pipe")
-    assert [file.source for file in discover(inside)] == ["a.dcm", "twin.dcm"]
+    found = {file.source: file for file in discover(inside)}
+    assert list(found) == ["deep/a.dcm", "file.dcm", "folder", "twin.dcm"]
+    assert found["twin.dcm"].place() == found["deep/a.dcm"].place()
+    for source in ("file.dcm", "folder"):
+        for file in (found[source], locate(inside, source)):
+            with pytest.raises(UnreadableError, match="leads out of the folder") as caught:
+                next(read_frames(file))
+            assert caught.value.reason is Reason.UNSAFE_PATH
+    with pytest.raises(UnreadableError, match="leads out"):
+        read_bytes(locate(inside, "folder/deep/a.dcm"))
 
 
 def test_links_to_nothing_and_in_a_circle_are_found_and_cannot_be_read(tmp_path: Path) -> None:
@@ -153,3 +165,134 @@ def test_silencing_from_many_threads_adds_one_filter_and_leaves_other_warnings()
     assert len(warnings.filters) <= before + 1
     with pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_every_file_can_be_located_again_by_its_source(tmp_path: Path) -> None:
+    inner = make_zip({"deep/1.dcm": make_dicom(), "2.dcm": b"x"})
+    write_all(
+        tmp_path,
+        {
+            "a/1.dcm": b"first",
+            "b.zip": make_zip({"x/y.dcm": b"second", "inner.zip": inner}),
+            os.fsdecode(b"caf\xe9.dcm"): b"third",
+            os.fsdecode(b"caf\xe9.zip"): make_zip({"m": b"fourth"}),
+        },
+    )
+    found = list(discover(tmp_path))
+    assert len(found) == 6
+    for file in found:
+        assert locate(tmp_path, file.source) == file
+        assert pickle.loads(pickle.dumps(file)) == file  # noqa: S301 - made by the line itself
+    (alone,) = discover(tmp_path / "a" / "1.dcm")
+    assert locate(tmp_path / "a" / "1.dcm", alone.source) == alone
+    for file in discover(tmp_path / "b.zip"):
+        assert read_bytes(locate(tmp_path / "b.zip", file.source)) == read_bytes(file)
+
+
+def test_what_is_gone_or_leads_out_is_located_and_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_all(tmp_path, {"secret": b"x", "root/a.zip": make_zip({"b": b"x"})})
+    for source, reason in {
+        "gone.dcm": Reason.MISSING,
+        "a.zip/gone": Reason.MISSING,
+        "../secret": Reason.UNSAFE_PATH,
+        "a.zip/../../secret": Reason.UNSAFE_PATH,
+        "": Reason.UNSAFE_PATH,
+    }.items():
+        with pytest.raises(UnreadableError) as caught:
+            read_bytes(locate(root, source))
+        assert caught.value.reason is reason
+
+
+def test_stat_tells_size_and_time_without_reading(tmp_path: Path) -> None:
+    write_all(tmp_path, {"a.dcm": bytes(7), "b.zip": make_zip({"c": bytes(1000)})})
+    for name in ("a.dcm", "b.zip"):
+        os.utime(tmp_path / name, ns=(5, 1234567890123456789))
+    assert {file.source: file.stat() for file in discover(tmp_path)} == {
+        "a.dcm": (7, 1234567890123456789),
+        "b.zip/c": (1000, 1234567890123456789),
+    }
+    with pytest.raises(UnreadableError, match="No such file"):
+        StudyFile(tmp_path / "gone", "gone").stat()
+
+
+def test_files_that_are_known_are_not_opened(tmp_path: Path) -> None:
+    write_all(tmp_path, {"a.dcm": b"x", "b": make_zip({"c": b"y"})})
+    assert [file.source for file in discover(tmp_path, lambda file: file.source == "a.dcm")] == ["a.dcm", "b/c"]
+    assert [file.source for file in discover(tmp_path, lambda file: True)] == ["a.dcm", "b"]
+
+
+def test_a_dicomdir_in_a_folder_adds_the_files_that_are_missing(tmp_path: Path) -> None:
+    named = [("IMAGES", "A1"), ("IMAGES", "A2"), ("IMAGES", "A1"), None, ("..", "OUT"), ("C:", "X")]
+    files = {"disc/DICOMDIR": make_dicomdir(*named), "disc/images/a1.;1": make_dicom(), "disc/extra": make_dicom()}
+    write_all(tmp_path, files)
+    (tmp_path / "packed.zip").write_bytes(make_zip(files))
+    for below in ("disc", "packed.zip/disc"):
+        found = {file.source: file for file in discover(tmp_path) if file.source.startswith(below)}
+        outcomes = {source.removeprefix(f"{below}/"): outcome(file) for source, file in found.items()}
+        assert outcomes == {
+            "images/a1.;1": "read",
+            "extra": "read",
+            "IMAGES/A2": "missing",
+            "\\x2e\\x2e/OUT": "unsafe_path",
+            "C:/X": "unsafe_path",
+        }
+
+
+def outcome(file: StudyFile) -> str:
+    try:
+        list(read_frames(file))
+    except UnreadableError as error:
+        return error.reason
+    return "read"
+
+
+def test_a_dicomdir_alone_means_the_files_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(make_dicom())
+    disc = tmp_path / "disc"
+    write_all(
+        disc,
+        {
+            "dicomdir;1": make_dicomdir(("IMAGES", "A1"), ("IMAGES", "A2"), ("LINK", "SECRET"), ("..", "SECRET")),
+            "Images/a1": make_dicom(),
+            "Images/a3": make_dicom(),
+        },
+    )
+    (disc / "LINK").symlink_to(tmp_path)
+    found = list(discover(disc / "dicomdir;1"))
+    assert {file.source: outcome(file) for file in found} == {
+        "Images/a1": "read",
+        "IMAGES/A2": "missing",
+        "LINK/secret": "unsafe_path",
+        "\\x2e\\x2e/SECRET": "unsafe_path",
+    }
+    assert locate(disc / "dicomdir;1", "Images/a1") == StudyFile(disc / "Images" / "a1", "Images/a1")
+
+
+def test_a_damaged_dicomdir_is_refused_alone_and_harmless_in_a_folder(tmp_path: Path) -> None:
+    whole = make_dicomdir(("A",))
+    for content, said in {
+        whole[:-20]: "The DICOMDIR is cut off.",
+        whole[: whole.index(b"TEST") + 4]: "The DICOMDIR is damaged and cannot be read.",
+        make_dicomdir(): "The DICOMDIR names no file.",
+    }.items():
+        write_all(tmp_path, {"DICOMDIR": content, "B": make_dicom()})
+        assert [file.source for file in discover(tmp_path)] == ["B"]
+        (alone,) = discover(tmp_path / "DICOMDIR")
+        with pytest.raises(UnreadableError) as caught:
+            read_bytes(alone)
+        assert str(caught.value) == f"{said} Give the folder that it lies in instead."
+
+
+def test_the_dicomdir_of_pydicom_names_the_files_beside_it() -> None:
+    path = Path(str(get_testdata_file("DICOMDIR")))
+    beside = [one for name in ("77654033", "98892001", "98892003") for one in (path.parent / name).rglob("*") if one.is_file()]
+    assert len(beside) == 31
+    assert {file.path for file in discover(path)} == set(beside)
+    assert {file.refusal for file in discover(path)} == {None}

@@ -1,16 +1,18 @@
-"""Finds study files below a folder, and turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
+"""Turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
 
-import os
-import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.archives import is_archive
+from pipeline.imaging.contents import read_bytes, read_head
 from pipeline.imaging.dicom import is_dicom, read_dicom
+from pipeline.imaging.discovery import discover, locate
+from pipeline.imaging.files import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.records import DEFAULT_READING, Frame, Reading
+
+__all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
 
 HEAD = 512
 """Bytes from the start of a file that are enough to tell its kind."""
@@ -18,97 +20,35 @@ HEAD = 512
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 
 
-@dataclass(frozen=True, slots=True)
-class StudyFile:
-    """A file that may hold frames.
-
-    Parameters
-    ----------
-    path
-        Where it is.
-    source
-        The same below what was given to read, with forward slashes; characters that are no text are escaped.
-    """
-
-    path: Path
-    source: str
-
-
-def discover(root: Path) -> Iterator[StudyFile]:
-    """Find the files to read, sorted by `source`.
-
-    Hidden files and folders, DICOMDIR, linked folders, and links to files outside `root` are left out. What cannot be looked
-    at, a folder that may not be listed for one, is found as a file, so that reading it says why nothing of it was read.
-
-    Raises
-    ------
-    InputError
-        Where there is nothing at `root`, or it may not be opened.
-    """
-    try:
-        if root.is_file():
-            return iter((StudyFile(root, _text(root.name)),))
-        if not root.is_dir():
-            raise InputError(f"There is no file or folder {_text(root.name)}. Check the path.")
-        os.scandir(root).close()
-    except OSError as error:
-        raise InputError(f"{_text(root.name)} cannot be opened: {error.strerror}. Check its permissions.") from None
-    return iter(sorted(_walk(root), key=lambda file: file.source))
-
-
-def _walk(root: Path) -> Iterator[StudyFile]:
-    inside = os.path.realpath(root)
-    unlisted: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=unlisted.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            hidden = name.startswith(".") or name.upper() == "DICOMDIR"
-            if not hidden and _may_be_file(path, inside):
-                yield _below(root, path)
-    yield from (_below(root, Path(error.filename)) for error in unlisted)
-
-
-def _below(root: Path, path: Path) -> StudyFile:
-    return StudyFile(path, _text(path.relative_to(root).as_posix()))
-
-
-def _may_be_file(path: Path, inside: str) -> bool:
-    """Say whether there is a file that does not lie outside, or something that cannot be looked at."""
-    try:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
-            return False
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return True
-
-
-def _text(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
-    """Read the frames of one file, in its order; the file is read once.
+    """Read the frames of one file, in its order.
 
     Raises
     ------
     UnreadableError
         Where it cannot be opened, is no image, or is damaged. Frames before a damaged one have been yielded by then.
     """
-    try:
-        with file.path.open("rb") as stream:
-            reader = _reader(stream.read(HEAD))
-            if stream.seek(0, os.SEEK_END) > reading.limits.file_bytes:
-                raise UnreadableError(
-                    Reason.RESOURCE_LIMIT,
-                    f"The file is larger than {reading.limits.file_bytes} bytes. Split it, or leave it out.",
-                )
-            stream.seek(0)
-            content = stream.read()
-    except OSError as error:
-        raise UnreadableError(Reason.DECODE_FAILED, f"The file could not be opened: {error.strerror}.") from None
+    _, frames = open_file(file, reading)
+    yield from frames
+
+
+def open_file(file: StudyFile, reading: Reading = DEFAULT_READING) -> tuple[bytes, Iterator[Frame]]:
+    """Read the content of a file that may be an image, for those who need it beside the frames.
+
+    Returns
+    -------
+    tuple
+        The content, and an iterator over the frames in it as `read_frames` gives them.
+
+    Raises
+    ------
+    UnreadableError
+        Where it cannot be opened or is no image.
+    """
+    reader = _reader(read_head(file, HEAD), file.source)
+    content = read_bytes(file, reading)
     silence_decoders()
-    yield from reader(content, file.source, reading)
+    return content, reader(content, file.source, reading)
 
 
 def read_frames_from_bytes(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
@@ -119,12 +59,12 @@ def read_frames_from_bytes(content: bytes, source: str, reading: Reading = DEFAU
     UnreadableError
         As `read_frames`.
     """
-    reader = _reader(content[:HEAD])
+    reader = _reader(content[:HEAD], source)
     silence_decoders()
     yield from reader(content, source, reading)
 
 
-def _reader(head: bytes) -> Reader:
+def _reader(head: bytes, source: str) -> Reader:
     if not head:
         raise UnreadableError(Reason.NOT_AN_IMAGE, "The file is empty. Copy it again.")
     if head.startswith(PNG) or head.startswith(JPEG):
@@ -133,6 +73,10 @@ def _reader(head: bytes) -> Reader:
         return read_dicom
     if head.startswith(TIFF):
         return read_tiff
+    if is_archive(head):
+        raise UnreadableError(
+            Reason.NOT_AN_IMAGE, "The file is a zip archive or an office document, and no image. Give the images themselves."
+        )
     raise UnreadableError(
         Reason.NOT_AN_IMAGE,
         "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, whatever its name says.",

@@ -1,0 +1,324 @@
+"""Finds the members of zip archives, nested ones too, and reads them into memory; nothing is unpacked to the disk."""
+
+import io
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.files import Member, Refusal, StudyFile, harmless, not_opened
+from pipeline.imaging.guard import translated
+from pipeline.records import Limits
+
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+MOST_MEMBERS = 2**18
+"""Members of an archive and of all archives within it."""
+MOST_UNPACKED = 2**38
+"""Bytes of all these members once they are inflated."""
+MOST_NESTED = 2**28
+"""Bytes of an archive that lies deflated in another, and is therefore held in memory."""
+MOST_DEPTH = 3
+"""Archives within each other."""
+MOST_DIRECTORY = 2**25
+"""Bytes of the central directory of an archive."""
+MOST_RATIO, RATIO_FROM = 250, 2**24
+"""How many times its packed size a member that inflates to this many bytes may have; radiographs seldom reach 5."""
+
+_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_LOCAL_HEADER = 30
+_HEAD = 2**14
+_DRIVE = re.compile(r"[A-Za-z]:")
+_DOCUMENTS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
+_DAMAGED = "The zip archive is damaged: it cannot be unpacked. Copy it again."
+_OUTSIDE = Refusal(
+    Reason.UNSAFE_PATH, "The member of the zip archive has a path that leads out of the archive. Pack the folder again."
+)
+_LINK = Refusal(
+    Reason.UNSAFE_PATH, "The member of the zip archive is a link, which is not followed. Pack the file itself instead."
+)
+_LOCKED = Refusal(
+    Reason.UNSUPPORTED_ENCODING, "The member of the zip archive is encrypted. Unpack the archive with its password first."
+)
+_BOMB = Refusal(
+    Reason.RESOURCE_LIMIT,
+    f"The member of the zip archive inflates to more than {MOST_RATIO} times its packed size. Unpack the archive first.",
+)
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What an archive, with all archives within it, has used up of the limits."""
+
+    members: int = 0
+    unpacked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """An archive that is being listed: `start` and `size` say where it lies in `stream`."""
+
+    stream: IO[bytes]
+    start: int
+    size: int
+    file: StudyFile
+    depth: int
+
+
+class _Window(io.RawIOBase):
+    """A part of a stream as a stream of its own; it refuses to read more at once than a directory may have."""
+
+    def __init__(self, archive: _Archive) -> None:
+        self._stream, self._start, self._size, self._at = archive.stream, archive.start, archive.size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError("before the start")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(self._size - self._at, 0)
+        count = left if count < 0 else min(count, left)
+        if count > MOST_DIRECTORY:
+            raise UnreadableError(Reason.RESOURCE_LIMIT, "The zip archive has too many members. Unpack it first.")
+        self._stream.seek(self._start + self._at)
+        self._at += count
+        return self._stream.read(count)
+
+
+def is_archive(head: bytes) -> bool:
+    """Say whether a file that begins with `head` is a zip archive."""
+    return head.startswith(ZIP)
+
+
+def find_members(file: StudyFile) -> Iterator[StudyFile]:
+    """Find the members of a zip archive; `source` of each is the archive's, a slash and the member's path.
+
+    What may not be read (a path that leads out, a link, an encrypted member, a bomb, two members of one name), and an archive
+    that is damaged, is found with its refusal. Folders, hidden files and what macOS adds are left out. A document that is a
+    zip archive by its format only (an office file, a Java archive) is found as one file.
+    """
+    try:
+        with file.path.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            yield from _list(_Archive(stream, 0, size, file, 1), _Spent())
+    except OSError as error:
+        yield _refused(file, Refusal.of(not_opened(error)))
+
+
+def _refused(file: StudyFile, refusal: Refusal) -> StudyFile:
+    return StudyFile(file.path, file.source, file.inside, refusal)
+
+
+def _list(archive: _Archive, spent: _Spent) -> Iterator[StudyFile]:
+    try:
+        infos = _directory(archive)
+        _check(archive, infos, spent)
+    except UnreadableError as error:
+        yield _refused(archive.file, Refusal.of(error))
+        return
+    if _DOCUMENTS.intersection(info.filename for info in infos):
+        yield archive.file
+        return
+    by_source: dict[str, list[zipfile.ZipInfo]] = {}
+    for info in infos:
+        by_source.setdefault(f"{archive.file.source}/{_path(info.filename)}", []).append(info)
+    for source, named in by_source.items():
+        yield from _found(archive, source, named, spent)
+
+
+def _directory(archive: _Archive) -> list[zipfile.ZipInfo]:
+    """Return the members that may be files of a study."""
+    if archive.depth > MOST_DEPTH:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT, f"The zip archive lies in more than {MOST_DEPTH - 1} others. Unpack the outer ones first."
+        )
+    with translated(_DAMAGED), zipfile.ZipFile(cast(IO[bytes], _Window(archive))) as opened:
+        every = opened.infolist()
+    found = [info for info in every if not info.filename.endswith(("/", "\\")) and not _is_hidden(info.filename)]
+    if not every:
+        raise UnreadableError(Reason.NOT_AN_IMAGE, "The zip archive is empty.")
+    return found
+
+
+def _check(archive: _Archive, infos: Sequence[zipfile.ZipInfo], spent: _Spent) -> None:
+    if sum(info.compress_size for info in infos) > archive.size:
+        raise UnreadableError(Reason.INCONSISTENT, "The members of the zip archive overlap. Pack the folder again.")
+    spent.members += len(infos)
+    spent.unpacked += sum(info.file_size for info in infos)
+    if spent.members > MOST_MEMBERS or spent.unpacked > MOST_UNPACKED:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The zip archive holds more than {MOST_MEMBERS} files or {MOST_UNPACKED // 2**30} GiB. Unpack it first.",
+        )
+
+
+def _parts(name: str) -> list[str]:
+    """Return the parts of a member's path; some programs of Windows write backslashes."""
+    return [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def _is_hidden(name: str) -> bool:
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in _parts(name))
+
+
+def _path(name: str) -> str:
+    drive, rest = (name[:2], name[2:]) if _DRIVE.match(name) else ("", name)
+    return harmless([*([drive.replace(":", r"\x3a")] if drive else ()), *_parts(rest)])
+
+
+def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spent: _Spent) -> Iterator[StudyFile]:
+    info = named[0]
+    file, refusal = archive.file, _refusal(info)
+    if len(named) > 1:
+        refusal = Refusal(Reason.INCONSISTENT, f"The zip archive has {len(named)} members of this name. Pack the folder again.")
+    start = archive.start + info.header_offset
+    member = Member(start, info.compress_size, info.file_size, info.CRC, info.compress_type)
+    found = StudyFile(file.path, source, (*file.inside, member), refusal)
+    if refusal is not None:
+        yield found
+        return
+    try:
+        nested = is_archive(_unpack(archive.stream, member, len(ZIP[0])))
+    except UnreadableError:
+        nested = False
+    yield from _nested(archive, found, spent) if nested else (found,)
+
+
+def _refusal(info: zipfile.ZipInfo) -> Refusal | None:
+    name = info.orig_filename
+    if _DRIVE.match(name) or name.startswith(("/", "\\")) or ".." in _parts(name):
+        return _OUTSIDE
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return _LINK
+    if info.flag_bits & _ENCRYPTED:
+        return _LOCKED
+    if info.compress_type not in (_STORED, _DEFLATED):
+        return Refusal(
+            Reason.UNSUPPORTED_ENCODING,
+            f"The member of the zip archive is packed by method {info.compress_type}, which octray does not unpack. "
+            "Pack the folder again, with Deflate.",
+        )
+    bomb = info.file_size > RATIO_FROM and info.file_size > MOST_RATIO * info.compress_size
+    return _BOMB if bomb else None
+
+
+def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[StudyFile]:
+    """List an archive within an archive: in place where it is stored as it is, in memory where it is deflated."""
+    member = found.inside[-1]
+    try:
+        if member.method == _STORED:
+            start, size = _data_start(archive.stream, member), member.size
+            inner = _Archive(
+                archive.stream, start, size, StudyFile(found.path, found.source, archive.file.inside), archive.depth + 1
+            )
+        else:
+            content = _inflated(archive.stream, member)
+            inner = _Archive(io.BytesIO(content), 0, len(content), found, archive.depth + 1)
+    except UnreadableError as error:
+        yield _refused(found, Refusal.of(error))
+        return
+    for one in _list(inner, spent):
+        # The archive itself, where it is refused or a document, is read as the member that it is.
+        yield StudyFile(one.path, one.source, found.inside, one.refusal) if one.source == found.source else one
+
+
+def _inflated(stream: IO[bytes], member: Member) -> bytes:
+    if member.size > MOST_NESTED:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The zip archive lies in another and has more than {MOST_NESTED // 2**20} MiB. Unpack the outer one first.",
+        )
+    return _whole(stream, member)
+
+
+def read_member(file: StudyFile, limits: Limits) -> bytes:
+    """Read a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it is larger than the limits allow, damaged, or the archive is gone.
+    """
+    if file.inside[-1].size > limits.file_bytes:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT, f"The file is larger than {limits.file_bytes} bytes. Split it, or leave it out."
+        )
+    with _holding(file) as stream:
+        return _whole(stream, file.inside[-1])
+
+
+def read_member_head(file: StudyFile, count: int) -> bytes:
+    """Read up to `count` bytes from the start of a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it cannot be found any more.
+    """
+    with _holding(file) as stream:
+        return _unpack(stream, file.inside[-1], count)
+
+
+def _holding(file: StudyFile) -> IO[bytes]:
+    """Open what holds the last member: the file, or the deflated archive in it."""
+    try:
+        if len(file.inside) > 1:
+            found = file.path.stat()
+            return io.BytesIO(_outer(file.path, file.inside[:-1], found.st_size, found.st_mtime_ns))
+        return file.path.open("rb")
+    except OSError as error:
+        raise not_opened(error) from None
+
+
+@lru_cache(maxsize=1)
+def _outer(path: Path, inside: tuple[Member, ...], size: int, mtime_ns: int) -> bytes:
+    """Return the content of an archive within an archive; the last is kept, as its members are read one after another."""
+    outer = StudyFile(path, "", inside)
+    with _holding(outer) as stream:
+        return _inflated(stream, inside[-1])
+
+
+def _data_start(stream: IO[bytes], member: Member) -> int:
+    with translated(_DAMAGED):
+        stream.seek(member.offset)
+        header = stream.read(_LOCAL_HEADER)
+    if len(header) < _LOCAL_HEADER or not header.startswith(ZIP[0]):
+        raise UnreadableError(Reason.DECODE_FAILED, _DAMAGED)
+    return member.offset + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+
+
+def _unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
+    """Return the first `count` bytes of a member, or fewer where its packed data end before."""
+    with translated(_DAMAGED):
+        stream.seek(_data_start(stream, member))
+        if member.method == _STORED:
+            return stream.read(min(count, member.packed))
+        packed = stream.read(member.packed if count > _HEAD else min(member.packed, _HEAD))
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
+
+
+def _whole(stream: IO[bytes], member: Member) -> bytes:
+    content = _unpack(stream, member, member.size + 1)
+    if len(content) != member.size or zlib.crc32(content) != member.crc:
+        raise UnreadableError(
+            Reason.DECODE_FAILED, "The member of the zip archive is damaged: its checksum is wrong. Copy the archive again."
+        )
+    return content

@@ -1,0 +1,107 @@
+"""What is known of a file before it is read: where it lies, on the disk or in archives, and whether it may be read at all."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import Reason, UnreadableError
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something that was found is not read.
+
+    Parameters
+    ----------
+    reason
+        The stable code.
+    message
+        A sentence for people.
+    """
+
+    reason: Reason
+    message: str
+
+    @staticmethod
+    def of(error: UnreadableError) -> "Refusal":
+        """Return what an error says."""
+        return Refusal(error.reason, str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member lies in a zip archive (PKWARE APPNOTE 4.3.12), so that it is read without reading the directory again.
+
+    Parameters
+    ----------
+    offset
+        Position of its local header in the file, or in the outer member that had to be inflated.
+    packed, size
+        Bytes in the archive, and once they are inflated.
+    crc
+        CRC-32 of the inflated bytes.
+    method
+        0 for stored, 8 for deflated.
+    """
+
+    offset: int
+    packed: int
+    size: int
+    crc: int
+    method: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    """A file, or a member of an archive, that may hold frames.
+
+    Parameters
+    ----------
+    path
+        Where it is; for a member, where the archive is.
+    source
+        The same below what was given to read, with forward slashes; characters that are no text are escaped.
+    inside
+        The way to a member: each but the last is an archive that lies deflated in the one before; empty for a file.
+    refusal
+        Why it is not read; None where it may be.
+    """
+
+    path: Path
+    source: str
+    inside: tuple[Member, ...] = ()
+    refusal: Refusal | None = None
+
+    def stat(self) -> tuple[int, int]:
+        """Return size in bytes and time of the last change in ns; of a member its own size, and the archive's time.
+
+        Raises
+        ------
+        UnreadableError
+            Where the file cannot be looked at.
+        """
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise not_opened(error) from None
+        return self.inside[-1].size if self.inside else found.st_size, found.st_mtime_ns
+
+    def place(self) -> tuple[str, tuple[int, ...]]:
+        """Return what is the same for two ways to one file or one member, links followed."""
+        return os.path.realpath(self.path), tuple(member.offset for member in self.inside)
+
+
+def not_opened(error: OSError) -> UnreadableError:
+    """Return the error that says why a file could not be opened, without its path."""
+    return UnreadableError(Reason.DECODE_FAILED, f"The file could not be opened: {error.strerror}.")
+
+
+def as_text(name: str) -> str:
+    """Return a name of the file system as text; bytes that are none are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def harmless(parts: Iterable[str]) -> str:
+    """Join parts that come from inside a file to a path that leads nowhere else when it is joined to another."""
+    return as_text("/".join(r"\x2e\x2e" if part == ".." else part for part in parts))
