@@ -158,11 +158,14 @@ class Reading:
     voi_explanation
         Which of several VOI LUTs or windows is used: the one whose LUT Explanation (0028,3003) or Window Center & Width
         Explanation (0028,1055) is this text; the first where it is empty, or where no explanation is the same.
+    hashes
+        Whether frames carry the hashes of their stored values; what is only scored needs none, and they cost a third of the time.
     """
 
     limits: Limits = Limits()
     side: int | None = None
     voi_explanation: str = ""
+    hashes: bool = True
 
 
 DEFAULT_READING = Reading()
@@ -205,6 +208,7 @@ class Frame:
         Path of the file below what was given to read, with forward slashes.
     pixel_sha256
         Hash of the frame's decoded stored values (C order, little endian) with their shape and type; equal pixels, equal hash.
+        This and the other hashes are empty where they were not asked for, or the frame was not decoded whole.
     modality
         Modality (0008,0060), for example CR, DX or OPT; empty where the file has none.
     view_position
@@ -236,6 +240,8 @@ class Frame:
         Smallest and largest stored value.
     whole_shape
         Rows and columns of the frame in its file where `pixels` have fewer, being decoded at a reduced resolution.
+    whole_box
+        Top, left, rows and columns of the box that the whole frame then takes on `pixels`, in their pixels.
     notes
         What was assumed on the way to grey levels, in sentences.
     """
@@ -259,6 +265,7 @@ class Frame:
     instance_sha256: str = ""
     stored_range: tuple[float, float] = (0.0, 0.0)
     whole_shape: tuple[int, int] | None = None
+    whole_box: tuple[float, float, float, float] | None = None
     notes: tuple[str, ...] = ()
 
     @property
