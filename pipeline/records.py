@@ -446,9 +446,13 @@ class Heatmap:
 
 @dataclass(frozen=True, slots=True)
 class FramePrediction:
-    """All labels of one frame, in the bundle's order, with their heatmaps where they were asked for."""
+    """All labels of one frame, in the bundle's order, with their heatmaps where they were asked for.
+
+    `flags` is what the quality gate found in the frame and let pass.
+    """
 
     key: InstanceKey
     source: str
     predictions: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...] = field(default=())
+    flags: tuple[Flag, ...] = ()

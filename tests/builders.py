@@ -18,7 +18,17 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from pipeline.evaluate.metrics import Sample
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import Activation, Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
+from pipeline.records import (
+    Activation,
+    Check,
+    Frame,
+    FramePrediction,
+    InstanceKey,
+    OperatingPoint,
+    Policy,
+    Prediction,
+    Preprocessing,
+)
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -138,6 +148,7 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
         "heatmap": {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0},
         "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
+        "quality": make_quality(),
         "provenance": {
             "created": "2026-01-01T00:00:00+00:00",
             "git_commit": "",
@@ -229,3 +240,9 @@ def make_encapsulated(
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: int = 16) -> dict[str, Any]:
+    """What a bundle's manifest says of the quality gate: it refuses what the bundle was not made for, unless told otherwise."""
+    refused = {Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}
+    return {"policies": refused | dict(policies or {}), "smallest_side": smallest_side}

@@ -1,5 +1,6 @@
 """Bundles: whole or refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from pipeline.errors import BundleError
 from pipeline.model.bundle import GRAPH, MANIFEST, MODEL_CARD, Manifest, load_bundle, write_bundle
+from pipeline.records import Check, Gate, Policy
 from tests.builders import make_bundle
 
 WRITTEN_BY_BUNDLE = {"schema_version", "bundle_id", "files"}
@@ -74,6 +76,27 @@ def test_an_altered_manifest_is_refused(tmp_path: Path, values: dict[str, object
     edit_manifest(path, **values)
     with pytest.raises(BundleError, match=expected):
         load_bundle(path)
+
+
+def test_a_bundle_from_before_the_gate_refuses_what_it_refused_and_marks_the_rest(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle").path
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["quality"], manifest["intended_use"]["body_parts"], manifest["bundle_id"]
+    identity = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    (path / MANIFEST).write_text(json.dumps(manifest | {"bundle_id": identity}), encoding="utf-8")
+    gate = load_bundle(path).manifest.gate()
+    rejected = {check for check in Check if gate.policy(check) is Policy.REJECT}
+    assert rejected == {Check.WRONG_MODALITY, Check.NOT_FRONTAL}
+    assert gate.policy(Check.BLANK) is Policy.FLAG
+    assert (gate.modalities, gate.body_parts) == (("CR", "DX"), ())
+
+
+def test_the_gate_is_read_back(tmp_path: Path) -> None:
+    quality = {"policies": dict.fromkeys(Check, Policy.IGNORE), "smallest_side": 99}
+    use = {"modalities": ("OPT",), "view_positions": (), "body_parts": ("EYE",)}
+    make_bundle(tmp_path / "bundle", quality=quality, intended_use=use)
+    expected = Gate(dict.fromkeys(Check, Policy.IGNORE), 99, ("OPT",), (), ("EYE",))
+    assert load_bundle(tmp_path / "bundle").manifest.gate() == expected
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])

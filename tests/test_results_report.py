@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.model.bundle import Bundle
-from pipeline.records import Quarantined
+from pipeline.records import Check, Flag, Quarantined
 from pipeline.results.report import write_report
 from pipeline.results.worklist import Picture, ReportFrame, worklist
 from tests.builders import make_bundle, make_key, make_prediction, make_result
@@ -114,6 +115,14 @@ def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bu
     assert header == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as shown:
         assert shown.size == (40, 20)
+
+
+def test_what_the_gate_found_is_said_of_the_frame_and_named_in_the_list(tmp_path: Path, bundle: Bundle) -> None:
+    frame = make_scored(1, 0.9)
+    flags = (Flag(Check.WHITE_BORDERS, "White wedges <there>."), Flag(Check.ROTATED, "Upside down."))
+    page = write(tmp_path, bundle, [replace(frame, prediction=replace(frame.prediction, flags=flags)), make_scored(2, 0.1)])
+    assert page.count("White wedges &lt;there&gt;.") == page.count("Upside down.") == 1
+    assert page.count("<td>white borders, rotated</td>") == 1
 
 
 def test_failures_are_listed_with_their_reasons(tmp_path: Path, bundle: Bundle) -> None:

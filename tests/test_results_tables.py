@@ -4,13 +4,14 @@ import csv
 import io
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import FramePrediction, Quarantined
+from pipeline.records import Check, Flag, FramePrediction, Quarantined
 from pipeline.results import tables
 from tests.builders import make_prediction, make_result
 
@@ -26,10 +27,21 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     content = (tmp_path / "p.csv").read_bytes().decode()
     assert content == (
         "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,label,logit,probability,positive,state,"
-        "bundle_id\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,NORMAL,-2.0000,0.1000,false,negative,b\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,PNEUMONIA,1.5000,0.9000,true,positive,b\r\n"
+        "bundle_id,flags\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,NORMAL,-2.0000,0.1000,false,negative,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,PNEUMONIA,1.5000,0.9000,true,positive,b,\r\n"
     )
+
+
+def test_what_the_gate_found_stands_at_the_end_of_the_row(tmp_path: Path) -> None:
+    flags = (Flag(Check.ROTATED, "Upside down."), Flag(Check.WHITE_BORDERS, "Wedges."))
+    frame = replace(make_result(make_prediction()), flags=flags)
+    tables.write_predictions(tmp_path / "p.csv", [frame])
+    assert read(tmp_path / "p.csv")[0]["flags"] == "rotated;white_borders"
+    assert tables.frame_record(frame)["flags"] == [
+        {"check": "rotated", "message": "Upside down."},
+        {"check": "white_borders", "message": "Wedges."},
+    ]
 
 
 def test_failures_are_written_even_when_there_are_none(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.records import Frame, Quarantined
+from pipeline.records import Check, Frame, Policy, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_dicom, make_frame
+from tests.builders import make_bundle, make_dicom, make_frame, make_quality
 
 Item = TypeVar("Item")
 
@@ -78,6 +78,18 @@ def test_failures_have_reasons(studies: Path, predictor: Predictor) -> None:
         ("b/05x.dcm", "not_an_image"),
         ("c.dcm", "no_pixels"),
     ]
+
+
+def test_frames_that_the_gate_refuses_are_failures_and_others_are_marked(tmp_path: Path) -> None:
+    quality = make_quality({Check.BLANK: Policy.REJECT}, smallest_side=64)
+    predictor = Predictor(make_bundle(tmp_path / "bundle", quality=quality))
+    volume = np.stack([make_frame().pixels * 255, np.zeros((48, 40))]).astype(np.uint8)
+    (tmp_path / "a.dcm").write_bytes(make_dicom(volume))
+    marked, refused = score_folder(tmp_path / "a.dcm", predictor)
+    assert isinstance(marked, Scored)
+    assert isinstance(refused, Quarantined)
+    assert [flag.check for flag in marked.prediction.flags] == [Check.TOO_SMALL]
+    assert (refused.source, refused.frame_number, refused.reason) == ("a.dcm", 2, "blank")
 
 
 def test_one_file_can_be_scored(studies: Path, predictor: Predictor) -> None:

@@ -1,5 +1,6 @@
 """The predictor against the same steps by scipy and the ONNX reference, and its refusals."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import scipy.special
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load, save
 
-from pipeline.errors import BundleError, Reason, UnreadableError
+from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
 from pipeline.imaging.preprocess import prepare
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import OperatingPoint, Preprocessing
-from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor, check_intended_use
-from tests.builders import make_bundle, make_frame, make_graph, make_key, make_pixels
+from pipeline.records import Check, OperatingPoint, Policy, Preprocessing
+from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor
+from tests.builders import make_bundle, make_frame, make_graph, make_key, make_pixels, make_quality
 
 
 @pytest.fixture
@@ -101,19 +102,42 @@ def test_no_frames_give_no_results(bundle: Bundle) -> None:
     ],
 )
 def test_frames_within_the_intended_use_pass(frame: dict[str, str], use: dict[str, Any], tmp_path: Path) -> None:
-    check_intended_use(make_frame(**frame), make_bundle(tmp_path / "bundle", intended_use=use).manifest)
+    bundle = make_bundle(tmp_path / "bundle", intended_use=use, quality=make_quality(smallest_side=40))
+    (result,) = Predictor(bundle).predict([make_frame(**frame)])
+    assert result.flags == ()
 
 
 def test_frames_of_another_modality_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(UnreadableError, match=r"^Modality is OPT; this bundle is for CR, DX only\.") as caught:
+    with pytest.raises(UnreadableError, match=r"^The frame is of another modality than CR or DX\.") as caught:
         Predictor(bundle).predict([make_frame(), make_frame(modality="OPT")])
     assert caught.value.reason is Reason.WRONG_MODALITY
 
 
 def test_frames_of_another_view_are_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", intended_use={"modalities": ("CR",), "view_positions": ("PA", "AP")})
-    with pytest.raises(UnreadableError, match=r"^View Position is LL; this bundle is for PA, AP only\."):
-        check_intended_use(make_frame(view_position="LL"), bundle.manifest)
+    with pytest.raises(UnreadableError, match=r"^The frame was taken in another view than PA or AP") as caught:
+        Predictor(bundle).predict([make_frame(view_position="LL")])
+    assert caught.value.reason is Reason.NOT_FRONTAL
+
+
+def test_what_the_gate_of_the_bundle_lets_pass_is_marked(tmp_path: Path) -> None:
+    quality = make_quality({Check.TOO_SMALL: Policy.REJECT, Check.BLANK: Policy.FLAG}, smallest_side=40)
+    predictor = Predictor(make_bundle(tmp_path / "bundle", quality=quality))
+    blank = make_frame(pixels=np.zeros((50, 50), np.float32))
+    plain, marked = predictor.predict([make_frame(), blank])
+    assert plain.flags == ()
+    assert [flag.check for flag in marked.flags] == [Check.BLANK]
+    with pytest.raises(UnreadableError, match="at least 40"):
+        predictor.predict([make_frame(pixels=make_pixels(39, 50))])
+
+
+def test_a_bundle_that_needs_text_recognition_says_so_before_the_first_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)  # as if it were not installed
+    quality = make_quality({Check.BURNED_IN_TEXT: Policy.FLAG})
+    with pytest.raises(ConfigError, match=r"pip install 'octray\[ocr\]'"):
+        Predictor(make_bundle(tmp_path / "bundle", quality=quality))
 
 
 def test_a_graph_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from pipeline.errors import TrainingError
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.records import Preprocessing
 from pipeline.score.predictor import Predictor
 from services.api.app import create_app
 from services.api.problems import MEDIA_TYPE, Problem
@@ -166,8 +168,9 @@ def test_the_model_is_described_without_its_files(client: TestClient, bundle: Bu
     answer = client.get("/v1/model").json()
     assert answer["bundle_id"] == bundle.manifest.bundle_id
     assert answer["labels"] == ["NORMAL", "PNEUMONIA"]
-    assert answer["preprocessing"] == {"size": 32, "fit": "pad", "mask_white_borders": False}
-    assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": []}
+    assert answer["preprocessing"] == asdict(Preprocessing(size=32))
+    assert answer["quality"] == {"policies": {"wrong_modality": "reject", "not_frontal": "reject"}, "smallest_side": 16}
+    assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": [], "body_parts": []}
     assert not {"files", "provenance"} & set(answer)
 
 

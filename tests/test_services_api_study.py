@@ -15,9 +15,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.records import Check, Policy
 from services.api.app import create_app
 from services.api.settings import Settings
-from tests.builders import make_bundle, make_dataset, make_dicom, make_pixels
+from tests.builders import make_bundle, make_dataset, make_dicom, make_pixels, make_quality
 from tests.test_services_api import check_problem, files, make_png, running
 
 
@@ -68,6 +69,18 @@ def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) ->
     problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [failure.source for failure in problem.failures] == ["file0.dcm"]
+
+
+def test_a_frame_that_is_refused_leaves_the_others_of_its_file(tmp_path: Path) -> None:
+    volume = np.stack([make_pixels(seed=1), np.zeros((48, 40)), make_pixels(seed=2)])
+    quality = make_quality({Check.BLANK: Policy.REJECT, Check.TOO_SMALL: Policy.FLAG}, smallest_side=64)
+    with running(create_app(make_bundle(tmp_path / "bundle", quality=quality), Settings())) as client:
+        answer = client.post("/v1/predict", files=files(make_dicom((volume * 255).astype(np.uint8)))).json()
+        blank = client.post("/v1/predict", files=files(make_dicom(np.zeros((48, 40), np.uint8))))
+    assert [frame["frame_number"] for frame in answer["frames"]] == [1, 3]
+    assert [(failure["frame_number"], failure["reason"]) for failure in answer["failures"]] == [(2, "blank")]
+    assert all("its shorter side needs at least 64" in frame["flags"][0] for frame in answer["frames"])
+    check_problem(blank, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
 
 
 def test_dicom_files_that_state_no_study_belong_to_what_they_are_sent_with(client: TestClient) -> None:

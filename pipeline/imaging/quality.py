@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
-from pipeline.errors import Reason, UnreadableError
+from pipeline.errors import ConfigError, Reason, UnreadableError
+from pipeline.imaging import ocr
 from pipeline.imaging import quality_header as header
 from pipeline.imaging import quality_pixels as pixels
 from pipeline.imaging import quality_position as position
@@ -20,6 +21,7 @@ _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
         Check.SATURATED: pixels.saturated,
         Check.WHITE_BORDERS: pixels.white_borders,
         Check.ROTATED: position.rotated,
+        Check.BURNED_IN_TEXT: pixels.burned_in_text,
     }
 )
 """What is asked of a frame, in this order; each returns a sentence, empty where it finds nothing."""
@@ -52,6 +54,18 @@ def admit(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
             raise UnreadableError(Reason(flag.check.value), flag.message)
         flags.append(flag)
     return tuple(flags)
+
+
+def check_tools(gate: Gate) -> None:
+    """Find out, before the first frame comes, whether all that the checks of a gate need is installed.
+
+    Raises
+    ------
+    ConfigError
+        Where text is to be found and no text recognition is installed.
+    """
+    if gate.policy(Check.BURNED_IN_TEXT) is not Policy.IGNORE and not ocr.is_installed():
+        raise ConfigError(["quality.burned_in_text needs text recognition: pip install 'octray[ocr]', or set it to ignore."])
 
 
 def _findings(frame: Frame, gate: Gate) -> Iterator[Flag]:

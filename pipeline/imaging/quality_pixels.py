@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pipeline.imaging.ocr import find_text
 from pipeline.imaging.quality_look import Look, Subject
 from pipeline.records import FloatArray
 
@@ -11,6 +12,8 @@ CLIPPED_WHITE, CLIPPED_BLACK = 0.98, 0.02
 CLIPPED_SHARE = 0.25
 """Of the middle half of the rows and columns. Of real radiographs not more than 0.004 is white or black there, of real B-scans
 0.165 is white where a wedge reaches into it."""
+
+CHARACTERS = 3
 
 
 def blank(look: Look) -> str:
@@ -35,6 +38,13 @@ def white_borders(look: Look) -> str:
     if not look.wedges.any():
         return ""
     return "White wedges at the edges show that the frame was rotated before. Mask them, or use the original frame."
+
+
+def burned_in_text(look: Look) -> str:
+    """At least `CHARACTERS` characters in one place, as `imaging.ocr` reads them; side markers are shorter."""
+    if all(box.characters < CHARACTERS for box in find_text(look.frame.pixels)):
+        return ""
+    return "There is text in the pixels, which may name the patient."
 
 
 def central(pixels: FloatArray) -> FloatArray:

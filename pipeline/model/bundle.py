@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import BundleError
-from pipeline.records import Activation, OperatingPoint, Preprocessing
+from pipeline.records import Activation, Check, Gate, OperatingPoint, Policy, Preprocessing
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -35,6 +35,20 @@ class IntendedUse(_Part):
 
     modalities: tuple[str, ...]
     view_positions: tuple[str, ...]
+    body_parts: tuple[str, ...] = ()
+
+
+class Quality(_Part):
+    """What happens to a frame that the quality gate finds fault with; as in `records.Gate`."""
+
+    policies: Mapping[Check, Policy]
+    smallest_side: int
+
+
+BEFORE_THE_GATE = Quality(
+    policies={Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}, smallest_side=Gate().smallest_side
+)
+"""For bundles that were written before there was a gate: they refused what they were not made for, and nothing else."""
 
 
 class Normalisation(_Part):
@@ -86,8 +100,13 @@ class Manifest(_Part):
     operating_points: tuple[OperatingPoint, ...]
     heatmap: HeatmapSupport
     intended_use: IntendedUse
+    quality: Quality = BEFORE_THE_GATE
     provenance: Provenance
     files: Mapping[str, str]
+
+    def gate(self) -> Gate:
+        """Return what the quality gate asks of a frame before the bundle scores it."""
+        return Gate(**dict(self.quality), **dict(self.intended_use))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +136,16 @@ class Bundle:
         return content
 
 
-def bundle_id(manifest: Manifest) -> str:
-    """Return the identity of a bundle: the first 16 hex digits of the hash over its whole manifest, files' hashes included."""
-    values = manifest.model_dump(mode="json", exclude={"bundle_id"})
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+def bundle_id(values: Mapping[str, object]) -> str:
+    """Return the identity of a bundle: the first 16 hex digits of the hash over its whole manifest, files' hashes included.
+
+    Parameters
+    ----------
+    values
+        The manifest as it stands in its file: one that lacks a field of a later octray keeps its identity.
+    """
+    named = {name: value for name, value in values.items() if name != "bundle_id"}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) -> Bundle:
@@ -144,7 +169,7 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
         raise BundleError(f"A bundle needs {', '.join(sorted(missing))}.")
     files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
     draft = Manifest.model_validate({"schema_version": SCHEMA_VERSION, "bundle_id": "", "files": files, **fields})
-    manifest = draft.model_copy(update={"bundle_id": bundle_id(draft)})
+    manifest = draft.model_copy(update={"bundle_id": bundle_id(draft.model_dump(mode="json"))})
     path.mkdir(parents=True, exist_ok=True)
     _remove_bundle(path)
     for name, content in contents.items():
@@ -202,7 +227,7 @@ def _parse_manifest(name: str, text: str) -> Manifest:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
         raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle anew.") from None
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
-    if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(manifest) != manifest.bundle_id:
+    if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy it again, or train it anew.")
     return manifest
 

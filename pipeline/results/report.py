@@ -98,10 +98,15 @@ class _Page:
             yield "<p>No study was scored.</p>"
             return
         rows = (
-            (str(rank), f'<a href="#study-{rank}">{escape(_study_name(study))}</a>', *self._cells(study.frames[0]))
+            (
+                str(rank),
+                f'<a href="#study-{rank}">{escape(_study_name(study))}</a>',
+                *self._cells(study.frames[0]),
+                _marks(study.frames),
+            )
             for rank, study in enumerate(studies, 1)
         )
-        yield from table(("#Rank", "Study", *_CELLS), rows)
+        yield from table(("#Rank", "Study", *_CELLS, "Quality"), rows)
 
     def _study(self, rank: int, study: Study) -> Iterator[str]:
         urgent = " urgent" if study.urgent else ""
@@ -114,7 +119,8 @@ class _Page:
             yield from self._frame(name, frame)
         if rest := named[FRAMES_SHOWN:]:
             yield f"<details><summary>{count(len(rest), 'more frame')}, less urgent</summary>"
-            yield from table(("Frame", *_CELLS), ((escape(name), *self._cells(frame)) for name, frame in rest))
+            cells = ((escape(name), *self._cells(frame), _marks([frame])) for name, frame in rest)
+            yield from table(("Frame", *_CELLS, "Quality"), cells)
             yield "</details>"
         yield "</section>"
 
@@ -122,6 +128,8 @@ class _Page:
         yield f'<article class="frame"><div class="labels"><h4>{escape(name)}</h4>'
         for prediction in frame.prediction.predictions:
             yield self._bar(prediction)
+        for flag in frame.prediction.flags:
+            yield f'<p class="mark">{escape(flag.message)}</p>'
         yield "</div>"
         found = findings(frame.prediction.predictions, self._manifest.normal_label)
         positive = [prediction.label for prediction in found if prediction.positive]
@@ -168,6 +176,12 @@ class _Page:
 def _study_name(study: Study) -> str:
     first, *others = sorted({frame.prediction.source for frame in study.frames})
     return f"{first} and {count(len(others), 'more file')}" if others else first
+
+
+def _marks(frames: Sequence[ReportFrame]) -> str:
+    """Name what the quality gate found in some frames, each once."""
+    checks = dict.fromkeys(flag.check for frame in frames for flag in frame.prediction.flags)
+    return ", ".join(check.replace("_", " ") for check in checks)
 
 
 def _failures(failures: Sequence[Quarantined]) -> Iterator[str]:

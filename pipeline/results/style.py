@@ -16,6 +16,7 @@ a:focus-visible, summary:focus-visible { outline: 3px solid #f2a900; outline-off
 .warning { background: #fff4d6; border-left: 5px solid #b57900; padding: 8px 14px; margin: 14px 0; font-weight: 600;
   max-width: none; }
 .soft { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.mark { border-left: 4px solid #b57900; padding-left: 8px; font-size: 13px; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; padding: 0; list-style: none; }
 .figures li { background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
   padding: 8px 16px; min-width: 120px; }

@@ -24,6 +24,7 @@ PREDICTION_COLUMNS = (
     "positive",
     "state",
     "bundle_id",
+    "flags",
 )
 FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
 DIGITS = 4
@@ -60,6 +61,7 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
             }
             for prediction in frame.predictions
         ],
+        "flags": [{"check": flag.check.value, "message": flag.message} for flag in frame.flags],
     }
 
 
@@ -92,6 +94,7 @@ def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...
         "true" if prediction.positive else "false",
         state(prediction),
         prediction.bundle_id,
+        ";".join(flag.check for flag in frame.flags),
     )
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.progress import Progress, silent
 from pipeline.records import Frame, FramePrediction, Quarantined
-from pipeline.score.predictor import Predictor, check_intended_use
+from pipeline.score.predictor import Admitted, Predictor
 
 DECODERS = 2
 FILES_AHEAD = 8
@@ -63,7 +63,7 @@ def score_folder(
     files = list(discover(root))
     with _Decoder(files) as decoder:
         items = itertools.chain.from_iterable(progress(decoder.files(), "Scoring", len(files)))
-        for batch in batches((_refuse(item, predictor) for item in items), batch_size):
+        for batch in batches((_admit(item, predictor) for item in items), batch_size):
             yield from _score(batch, predictor)
 
 
@@ -73,7 +73,7 @@ def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) ->
     Parameters
     ----------
     items
-        Frames, and whatever else comes among them, which counts for nothing.
+        Frames, admitted or not, and whatever else comes among them, which counts for nothing.
     size
         Most frames of a group.
     most_pixels
@@ -87,7 +87,7 @@ def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) ->
             yield batch
             batch, frames, pixels = [], 0, 0
         batch.append(item)
-        frames += isinstance(item, Frame)
+        frames += isinstance(item, Frame | Admitted)
         pixels += _pixels(item)
         if frames == size:
             yield batch
@@ -97,23 +97,24 @@ def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) ->
 
 
 def _pixels(item: object) -> int:
-    return item.pixels.size if isinstance(item, Frame) else 0
+    frame = item.frame if isinstance(item, Admitted) else item
+    return frame.pixels.size if isinstance(frame, Frame) else 0
 
 
-def _refuse(item: Frame | Quarantined, predictor: Predictor) -> Frame | Quarantined:
-    if isinstance(item, Frame):
-        try:
-            check_intended_use(item, predictor.manifest)
-        except UnreadableError as error:
-            return Quarantined(item.source, error.reason, str(error), item.key.frame_number)
-    return item
+def _admit(item: Frame | Quarantined, predictor: Predictor) -> Admitted | Quarantined:
+    if isinstance(item, Quarantined):
+        return item
+    try:
+        return predictor.admit(item)
+    except UnreadableError as error:
+        return Quarantined(item.source, error.reason, str(error), item.key.frame_number)
 
 
-def _score(pending: list[Frame | Quarantined], predictor: Predictor) -> Iterator[Scored | Quarantined]:
-    frames = [item for item in pending if isinstance(item, Frame)]
-    predictions = iter(predictor.predict_checked(frames))
+def _score(pending: list[Admitted | Quarantined], predictor: Predictor) -> Iterator[Scored | Quarantined]:
+    admitted = [item for item in pending if isinstance(item, Admitted)]
+    predictions = iter(predictor.predict_admitted(admitted))
     for item in pending:
-        yield Scored(item, next(predictions)) if isinstance(item, Frame) else item
+        yield Scored(item.frame, next(predictions)) if isinstance(item, Admitted) else item
 
 
 class _Decoder:

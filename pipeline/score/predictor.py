@@ -1,21 +1,31 @@
 """From frames to predictions with heatmaps: everything a bundle can say, without files and without HTTP."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pipeline.errors import BundleError, Reason, UnreadableError
+from pipeline.errors import BundleError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.quality import admit, check_tools
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.records import Flag, FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
 from pipeline.score.gradcam import grad_cams
 
 FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Admitted:
+    """A frame that a bundle's quality gate lets pass, and how it is marked."""
+
+    frame: Frame
+    flags: tuple[Flag, ...]
 
 
 class Predictor:
@@ -37,14 +47,28 @@ class Predictor:
     ------
     BundleError
         Where graph, classifier, labels and operating points do not belong together.
+    ConfigError
+        Where the bundle's quality gate needs what is not installed.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
+        self._gate = bundle.manifest.gate()
+        check_tools(self._gate)
         self._engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
         self._thresholds = _thresholds(bundle.manifest)
         self._check_shapes()
+
+    def admit(self, frame: Frame) -> Admitted:
+        """Let a frame pass that the bundle was made for and that is good enough for it.
+
+        Raises
+        ------
+        UnreadableError
+            Where the bundle's quality gate refuses it.
+        """
+        return Admitted(frame, admit(frame, self._gate))
 
     def predict(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
         """Score frames, in their order; a frame's result does not depend on the frames beside it.
@@ -59,30 +83,29 @@ class Predictor:
         Raises
         ------
         UnreadableError
-            Where a frame is outside the bundle's intended use; `check_intended_use` tells beforehand.
+            Where the bundle's quality gate refuses a frame; `admit` tells beforehand.
         """
-        for frame in frames:
-            check_intended_use(frame, self.manifest)
-        return self.predict_checked(frames, heatmaps)
+        return self.predict_admitted([self.admit(frame) for frame in frames], heatmaps)
 
-    def predict_checked(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
-        """Score frames that `check_intended_use` has let pass already; otherwise as `predict`."""
-        starts = range(0, len(frames), FRAMES_AT_ONCE)
-        return [result for start in starts for result in self._predict(frames[start : start + FRAMES_AT_ONCE], heatmaps)]
+    def predict_admitted(self, admitted: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction]:
+        """Score frames that `admit` has let pass; otherwise as `predict`."""
+        starts = range(0, len(admitted), FRAMES_AT_ONCE)
+        return [result for start in starts for result in self._predict(admitted[start : start + FRAMES_AT_ONCE], heatmaps)]
 
-    def _predict(self, frames: Sequence[Frame], heatmaps: bool) -> list[FramePrediction]:
-        pixels = np.stack([prepare(frame.pixels, self.manifest.preprocessing) for frame in frames])
+    def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction]:
+        pixels = np.stack([prepare(item.frame.pixels, self.manifest.preprocessing) for item in admitted])
         logits, features = self._engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
         return [
             FramePrediction(
-                key=frame.key,
-                source=frame.source,
-                predictions=self._predictions(frame.key, logits[index], calibrated[index]),
+                key=item.frame.key,
+                source=item.frame.source,
+                predictions=self._predictions(item.frame.key, logits[index], calibrated[index]),
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
+                flags=item.flags,
             )
-            for index, frame in enumerate(frames)
+            for index, item in enumerate(admitted)
         ]
 
     def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
@@ -106,26 +129,6 @@ class Predictor:
         if self._classifier is not None and self._classifier.shape != (labels, features.shape[1]):
             expected = (labels, features.shape[1])
             raise BundleError(f"The classifier has shape {self._classifier.shape} instead of {expected}. {_MEND}")
-
-
-def check_intended_use(frame: Frame, manifest: Manifest) -> None:
-    """Refuse a frame of a modality or view position that the bundle was not made for; what is not known passes.
-
-    Modality is (0008,0060), View Position (0018,5101); a bundle that names none takes any.
-
-    Raises
-    ------
-    UnreadableError
-        With the reason `wrong_modality`.
-    """
-    use = manifest.intended_use
-    for name, value, intended in (
-        ("Modality", frame.modality, use.modalities),
-        ("View Position", frame.view_position, use.view_positions),
-    ):
-        if value and intended and value not in intended:
-            message = f"{name} is {value}; this bundle is for {', '.join(intended)} only. Score it with a bundle made for it."
-            raise UnreadableError(Reason.WRONG_MODALITY, message)
 
 
 _MEND = "Train the bundle anew."

@@ -26,6 +26,7 @@ from pipeline.model.bundle import (
     HeatmapSupport,
     IntendedUse,
     Normalisation,
+    Quality,
     write_bundle,
 )
 from pipeline.model.engine import Engine
@@ -218,6 +219,7 @@ def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
 
 def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:
     config, material, verdict = job.config, job.material, fitted.verdict
+    gate = config.gate()
     origin = provenance(config, index, job.tracker.run_id)
     metrics = {
         "split": Split.TEST.value,
@@ -244,6 +246,7 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         temperature=verdict.temperature,
         operating_points=verdict.points,
         heatmap=fitted.heatmap,
-        intended_use=IntendedUse(modalities=config.data.modalities, view_positions=config.data.view_positions),
+        intended_use=IntendedUse(modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts),
+        quality=Quality(policies=gate.policies, smallest_side=gate.smallest_side),
         provenance=origin,
     )

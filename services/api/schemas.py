@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import Reason
-from pipeline.model.bundle import IntendedUse, Manifest
+from pipeline.model.bundle import IntendedUse, Manifest, Quality
 from pipeline.records import Activation, OperatingPoint, Preprocessing
 
 Probability = Annotated[float, Field(ge=0, le=1, description="calibrated")]
@@ -51,9 +51,10 @@ class FrameAnswer(Answer):
 
 
 class Failure(Answer):
-    """A file that could not be read whole."""
+    """A file that could not be read whole, or a frame that the bundle's quality gate refuses."""
 
     source: str = Field(description="name of the file, without folders")
+    frame_number: int | None = Field(default=None, ge=1, description="null where the whole file is meant")
     reason: Reason
     message: str
 
@@ -72,7 +73,9 @@ class StudyAnswer(Answer):
     probabilities: dict[str, Probability]
     positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
     frames: tuple[FrameAnswer, ...]
-    failures: tuple[Failure, ...] = Field(description="files that could not be read whole; no frame of theirs counts above")
+    failures: tuple[Failure, ...] = Field(
+        description="files that could not be read whole, of which no frame counts above, and frames that were refused"
+    )
 
 
 class Health(Answer):
@@ -94,6 +97,7 @@ class ModelAnswer(Answer):
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
     intended_use: IntendedUse
+    quality: Quality
     heatmap_layer: str
     created: str
     dataset_name: str

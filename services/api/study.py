@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from pipeline.errors import UnreadableError
@@ -13,7 +13,7 @@ from pipeline.records import Frame, FramePrediction, Heatmap
 from pipeline.results.tables import state
 from pipeline.score.batch import batches
 from pipeline.score.overlay import full_scale, render
-from pipeline.score.predictor import Predictor
+from pipeline.score.predictor import Admitted, Predictor
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.uploads import Upload
@@ -90,20 +90,35 @@ class _Study:
         self._derived: set[str] = set()
 
     def add(self, upload: Upload) -> None:
-        """Score a file; one that breaks off counts for nothing, whatever could be read of it before."""
+        """Score a file; one that breaks off counts for nothing, whatever could be read, or was refused, of it before."""
         content = upload.file.read()
-        drawn, answers = self._heatmaps, []
+        drawn = self._heatmaps
+        answers: list[FrameAnswer] = []
+        refused: list[Failure] = []
+        uid = ""
         try:
-            for batch in batches(read_frames_from_bytes(content, upload.source), _BATCH):
-                predictions = self._predictor.predict(batch, heatmaps=self._max_heatmaps is not None)
-                answers += [self._answer(*pair) for pair in zip(batch, predictions, strict=True)]
-                uid = batch[0].key.study_instance_uid
+            for batch in batches(self._admitted(content, upload.source, refused), _BATCH):
+                predictions = self._predictor.predict_admitted(batch, heatmaps=self._max_heatmaps is not None)
+                answers += [self._answer(item.frame, result) for item, result in zip(batch, predictions, strict=True)]
+                uid = batch[0].frame.key.study_instance_uid
         except UnreadableError as error:
             self._heatmaps = drawn
-            self.failures.append(Failure(source=upload.source, reason=error.reason, message=str(error)))
-        else:
+            self.failures.append(_failure(upload.source, None, error))
+            return
+        self.failures += refused
+        self.answers += answers
+        if uid:
             self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
-            self.answers += answers
+
+    def _admitted(self, content: bytes, source: str, refused: list[Failure]) -> Iterator[Admitted]:
+        """Yield the frames that pass the bundle's quality gate; why others do not is added to `refused`."""
+        for frame in read_frames_from_bytes(content, source):
+            try:
+                admitted = self._predictor.admit(frame)
+            except UnreadableError as error:
+                refused.append(_failure(source, frame.key.frame_number, error))
+            else:
+                yield admitted
 
     def uid(self) -> str:
         if self._stated:
@@ -127,14 +142,18 @@ class _Study:
         most = self._max_heatmaps or 0
         if self._heatmaps + len(shown) > most:
             left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
-            return _frame_answer(frame, predicted, {}, (*frame.notes, left_out))
+            return _frame_answer(frame, predicted, {}, (left_out,))
         self._heatmaps += len(shown)
         heatmaps = {heatmap.label: _heatmap_answer(frame, heatmap, self._manifest) for heatmap in shown}
-        return _frame_answer(frame, predicted, heatmaps, frame.notes)
+        return _frame_answer(frame, predicted, heatmaps)
+
+
+def _failure(source: str, frame_number: int | None, error: UnreadableError) -> Failure:
+    return Failure(source=source, frame_number=frame_number, reason=error.reason, message=str(error))
 
 
 def _frame_answer(
-    frame: Frame, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], flags: tuple[str, ...]
+    frame: Frame, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
 ) -> FrameAnswer:
     labels = {
         prediction.label: LabelAnswer(
@@ -152,7 +171,7 @@ def _frame_answer(
         sop_instance_uid=frame.key.sop_instance_uid,
         frame_number=frame.key.frame_number,
         labels=labels,
-        flags=flags,
+        flags=(*(flag.message for flag in predicted.flags), *frame.notes, *left_out),
     )
 
 
