@@ -18,7 +18,8 @@ JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGL
 JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K})
-DECODER_DEPENDENCIES = dict.fromkeys((*JPEG, *JPEG_LS, *JPEG_2000, uid.RLELossless), (PLUGIN,))
+CODESTREAMS = frozenset({*JPEG, *JPEG_LS, *JPEG_2000})
+DECODER_DEPENDENCIES = dict.fromkeys((*CODESTREAMS, uid.RLELossless), (PLUGIN,))
 """Transfer syntaxes of this plugin; pydicom looks for this name."""
 
 _lock = threading.Lock()

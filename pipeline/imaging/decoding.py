@@ -11,7 +11,8 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import PLUGIN, register
+from pipeline.imaging.bits import aligned
+from pipeline.imaging.codecs import CODESTREAMS, PLUGIN, register
 from pipeline.imaging.guard import translated
 from pipeline.imaging.layout import Layout
 from pipeline.records import Reading
@@ -44,14 +45,26 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
             raise UnreadableError(
                 Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
             )
-        yield np.asarray(array, array.dtype.newbyteorder("<"))
+        yield _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
+
+
+def _options(layout: Layout) -> dict[str, Any]:
+    """Say which of pydicom's own corrections are left out: the bits of grey pixels that no codec has moved are moved here."""
+    return {"correct_unused_bits": False} if layout.samples == 1 and layout.transfer_syntax not in CODESTREAMS else {}
+
+
+def _placed(words: Values, layout: Layout) -> Values:
+    """Bring the stored bits to the low end of the words, where pydicom and the codecs have not done it."""
+    if layout.bits is None or not (_options(layout) or layout.bits.overlays):
+        return words
+    return aligned(words, layout.bits)
 
 
 def _native(dataset: Dataset, layout: Layout) -> Iterator[Values]:
     if layout.bits_allocated == 1:
         return _single_bits(np.frombuffer(dataset.PixelData, np.uint8), layout)
     decoder = get_decoder(layout.transfer_syntax)
-    return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False))
+    return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False, **_options(layout)))
 
 
 def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
@@ -64,7 +77,7 @@ def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
 
 def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
     decoder = get_decoder(layout.transfer_syntax)
-    options = as_pixel_options(dataset.group_dataset(0x0028)) | {"number_of_frames": 1}
+    options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | {"number_of_frames": 1}
     for encoded in layout.encoded_frames(dataset):
         yield decode_frame(encoded, decoder, options, reading)
 

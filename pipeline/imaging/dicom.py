@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import header
@@ -21,7 +20,8 @@ from pipeline.imaging.geometry import pixel_spacing, slice_position
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
-from pipeline.imaging.layout import Layout, read_layout
+from pipeline.imaging.layout import MONOCHROME, Layout, read_layout
+from pipeline.imaging.palette import check_supplemental, look_up
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
 
 PREFIX = b"DICM"
@@ -84,7 +84,9 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
         dataset, syntax, notes = parse(content, reading.limits)
         uids, uid_notes = instance_uids(dataset, content)
-        file = _File(dataset, read_layout(dataset, syntax, reading.limits), uids, source, notes + uid_notes)
+        layout = read_layout(dataset, syntax, reading.limits)
+        overlay_notes = layout.bits.notes if layout.bits is not None else ()
+        file = _File(dataset, layout, uids, source, notes + uid_notes + overlay_notes)
     instance = hashlib.sha256()
     for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
@@ -140,13 +142,8 @@ def _grey(stored: NDArray[Any], file: _File) -> NDArray[Any]:
     colour = file.layout.photometric_interpretation
     if colour == "PALETTE COLOR":
         with translated("The colour palette of the DICOM file cannot be applied. Export the file again."):
-            stored = _look_up(stored, file.dataset)
+            stored = look_up(stored, file.dataset)
+    elif colour in MONOCHROME:
+        check_supplemental(stored, file.dataset)
     tolerance = TOLERANCE if colour.startswith("YBR") or file.layout.transfer_syntax in LOSSY else 0
     return stored if stored.ndim == 2 else to_grey(stored, tolerance)
-
-
-def _look_up(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-    """Apply the palette; pydicom 3.0.2 takes the words of its tables for little endian in files in big endian, too."""
-    looked_up = apply_color_lut(stored, dataset)
-    swapped = dataset.original_encoding[1] is False and "RedPaletteColorLookupTableData" in dataset
-    return looked_up.byteswap() if swapped else looked_up

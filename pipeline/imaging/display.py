@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
-from pipeline.imaging.header import Scope, code, item, items, number, numbers, texts, value
+from pipeline.imaging.header import Scope, as_signed, code, item, items, number, numbers, texts, value
 
 
 def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:
@@ -29,18 +29,35 @@ def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str
     """
     dataset = scope.dataset
     modality, modality_notes = _modality(scope)
-    voi, voi_notes = _voi(scope, explanation)
+    low, high = _stored_range(dataset)
+    voi, voi_notes = _voi(scope, explanation, negative=_lowest(modality, low, high) < 0)
     inverse = code(dataset, "PresentationLUTShape") == "INVERSE"
-    bits, signed = int(number(dataset, "BitsStored") or 16), number(dataset, "PixelRepresentation") == 1
-    low = -(2 ** (bits - 1)) if signed else 0
     made = Rendering(
         modality=modality,
         voi=voi,
         inverted=inverse or code(dataset, "PhotometricInterpretation") == "MONOCHROME1",
         padding=_padding(dataset),
-        full_range=(low, low + 2**bits - 1) if bits <= 8 else None,
+        full_range=(low, high) if high - low < 2**8 else None,
     )
     return made, modality_notes + voi_notes
+
+
+def _stored_range(dataset: Dataset) -> tuple[int, int]:
+    """Return the smallest and the largest value that Bits Stored (0028,0101) can hold."""
+    bits, signed = int(number(dataset, "BitsStored") or 16), _is_signed(dataset)
+    low = -(2 ** (bits - 1)) if signed else 0
+    return low, low + 2**bits - 1
+
+
+def _is_signed(dataset: Dataset) -> bool:
+    return number(dataset, "PixelRepresentation") == 1
+
+
+def _lowest(modality: Lut | Rescale, low: int, high: int) -> float:
+    """Return a bound of the modality values from below."""
+    if isinstance(modality, Lut):
+        return 0
+    return min(low * modality.slope, high * modality.slope) + modality.intercept
 
 
 def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
@@ -67,7 +84,7 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance."""
     table = item(scope.dataset, "ModalityLUTSequence")
     if table is not None:
-        return _lut(table), ()
+        return _lut(table, _is_signed(scope.dataset)), ()
     holder = scope.holder("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
     if holder is None:
         return Rescale(), ()
@@ -77,8 +94,11 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     return Rescale(1.0 if slope is None else slope, intercept or 0.0), ()
 
 
-def _voi(scope: Scope, explanation: str) -> tuple[Lut | Window | None, tuple[str, ...]]:
-    """Choose between the VOI LUTs and windows of the frame, or of the instance where the frame has none."""
+def _voi(scope: Scope, explanation: str, negative: bool) -> tuple[Lut | Window | None, tuple[str, ...]]:
+    """Choose between the VOI LUTs and windows of the frame, or of the instance where the frame has none.
+
+    `negative` says whether modality values can be negative.
+    """
     holder = scope.holder("FrameVOILUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth")
     if holder is None:
         return None, ()
@@ -92,7 +112,7 @@ def _voi(scope: Scope, explanation: str) -> tuple[Lut | Window | None, tuple[str
         notes = ("No VOI LUT or window of the file has the explanation that was asked for: the first was used.",)
     elif not wanted and len(candidates) > 1:
         notes = (f"The file has {len(candidates)} VOI LUTs or windows: the first was used.",)
-    return (_lut(chosen[1]) if isinstance(chosen[1], Dataset) else chosen[1]), notes
+    return (_lut(chosen[1], negative) if isinstance(chosen[1], Dataset) else chosen[1]), notes
 
 
 def _candidates(holder: Dataset) -> list[tuple[str, Dataset | Window]]:
@@ -113,13 +133,16 @@ def _normalised(explanation: str) -> str:
 
 
 def _padding(dataset: Dataset) -> tuple[float, float] | None:
-    first = number(dataset, "PixelPaddingValue")
-    last = number(dataset, "PixelPaddingRangeLimit")
-    return None if first is None else (min(first, first if last is None else last), max(first, first if last is None else last))
+    """Pixel Padding Value (0028,0120) and Pixel Padding Range Limit (0028,0121), the smaller one first."""
+    ends = [number(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if ends[0] is None:
+        return None
+    found = [as_signed(end, _is_signed(dataset)) for end in ends if end is not None]
+    return min(found), max(found)
 
 
-def _lut(table: Dataset) -> Lut:
-    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes."""
+def _lut(table: Dataset, negative: bool) -> Lut:
+    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes; `negative`: whether inputs can be."""
     descriptor = numbers(table, "LUTDescriptor")
     data = value(table, "LUTData")
     entries, first, bits = (int(one) for one in descriptor) if len(descriptor) == 3 else (0, 0, 0)
@@ -133,4 +156,4 @@ def _lut(table: Dataset) -> Lut:
         raise UnreadableError(
             Reason.INCONSISTENT, "A lookup table of the file contradicts LUT Descriptor (0028,3002). Export the file again."
         )
-    return Lut(looked_up & (2**bits - 1), first, bits)
+    return Lut(looked_up & (2**bits - 1), int(as_signed(first, negative)), bits)

@@ -31,10 +31,10 @@ class Scope:
         return next((one for one in candidates if one and any(value(one, key) is not None for key in keywords)), None)
 
 
-def value(dataset: Dataset, keyword: str) -> Any:
-    """Return an element's value, None where it is missing, empty or broken."""
+def value(dataset: Dataset, keyword: str | int) -> Any:
+    """Return an element's value, by its keyword or its tag; None where it is missing, empty or broken."""
     try:
-        found = dataset.get(keyword)
+        found = dataset.get(keyword) if isinstance(keyword, str) else dataset[keyword].value if keyword in dataset else None
     except Exception:
         return None
     return None if found is None or (isinstance(found, str | bytes | MultiValue) and len(found) == 0) else found
@@ -53,7 +53,7 @@ def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
     return sequence[index] if present else None
 
 
-def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+def numbers(dataset: Dataset, keyword: str | int) -> tuple[float, ...]:
     """Return an element's finite numbers, nothing where one of them is not."""
     found = value(dataset, keyword)
     several = found if isinstance(found, MultiValue | list | tuple) else () if found is None else (found,)
@@ -64,7 +64,7 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     return converted if np.isfinite(converted).all() else ()
 
 
-def number(dataset: Dataset, keyword: str) -> float | None:
+def number(dataset: Dataset, keyword: str | int) -> float | None:
     """Return an element's first number."""
     return next(iter(numbers(dataset, keyword)), None)
 
@@ -87,6 +87,11 @@ def code(dataset: Dataset, keyword: str) -> str:
     found = value(dataset, keyword)
     text = str(found[0] if isinstance(found, MultiValue) else found or "").strip().upper()
     return text if _CODE.fullmatch(text) else ""
+
+
+def as_signed(word: float, signed: bool) -> float:
+    """Return the first input value of a table or a padding value where such may be negative: some files write it unsigned."""
+    return word - 2**16 if signed and word >= 2**15 else word
 
 
 def laterality(scope: Scope) -> str:

@@ -7,13 +7,15 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import DECODER_DEPENDENCIES, check_encoded
+from pipeline.imaging.bits import Bits, overlay_bits
+from pipeline.imaging.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
 from pipeline.imaging.fragments import encoded_frames
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.header import code, number, value
 from pipeline.records import Limits
 
-GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+GREY = (*MONOCHROME, "PALETTE COLOR")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
 """Elements that hold pixels (PS3.3 C.7.6.3, C.7.6.24, C.7.6.25), with the Bits Allocated (0028,0100) that octray reads."""
@@ -21,7 +23,7 @@ PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleF
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the pixel data are laid out; checked, so that no half-valid one exists."""
+    """How the pixel data are laid out; checked, so that no half-valid one exists. Pixels in floating point have no `bits`."""
 
     keyword: str
     rows: int
@@ -29,6 +31,7 @@ class Layout:
     frames: int
     samples: int
     bits_allocated: int
+    bits: Bits | None
     photometric_interpretation: str
     transfer_syntax: UID
 
@@ -59,6 +62,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
         frames=_required(dataset, "NumberOfFrames") if value(dataset, "NumberOfFrames") is not None else 1,
         samples=_required(dataset, "SamplesPerPixel"),
         bits_allocated=_required(dataset, "BitsAllocated"),
+        bits=_bits(dataset) if keyword == "PixelData" else None,
         photometric_interpretation=code(dataset, "PhotometricInterpretation"),
         transfer_syntax=syntax,
     )
@@ -84,19 +88,19 @@ def _required(dataset: Dataset, keyword: str) -> int:
     return int(found)
 
 
+def _bits(dataset: Dataset) -> Bits:
+    stored, high = _required(dataset, "BitsStored"), number(dataset, "HighBit")
+    return Bits(_required(dataset, "BitsAllocated"), stored, stored - 1 if high is None else int(high), overlay_bits(dataset))
+
+
 def _check_header(dataset: Dataset, layout: Layout) -> None:
     faults = []
     if layout.frames < 1:
         faults.append(f"Number of Frames is {layout.frames}")
     if layout.bits_allocated not in PIXEL_KEYWORDS[layout.keyword]:
         faults.append(f"Bits Allocated is {layout.bits_allocated}")
-    if layout.keyword == "PixelData":
-        stored = _required(dataset, "BitsStored")
-        if not 1 <= stored <= layout.bits_allocated:
-            faults.append(f"Bits Stored is {stored} of {layout.bits_allocated} allocated")
-        high = number(dataset, "HighBit")
-        if high is not None and high != stored - 1:
-            faults.append(f"High Bit is {high:g} with {stored} bits stored, which should end at {stored - 1}")
+    if layout.bits is not None:
+        faults += _bit_faults(layout.bits, movable=layout.transfer_syntax not in CODESTREAMS)
         if _required(dataset, "PixelRepresentation") not in (0, 1):
             faults.append("Pixel Representation is neither 0 nor 1")
     expected = 3 if layout.photometric_interpretation in COLOUR else 1
@@ -114,6 +118,16 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
         raise UnreadableError(
             Reason.INCONSISTENT, f"The DICOM header contradicts itself: {'; '.join(faults)}. Export it again."
         )
+
+
+def _bit_faults(bits: Bits, movable: bool) -> list[str]:
+    """Say what is wrong with Bits Stored and High Bit; only uncompressed pixels and RLE can have bits under the stored ones."""
+    if not 1 <= bits.stored <= bits.allocated:
+        return [f"Bits Stored is {bits.stored} of {bits.allocated} allocated"]
+    highest = bits.allocated - 1 if movable else bits.stored - 1
+    if not bits.stored - 1 <= bits.high <= highest:
+        return [f"High Bit is {bits.high} with {bits.stored} bits stored, which should end at {bits.stored - 1}"]
+    return []
 
 
 def _check_native(length: int, layout: Layout) -> None:
