@@ -11,6 +11,7 @@ from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.codestream import check_codestream
+from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
 from pipeline.imaging.rle import decode_rle, rle_segments
 
 PLUGIN = "imagecodecs"
@@ -53,11 +54,15 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
         return bytearray(decode_rle(encoded, pixels, runner.samples_per_pixel, runner.bits_allocated))
     expected = (runner.rows, runner.columns, runner.samples_per_pixel)
     check_codestream(encoded, *expected, runner.bits_allocated)
-    array = _decode(encoded, runner)
-    if array.shape != (expected if expected[2] > 1 else expected[:2]):
-        raise UnreadableError(
-            Reason.INCONSISTENT, "The compressed image holds another picture than its header says. Export the file again."
-        )
+    array = _reduced(encoded, runner)
+    if array is None:
+        array = _decode(encoded, runner)
+        if array.shape != (expected if expected[2] > 1 else expected[:2]):
+            raise UnreadableError(
+                Reason.INCONSISTENT, "The compressed image holds another picture than its header says. Export the file again."
+            )
+    runner.set_option("rows", array.shape[0])
+    runner.set_option("columns", array.shape[1])
     if runner.samples_per_pixel > 1:
         runner.set_option("planar_configuration", 0)
     container = np.dtype(f"<{array.dtype.kind}{runner.bits_allocated // 8}") if runner.bits_allocated >= 8 else np.dtype("u1")
@@ -87,6 +92,18 @@ def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits
         rle_segments(encoded, shape[2] * max(1, bits_allocated // 8))
     else:
         check_codestream(encoded, *shape, bits_allocated)
+
+
+def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None:
+    """Decode at a reduced resolution where that is asked for and possible."""
+    side, stored = runner.get_option("side"), Stored(runner.bits_stored, runner.pixel_representation == 1)
+    if side is None or runner.photometric_interpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        return None
+    if runner.transfer_syntax in JPEG_2000:
+        return decode_jpeg_2000(encoded, side, stored)
+    if runner.transfer_syntax in JPEG and stored == Stored(8, signed=False):
+        return decode_jpeg(encoded, side)
+    return None
 
 
 def _decode(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import header
-from pipeline.imaging.codecs import LOSSY
+from pipeline.imaging.codecs import JPEG_2000, LOSSY
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.decoding import stored_values
@@ -22,10 +22,20 @@ from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.layout import MONOCHROME, Layout, read_layout
 from pipeline.imaging.palette import check_supplemental, look_up
+from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
 
 PREFIX = b"DICM"
 PREAMBLE = 128
+_TABLES = (
+    "PixelPaddingValue",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "RedPaletteColorLookupTableDescriptor",
+)
+"""Padding and lookup tables, and the groups in which an enhanced object may have them for each frame."""
 _VALUE_REPRESENTATIONS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
@@ -88,11 +98,19 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         overlay_notes = layout.bits.notes if layout.bits is not None else ()
         file = _File(dataset, layout, uids, source, notes + uid_notes + overlay_notes)
     instance = hashlib.sha256()
+    reading = replace(reading, side=None) if _needs_all_pixels(dataset) else reading
     for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(file, number, stored, reading)
-            instance.update(np.ascontiguousarray(stored).data)
-        yield replace(frame, instance_sha256=instance.hexdigest()) if number == file.layout.frames else frame
+            if frame.stored_sha256:
+                instance.update(np.ascontiguousarray(stored).data)
+        is_last = frame.stored_sha256 and number == file.layout.frames
+        yield replace(frame, instance_sha256=instance.hexdigest()) if is_last else frame
+
+
+def _needs_all_pixels(dataset: Dataset) -> bool:
+    """Say whether values between two stored values could mean something that neither of the two means."""
+    return any(keyword in dataset for keyword in _TABLES)
 
 
 def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> Frame:
@@ -102,19 +120,28 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
     grey = _grey(stored, file)
     way, notes = _rendering(file, scope, grey, reading.voi_explanation)
     pixels, grey_notes = render(grey, way)
+    whole, decoded = (file.layout.rows, file.layout.columns), (pixels.shape[0], pixels.shape[1])
+    hashed = reading.hashes and whole == decoded
     return Frame(
         pixels=pixels,
         key=InstanceKey(*file.uids, number),
         source=file.source,
-        pixel_sha256=pixel_sha256(grey),
+        pixel_sha256=pixel_sha256(grey) if hashed else "",
         laterality=header.laterality(scope),
         pixel_spacing_mm=pixel_spacing(scope),
         slice_position_mm=slice_position(scope),
-        stored_sha256=stored_sha256(stored),
+        stored_sha256=stored_sha256(stored) if hashed else "",
         stored_range=(float(stored.min()), float(stored.max())),
+        whole_shape=None if whole == decoded else whole,
+        whole_box=None if whole == decoded else _whole_box(file.layout, decoded),
         notes=file.notes + notes + grey_notes,
         **_of_instance(file),
     )
+
+
+def _whole_box(layout: Layout, decoded: tuple[int, int]) -> tuple[float, float, float, float]:
+    offset = JPEG_2000_OFFSET if layout.transfer_syntax in JPEG_2000 else JPEG_OFFSET
+    return whole_box((layout.rows, layout.columns), decoded, offset)
 
 
 def _of_instance(file: _File) -> dict[str, Any]:

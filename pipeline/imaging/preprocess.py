@@ -1,15 +1,21 @@
 """From a frame's pixels to the input of the network: white borders, size and aspect ratio; the same in training and serving."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from pipeline.imaging.borders import mask_white_borders
-from pipeline.records import Fit, FloatArray, Preprocessing
+from pipeline.records import Fit, FloatArray, Limits, Preprocessing, Reading
+
+Box = tuple[float, float, float, float]
 
 FOCUS = 0.7
 """Side of the square that `Fit.FOCUS` shows, as a part of the frame's shorter side; DECISIONS.md says what was measured."""
+
+MARGIN = 1.5
+"""Pixels that a frame is decoded with for every one that the network sees; DECISIONS.md says what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Placement:
     columns: float
 
 
-def placement(rows: int, columns: int, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
+def placement(rows: float, columns: float, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
     """Say where a frame of `rows` x `columns` pixels comes to lie on the network's grid.
 
     With `Fit.PAD` all four values are whole numbers, and no side is shorter than one pixel, however long the frame is. `height`
@@ -62,7 +68,25 @@ def _height(pixels: FloatArray) -> float:
     return float((np.arange(len(brightness)) + 0.5) @ brightness / total / len(brightness)) if total > 0 else 0.5
 
 
-def prepare(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
+def reading_for(preprocessing: Preprocessing, limits: Limits, shown: int = 0) -> Reading:
+    """Say how files are to be read for a network: at the resolution that it needs, where a codec can, and without hashes.
+
+    Parameters
+    ----------
+    preprocessing
+        As it stands in the bundle. Frames are read whole where it says so, and where it looks at single pixels: for white
+        borders, and for the height at which a frame is bright.
+    limits
+        What one file may demand.
+    shown
+        How many pixels the shorter side of a frame needs besides for a person who is to see it.
+    """
+    whole = preprocessing.exact_decoding or preprocessing.mask_white_borders or preprocessing.fit is Fit.FOCUS
+    side = None if whole else max(math.ceil(MARGIN * preprocessing.size), shown)
+    return Reading(limits, side, preprocessing.voi_explanation, hashes=False)
+
+
+def prepare(pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | None = None) -> FloatArray:
     """Bring a frame onto the network's grid.
 
     Parameters
@@ -71,6 +95,8 @@ def prepare(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
         float32 array of shape (rows, columns) in [0, 1].
     preprocessing
         As it stands in the bundle.
+    whole_box
+        As in `Frame`: top, left, rows and columns of the whole frame on `pixels`; None where they are the whole frame.
 
     Returns
     -------
@@ -82,34 +108,53 @@ def prepare(pixels: FloatArray, preprocessing: Preprocessing) -> FloatArray:
         pixels = mask_white_borders(pixels)
     size = preprocessing.size
     grid = np.zeros((1, size, size), np.float32)
+    if whole_box is None:
+        whole_box = (0, 0, *pixels.shape)
+    else:
+        pixels = np.pad(pixels, ((0, 1), (0, 1)), mode="edge")  # the box may reach a part of a pixel beyond
     if preprocessing.fit is not Fit.PAD:
-        grid[0] = _resize(_shown_square(pixels, preprocessing.fit), size, size)
+        grid[0] = _resize(*_cut(pixels, _shown_square(pixels, whole_box, preprocessing.fit)), size, size)
         return grid
-    box = placement(pixels.shape[0], pixels.shape[1], preprocessing)
+    box = placement(whole_box[2], whole_box[3], preprocessing)
     top, left, rows, columns = (int(value) for value in (box.top, box.left, box.rows, box.columns))
-    grid[0, top : top + rows, left : left + columns] = _resize(pixels, rows, columns)
+    grid[0, top : top + rows, left : left + columns] = _resize(pixels, whole_box, rows, columns)
     return grid
 
 
-def _shown_square(pixels: FloatArray, fit: Fit) -> FloatArray:
-    """Cut the square out of a frame that the network sees, black where it reaches beyond the frame."""
-    rows, columns = pixels.shape
-    top, left, side = _square(rows, columns, fit, _height(pixels) if fit is Fit.FOCUS else 0.5)
-    above, below = max(0, -top), max(0, top + side - rows)
-    shown = pixels[max(0, top) : top + side, left : left + side]
-    return np.pad(shown, ((above, below), (0, 0))) if above or below else shown
+def _shown_square(pixels: FloatArray, whole_box: Box, fit: Fit) -> Box:
+    """Return the square of a frame that the network sees, as a box on `pixels`."""
+    height = _height(pixels) if fit is Fit.FOCUS else 0.5
+    top, left, side = _square(whole_box[2], whole_box[3], fit, height)
+    return whole_box[0] + top, whole_box[1] + left, side, side
 
 
-def _square(rows: int, columns: int, fit: Fit, height: float) -> tuple[int, int, int]:
+def _cut(pixels: FloatArray, box: Box) -> tuple[FloatArray, Box]:
+    """Cut out the pixels that a box touches, black above and below the frame; return them with the box on them."""
+    first, last = math.floor(box[0]), math.ceil(box[0] + box[2])
+    start, end = math.floor(box[1]), math.ceil(box[1] + box[3])
+    above, below = max(0, -first), max(0, last - pixels.shape[0])
+    shown = pixels[max(0, first) : last, start:end]
+    shown = np.pad(shown, ((above, below), (0, 0))) if above or below else shown
+    return shown, (box[0] - first, box[1] - start, box[2], box[3])
+
+
+def _square(rows: float, columns: float, fit: Fit, height: float) -> tuple[float, float, float]:
     """Return top, left and side of the square that is shown, in pixels of the frame; it may reach above or below the frame."""
     side = min(rows, columns)
     if fit is Fit.CROP:
-        return (rows - side) // 2, (columns - side) // 2, side
+        return _half(rows - side), _half(columns - side), side
     side = max(1, round(FOCUS * side))
-    return round(height * rows - side / 2), (columns - side) // 2, side
+    return round(height * rows - side / 2), _half(columns - side), side
 
 
-def _resize(pixels: FloatArray, rows: int, columns: int) -> FloatArray:
+def _half(margin: float) -> float:
+    """Halve a margin: one in pixels of the file to whole pixels, one in pixels of a reduced resolution to what it is."""
+    return margin // 2 if isinstance(margin, int) else margin / 2
+
+
+def _resize(pixels: FloatArray, box: Box, rows: int, columns: int) -> FloatArray:
+    top, left, tall, wide = box
     image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
-    resized: FloatArray = np.clip(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)), 0, 1)
+    edges = (left, top, left + wide, top + tall)
+    resized: FloatArray = np.clip(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, box=edges)), 0, 1)
     return resized

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from pipeline.imaging.codestream import codestream_shape
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
-from pipeline.imaging.identity import derived_uid, pixel_sha256
+from pipeline.imaging.identity import derived_uid, pixel_sha256, stored_sha256
+from pipeline.imaging.reduced import JPEG_OFFSET, decode_jpeg, whole_box
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Reading
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -53,8 +55,16 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
             notes += (f"The file asks to be turned or mirrored (EXIF orientation {orientation}); the pixels are as stored.",)
         if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I;16", "I;16B"):
             notes += ("The file has 16 bits in each colour channel; 8 of them were read.",)
-        stored = _picture_values(_load(image), TOLERANCE if content.startswith(JPEG) else 0)
-    yield _frame(content, source, 1, stored, notes=notes)
+        stored = _reduced(content, reading)
+        if stored is None:
+            stored = _picture_values(_load(image))
+        file = _File(content, source, 1, (image.height, image.width), reading.hashes)
+        frame = _frame(file, 1, stored, _grey(stored, TOLERANCE if content.startswith(JPEG) else 0))
+    yield replace(frame, notes=notes + frame.notes)
+
+
+def _reduced(content: bytes, reading: Reading) -> NDArray[Any] | None:
+    return decode_jpeg(content, reading.side) if reading.side is not None and content.startswith(JPEG) else None
 
 
 def _announced_size(content: bytes) -> tuple[int, int]:
@@ -75,7 +85,7 @@ def _load(image: Image.Image) -> Image.Image:
     return image
 
 
-def _picture_values(image: Image.Image, tolerance: int) -> NDArray[Any]:
+def _picture_values(image: Image.Image) -> NDArray[Any]:
     mode = _MODES.get(image.mode)
     if mode is None:
         raise UnreadableError(
@@ -83,8 +93,7 @@ def _picture_values(image: Image.Image, tolerance: int) -> NDArray[Any]:
         )
     if image.has_transparency_data:
         mode = "LA" if mode == "L" else "RGBA" if mode == "RGB" else mode
-    array = np.asarray(image if image.mode == mode else image.convert(mode))
-    return _grey(array, tolerance)
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
@@ -105,10 +114,10 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
     """
     damaged = "The TIFF file is damaged and cannot be decoded. Copy or export it again."
     with translated(damaged):
-        file = tifffile.TiffFile(io.BytesIO(content))
-    with file:
+        tiff = tifffile.TiffFile(io.BytesIO(content))
+    with tiff:
         with translated(damaged):
-            every: list[Any] = [file.pages.get(index) for index in range(len(file.pages))]
+            every: list[Any] = [tiff.pages.get(index) for index in range(len(tiff.pages))]
             pages = [page for page in every if not page.is_reduced]
             if not pages:
                 raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
@@ -116,7 +125,10 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
                 _check_page(page, len(content), len(pages), reading.limits)
         for number, page in enumerate(pages, 1):
             with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
-                frame = _frame(content, source, number, _page_values(page), inverted=page.photometric.name == "MINISWHITE")
+                stored = _page_values(page)
+                grey = _grey(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
+                file = _File(content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
+                frame = _frame(file, number, stored, grey, inverted=page.photometric.name == "MINISWHITE")
             yield frame
 
 
@@ -146,22 +158,38 @@ def _page_values(page: Any) -> NDArray[Any]:
         raise UnreadableError(
             Reason.INCONSISTENT, "A page of the TIFF file holds values that are not numbers. Export it again."
         )
-    return _grey(array, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
+    return array
 
 
-def _frame(
-    content: bytes, source: str, number: int, stored: NDArray[Any], notes: tuple[str, ...] = (), inverted: bool = False
-) -> Frame:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file with one picture, or with several of which `shape` is that of the one in question."""
+
+    content: bytes
+    source: str
+    frames: int
+    shape: tuple[int, int]
+    hashes: bool
+
+
+def _frame(file: _File, number: int, stored: NDArray[Any], grey: NDArray[Any], inverted: bool = False) -> Frame:
     """Make a frame: up to 8 bits are shown over their whole range, anything wider between percentiles."""
-    if stored.dtype == bool:
-        stored = stored.astype(np.uint8) * np.uint8(255)
-    full_range = (0.0, 255.0) if stored.dtype == np.uint8 else None
-    pixels, grey_notes = render(stored, Rendering(inverted=inverted, full_range=full_range))
-    uids = [derived_uid(content, role) for role in ("study", "series", "instance")]
-    return Frame(
+    if grey.dtype == bool:
+        grey = grey.astype(np.uint8) * np.uint8(255)
+    full_range = (0.0, 255.0) if grey.dtype == np.uint8 else None
+    pixels, notes = render(grey, Rendering(inverted=inverted, full_range=full_range))
+    uids = [derived_uid(file.content, role) for role in ("study", "series", "instance")]
+    frame = Frame(
         pixels=pixels,
         key=InstanceKey(uids[0], uids[1], uids[2], number),
-        source=source,
-        pixel_sha256=pixel_sha256(stored),
-        notes=notes + grey_notes,
+        source=file.source,
+        pixel_sha256="",
+        number_of_frames=file.frames,
+        stored_range=(float(stored.min()), float(stored.max())),
+        notes=notes,
     )
+    if (decoded := (pixels.shape[0], pixels.shape[1])) != file.shape:
+        return replace(frame, whole_shape=file.shape, whole_box=whole_box(file.shape, decoded, JPEG_OFFSET))
+    if not file.hashes:
+        return frame
+    return replace(frame, pixel_sha256=pixel_sha256(grey), stored_sha256=stored_sha256(stored))

@@ -1,0 +1,177 @@
+"""Decodes JPEG 2000 and JPEG pictures at a half, a quarter ... of their resolution, which costs a fraction of the time.
+
+The samples of a reduced picture do not lie where a plain division by the factor would put them, so whoever resizes one has to
+ask `whole_box` where the whole picture lies on it; without that the error is several times as large (DECISIONS.md).
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Jpeg2KImagePlugin, JpegImagePlugin
+
+Values = NDArray[Any]
+Box = tuple[float, float, float, float]
+
+JPEG_2000_OFFSET = 0.5
+"""The low-pass samples of a wavelet transformation lie at every second pixel's centre, the first at the first (T.800 F.3)."""
+JPEG_OFFSET = 0.0
+"""A scaled inverse DCT gives averages of blocks, which begin at the corner of the first pixel (T.81 A.3.3)."""
+_JPEG_LEVELS = 3
+_SOC, _SIZ, _CAP, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF50, 0xFF52, 0xFF53, 0xFF90
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How the header says that grey pixels are stored: Bits Stored (0028,0101) and Pixel Representation (0028,0103)."""
+
+    bits: int
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Wavelets:
+    """The main header of a JPEG 2000 codestream of one component that starts at the origin of its grid."""
+
+    rows: int
+    columns: int
+    stored: Stored
+    levels: int
+    high_throughput: bool
+
+
+def levels(shape: tuple[int, int], side: int) -> int:
+    """Return how often a picture of `shape` can be halved so that its shorter side keeps at least `side` pixels."""
+    return max(0, (min(shape) // max(1, side)).bit_length() - 1)
+
+
+def reduced_shape(shape: tuple[int, int], count: int) -> tuple[int, int]:
+    """Return rows and columns after `count` halvings; every decoder rounds up."""
+    return -(-shape[0] >> count), -(-shape[1] >> count)
+
+
+def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -> Box:
+    """Say where a whole picture lies on its reduced one.
+
+    Parameters
+    ----------
+    whole
+        Rows and columns of the picture.
+    decoded
+        Those of the reduced picture.
+    offset
+        `JPEG_2000_OFFSET` or `JPEG_OFFSET`: place of the first sample, in pixels of the whole picture.
+
+    Returns
+    -------
+    Box
+        Top, left, rows and columns, in pixels of the reduced picture; it reaches beyond it by less than one.
+
+    Raises
+    ------
+    ValueError
+        Where the reduced picture has another shape than halving gives.
+    """
+    count = next((count for count in range(33) if reduced_shape(whole, count) == decoded), None)
+    if count is None:
+        raise ValueError(f"A picture of {whole} cannot be halved to {decoded}.")
+    start = offset - offset / 2**count
+    return start, start, whole[0] / 2**count, whole[1] / 2**count
+
+
+def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None:
+    """Decode a grey JPEG 2000 or HTJ2K codestream at the lowest resolution whose shorter side has at least `side` pixels.
+
+    Parameters
+    ----------
+    encoded
+        The codestream, without the boxes of a JP2 file.
+    side
+        Least pixels of the shorter side.
+    stored
+        What the header says of the pixels.
+
+    Returns
+    -------
+    Values or None
+        Integers of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None where the picture has to be decoded whole: it is
+        small or damaged, has too few resolution levels, is not grey, or its samples are not stored as the header says.
+    """
+    try:
+        found = _wavelets(encoded)
+        count = min(found.levels, levels((found.rows, found.columns), side)) if found else 0
+        if found is None or count == 0 or found.stored != stored or stored.bits > 16:
+            return None
+        values = _openjph(encoded, count) if found.high_throughput else _openjpeg(encoded, count, found)
+    except Exception:  # whatever a decoder raises on damaged bytes, decoding the picture whole says it in octray's words
+        return None
+    return values if values.shape == reduced_shape((found.rows, found.columns), count) else None
+
+
+def _openjph(encoded: bytes, count: int) -> Values:
+    values: Values = imagecodecs.htj2k_decode(encoded, skipres=count)
+    return values
+
+
+def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
+    """Decode by way of Pillow, and undo that Pillow shifts samples to 8 or 16 bits and makes signed ones positive."""
+    image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded))
+    rows, columns = reduced_shape((found.rows, found.columns), count)
+    # Pillow's own `reduce` rounds the size to the nearest where OpenJPEG rounds up, and then fails.
+    image._size = (columns, rows)
+    image.tile = [image.tile[0]._replace(extents=(0, 0, columns, rows), args=("j2k", count, 0, -1, len(encoded)))]
+    shifted = np.asarray(image)
+    bits = found.stored.bits
+    values: Values = shifted >> (8 * shifted.itemsize - bits)
+    if found.stored.signed:
+        values = (values.astype(np.int32) - 2 ** (bits - 1)).astype(f"i{shifted.itemsize}")
+    return values
+
+
+def _wavelets(encoded: bytes) -> _Wavelets | None:
+    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2; 15444-15 for CAP); None where it is not a plain one."""
+    segments = list(_segments(encoded))
+    siz = next((body for marker, body in segments if marker == _SIZ), b"")
+    counts = [body[5] for marker, body in segments if marker == _COD] + [body[2] for marker, body in segments if marker == _COC]
+    columns, rows, left, top = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
+    if siz[34:36] != b"\0\1" or siz[37:39] != b"\1\1" or left or top or not counts:
+        return None
+    stored = Stored(bits=(siz[36] & 0x7F) + 1, signed=siz[36] >= 0x80)
+    return _Wavelets(rows, columns, stored, min(counts), any(marker == _CAP for marker, _ in segments))
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and body of the segments of the main header."""
+    at = 2 if encoded.startswith(_SOC) else len(encoded)
+    while at + 4 <= len(encoded):
+        marker, length = (int.from_bytes(encoded[at + offset : at + offset + 2], "big") for offset in (0, 2))
+        if marker == _SOT or length < 2:
+            return
+        yield marker, encoded[at + 4 : at + 2 + length]
+        at += 2 + length
+
+
+def decode_jpeg(encoded: bytes, side: int) -> Values | None:
+    """Decode a grey JPEG of 8 bits at 1/2, 1/4 or 1/8 of its resolution, with at least `side` pixels on its shorter side.
+
+    Returns
+    -------
+    Values or None
+        uint8 array of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None where the picture has to be decoded whole: it is
+        small or damaged, is not grey, or is a JPEG of another kind.
+    """
+    try:
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
+        shape = image.height, image.width
+        count = min(_JPEG_LEVELS, levels(shape, side))
+        if count == 0 or image.mode != "L":
+            return None
+        image.draft("L", (shape[1] >> count, shape[0] >> count))
+        values = np.asarray(image)
+    except Exception:  # as above
+        return None
+    return values if values.shape == reduced_shape(shape, count) else None
