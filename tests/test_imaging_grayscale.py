@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.sequence import Sequence
 
+from pipeline.errors import UnreadableError
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window, apply_range, apply_window, render
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dataset, make_dicom
@@ -218,3 +219,62 @@ def test_values_outside_a_table_take_its_ends() -> None:
     lut = Lut(np.array([10, 20, 30]), 5, 8)
     grey, _ = render(np.array([[0, 5, 6, 7, 99]]), Rendering(Rescale(), lut))
     np.testing.assert_allclose(grey * 255, [[10, 10, 20, 30, 30]], atol=1e-4)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_of_whole_files_are_pydicoms(function: str) -> None:
+    stored = np.arange(-600, 600, dtype=np.int16).reshape(30, 40)
+    window = {"WindowCenter": [40, 0], "WindowWidth": [400, 1000], "VOILUTFunction": function}
+    pixels = read_one(stored, RescaleSlope=2, RescaleIntercept=-100, **window)
+    dataset = make_dataset(stored, RescaleSlope=2, RescaleIntercept=-100, **window)
+    shown = apply_voi_lut(apply_modality_lut(stored, dataset), dataset, index=0)
+    low, high = -32768 * 2 - 100, 32767 * 2 - 100
+    np.testing.assert_allclose(pixels, (shown - low) / (high - low), atol=1e-5)
+
+
+@pytest.mark.parametrize(("vr", "first"), [("SS", -600), ("US", 65536 - 600)])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_voi_lut_of_negative_values_is_read_however_its_start_is_written(vr: str, first: int, rescaled: bool) -> None:
+    values = np.arange(-600, 600, dtype=np.int16).reshape(30, 40)
+    stored = (values + 1000).astype(np.uint16) if rescaled else values
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1000} if rescaled else {}
+    lut = make_lut(np.arange(1200, dtype=np.uint16), first, 16, vr)
+    pixels = read_one(stored, VOILUTSequence=Sequence([lut]), **rescale)
+    np.testing.assert_allclose(pixels, (values + 600) / 65535, atol=1e-6)
+
+
+def test_a_voi_lut_of_large_values_starts_where_it_says() -> None:
+    stored = np.arange(40000, 41200, dtype=np.uint16).reshape(30, 40)
+    lut = make_lut(np.arange(1200, dtype=np.uint16), 40000, 16)
+    np.testing.assert_allclose(read_one(stored, VOILUTSequence=Sequence([lut])), (stored - 40000.0) / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [-2000, 63536])
+def test_padding_of_signed_pixels_is_found_however_it_is_written(padding: int) -> None:
+    stored = np.full((40, 50), -2000, np.int16)
+    stored[:20] = np.arange(1000).reshape(20, 50)
+    dataset = make_dataset(stored)
+    dataset.add_new(0x00280120, "SS" if padding < 0 else "US", padding)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    (frame,) = read_frames_from_bytes(buffer.getvalue(), "a.dcm")
+    low, high = np.percentile(stored[:20], (0.5, 99.5))
+    np.testing.assert_allclose(frame.pixels, np.clip((stored.astype(float) - low) / (high - low), 0, 1), atol=1e-5)
+
+
+def test_presentation_lut_shape_identity_says_nothing_about_monochrome1() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = read_one(ramp, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY")
+    np.testing.assert_allclose(pixels, 1 - ramp / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"WindowCenter": 0, "WindowWidth": 1e308}, {"RescaleSlope": 1e308}])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_values_beyond_what_can_be_computed_are_refused(overrides: dict[str, float]) -> None:
+    dataset = make_dataset(np.zeros((10, 10), np.uint64), **overrides)
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    dataset.DoubleFloatPixelData = (np.linspace(-1, 1, 100) * 1.7e308).tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    with pytest.raises(UnreadableError, match="could not be brought to grey levels"):
+        list(read_frames_from_bytes(buffer.getvalue(), "a.dcm"))

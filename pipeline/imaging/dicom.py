@@ -119,7 +119,8 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
     scope = header.Scope.of(file.dataset, number - 1)
     grey = _grey(stored, file)
     way, notes = _rendering(file, scope, grey, reading.voi_explanation)
-    pixels, grey_notes = render(grey, way)
+    with np.errstate(over="raise", invalid="raise"):
+        pixels, grey_notes = render(grey, way)
     whole, decoded = (file.layout.rows, file.layout.columns), (pixels.shape[0], pixels.shape[1])
     hashed = reading.hashes and whole == decoded
     return Frame(
