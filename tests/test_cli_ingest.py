@@ -105,4 +105,4 @@ def test_no_readable_study_writes_no_index(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("not DICOM")
     with pytest.raises(InputError, match="no readable study"):
         run_ingest(str(tmp_path), "--out", str(tmp_path / "index"))
-    assert not (tmp_path / "index").exists()
+    assert not (tmp_path / "index" / "index.json").exists()

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.ingest.build import NO_LABEL, Rules, build_index
+from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.index import Index
 from pipeline.ingest.phantom import write_phantom
+from pipeline.ingest.verdict import NO_LABEL
 from pipeline.records import Split
 from tests.builders import make_dicom
 

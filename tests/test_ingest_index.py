@@ -109,7 +109,7 @@ def test_frames_that_name_no_patient_are_counted() -> None:
         ("index.json", None, "is not an index: it has no readable index.json"),
         ("index.json", b"{", "The index.json of index set is damaged"),
         ("index.json", b"[]", "The index.json of index set is damaged"),
-        ("index.json", b'{"schema_version": 2}', "has schema version 2; this octray reads up to 1. Install a newer octray"),
+        ("index.json", b'{"schema_version": 3}', "has schema version 3; this octray reads up to 2. Install a newer octray"),
         ("index.json", b'{"schema_version": 1}', "The index set is damaged"),
         ("frames.parquet", None, "is not whole"),
         ("frames.parquet", b"PAR1", "The file frames.parquet of index set was altered or cut"),

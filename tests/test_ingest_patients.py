@@ -1,12 +1,11 @@
 """Patient keys: patterns on paths, and identifiers that leave no trace."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms, read_patient_id
+from pipeline.ingest.patients import hash_patient, keys_from_paths, parse_patient_pattern, pseudonyms, read_patient_id
 from tests.builders import make_dicom
 
 
@@ -48,12 +47,18 @@ def test_files_that_a_pattern_does_not_match_are_counted() -> None:
         keys_from_paths(re.compile(r"^(\d+)?/?"), ["1/a.png", "x/b.png", "y/c.png"])
 
 
-def test_the_identifier_is_read_without_its_padding(tmp_path: Path) -> None:
-    path = tmp_path / "image.dcm"
-    path.write_bytes(make_dicom(PatientID=" 007 "))
-    assert read_patient_id(path) == "007"
-    path.write_bytes(make_dicom(PatientID=None))
-    assert read_patient_id(path) == ""
+def test_the_identifier_is_read_without_its_padding() -> None:
+    assert read_patient_id(make_dicom(PatientID=" 007 ")) == "007"
+    assert read_patient_id(make_dicom(PatientID=None)) == ""
+    assert read_patient_id(b"no DICOM") == ""
+
+
+def test_the_hash_of_an_identifier_is_an_hmac() -> None:
+    # RFC 4231, test case 2
+    assert hash_patient("what do ya want for nothing?", b"Jefe") == (
+        "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    )
+    assert hash_patient("", b"Jefe") == ""
 
 
 def test_pseudonyms_are_numbers_in_the_order_of_the_files() -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.ingest.index import Index
+    from pipeline.ingest.reading import How
 
 HELP = "read studies and their labels into an index, patients divided into four splits"
 EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="70/10/10/10", help="percent of patients for train/tune/calibration/test (default 70/10/10/10)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which patients go where (default 0)")
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="configuration whose sections limits, quality and data say which files and frames are taken "
+        "(default: no frame is refused for its quality)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,17 +46,35 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline.cli.progress import bar
-    from pipeline.ingest.build import NO_LABEL, Rules, build_index
-    from pipeline.ingest.index import write_index
+    from pipeline.ingest.build import Rules, build_index
+    from pipeline.ingest.index import difference, write_index
     from pipeline.ingest.splits import parse_percent
+    from pipeline.ingest.verdict import NO_LABEL
 
     rules = Rules(args.labels, args.label_from == "folder", args.patient_key, parse_percent(args.split), args.seed)
-    built, note = build_index(args.sources, rules, bar)
-    index = write_index(args.out, built)
     console = Console(stderr=True)
+    try:
+        built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out)
+    except KeyboardInterrupt:
+        console.print("What was read so far is kept: the same command goes on from there.", markup=False, highlight=False)
+        raise
+    replaced = difference(args.out, built)
+    index = write_index(args.out, built)
     _show_counts(console, index)
-    _show_notes(console, index, note)
+    _show_notes(console, index, [note, replaced])
     return int(any(row.reason != NO_LABEL for row in index.quarantine))
+
+
+def _how(config: str | None) -> "How":
+    from pipeline.ingest.reading import How
+
+    if config is None:
+        return How()
+    from pipeline.config import load_config
+    from pipeline.records import Reading
+
+    settings = load_config(config)
+    return How(Reading(settings.limits.limits(), None, settings.preprocessing.voi_explanation), settings.gate())
 
 
 def _show_counts(console: "Console", index: "Index") -> None:
@@ -67,10 +92,10 @@ def _show_counts(console: "Console", index: "Index") -> None:
     console.print(table)
 
 
-def _show_notes(console: "Console", index: "Index", note: str) -> None:
+def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
     from collections import Counter
 
-    lines = [note] if note else []
+    lines = [note for note in notes if note]
     if duplicates := index.duplicates():
         lines.append(f"{duplicates} frames repeat the pixels of another; none of them crosses splits.")
     if contradictions := index.contradictions():
@@ -80,6 +105,8 @@ def _show_notes(console: "Console", index: "Index", note: str) -> None:
             f"{unknown} frames name no patient: each of their studies counts as a patient of its own, so that one patient may "
             "be in several splits. Give --patient-key."
         )
+    for flag, count in sorted(Counter(flag for record in index.records for flag in record.flags).items()):
+        lines.append(f"{count} frames flagged: {flag}")
     for reason, count in sorted(Counter(row.reason for row in index.quarantine).items()):
         lines.append(f"{count} quarantined: {reason} (listed in quarantine.csv)")
     for line in lines:

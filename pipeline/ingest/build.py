@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.ingest.index import Index
+from pipeline.imaging.files import as_text
+from pipeline.ingest.index import FILES, Index
+from pipeline.ingest.journal import JOURNAL, Journal, binding
 from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels
+from pipeline.ingest.order import Row, in_order
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
-from pipeline.ingest.reading import ReadFile, find_files, read_files
+from pipeline.ingest.reading import How, SeenFrame, find_files
 from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
+from pipeline.ingest.stream import Outcomes, Places
+from pipeline.ingest.verdict import Used, quarantined, usable
 from pipeline.progress import Progress, silent
 from pipeline.records import ImageRecord, Quarantined, Split
-
-NO_LABEL = "no_label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,18 @@ class _Known:
     columns: tuple[str, ...] = ()
     note: str = ""
 
-    def of(self, file: ReadFile) -> FileFacts:
-        return self.facts.get(file.file_id, FileFacts(frozenset()))
+    def of(self, file_id: FileId) -> FileFacts:
+        return self.facts.get(file_id, FileFacts(frozenset()))
 
 
-def build_index(sources: Sequence[Path], rules: Rules, progress: Progress = silent, workers: int = 2) -> tuple[Index, str]:
+def build_index(
+    sources: Sequence[Path],
+    rules: Rules,
+    progress: Progress = silent,
+    workers: int = 2,
+    how: How = How(),  # noqa: B008
+    out: Path | None = None,
+) -> tuple[Index, str]:
     """Read every study below the sources and divide the patients into splits.
 
     Parameters
@@ -67,7 +77,12 @@ def build_index(sources: Sequence[Path], rules: Rules, progress: Progress = sile
     progress
         Shows how many files are done.
     workers
-        How many files are read at the same time.
+        How many files are read at the same time, each in a process of its own.
+    how
+        Limits and quality gate.
+    out
+        Folder of the index: its journal says what was read before, and what is read now is written there at once. None reads
+        everything.
 
     Returns
     -------
@@ -80,24 +95,32 @@ def build_index(sources: Sequence[Path], rules: Rules, progress: Progress = sile
     InputError
         Where nothing is readable, or labels, patients or splits cannot be used.
     """
-    files = find_files(sources, rules.labels)
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
-    known = _known(rules, roots, files)
-    pattern = parse_patient_pattern(rules.patient_key, known.columns)
-    wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
-    read, unreadable = read_files(wanted, progress, workers)
-    quarantine = unreadable + [_unlabelled(file_id) for file_id in files if file_id not in wanted]
-    if not read:
-        raise InputError(_nothing_readable(sources, quarantine))
-    paths = keys_from_paths(pattern, [file.file_id[1] for file in read]) if pattern else {}
-    labels = _labels(rules, known, read)
-    records = _records(read, known, _patient_keys(read, known, paths), labels)
-    given = [split for file in read if (split := known.of(file).split) for _ in file.records]
+    with Journal(out / JOURNAL if out else None, binding(how)) as journal:
+        places = Places(tuple(as_text(str(root)) for root in roots), journal)
+        files = find_files(sources, _no_studies(rules, out), places.knows)
+        known = _known(rules, roots, files)
+        pattern = parse_patient_pattern(rules.patient_key, known.columns)
+        wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
+        outcomes = places.read(wanted, how, progress, workers)
+        places.keep_only(files)
+    quarantine = tuple(quarantined(files, outcomes))
+    used = usable(outcomes)
+    if not used:
+        raise InputError(_nothing_readable(sources, files, quarantine))
+    paths = keys_from_paths(pattern, [source for _, source in used]) if pattern else {}
+    labels = _labels(rules, known, used)
+    records = _records(outcomes, used, known, _patient_keys(outcomes, used, known, paths), labels)
+    given = [split for record in records if (split := known.of((record.root, record.source)).split)]
     splits = _checked(given, records) if given else _assigned(records, rules)
     records = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return Index(
-        records, tuple(quarantine), roots, labels, seed=rules.seed, percent=None if given else rules.percent
-    ), known.note
+    return Index(records, quarantine, roots, labels, seed=rules.seed, percent=None if given else rules.percent), known.note
+
+
+def _no_studies(rules: Rules, out: Path | None) -> list[Path]:
+    """Return the files that are found among the studies where somebody keeps them there, and that are none."""
+    own = [out / name for name in (*FILES, JOURNAL)] if out else []
+    return [*own, rules.labels] if rules.labels else own
 
 
 def _known(rules: Rules, roots: Sequence[Path], files: Iterable[FileId]) -> _Known:
@@ -108,20 +131,15 @@ def _known(rules: Rules, roots: Sequence[Path], files: Iterable[FileId]) -> _Kno
     return _Known(folder_labels(roots, files) if rules.label_from_folder else {})
 
 
-def _unlabelled(file_id: FileId) -> Quarantined:
-    root, source = file_id
-    return Quarantined(source, NO_LABEL, "The table of labels does not name this file. Add a row for it to use it.", root=root)
-
-
-def _nothing_readable(sources: Sequence[Path], quarantine: Sequence[Quarantined]) -> str:
+def _nothing_readable(sources: Sequence[Path], files: Collection[FileId], quarantine: Sequence[Quarantined]) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
     names = ", ".join(source.name for source in sources)
-    return f"There is no readable study in {names}: of {len(quarantine)} files none can be used ({reasons})."
+    return f"There is no readable study in {names}: of {len(files)} files none can be used ({reasons})."
 
 
-def _labels(rules: Rules, known: _Known, read: Iterable[ReadFile]) -> tuple[str, ...]:
-    """Return the labels of what was read; a label of the table must not be lost with its files."""
-    present = {label for file in read for label in known.of(file).labels}
+def _labels(rules: Rules, known: _Known, used: Iterable[FileId]) -> tuple[str, ...]:
+    """Return the labels of what is used; a label of the table must not be lost with its files."""
+    present = {label for file_id in used for label in known.of(file_id).labels}
     named = {label for facts in known.facts.values() for label in facts.labels} if rules.labels else present
     if lost := sorted(named - present):
         raise InputError(
@@ -130,23 +148,46 @@ def _labels(rules: Rules, known: _Known, read: Iterable[ReadFile]) -> tuple[str,
     return tuple(sorted(present))
 
 
-def _patient_keys(read: Sequence[ReadFile], known: _Known, paths: Mapping[str, str]) -> list[str]:
+def _patient_keys(outcomes: Outcomes, used: Used, known: _Known, paths: Mapping[str, str]) -> dict[FileId, str]:
     """Return the patient of each file; empty where only its study is known."""
-    numbered = pseudonyms(file.patient_id for file in read)
-    return [paths.get(file.file_id[1]) or known.of(file).patient_key or numbered.get(file.patient_id, "") for file in read]
+    numbered = pseudonyms(outcomes[file_id].patient for file_id in used)
+    return {
+        file_id: paths.get(file_id[1]) or known.of(file_id).patient_key or numbered.get(outcomes[file_id].patient, "")
+        for file_id in used
+    }
 
 
 def _records(
-    read: Sequence[ReadFile], known: _Known, patient_keys: Sequence[str], labels: Sequence[str]
+    outcomes: Outcomes, used: Used, known: _Known, patient_keys: Mapping[FileId, str], labels: Sequence[str]
 ) -> tuple[ImageRecord, ...]:
+    file_ids = list(used)
+    rows = in_order([Row(number, frame) for number, file_id in enumerate(file_ids) for frame in used[file_id]])
+    truths = {held: {label: label in held for label in labels} for held in {known.of(file_id).labels for file_id in used}}
     return tuple(
-        replace(
-            record,
-            patient_key=patient_key or record.key.study_instance_uid,
-            labels={label: label in known.of(file).labels for label in labels},
-        )
-        for file, patient_key in zip(read, patient_keys, strict=True)
-        for record in file.records
+        _record(row.frame, file_id, outcomes[file_id].file_sha256, patient_keys[file_id], truths[known.of(file_id).labels])
+        for row in rows
+        for file_id in (file_ids[row.file],)
+    )
+
+
+def _record(
+    frame: SeenFrame, file_id: FileId, file_sha256: str, patient_key: str, labels: Mapping[str, bool | None]
+) -> ImageRecord:
+    return ImageRecord(
+        key=frame.key,
+        root=file_id[0],
+        source=file_id[1],
+        patient_key=patient_key or frame.key.study_instance_uid,
+        pixel_sha256=frame.pixel_sha256,
+        labels=labels,
+        split=Split.TRAIN,
+        rows=frame.rows,
+        columns=frame.columns,
+        modality=frame.modality,
+        view_position=frame.view_position,
+        laterality=frame.laterality,
+        file_sha256=file_sha256,
+        flags=frame.flags,
     )
 
 

@@ -17,10 +17,11 @@ from pipeline.ingest.splits import Percent
 from pipeline.ingest.tables import LABEL, frames_from_parquet, frames_to_parquet, quarantine_from_csv, quarantine_to_csv
 from pipeline.records import ImageRecord, Quarantined, Split
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FRAMES = "frames.parquet"
 QUARANTINE = "quarantine.csv"
 INDEX = "index.json"
+FILES = (FRAMES, QUARANTINE, INDEX)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +31,7 @@ class Index:
     Parameters
     ----------
     records
-        One for each frame, in the order of sources, paths and frame numbers.
+        One for each frame, in the order of studies, series, instances and frame numbers.
     quarantine
         What could not be used, and why.
     sources
@@ -145,6 +146,22 @@ def write_index(path: Path, index: Index) -> Index:
     except OSError as error:
         raise InputError(f"The index {written.name} cannot be written: {error.strerror}. Give --out another folder.") from None
     return written
+
+
+def difference(path: Path, index: Index) -> str:
+    """Say in a sentence what was decided otherwise in the index that lies at `path`; empty where there is none."""
+    try:
+        older = _read_summary(path, path.name)
+    except InputError:
+        return ""
+    pairs = {
+        "sources": (older.get("sources"), [str(source) for source in index.sources]),
+        "labels": (older.get("labels"), list(index.labels)),
+        "shares": (older.get("percent"), list(index.percent) if index.percent else None),
+        "seed": (older.get("seed"), index.seed),
+    }
+    other = [name for name, (before, now) in pairs.items() if before != now]
+    return f"The index that was here had other {', '.join(other)}; it was replaced." if other else ""
 
 
 def load_index(path: Path) -> Index:

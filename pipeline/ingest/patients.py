@@ -1,12 +1,15 @@
 """Finds out which files belong to one patient; the only place that reads Patient ID, which is never stored.
 
 The pseudonym is a plain number in the order of the files. A hash of the identifier could be undone by trying all identifiers,
-a salted one would change with every run; a number carries nothing, and the same files get the same numbers.
+one with a secret key would change with the key; a number carries nothing, and the same files get the same numbers. Between the
+reading of a file and its number stands such a hash; its key lies in the journal beside it, which only its owner may read.
 """
 
+import hashlib
+import hmac
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from pydicom import dcmread
 
@@ -71,7 +74,7 @@ def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[st
     return keys
 
 
-def read_patient_id(path: Path) -> str:
+def read_patient_id(content: bytes) -> str:
     """Return Patient ID (0010,0020) of a DICOM file without the spaces around it; empty where it has none.
 
     Issuer of Patient ID (0010,0021) is left aside: two patients joined by mistake stay in one split, which does no harm, one
@@ -79,13 +82,19 @@ def read_patient_id(path: Path) -> str:
     """
     try:
         return str(
-            dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True, force=True).get("PatientID") or ""
+            dcmread(io.BytesIO(content), specific_tags=["PatientID"], stop_before_pixels=True, force=True).get("PatientID")
+            or ""
         ).strip()
     except Exception:
         return ""
 
 
-def pseudonyms(patient_ids: Iterable[str]) -> Mapping[str, str]:
-    """Return a pseudonym for each identifier, numbered in the order in which they first occur."""
-    distinct = dict.fromkeys(filter(None, patient_ids))
-    return {patient_id: f"patient-{number:05d}" for number, patient_id in enumerate(distinct, start=1)}
+def hash_patient(patient_id: str, salt: bytes) -> str:
+    """Return the keyed hash (HMAC, RFC 2104, with SHA-256) of an identifier; empty for an empty one."""
+    return hmac.new(salt, patient_id.encode(errors="surrogatepass"), hashlib.sha256).hexdigest() if patient_id else ""
+
+
+def pseudonyms(patients: Iterable[str]) -> Mapping[str, str]:
+    """Return a pseudonym for each patient's hash, numbered in the order in which they first occur."""
+    distinct = dict.fromkeys(filter(None, patients))
+    return {patient: f"patient-{number:05d}" for number, patient in enumerate(distinct, start=1)}

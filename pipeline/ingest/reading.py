@@ -1,87 +1,198 @@
-"""Finds the files of the sources and reads each one once, keeping what the index needs and not the pixels."""
+"""Reads files in worker processes, each once, and keeps what the index needs and not the pixels."""
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import InputError, UnreadableError
-from pipeline.imaging.sources import StudyFile, discover, read_frames
+from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.quality import admit
+from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
-from pipeline.ingest.patients import read_patient_id
-from pipeline.progress import Progress
-from pipeline.records import Frame, ImageRecord, Quarantined, Split
+from pipeline.ingest.patients import hash_patient, read_patient_id
+from pipeline.records import DEFAULT_READING, Check, Frame, Gate, InstanceKey, Reading
+
+NOT_KEPT = (Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH)
+"""Failures that another run may not meet: they depend on the machine and on what else runs there."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How files are read.
+
+    Parameters
+    ----------
+    reading
+        Limits, and which window.
+    gate
+        What frames have to be like.
+    salt
+        Key of the hash that stands for a patient.
+    """
+
+    reading: Reading = DEFAULT_READING
+    gate: Gate = field(default_factory=Gate)
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a file or a frame is not used: a `Reason` code, and a sentence."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFrame:
+    """What the index keeps of a frame, as in `Frame`; `rejection` says why the quality gate did not let it pass."""
+
+    key: InstanceKey
+    pixel_sha256: str
+    rows: int
+    columns: int
+    modality: str = ""
+    view_position: str = ""
+    laterality: str = ""
+    instance_number: int | None = None
+    slice_position_mm: float | None = None
+    flags: tuple[Check, ...] = ()
+    rejection: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFile:
-    """The frames of one file; patient, labels and split are still open.
+    """One file as it was read.
 
-    `patient_id` is Patient ID (0010,0020): it stays in memory, and is empty for files that are not DICOM.
+    Parameters
+    ----------
+    frames
+        All frames, the rejected ones too; none where the file, or one frame of it, could not be read.
+    failure
+        Why it could not be.
+    file_sha256
+        Hash of its bytes; empty where they could not be read.
+    patient
+        Keyed hash of Patient ID (0010,0020); empty where there is none.
     """
 
-    file_id: FileId
-    records: tuple[ImageRecord, ...]
-    patient_id: str
+    frames: tuple[SeenFrame, ...] = ()
+    failure: Failure | None = None
+    file_sha256: str = ""
+    patient: str = ""
+
+    @property
+    def is_settled(self) -> bool:
+        """Say whether reading the same file again would give the same."""
+        return self.failure is None or (bool(self.file_sha256) and self.failure.reason not in NOT_KEPT)
 
 
-def find_files(sources: Sequence[Path], leave_out: Path | None) -> dict[FileId, StudyFile]:
-    """Return every file of the sources in order, once each, without the table of labels.
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The first thing that is known of a file: the hash of its bytes."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """The last thing that is known of a file: the keyed hash of its patient."""
+
+    key: str
+
+
+def find_files(
+    sources: Sequence[Path], leave_out: Collection[Path], is_known: Callable[[FileId, StudyFile], bool]
+) -> dict[FileId, StudyFile]:
+    """Return every file of the sources in order, once each.
+
+    Parameters
+    ----------
+    sources
+        Files or folders.
+    leave_out
+        Files that are no studies: the table of labels, the index itself.
+    is_known
+        As in `discover`.
 
     Raises
     ------
     InputError
         Where a source is missing, or none has a file.
     """
-    seen = {leave_out.resolve()} if leave_out else set()
+    unwanted = {os.path.realpath(path) for path in leave_out}
+    seen: set[object] = set()
     files: dict[FileId, StudyFile] = {}
     for root, source in enumerate(sources):
-        for file in discover(source):
-            if (place := Path(os.path.realpath(file.path))) not in seen:
-                seen.add(place)
-                files[root, file.source] = file
+        for file in discover(source, lambda file, root=root: is_known((root, file.source), file)):  # type: ignore[misc]
+            place = file.place()
+            if file.refusal is None and (place in seen or (not file.inside and place[0] in unwanted)):
+                continue
+            seen.add(place)
+            files[root, file.source] = file
     if not files:
         raise InputError(f"There is no file in {', '.join(source.name for source in sources)}. Give a folder of studies.")
     return files
 
 
-def read_files(files: Mapping[FileId, StudyFile], progress: Progress, workers: int) -> tuple[list[ReadFile], list[Quarantined]]:
-    """Read files, several at a time; return what was read and what could not be, both in the order of `files`."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        outcomes = pool.map(_read, files, files.values())
-        done = list(progress(outcomes, "reading studies", len(files)))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [one for one in done if isinstance(one, ReadFile)], [one for one in done if isinstance(one, Quarantined)]
+def read_file(file: StudyFile, how: How) -> Iterator[Content | SeenFrame | Patient]:
+    """Read one file; what a worker process does.
 
+    Yields
+    ------
+    Content or SeenFrame or Patient
+        The hash of the bytes, then the frames in their order, then the patient.
 
-def _read(file_id: FileId, file: StudyFile) -> ReadFile | Quarantined:
-    records: list[ImageRecord] = []
+    Raises
+    ------
+    UnreadableError
+        As `read_frames`.
+    """
+    content, frames = open_file(file, how.reading)
+    yield Content(hashlib.sha256(content).hexdigest())
     dicom = False
+    for frame in frames:
+        dicom = dicom or bool(frame.transfer_syntax_uid)
+        yield _seen(frame, how.gate)
+    yield Patient(hash_patient(read_patient_id(content), how.salt) if dicom else "")
+
+
+def _seen(frame: Frame, gate: Gate) -> SeenFrame:
+    flags: tuple[Check, ...] = ()
+    rejection = None
     try:
-        for frame in read_frames(file):
-            records.append(_to_record(file_id, frame))
-            dicom = dicom or bool(frame.transfer_syntax_uid)
+        flags = tuple(flag.check for flag in admit(frame, gate))
     except UnreadableError as error:
-        return Quarantined(file.source, error.reason.value, str(error), root=file_id[0])
-    return ReadFile(file_id, tuple(records), read_patient_id(file.path) if dicom else "")
-
-
-def _to_record(file_id: FileId, frame: Frame) -> ImageRecord:
-    rows, columns = frame.pixels.shape
-    return ImageRecord(
+        rejection = Failure(error.reason.value, str(error))
+    rows, columns = frame.shape
+    return SeenFrame(
         key=frame.key,
-        root=file_id[0],
-        source=file_id[1],
-        patient_key="",
         pixel_sha256=frame.pixel_sha256,
-        labels={},
-        split=Split.TRAIN,
         rows=rows,
         columns=columns,
         modality=frame.modality,
         view_position=frame.view_position,
         laterality=frame.laterality,
+        instance_number=frame.instance_number,
+        slice_position_mm=frame.slice_position_mm,
+        flags=flags,
+        rejection=rejection,
     )
+
+
+def collect(results: Iterator[Content | SeenFrame | Patient]) -> ReadFile:
+    """Put together what `read_file` yields; a file that fails half way is not used at all."""
+    frames: list[SeenFrame] = []
+    sha256 = patient = ""
+    try:
+        for result in results:
+            if isinstance(result, SeenFrame):
+                frames.append(result)
+            elif isinstance(result, Content):
+                sha256 = result.sha256
+            else:
+                patient = result.key
+    except UnreadableError as error:
+        return ReadFile(failure=Failure(error.reason.value, str(error)), file_sha256=sha256)
+    return ReadFile(tuple(frames), None, sha256, patient)

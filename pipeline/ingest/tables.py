@@ -2,13 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from pipeline.records import ImageRecord, InstanceKey, Quarantined, Split
+from pipeline.records import Check, ImageRecord, InstanceKey, Quarantined, Split
 
 LABEL = "label."
 _KEY = {
@@ -28,7 +29,10 @@ _COLUMNS = {
     "modality": pa.string(),
     "view_position": pa.string(),
     "laterality": pa.string(),
+    "file_sha256": pa.string(),
+    "flags": pa.list_(pa.string()),
 }
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number", "root")
 
 
@@ -46,7 +50,7 @@ def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> 
 
 
 def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRecord, ...]:
-    """Return the records of a Parquet file that `frames_to_parquet` made.
+    """Return the records of a Parquet file that `frames_to_parquet` made; of one by octray 0.1, without what it did not know.
 
     Read by one thread from Arrow's own buffer: after `read_table` on a Python file object, 6 of 120 processes aborted at their
     end; after this, none of 150 (pyarrow 25.0.1, a busy machine; the cause is not known).
@@ -57,18 +61,22 @@ def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRec
 
 
 def _to_record(row: Mapping[str, Any], labels: Sequence[str]) -> ImageRecord:
-    values = {name: row[name] for name in _COLUMNS} | {"split": Split(row["split"])}
+    values = {name: row[name] for name in _COLUMNS if name in row} | {"split": Split(row["split"])}
+    values["flags"] = tuple(Check(code) for code in row.get("flags", ()))
     return ImageRecord(
         key=InstanceKey(*(row[name] for name in _KEY)), labels={label: row[LABEL + label] for label in labels}, **values
     )
 
 
 def quarantine_to_csv(quarantine: Sequence[Quarantined]) -> bytes:
-    """Return a CSV file with one row for each file or frame that could not be used."""
+    """Return a CSV file with one row for each file or frame that could not be used.
+
+    A text that a spreadsheet would take for a formula is preceded by an apostrophe.
+    """
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(_QUARANTINE_COLUMNS)
-    table.writerows([getattr(row, name) for name in _QUARANTINE_COLUMNS] for row in quarantine)
+    table.writerows([_inert(getattr(row, name)) for name in _QUARANTINE_COLUMNS] for row in quarantine)
     return text.getvalue().encode()
 
 
@@ -77,11 +85,19 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     return tuple(
         Quarantined(
-            source=row["source"],
+            source=_as_it_was(row["source"]),
             reason=row["reason"],
-            message=row["message"],
+            message=_as_it_was(row["message"]),
             frame_number=int(row["frame_number"]) if row["frame_number"] else None,
             root=int(row.get("root", 0)),
         )
         for row in rows
     )
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _as_it_was(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -1,0 +1,239 @@
+"""The journal of an ingest: what was read of each file, in SQLite beside the index, so that no file is read twice.
+
+It holds no pixels, no Patient ID and no name, and it is a store of results only: without it everything is read again.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError, UnreadableError
+from pipeline.imaging.sources import StudyFile
+from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
+from pipeline.records import Check, InstanceKey
+
+JOURNAL = "journal.sqlite"
+_COMMIT_SECONDS = 1.0
+_WAIT_SECONDS = 2.0
+_LIBRARIES = ("eyepy", "imagecodecs", "numpy", "oct-converter", "pillow", "pydicom", "rapidocr", "tifffile")
+_SCHEMA = (
+    "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE files (root TEXT, source TEXT, size INTEGER, mtime_ns INTEGER, outcome TEXT NOT NULL, "
+    "PRIMARY KEY (root, source)) WITHOUT ROWID",
+)
+_PLAIN = tuple(field.name for field in fields(SeenFrame) if field.name not in ("key", "flags", "rejection"))
+
+Place = tuple[str, str]
+"""A source folder, and the path of a file below it."""
+
+
+def binding(how: How) -> str:
+    """Return a hash of all that decides what is read of a file: limits, window, gate, octray's readers and their libraries."""
+    gate = how.gate
+    digest = hashlib.sha256(repr((how.reading, sorted(gate.policies.items()), replace(gate, policies={}))).encode())
+    modules = [*resources.files("pipeline.imaging").iterdir()]
+    modules += [resources.files("pipeline.ingest") / name for name in ("reading.py", "patients.py")]
+    for module in sorted(modules, key=lambda module: module.name):
+        if module.name.endswith(".py"):
+            digest.update(module.read_bytes())
+    for name in _LIBRARIES:
+        digest.update(f"{name} {_version(name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+class Journal:
+    """What was read of each file; nothing is written before `begin`.
+
+    Parameters
+    ----------
+    path
+        Where it lies; None keeps it in memory.
+    bound_to
+        What `binding` returned; a journal that is bound to something else, or is none, is begun anew.
+
+    Raises
+    ------
+    InputError
+        By every method, where the file cannot be used.
+    """
+
+    def __init__(self, path: Path | None, bound_to: str) -> None:
+        self._path = path
+        self._bound_to = bound_to
+        self._database: sqlite3.Connection | None = None
+        self._committed = 0.0
+        if path and path.is_file():
+            self.begin()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._database:
+            self._execute("COMMIT")
+            self._close()
+
+    def begin(self) -> None:
+        """Open the file, or make it, readable by its owner only."""
+        if self._database:
+            return
+        try:
+            self._connect()
+            self._check()
+        except sqlite3.OperationalError as error:
+            raise self._unusable(error) from None
+        except sqlite3.DatabaseError:
+            self._close()
+            if self._path:
+                self._path.unlink()
+            self._connect()
+            self._check()
+        except OSError as error:
+            raise InputError(f"The index cannot be written: {error.strerror}. Give --out another folder.") from None
+
+    @property
+    def salt(self) -> bytes:
+        """Key of the hashes that stand for patients; drawn once for each journal."""
+        return bytes.fromhex(self._about("salt"))
+
+    def knows(self, place: Place, file: StudyFile) -> bool:
+        """Say whether this file was read before and has not changed since, by its size and the time of its last change."""
+        if not self._database:
+            return False
+        rows = self._execute("SELECT size, mtime_ns FROM files WHERE root = ? AND source = ?", place)
+        return bool(rows) and rows[0] == appearance(file)
+
+    def put(self, place: Place, looked: tuple[int, int] | None, read: ReadFile) -> None:
+        """Keep what was read of a file.
+
+        Parameters
+        ----------
+        place
+            Which one.
+        looked
+            What `appearance` said before it was read; where it is None, the file is not known afterwards.
+        read
+            What was read.
+        """
+        values = (*place, *(looked or (None, None)), _to_text(read))
+        self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", values)
+        if time.monotonic() - self._committed > _COMMIT_SECONDS:
+            self._execute("COMMIT")
+            self._execute("BEGIN")
+            self._committed = time.monotonic()
+
+    def get(self, place: Place) -> ReadFile:
+        """Return what was read of a file.
+
+        Raises
+        ------
+        KeyError
+            Where nothing was.
+        """
+        rows = self._execute("SELECT outcome FROM files WHERE root = ? AND source = ?", place)
+        if not rows:
+            raise KeyError(place)
+        return _from_text(rows[0][0])
+
+    def keep_only(self, places: Collection[Place]) -> None:
+        """Forget the files that are not there any more."""
+        gone = set(self._execute("SELECT root, source FROM files")).difference(places)
+        for place in gone:
+            self._execute("DELETE FROM files WHERE root = ? AND source = ?", place)
+
+    def _connect(self) -> None:
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._database = sqlite3.connect(self._path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
+
+    def _check(self) -> None:
+        """Take the file for this process alone, and empty it where it is bound to something else."""
+        for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA synchronous = NORMAL", "BEGIN EXCLUSIVE"):
+            self._run(statement)
+        tables = {name for (name,) in self._run("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "about" in tables and self._about("bound_to") == self._bound_to:
+            return
+        for table in tables:
+            self._run(f'DROP TABLE "{table}"')
+        for statement in _SCHEMA:
+            self._run(statement)
+        for pair in (("bound_to", self._bound_to), ("salt", secrets.token_hex(32))):
+            self._run("INSERT INTO about VALUES (?, ?)", pair)
+
+    def _about(self, name: str) -> str:
+        return str(self._execute("SELECT value FROM about WHERE name = ?", (name,))[0][0])
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        try:
+            return self._run(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        if not self._database:
+            raise RuntimeError("The journal was not begun.")
+        return self._database.execute(statement, values).fetchall()
+
+    def _unusable(self, error: sqlite3.Error) -> InputError:
+        if "locked" in str(error):
+            return InputError(f"Another octray writes to this {JOURNAL}. Wait until it is done, or give --out another folder.")
+        return InputError(f"The {JOURNAL} of the index cannot be used ({type(error).__name__}). Delete it, and ingest again.")
+
+    def _close(self) -> None:
+        if self._database:
+            self._database.close()
+            self._database = None
+
+
+def appearance(file: StudyFile) -> tuple[int, int] | None:
+    """Return size and time of the last change of a file; None where it cannot be looked at."""
+    try:
+        return file.stat()
+    except UnreadableError:
+        return None
+
+
+def _to_text(read: ReadFile) -> str:
+    frames = [_frame_values(frame) for frame in read.frames]
+    return json.dumps([frames, _failure_values(read.failure), read.file_sha256, read.patient], separators=(",", ":"))
+
+
+def _from_text(text: str) -> ReadFile:
+    frames, failure, file_sha256, patient = json.loads(text)
+    return ReadFile(tuple(map(_frame, frames)), _failure(failure), file_sha256, patient)
+
+
+def _frame_values(frame: SeenFrame) -> list[Any]:
+    key = frame.key
+    uids = [key.study_instance_uid, key.series_instance_uid, key.sop_instance_uid, key.frame_number]
+    return [uids, *(getattr(frame, name) for name in _PLAIN), frame.flags, _failure_values(frame.rejection)]
+
+
+def _frame(values: Sequence[Any]) -> SeenFrame:
+    key, *plain, flags, rejection = values
+    named = dict(zip(_PLAIN, plain, strict=True))
+    return SeenFrame(key=InstanceKey(*key), flags=tuple(map(Check, flags)), rejection=_failure(rejection), **named)
+
+
+def _failure_values(failure: Failure | None) -> list[str] | None:
+    return [failure.reason, failure.message] if failure else None
+
+
+def _failure(values: Sequence[str] | None) -> Failure | None:
+    return Failure(*values) if values else None

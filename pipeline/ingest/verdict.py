@@ -1,0 +1,60 @@
+"""Says what is used and what is not: files that failed, frames that the gate rejected, files that contradict another."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import PurePosixPath
+
+from pipeline.ingest.labels import FileId
+from pipeline.ingest.order import clashes
+from pipeline.ingest.reading import ReadFile, SeenFrame
+from pipeline.records import Quarantined
+
+Used = Mapping[FileId, tuple[SeenFrame, ...]]
+"""The files that are used, in their order, with their frames."""
+
+NO_LABEL = "no_label"
+UID_CLASH = "uid_clash"
+
+
+def usable(outcomes: Mapping[FileId, ReadFile]) -> dict[FileId, tuple[SeenFrame, ...]]:
+    """Return the files with frames that can be used, in their order, with these frames."""
+    clashing = clashes(outcomes)
+    frames = {
+        file_id: tuple(frame for frame in read.frames if frame.rejection is None)
+        for file_id, read in outcomes.items()
+        if file_id not in clashing
+    }
+    return {file_id: found for file_id, found in frames.items() if found}
+
+
+def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile]) -> Iterator[Quarantined]:
+    """Yield a row for each file, and for each frame of one that can be used, that is not used, in the order of the files.
+
+    Parameters
+    ----------
+    files
+        Every file that was found.
+    outcomes
+        What was read; the others have no label.
+    """
+    clashing = clashes(outcomes)
+    for root, source in files:
+        read, other = outcomes.get((root, source)), clashing.get((root, source))
+        if read is None:
+            message = "The table of labels does not name this file. Add a row for it to use it."
+            yield Quarantined(source, NO_LABEL, message, root=root)
+        elif read.failure:
+            yield Quarantined(source, read.failure.reason, read.failure.message, root=root)
+        elif other:
+            yield Quarantined(source, UID_CLASH, _clash(other[1]), root=root)
+        else:
+            for frame in read.frames:
+                if frame.rejection:
+                    number = frame.key.frame_number
+                    yield Quarantined(source, frame.rejection.reason, frame.rejection.message, number, root)
+
+
+def _clash(other: str) -> str:
+    return (
+        f"The file {PurePosixPath(other).name} has the same SOP Instance UID (0008,0018) and other pixels. Find out which of "
+        "them is right, and leave the other out."
+    )
