@@ -17,25 +17,17 @@ from pipeline.imaging.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.decoding import stored_values
 from pipeline.imaging.display import palette_rendering, rendering
 from pipeline.imaging.geometry import pixel_spacing, slice_position
-from pipeline.imaging.grayscale import Rendering, render
+from pipeline.imaging.grayscale import Lut, Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.layout import MONOCHROME, Layout, read_layout
+from pipeline.imaging.objects import intent_notes, modality
 from pipeline.imaging.palette import check_supplemental, look_up
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
 
 PREFIX = b"DICM"
 PREAMBLE = 128
-_TABLES = (
-    "PixelPaddingValue",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "RedPaletteColorLookupTableDescriptor",
-)
-"""Padding and lookup tables, and the groups in which an enhanced object may have them for each frame."""
 _VALUE_REPRESENTATIONS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
@@ -64,6 +56,7 @@ class _File:
     dataset: Dataset
     layout: Layout
     uids: tuple[str, str, str]
+    sop_class: str
     source: str
     notes: tuple[str, ...]
 
@@ -93,12 +86,10 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     """
     with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
         dataset, syntax, notes = parse(content, reading.limits)
-        uids, uid_notes = instance_uids(dataset, content)
-        layout = read_layout(dataset, syntax, reading.limits)
-        overlay_notes = layout.bits.notes if layout.bits is not None else ()
-        file = _File(dataset, layout, uids, source, notes + uid_notes + overlay_notes)
+        file = _file(dataset, content, source, read_layout(dataset, syntax, reading.limits), notes)
     instance = hashlib.sha256()
-    reading = replace(reading, side=None) if _needs_all_pixels(dataset) else reading
+    with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
+        reading = replace(reading, side=None) if reading.side is not None and _needs_all_pixels(file) else reading
     for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(file, number, stored, reading)
@@ -108,9 +99,24 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         yield replace(frame, instance_sha256=instance.hexdigest()) if is_last else frame
 
 
-def _needs_all_pixels(dataset: Dataset) -> bool:
-    """Say whether values between two stored values could mean something that neither of the two means."""
-    return any(keyword in dataset for keyword in _TABLES)
+def _file(dataset: Dataset, content: bytes, source: str, layout: Layout, notes: tuple[str, ...]) -> _File:
+    uids, uid_notes = instance_uids(dataset, content)
+    sop_class = uid_text(dataset, "SOPClassUID")
+    overlay_notes = layout.bits.notes if layout.bits is not None else ()
+    return _File(dataset, layout, uids, sop_class, source, notes + uid_notes + overlay_notes + intent_notes(dataset, sop_class))
+
+
+def _needs_all_pixels(file: _File) -> bool:
+    """Say whether averages of stored values could not stand for them: with padding, lookup tables, or percentiles for a window.
+
+    An enhanced object may have other tables for each frame, and is decoded whole, too.
+    """
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RedPaletteColorLookupTableDescriptor")
+    if any(keyword in file.dataset for keyword in groups):
+        return True
+    way, _ = rendering(header.Scope.of(file.dataset, 0))
+    needs_percentiles = way.voi is None and way.full_range is None
+    return needs_percentiles or way.padding is not None or isinstance(way.voi, Lut) or isinstance(way.modality, Lut)
 
 
 def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> Frame:
@@ -128,6 +134,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
         key=InstanceKey(*file.uids, number),
         source=file.source,
         pixel_sha256=pixel_sha256(grey) if hashed else "",
+        modality=modality(scope, file.sop_class),
         laterality=header.laterality(scope),
         pixel_spacing_mm=pixel_spacing(scope),
         slice_position_mm=slice_position(scope),
@@ -148,10 +155,10 @@ def _whole_box(layout: Layout, decoded: tuple[int, int]) -> tuple[float, float, 
 def _of_instance(file: _File) -> dict[str, Any]:
     """Return the fields that all frames of a file have in common."""
     return {
-        "modality": header.code(file.dataset, "Modality"),
         "view_position": header.code(file.dataset, "ViewPosition"),
         "body_part": header.code(file.dataset, "BodyPartExamined"),
-        "sop_class_uid": uid_text(file.dataset, "SOPClassUID"),
+        "burned_in_annotation": header.code(file.dataset, "BurnedInAnnotation"),
+        "sop_class_uid": file.sop_class,
         "instance_number": header.whole_number(file.dataset, "InstanceNumber"),
         "number_of_frames": file.layout.frames,
         "photometric_interpretation": file.layout.photometric_interpretation,

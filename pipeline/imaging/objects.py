@@ -1,0 +1,76 @@
+"""Tells what kind of picture a frame is: from its SOP class, its Modality and, in ophthalmic objects, the frame's own type."""
+
+import re
+from types import MappingProxyType
+
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from pipeline.imaging.header import Scope, code, item, texts, value
+
+TOMOGRAPHY, EN_FACE, PHOTOGRAPH = "OPT", "OPTENF", "OP"
+
+_BY_CLASS = MappingProxyType(
+    {
+        uid.OphthalmicPhotography8BitImageStorage: PHOTOGRAPH,
+        uid.OphthalmicPhotography16BitImageStorage: PHOTOGRAPH,
+        uid.WideFieldOphthalmicPhotographyStereographicProjectionImageStorage: PHOTOGRAPH,
+        uid.WideFieldOphthalmicPhotography3DCoordinatesImageStorage: PHOTOGRAPH,
+        uid.OphthalmicOpticalCoherenceTomographyEnFaceImageStorage: EN_FACE,
+        uid.OphthalmicOpticalCoherenceTomographyBscanVolumeAnalysisStorage: "OPTBSV",
+        uid.DigitalMammographyXRayImageStorageForPresentation: "MG",
+        uid.DigitalMammographyXRayImageStorageForProcessing: "MG",
+    }
+)
+"""SOP classes whose definition allows one Modality only; it counts, whatever the file says."""
+_WHERE_MISSING = MappingProxyType(
+    {
+        uid.OphthalmicTomographyImageStorage: TOMOGRAPHY,
+        uid.ComputedRadiographyImageStorage: "CR",
+        uid.DigitalXRayImageStorageForPresentation: "DX",
+        uid.DigitalXRayImageStorageForProcessing: "DX",
+    }
+)
+_FOR_PROCESSING = (uid.DigitalXRayImageStorageForProcessing, uid.DigitalMammographyXRayImageStorageForProcessing)
+_EN_FACE = re.compile(r"\b(EN[ _-]?FACE|TRANSVERSE|PROJECTION|C[ _-]?SCAN)\b")
+_PHOTOGRAPH = re.compile(r"\b(LOCALIZER|FUNDUS|SLO|IR|RED[ _-]?FREE)\b")
+
+
+def modality(scope: Scope, sop_class: str) -> str:
+    """Return the Modality (0008,0060) of a frame; OPT is said of B-scans only, never of en-face frames or of the fundus.
+
+    Within Ophthalmic Tomography, Ophthalmic Image Orientation (0022,0039) and Frame Type (0008,9007), or Image Type
+    (0008,0008), say which frames are no B-scans.
+    """
+    named = _BY_CLASS.get(uid.UID(sop_class)) or code(scope.dataset, "Modality") or _WHERE_MISSING.get(uid.UID(sop_class), "")
+    return _ophthalmic(scope) if named == TOMOGRAPHY else named
+
+
+def intent_notes(dataset: Dataset, sop_class: str) -> tuple[str, ...]:
+    """Say of pictures that are meant for processing what was assumed: Presentation Intent Type (0008,0068), SOP class."""
+    if code(dataset, "PresentationIntentType") != "FOR PROCESSING" and sop_class not in _FOR_PROCESSING:
+        return ()
+    return (
+        "The image is meant for processing, not for presentation: its values are shown as they are, without the processing "
+        "of the device. Use the image for presentation where there is one.",
+    )
+
+
+def _ophthalmic(scope: Scope) -> str:
+    place = scope.holder("OphthalmicFrameLocationSequence", "OphthalmicImageOrientation")
+    if place is not None and code(place, "OphthalmicImageOrientation") == "TRANSVERSE":
+        return EN_FACE
+    words = " ".join(_frame_type(scope)).upper()
+    if _EN_FACE.search(words):
+        return EN_FACE
+    return PHOTOGRAPH if _PHOTOGRAPH.search(words) else TOMOGRAPHY
+
+
+def _frame_type(scope: Scope) -> tuple[str, ...]:
+    """Return Frame Type, of whatever macro it stands in, or else Image Type; without their first two values."""
+    for group in scope.groups:
+        macros = (item(group, element.keyword) for element in group if element.keyword.endswith("FrameTypeSequence"))
+        for holder in (group, *macros):
+            if holder is not None and value(holder, "FrameType") is not None:
+                return texts(holder, "FrameType")[2:]
+    return texts(scope.dataset, "ImageType")[2:]
