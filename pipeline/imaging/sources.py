@@ -10,6 +10,7 @@ from pipeline.imaging.discovery import discover, locate
 from pipeline.imaging.files import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
+from pipeline.imaging.vendor import vendor_reader
 from pipeline.records import DEFAULT_READING, Frame, Reading
 
 __all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
@@ -73,11 +74,14 @@ def _reader(head: bytes, source: str) -> Reader:
         return read_dicom
     if head.startswith(TIFF):
         return read_tiff
+    if (reader := vendor_reader(head, source)) is not None:
+        return reader
     if is_archive(head):
         raise UnreadableError(
             Reason.NOT_AN_IMAGE, "The file is a zip archive or an office document, and no image. Give the images themselves."
         )
     raise UnreadableError(
         Reason.NOT_AN_IMAGE,
-        "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, whatever its name says.",
+        "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, nor of an OCT device that it knows, "
+        "whatever its name says.",
     )

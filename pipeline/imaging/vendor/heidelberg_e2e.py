@@ -1,0 +1,141 @@
+"""Reads Heidelberg `.e2e` files; the SLO images in them are no B-scans and are passed over.
+
+Layout as the projects uocte and LibE2E found it (Heidelberg publishes none), little endian: directories that form a list from
+the last to the first, each with the folders that it holds; a folder points to a container with one record of a patient, a
+study, a series and a slice. The libraries for it were weighed and left: they take the mantissa of the 16-bit numbers in
+reversed order, give a volume up in silence where one record is missing, and name no spacing or a wrong one.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.guard import check_size
+from pipeline.imaging.vendor.heidelberg_vol import ROOT_NOTE
+from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, to_frame, volume_uids
+from pipeline.records import DEFAULT_READING, FloatArray, Frame, Limits, Reading
+
+_SEVERAL = b"E2EMultipleVolumeFile"
+MAGIC = (b"CMDb\0", _SEVERAL)
+_SEVERAL_BYTES = 64
+_FIRST_DIRECTORY = 36
+_DIRECTORY = struct.Struct("<36x4I")
+_FOLDER = struct.Struct("<4I4i2H2I")
+_CONTAINER_BYTES = 60
+_IMAGE_HEADER = struct.Struct("<5I")
+_EYE_AT = 14
+_EYE, _IMAGE, _B_SCAN = 11, 0x40000000, 0x02200201
+_EYES = {b"R": "R", b"L": "L"}
+_UNMEASURED = 1.99
+_NOTE = "The file gives the width of a B-scan in degrees: the distances of its pixels in mm are not known."
+
+_Key = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class _Series:
+    """The folders of one series: where its images begin, by their slice, and what names its eye."""
+
+    images: set[tuple[int, int]] = field(default_factory=set)
+    eyes: set[str] = field(default_factory=set)
+
+
+def read_e2e(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
+    """Read an `.e2e` file, one frame a B-scan, series by series, each in the order of its slices.
+
+    Frame numbers run on through the file, so that they tell its frames apart.
+
+    Raises
+    ------
+    UnreadableError
+        And nothing else, whatever the bytes are.
+    """
+    content = content[_SEVERAL_BYTES:] if content.startswith(_SEVERAL) else content
+    series = _index(content)
+    count = sum(len(one.images) for one in series.values())
+    if not count:
+        raise no_scan()
+    for _, at in (image for one in series.values() for image in one.images):
+        _check_scan(content, at, count, reading.limits)
+    number = 0
+    for key, one in sorted(series.items()):
+        volume = _volume(content, source, key, one)
+        for _, at in sorted(one.images):
+            number += 1
+            stored = _reflectivity(content, at)
+            yield to_frame(volume, number, stored, fourth_root(stored, _UNMEASURED))
+
+
+def _unpack(layout: struct.Struct, content: bytes, at: int) -> tuple[int, ...]:
+    if at + layout.size > len(content):
+        raise cut_off()
+    return layout.unpack_from(content, at)
+
+
+def _index(content: bytes) -> dict[_Key, _Series]:
+    """Collect the folders by patient, study and series."""
+    found: dict[_Key, _Series] = {}
+    at = _unpack(_DIRECTORY, content, _FIRST_DIRECTORY)[1]
+    seen: set[int] = set()
+    while at and at not in seen:
+        seen.add(at)
+        entries, _, previous, _ = _unpack(_DIRECTORY, content, at)
+        if entries * _FOLDER.size > len(content) - at:
+            raise cut_off()
+        for entry in range(entries):
+            _file(content, _unpack(_FOLDER, content, at + _DIRECTORY.size + entry * _FOLDER.size), found)
+        at = previous
+    return found
+
+
+def _file(content: bytes, folder: tuple[int, ...], found: dict[_Key, _Series]) -> None:
+    """Put a folder with its series, if it holds a B-scan or names an eye; unused ones begin nowhere."""
+    position, start, _, _, patient, study, series, slice_id, _, _, kind, _ = folder
+    if start <= position or kind not in (_EYE, _IMAGE):
+        return
+    one = found.setdefault((patient, study, series), _Series())
+    data = start + _CONTAINER_BYTES
+    if kind == _EYE:
+        one.eyes.add(_EYES.get(content[data + _EYE_AT : data + _EYE_AT + 1], ""))
+    elif _unpack(_IMAGE_HEADER, content, data)[1] == _B_SCAN:
+        one.images.add((slice_id, data))
+
+
+def _check_scan(content: bytes, at: int, count: int, limits: Limits) -> None:
+    _, _, values, rows, columns = _unpack(_IMAGE_HEADER, content, at)
+    check_size(rows, columns, count, limits)
+    if values != rows * columns:
+        raise UnreadableError(Reason.INCONSISTENT, "A B-scan of the .e2e file contradicts its own size. Export it again.")
+    if at + _IMAGE_HEADER.size + 2 * values > len(content):
+        raise cut_off()
+
+
+def _volume(content: bytes, source: str, key: _Key, series: _Series) -> Volume:
+    return Volume(
+        uids=volume_uids(content, f" {key[0]} {key[1]} {key[2]}"),
+        source=source,
+        number_of_frames=len(series.images),
+        laterality=next(iter(series.eyes)) if len(series.eyes) == 1 else "",
+        notes=(ROOT_NOTE, _NOTE),
+    )
+
+
+def _reflectivity(content: bytes, at: int) -> FloatArray:
+    _, _, values, rows, columns = _IMAGE_HEADER.unpack_from(content, at)
+    bits = np.frombuffer(content, "<u2", values, at + _IMAGE_HEADER.size)
+    return from_ufloat16(bits).reshape(rows, columns)
+
+
+def from_ufloat16(bits: NDArray[np.uint16]) -> FloatArray:
+    """Turn numbers without a sign, with 6 bits of exponent (bias 63) and 10 of mantissa, into float32.
+
+    Every value of a `.vol` export has 10 bits of mantissa too: both hold the same numbers.
+    """
+    exponent, mantissa = (bits >> 10).astype(np.int32), (bits & 1023).astype(np.float32) / np.float32(1024)
+    normal = exponent > 0
+    values: FloatArray = np.ldexp(mantissa + normal, np.where(normal, exponent - 63, -62)).astype(np.float32)
+    return values
