@@ -225,6 +225,10 @@ class Frame:
         SOP Class UID (0008,0016); empty where unknown.
     body_part
         Body Part Examined (0018,0015); empty where unknown.
+    burned_in_annotation
+        Burned In Annotation (0028,0301), YES or NO; empty where unknown.
+    by_camera
+        Whether the file says with what exposure or lens a camera took it (EXIF).
     instance_number
         Instance Number (0020,0013); None where unknown.
     number_of_frames
@@ -258,6 +262,8 @@ class Frame:
     transfer_syntax_uid: str = ""
     sop_class_uid: str = ""
     body_part: str = ""
+    burned_in_annotation: str = ""
+    by_camera: bool = False
     instance_number: int | None = None
     number_of_frames: int = 1
     slice_position_mm: float | None = None

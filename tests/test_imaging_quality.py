@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.borders import mask_white_borders
 from pipeline.imaging.quality import admit, assess
 from pipeline.imaging.quality_position import UPRIGHT_CHEST
-from pipeline.imaging.sources import discover, read_frames
-from pipeline.records import Check, Frame, Gate, Policy
-from tests.builders import make_frame, make_pixels
+from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
+from pipeline.records import Check, FloatArray, Frame, Gate, Policy
+from tests.builders import make_dicom, make_frame, make_pixels
 
 
 def found(frame: Frame, **gate: Any) -> set[Check]:
@@ -34,12 +35,14 @@ def test_a_plain_frame_passes_unmarked() -> None:
 @pytest.mark.parametrize(
     ("frame", "gate", "check"),
     [
-        ({"modality": "OPT"}, {"modalities": ("CR", "DX")}, Check.WRONG_MODALITY),
+        ({"modality": "CT"}, {"modalities": ("CR", "DX")}, Check.WRONG_MODALITY),
         ({"modality": "OP"}, {"modalities": ("OPT",)}, Check.WRONG_MODALITY),
         ({"modality": "MG"}, {}, Check.WRONG_MODALITY),
         ({"body_part": "HAND"}, {"body_parts": ("CHEST",)}, Check.WRONG_BODY_PART),
         ({"view_position": "LL"}, {"view_positions": ("PA", "AP")}, Check.NOT_FRONTAL),
         ({"whole_shape": (500, 63)}, {"smallest_side": 64}, Check.TOO_SMALL),
+        ({"by_camera": True}, {}, Check.PHOTOGRAPHED_FILM),
+        ({"burned_in_annotation": "YES"}, {"policies": {Check.BURNED_IN_TEXT: Policy.FLAG}}, Check.BURNED_IN_TEXT),
     ],
 )
 def test_what_is_not_expected_is_found(frame: dict[str, Any], gate: dict[str, Any], check: Check) -> None:
@@ -51,7 +54,8 @@ def test_what_is_not_expected_is_found(frame: dict[str, Any], gate: dict[str, An
     [
         ({"modality": "CR"}, {"modalities": ("CR", "DX")}),
         ({"modality": ""}, {"modalities": ("CR", "DX"), "view_positions": ("PA",), "body_parts": ("CHEST",)}),
-        ({"modality": "OPT"}, {}),
+        ({"modality": "CT"}, {}),
+        ({"burned_in_annotation": "YES"}, {}),
         ({"modality": "MG"}, {"modalities": ("MG",)}),
         ({"body_part": "THORAX"}, {"body_parts": ("CHEST",)}),
         ({"view_position": "PA"}, {"view_positions": ("PA", "AP")}),
@@ -110,7 +114,7 @@ def test_a_black_middle_is_wrong_in_a_radiograph_only() -> None:
     pixels = np.full((200, 200), 0.5, np.float32)
     pixels[60:140, 60:140] = 0
     assert found(make_frame(pixels=pixels, body_part="CHEST")) == {Check.SATURATED}
-    assert found(make_frame(pixels=pixels, modality="OPT")) == set()
+    assert found(make_frame(pixels=pixels, modality="CR", body_part="HAND")) == set()
 
 
 def test_white_wedges_are_found() -> None:
@@ -146,6 +150,36 @@ def test_real_frames_are_rotated_only_where_they_were_turned(
     assert marked == 0 if turns == 0 else marked >= 36
 
 
+def make_b_scan() -> FloatArray:
+    """Dark above, two sharp bright layers, and a choroid that fades, with speckle over it all."""
+    depth = np.arange(300, dtype=np.float32)
+    profile = 0.05 + 0.5 * np.exp(-np.maximum(depth - 130, 0) / 40) * (depth >= 130)
+    profile += 0.3 * ((depth >= 100) & (depth < 130)) + 0.4 * ((depth >= 125) & (depth < 132))
+    speckle = np.random.default_rng(0).gamma(4, 0.25, (300, 280))
+    return np.clip(profile[:, None] * speckle, 0, 1).astype(np.float32)
+
+
+def test_a_retina_that_is_cut_off_is_found() -> None:
+    pixels = make_b_scan()
+    assert found(make_frame(pixels=pixels, modality="OPT")) == set()
+    for cut in (pixels[112:], pixels[:140]):
+        assert found(make_frame(pixels=cut, modality="OPT")) == {Check.CROPPED}
+
+
+@pytest.mark.parametrize("folder", ["oct-kermany", "oct-octdl-crops"])
+def test_real_retinas_are_cut_off_only_where_they_were_cut(folder: str, shared_data: Path) -> None:
+    frames = [replace(frame, modality="OPT") for frame in real(shared_data, folder, 40)]
+    assert not any(Check.CROPPED in found(frame) for frame in frames)
+    halves = [replace(frame, pixels=mask_white_borders(frame.pixels)[half(frame) :]) for frame in frames]
+    assert sum(Check.CROPPED in found(frame) for frame in halves) >= 20
+
+
+def half(frame: Frame) -> int:
+    """The row that has as much light above it as below, once the wedges are black; light counts by its cube."""
+    light = np.cumsum(mask_white_borders(frame.pixels).mean(axis=1) ** 3)
+    return int(np.searchsorted(light, light[-1] / 2))
+
+
 @pytest.mark.parametrize("scale", [0.5, 2])
 def test_the_size_of_a_frame_does_not_matter(scale: float, shared_data: Path) -> None:
     for frame in real(shared_data, "oct-kermany", 10):
@@ -167,3 +201,13 @@ def test_what_a_gate_expects_stands_in_for_a_header_that_is_silent() -> None:
     frame = make_frame(pixels=upside_down, modality="")
     assert found(frame, modalities=("CR", "DX"), body_parts=("CHEST",)) == {Check.ROTATED}
     assert found(frame, modalities=("CR", "DX")) == set()
+
+
+def test_what_a_file_says_of_itself_reaches_the_gate() -> None:
+    content = make_dicom(BodyPartExamined="HAND", ViewPosition="LL", BurnedInAnnotation="YES", Modality="MG")
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    gate = Gate({Check.BURNED_IN_TEXT: Policy.FLAG}, 16, (), ("PA",), ("CHEST",))
+    flags = assess(frame, gate)
+    expected = {Check.WRONG_MODALITY, Check.WRONG_BODY_PART, Check.NOT_FRONTAL, Check.BURNED_IN_TEXT}
+    assert {flag.check for flag in flags} == expected
+    assert not any("HAND" in flag.message or "LL" in flag.message for flag in flags)

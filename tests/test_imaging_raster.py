@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import raster
@@ -151,6 +151,14 @@ def test_a_picture_is_never_turned_in_silence() -> None:
     (frame,) = read(save(GREY, "JPEG", exif=exif, quality=100))
     assert frame.pixels.shape == GREY.shape
     assert frame.notes == ("The file asks to be turned or mirrored (EXIF orientation 6); the pixels are as stored.",)
+
+
+def test_a_camera_is_known_by_its_exposure() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FNumber] = 1.8
+    (frame,) = read(save(GREY, "JPEG", exif=exif))
+    (plain,) = read(save(GREY, "JPEG"))
+    assert (frame.by_camera, plain.by_camera) == (True, False)
 
 
 def test_one_bit_pictures_are_black_and_white() -> None:

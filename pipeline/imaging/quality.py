@@ -17,10 +17,12 @@ _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
         Check.WRONG_BODY_PART: header.wrong_body_part,
         Check.NOT_FRONTAL: header.not_frontal,
         Check.TOO_SMALL: header.too_small,
+        Check.PHOTOGRAPHED_FILM: header.photographed_film,
         Check.BLANK: pixels.blank,
         Check.SATURATED: pixels.saturated,
         Check.WHITE_BORDERS: pixels.white_borders,
         Check.ROTATED: position.rotated,
+        Check.CROPPED: position.cropped,
         Check.BURNED_IN_TEXT: pixels.burned_in_text,
     }
 )

@@ -44,5 +44,12 @@ def too_small(look: Look) -> str:
     return f"The frame has {rows} x {columns} pixels; its shorter side needs at least {smallest}. Export it at its full size."
 
 
+def photographed_film(look: Look) -> str:
+    """The photograph of a film or screen, where the file itself says that a camera took it; pixels are not asked."""
+    if not look.frame.by_camera:
+        return ""
+    return "The frame was taken by a camera, its file says: a photograph of a film or screen. Use the original file."
+
+
 def _listed(values: Sequence[str]) -> str:
     return " or ".join(values)

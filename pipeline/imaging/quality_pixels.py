@@ -41,8 +41,9 @@ def white_borders(look: Look) -> str:
 
 
 def burned_in_text(look: Look) -> str:
-    """At least `CHARACTERS` characters in one place, as `imaging.ocr` reads them; side markers are shorter."""
-    if all(box.characters < CHARACTERS for box in find_text(look.frame.pixels)):
+    """Burned In Annotation (0028,0301), or at least `CHARACTERS` characters in one place; side markers are shorter."""
+    said = look.frame.burned_in_annotation == "YES"
+    if not said and all(box.characters < CHARACTERS for box in find_text(look.frame.pixels)):
         return ""
     return "There is text in the pixels, which may name the patient."
 

@@ -1,6 +1,7 @@
-"""Checks of the quality gate on how a frame lies: chest radiographs and B-scans that are on their side or upside down.
+"""Checks of the quality gate on how a frame lies: on its side, upside down, or with the retina cut off.
 
-A mirrored frame is not found: the chest is too symmetric for that, and a B-scan may come from either eye.
+A mirrored frame is not found: the chest is too symmetric for that, and a B-scan may come from either eye. Whether lungs are cut
+off is not judged: real radiographs of children show them in every extent.
 """
 
 import numpy as np
@@ -35,7 +36,10 @@ SIDEWAYS = 0.9
 its side; real ones that do not have 1.2 and more."""
 UPSIDE_DOWN = -0.1
 """A B-scan with less `steepness` is upside down; real ones that are not have 0.04 and more."""
+TOUCHING = 0.35
+"""A retina is cut off where at least this part of the columns is bright at the first or last row; real B-scans reach 0.31."""
 _DEPTH, _WIDTH = 1.5, 3.0
+_ENDS = 3
 
 
 def rotated(look: Look) -> str:
@@ -46,6 +50,13 @@ def rotated(look: Look) -> str:
         return ""
     kind = "radiograph" if look.subject is Subject.CHEST else "B-scan"
     return f"The {kind} seems to {'be upside down' if found == 2 else 'lie on its side'}. Turn it, and export it again."
+
+
+def cropped(look: Look) -> str:
+    """The retina runs out of a B-scan at its first or last row; other frames are not judged."""
+    if look.subject is not Subject.B_SCAN or max(bright_ends(look.small, look.seen)) < TOUCHING:
+        return ""
+    return "The retina is cut off at the upper or lower edge of the B-scan. Export the whole frame, or take it again."
 
 
 def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
@@ -93,6 +104,23 @@ def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
     down = np.abs(np.diff(smooth, axis=0))[seen[1:] & seen[:-1]]
     across = np.abs(np.diff(smooth, axis=1))[seen[:, 1:] & seen[:, :-1]]
     return float(down.mean() / max(across.mean(), 1e-12)) if down.size and across.size else 1.0
+
+
+def bright_ends(pixels: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the part of the columns whose first and last `_ENDS` rows that are seen are as bright as the retina.
+
+    That is, after smoothing, brighter than half way from the 20th to the 98th percentile of what is seen; 0 where nothing is.
+    """
+    weight = ndimage.gaussian_filter(seen.astype(np.float32), _DEPTH)
+    smooth = ndimage.gaussian_filter(np.where(seen, pixels, 0), _DEPTH) / np.maximum(weight, np.float32(1e-3))
+    columns = np.count_nonzero(seen.any(axis=0))
+    if not columns:
+        return 0.0, 0.0
+    bright = seen & (smooth > np.percentile(smooth[seen], [20, 98]).mean())
+    place = np.cumsum(seen, axis=0)
+    first, last = place <= _ENDS, place > place[-1] - _ENDS
+    top, bottom = (float((bright & end).any(axis=0).sum() / columns) for end in (first, last))
+    return top, bottom
 
 
 def _chest_turns(look: Look) -> int:

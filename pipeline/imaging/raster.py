@@ -34,6 +34,7 @@ _MODES = {
     "I;16": "I;16",
     "I;16B": "I;16",
 }
+_OF_A_CAMERA = frozenset({ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.FocalLength})
 _TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
@@ -50,7 +51,9 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         # Pillow checks a size of its own when it opens; ours comes first.
         check_size(*_announced_size(content), 1, reading.limits)
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+        exif = image.getexif() if "exif" in image.info else Image.Exif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        by_camera = not _OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
         if orientation != 1:
             notes += (f"The file asks to be turned or mirrored (EXIF orientation {orientation}); the pixels are as stored.",)
         if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I;16", "I;16B"):
@@ -60,7 +63,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
             stored = _picture_values(_load(image))
         file = _File(content, source, 1, (image.height, image.width), reading.hashes)
         frame = _frame(file, 1, stored, _grey(stored, TOLERANCE if content.startswith(JPEG) else 0))
-    yield replace(frame, notes=notes + frame.notes)
+    yield replace(frame, by_camera=by_camera, notes=notes + frame.notes)
 
 
 def _reduced(content: bytes, reading: Reading) -> NDArray[Any] | None:
