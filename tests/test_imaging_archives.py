@@ -1,17 +1,19 @@
 import io
+import random
 import stat
 import struct
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import archives
-from pipeline.imaging.sources import StudyFile, discover, read_bytes, read_frames
+from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
 from pipeline.records import Limits, Reading
-from tests.builders import make_dicom, make_zip
+from tests.builders import make_dicom, make_dicomdir, make_zip
 
 
 def find(tmp_path: Path, content: bytes) -> dict[str, StudyFile]:
@@ -262,6 +264,22 @@ def test_an_archive_that_is_gone_or_changed_is_refused(tmp_path: Path) -> None:
     assert {refusal(one)[0] for one in file.values()} == {Reason.DECODE_FAILED}
     (tmp_path / "study.zip").unlink()
     assert {refusal(one)[1] for one in file.values()} == {"The file could not be opened: No such file or directory."}
+
+
+def test_altered_archives_are_read_or_refused(tmp_path: Path) -> None:
+    rng = random.Random(6)  # noqa: S311 - no secret
+    inner = make_zip({"x/1.dcm": make_dicom(), "2": b"hello" * 50})
+    directory = make_dicomdir(("A",), ("B", "C"))
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        whole = make_zip({"a": b"abc" * 99, "in.zip": inner, "DICOMDIR": directory}, compression)
+        for _ in range(150):
+            altered = bytearray(whole)
+            for _ in range(rng.randint(1, 6)):
+                altered[rng.randrange(len(whole))] = rng.randrange(256)
+            for file in find(tmp_path, bytes(altered)).values():
+                assert locate(tmp_path, file.source) == file or file.refusal is not None
+                with suppress(UnreadableError):
+                    read_bytes(file)
 
 
 def test_names_are_utf_8_and_an_archive_with_others_is_refused(tmp_path: Path) -> None:

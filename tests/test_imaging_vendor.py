@@ -128,9 +128,11 @@ def make_topcon(blocks: Sequence[tuple[bytes, bytes]], kind: bytes = b"FDA") -> 
     return b"FOCT" + kind + struct.pack("<2I", 2, 1) + b"".join(packed) + b"\0"
 
 
-def raw_block(scans: Scans, mode: int = 2) -> bytes:
+def raw_block(scans: Scans, mode: int = 2, unused: int = 1) -> bytes:
+    """16 bits a pixel; between the number of B-scans and the size, 1 byte was seen by some and 17 by others."""
     count, rows, columns = scans.shape
-    return struct.pack("<B4IBI", mode, columns, rows, 16, count, 0, scans.nbytes) + scans.astype("<u2").tobytes()
+    data = scans.astype("<u2").tobytes()
+    return struct.pack("<B4I", mode, columns, rows, 16, count) + bytes(unused) + struct.pack("<I", len(data)) + data
 
 
 def jpeg_block(scans: Scans, encode: Any) -> bytes:
@@ -143,11 +145,14 @@ PARAMETERS = b"@PARAM_SCAN_04", struct.pack("<3I3d", 0, 0, 0, 6.0, 3.0, 2.6)
 EYE = b"@CAPTURE_INFO_02", b"\1" + bytes(50)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(b"FDA", b"@IMG_MOT_COMP_03"), (b"FDS", b"@IMG_SCAN_03")])
-def test_every_b_scan_of_a_topcon_file_is_a_frame(kind: bytes, name: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "unused"),
+    [(b"FDA", b"@IMG_MOT_COMP_03", 1), (b"FDA", b"@IMG_MOT_COMP_03", 17), (b"FDS", b"@IMG_SCAN_03", 1)],
+)
+def test_every_b_scan_of_a_topcon_file_is_a_frame(kind: bytes, name: bytes, unused: int) -> None:
     scans = np.random.default_rng(2).integers(0, 60000, (3, 5, 8))
     fundus = (b"@IMG_OBS", bytes(100)), (b"@IMG_FUNDUS", bytes(50))
-    frames = read(make_topcon([*fundus, (name, raw_block(scans)), PARAMETERS, EYE], kind))
+    frames = read(make_topcon([*fundus, (name, raw_block(scans, unused=unused)), PARAMETERS, EYE], kind))
     assert [frame.key.frame_number for frame in frames] == [1, 2, 3]
     for frame, scan in zip(frames, scans, strict=True):
         assert frame.stored_range == (scan.min(), scan.max())
@@ -335,6 +340,26 @@ def test_an_e2e_file_that_is_damaged_never_hangs_and_is_refused() -> None:
     assert len(read(bytes(circle))) == 4
     wrong = struct.pack("<5I", 0, B_SCAN, 1, 5, 7) + bytes(70)
     assert refused(make_e2e([(IMAGE, (1, 2, 7, 0), wrong)])) is Reason.INCONSISTENT
+
+
+def test_altered_files_of_devices_are_read_or_refused() -> None:
+    rng = np.random.default_rng(5)
+    flat = np.ones((2, 16, 16), np.uint8)
+    for whole in (
+        make_vol(reflectivity()),
+        make_topcon([(b"@IMG_SCAN_03", raw_block(flat)), PARAMETERS, EYE]),
+        make_topcon([(b"@IMG_JPEG", jpeg_block(flat, imagecodecs.jpeg8_encode))]),
+        make_e2e(e2e_items(e2e_scans())),
+    ):
+        for _ in range(100):
+            altered = bytearray(whole)
+            for at in rng.integers(0, len(whole), rng.integers(1, 8)):
+                altered[at] = rng.integers(256)
+            try:
+                frames = read(bytes(altered), reading=Reading(Limits(file_pixels=10**6)))
+            except UnreadableError:
+                continue
+            assert all(frame.pixels.min() >= 0 and frame.pixels.max() <= 1 for frame in frames)
 
 
 def test_files_of_devices_are_found_in_archives_too(tmp_path: Path) -> None:
