@@ -1,12 +1,25 @@
+import hashlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.uid import JPEG2000Lossless
 from scipy import ndimage
 
-from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare
-from pipeline.records import Fit, Preprocessing
-from tests.builders import make_pixels
+from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
+from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
+from pipeline.ingest.frames import prepared_frames
+from pipeline.records import Fit, ImageRecord, Limits, Preprocessing, Reading, Split
+from pipeline.score.batch import Scored, score_folder
+from pipeline.score.predictor import Predictor
+from services.api.study import score_study
+from services.api.uploads import Upload
+from tests.builders import make_bundle, make_encapsulated, make_pixels
 
 SIDES = st.integers(1, 400)
 FITS = st.sampled_from(list(Fit))
@@ -132,3 +145,65 @@ def test_white_borders_are_masked_only_where_asked() -> None:
     pixels[:10] = 1
     assert prepare(pixels, Preprocessing(64))[0, 0].min() == 1
     assert prepare(pixels, Preprocessing(64, mask_white_borders=True))[0].max() < 0.21
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "side"),
+    [
+        (Preprocessing(224, exact_decoding=False), 448),
+        (Preprocessing(224, Fit.CROP, exact_decoding=False), 448),
+        (Preprocessing(224), None),
+        (Preprocessing(224, Fit.FOCUS, exact_decoding=False), None),
+        (Preprocessing(224, mask_white_borders=True, exact_decoding=False), None),
+    ],
+)
+def test_files_are_read_at_twice_the_resolution_of_the_network_unless_it_needs_all_pixels(
+    preprocessing: Preprocessing, side: int | None
+) -> None:
+    assert reading_for(preprocessing, Limits()) == Reading(Limits(), side, hashes=False)
+    explained = replace(preprocessing, voi_explanation="LUNG")
+    assert reading_for(explained, Limits(file_pixels=9)) == Reading(Limits(file_pixels=9), side, "LUNG", hashes=False)
+
+
+@pytest.mark.parametrize("fit", [Fit.PAD, Fit.CROP])
+@pytest.mark.parametrize("shape", [(400, 600), (403, 601), (600, 402)])
+def test_a_landmark_lies_at_the_same_place_at_any_resolution(fit: Fit, shape: tuple[int, int]) -> None:
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    spot = np.exp(-((rows - shape[0] // 2 - 40) ** 2 + (columns - shape[1] // 2 + 60) ** 2) / 1800).astype(np.float32)
+    preprocessing = Preprocessing(64, fit)
+    sampled = spot[::4, ::4]
+    box = whole_box(shape, (sampled.shape[0], sampled.shape[1]), JPEG_2000_OFFSET)
+    np.testing.assert_allclose(prepare(sampled, preprocessing, box), prepare(spot, preprocessing), atol=0.01)
+
+
+def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Path) -> None:
+    pixels = np.rint(np.clip(ndimage.zoom(make_pixels(40, 36), 5, order=1), 0, 1) * 4095).astype(np.uint16)
+    encoded = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", bitspersample=12, reversible=True, resolutions=5)
+    header = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
+    content = make_encapsulated(pixels, JPEG2000Lossless, [[encoded]], **header)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "a.dcm").write_bytes(content)
+    preprocessing = Preprocessing(32, exact_decoding=False)
+    bundle = make_bundle(tmp_path / "bundle", preprocessing=preprocessing)
+    predictor = Predictor(bundle)
+    (scored,) = score_folder(tmp_path / "studies", predictor)
+    assert isinstance(scored, Scored)
+    assert scored.frame.pixels.shape == (100, 90)
+    assert scored.frame.shape == (200, 180)
+    record = ImageRecord(
+        key=scored.frame.key,
+        root=0,
+        source="a.dcm",
+        patient_key="P1",
+        pixel_sha256="",
+        labels={},
+        split=Split.TEST,
+        rows=200,
+        columns=180,
+        file_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    (trained,) = prepared_frames([record], [tmp_path / "studies"], preprocessing)
+    answer = score_study([Upload("a.dcm", io.BytesIO(content))], predictor, bundle.manifest, heatmaps=True, max_heatmaps=9)
+    assert prepare(scored.frame.pixels, preprocessing, scored.frame.whole_box).tobytes() == trained.tobytes()
+    for prediction in scored.prediction.predictions:
+        assert answer.frames[0].labels[prediction.label].logit == prediction.logit

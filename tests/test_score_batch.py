@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.records import Check, Frame, Policy, Quarantined
+from pipeline.records import Check, Frame, Policy, Quarantined, Reading
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor
@@ -123,10 +123,10 @@ def test_progress_sees_every_file(studies: Path, predictor: Predictor) -> None:
 def test_an_unexpected_error_in_one_file_does_not_end_the_run(
     studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(file: StudyFile) -> Iterator[Frame]:
+    def read(file: StudyFile, reading: Reading) -> Iterator[Frame]:
         if file.source == "b/02.png":
             raise ZeroDivisionError("a secret of the file")
-        yield from read_frames(file)
+        yield from read_frames(file, reading)
 
     monkeypatch.setattr(batch, "read_frames", read)
     items = list(score_folder(studies, predictor))
@@ -141,8 +141,8 @@ def test_an_unexpected_error_in_one_file_does_not_end_the_run(
 def test_a_volume_that_breaks_off_keeps_the_frames_before_and_names_the_one_that_failed(
     studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(file: StudyFile) -> Iterator[Frame]:
-        for frame in read_frames(file):
+    def read(file: StudyFile, reading: Reading) -> Iterator[Frame]:
+        for frame in read_frames(file, reading):
             if frame.key.frame_number == 4:
                 raise UnreadableError(Reason.TRUNCATED, "It is cut.")
             yield frame
@@ -169,9 +169,9 @@ def test_only_a_bounded_number_of_frames_is_decoded_ahead(
         (tmp_path / "studies" / f"{number}.dcm").write_bytes(make_dicom(np.zeros((200, 8, 8), np.uint8)))
     lock, decoded, most = threading.Lock(), 0, 0
 
-    def read(file: StudyFile) -> Iterator[Frame]:
+    def read(file: StudyFile, reading: Reading) -> Iterator[Frame]:
         nonlocal decoded
-        for frame in read_frames(file):
+        for frame in read_frames(file, reading):
             with lock:
                 decoded += 1
             yield frame
@@ -194,9 +194,9 @@ def test_large_frames_are_bounded_by_their_pixels(
     monkeypatch.setattr(batch, "BATCH_PIXELS", 2 * 64)
     lock, decoded, most = threading.Lock(), 0, 0
 
-    def read(file: StudyFile) -> Iterator[Frame]:
+    def read(file: StudyFile, reading: Reading) -> Iterator[Frame]:
         nonlocal decoded
-        for frame in read_frames(file):
+        for frame in read_frames(file, reading):
             with lock:
                 decoded += 1
             yield frame

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.model.bundle import Manifest
-    from pipeline.records import FloatArray, FramePrediction, Heatmap, Quarantined
+    from pipeline.records import Frame, FramePrediction, Heatmap, Quarantined
     from pipeline.results.worklist import Picture, ReportFrame
     from pipeline.score.batch import Scored
     from pipeline.score.predictor import Predictor
@@ -132,7 +132,7 @@ class _Results:
 
         path = self._out / HEATMAPS / self._heatmap_name(item.prediction, heatmap.label)
         pixels = item.frame.pixels
-        self._drawings.append((self._pool.submit(_draw_heatmap, path, pixels, heatmap, self._manifest), path, pixels.size))
+        self._drawings.append((self._pool.submit(_draw_heatmap, path, item.frame, heatmap, self._manifest), path, pixels.size))
         while len(self._drawings) > DRAWN_AHEAD or (
             len(self._drawings) > 1 and sum(size for _, _, size in self._drawings) > DRAWN_PIXELS
         ):
@@ -187,11 +187,11 @@ def _undisturbed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _draw_heatmap(path: Path, pixels: "FloatArray", heatmap: "Heatmap", manifest: "Manifest") -> None:
+def _draw_heatmap(path: Path, frame: "Frame", heatmap: "Heatmap", manifest: "Manifest") -> None:
     from pipeline.score.overlay import full_scale, render
 
     full = full_scale(manifest.temperature, heatmap.values.size)
-    path.write_bytes(render(pixels, heatmap, manifest.preprocessing, full))
+    path.write_bytes(render(frame.pixels, heatmap, manifest.preprocessing, full, frame.shape))
 
 
 def _nothing(studies: Path, failures: int) -> str:

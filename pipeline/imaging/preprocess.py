@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 FOCUS = 0.7
 """Side of the square that `Fit.FOCUS` shows, as a part of the frame's shorter side; DECISIONS.md says what was measured."""
 
-MARGIN = 1.5
+MARGIN = 2
 """Pixels that a frame is decoded with for every one that the network sees; DECISIONS.md says what was measured."""
 
 
@@ -68,7 +68,7 @@ def _height(pixels: FloatArray) -> float:
     return float((np.arange(len(brightness)) + 0.5) @ brightness / total / len(brightness)) if total > 0 else 0.5
 
 
-def reading_for(preprocessing: Preprocessing, limits: Limits, shown: int = 0) -> Reading:
+def reading_for(preprocessing: Preprocessing, limits: Limits) -> Reading:
     """Say how files are to be read for a network: at the resolution that it needs, where a codec can, and without hashes.
 
     Parameters
@@ -78,11 +78,9 @@ def reading_for(preprocessing: Preprocessing, limits: Limits, shown: int = 0) ->
         borders, and for the height at which a frame is bright.
     limits
         What one file may demand.
-    shown
-        How many pixels the shorter side of a frame needs besides for a person who is to see it.
     """
     whole = preprocessing.exact_decoding or preprocessing.mask_white_borders or preprocessing.fit is Fit.FOCUS
-    side = None if whole else max(math.ceil(MARGIN * preprocessing.size), shown)
+    side = None if whole else MARGIN * preprocessing.size
     return Reading(limits, side, preprocessing.voi_explanation, hashes=False)
 
 

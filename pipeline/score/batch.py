@@ -12,7 +12,7 @@ from typing import TypeVar
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.progress import Progress, silent
-from pipeline.records import Frame, FramePrediction, Quarantined
+from pipeline.records import Frame, FramePrediction, Quarantined, Reading
 from pipeline.score.predictor import Admitted, Predictor
 
 DECODERS = 2
@@ -61,7 +61,7 @@ def score_folder(
         Where `root` cannot be listed.
     """
     files = list(discover(root))
-    with _Decoder(files) as decoder:
+    with _Decoder(files, predictor.reading) as decoder:
         items = itertools.chain.from_iterable(progress(decoder.files(), "Scoring", len(files)))
         for batch in batches((_admit(item, predictor) for item in items), batch_size):
             yield from _score(batch, predictor)
@@ -120,8 +120,9 @@ def _score(pending: list[Admitted | Quarantined], predictor: Predictor) -> Itera
 class _Decoder:
     """Reads files ahead of their use, in threads; each file has a queue that `None` ends, and all share a budget of pixels."""
 
-    def __init__(self, files: Iterable[StudyFile]) -> None:
+    def __init__(self, files: Iterable[StudyFile], reading: Reading) -> None:
         self._files = iter(files)
+        self._reading = reading
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._changed = threading.Condition()
         self._stopped = False
@@ -165,7 +166,7 @@ class _Decoder:
             yield item
 
     def _decode(self, file: StudyFile, items: "_Queue") -> None:
-        for item in itertools.chain(_read(file), (None,)):
+        for item in itertools.chain(_read(file, self._reading), (None,)):
             self._put(items, item)
             if self._stopped:
                 return
@@ -186,10 +187,10 @@ class _Decoder:
 _Queue = deque[Frame | Quarantined | None]
 
 
-def _read(file: StudyFile) -> Iterator[Frame | Quarantined]:
+def _read(file: StudyFile, reading: Reading) -> Iterator[Frame | Quarantined]:
     done = 0
     try:
-        for frame in read_frames(file):
+        for frame in read_frames(file, reading):
             yield frame
             done += 1
     except UnreadableError as error:

@@ -75,7 +75,9 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     return np.asarray(rows @ values @ columns.T, np.float32)
 
 
-def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float) -> bytes:
+def render(
+    pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float, shape: tuple[int, int] | None = None
+) -> bytes:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
 
     Parameters
@@ -88,13 +90,15 @@ def render(pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, f
         Of the bundle that made the heatmap.
     full
         Heatmap value of the last colour, in logits; see `full_scale`. Larger values look the same.
+    shape
+        Rows and columns of the frame in its file; None where `pixels` have as many.
 
     Returns
     -------
     bytes
         A PNG file whose bytes depend on the arguments alone.
     """
-    rows, columns = pixels.shape
+    rows, columns = shape or pixels.shape
     height, width = display_shape(rows, columns)
     grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
     box = placement(rows, columns, preprocessing, bright_height(pixels, preprocessing))

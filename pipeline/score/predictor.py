@@ -10,11 +10,11 @@ from safetensors.numpy import load
 
 from pipeline.errors import BundleError
 from pipeline.evaluate.calibration import probabilities
-from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.quality import admit, check_tools
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine
-from pipeline.records import Flag, FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.records import Flag, FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Limits, Prediction
 from pipeline.score.gradcam import grad_cams
 
 FRAMES_AT_ONCE = 32
@@ -42,6 +42,8 @@ class Predictor:
     ----------
     manifest
         That of the bundle.
+    reading
+        How files are to be read for it: as they were read to train it.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
+        self.reading = reading_for(bundle.manifest.preprocessing, Limits())
         self._gate = bundle.manifest.gate()
         check_tools(self._gate)
         self._engine = Engine(bundle.read(GRAPH), threads)
@@ -93,7 +96,7 @@ class Predictor:
         return [result for start in starts for result in self._predict(admitted[start : start + FRAMES_AT_ONCE], heatmaps)]
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction]:
-        pixels = np.stack([prepare(item.frame.pixels, self.manifest.preprocessing) for item in admitted])
+        pixels = np.stack([self._prepared(item.frame) for item in admitted])
         logits, features = self._engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
@@ -107,6 +110,9 @@ class Predictor:
             )
             for index, item in enumerate(admitted)
         ]
+
+    def _prepared(self, frame: Frame) -> FloatArray:
+        return prepare(frame.pixels, self.manifest.preprocessing, frame.whole_box)
 
     def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
         values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)

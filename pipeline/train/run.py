@@ -64,7 +64,7 @@ class Job:
     def preprocessing(self) -> Preprocessing:
         """From a frame to the network's input."""
         section = self.config.preprocessing
-        return Preprocessing(section.size, section.fit, section.mask_white_borders)
+        return Preprocessing(**section.model_dump())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -112,7 +112,7 @@ class _Study:
 
     def _admitted(self, content: bytes, source: str, refused: list[Failure]) -> Iterator[Admitted]:
         """Yield the frames that pass the bundle's quality gate; why others do not is added to `refused`."""
-        for frame in read_frames_from_bytes(content, source):
+        for frame in read_frames_from_bytes(content, source, self._predictor.reading):
             try:
                 admitted = self._predictor.admit(frame)
             except UnreadableError as error:
@@ -177,7 +177,7 @@ def _frame_answer(
 
 def _heatmap_answer(frame: Frame, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
     full = full_scale(manifest.temperature, heatmap.values.size)
-    png = render(frame.pixels, heatmap, manifest.preprocessing, full)
+    png = render(frame.pixels, heatmap, manifest.preprocessing, full, frame.shape)
     return HeatmapAnswer(
         png=base64.b64encode(png).decode("ascii"),
         layer=heatmap.layer,
