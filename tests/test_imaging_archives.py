@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging import archives
+from pipeline.imaging import archives, members
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
 from pipeline.records import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
@@ -254,7 +254,7 @@ def test_numbers_of_members_bytes_and_archives_are_limited(tmp_path: Path, monke
     monkeypatch.setattr(archives, "MOST_DIRECTORY", 100)
     assert "too many members" in refusal(find(tmp_path, many)["study.zip"])[1]
     monkeypatch.undo()
-    monkeypatch.setattr(archives, "MOST_NESTED", 10)
+    monkeypatch.setattr(members, "MOST_NESTED", 10)
     assert refusal(find(tmp_path, many)["inner.zip"])[0] is Reason.RESOURCE_LIMIT
 
 

@@ -1,28 +1,23 @@
-"""Finds the members of zip archives, nested ones too, and reads them into memory; nothing is unpacked to the disk."""
+"""Finds the members of zip archives, nested ones too, and refuses what could do harm."""
 
 import io
 import re
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files import Member, Refusal, StudyFile, harmless, not_opened
 from pipeline.imaging.guard import translated
-from pipeline.records import Limits
+from pipeline.imaging.members import DAMAGED, data_start, inflated, unpack
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 MOST_MEMBERS = 2**18
 """Members of an archive and of all archives within it."""
 MOST_UNPACKED = 2**38
 """Bytes of all these members once they are inflated."""
-MOST_NESTED = 2**28
-"""Bytes of an archive that lies deflated in another, and is therefore held in memory."""
 MOST_DEPTH = 3
 """Archives within each other."""
 MOST_DIRECTORY = 2**25
@@ -32,11 +27,8 @@ MOST_RATIO, RATIO_FROM = 250, 2**24
 
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
-_LOCAL_HEADER = 30
-_HEAD = 2**14
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DOCUMENTS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
-_DAMAGED = "The zip archive is damaged: it cannot be unpacked. Copy it again."
 _OUTSIDE = Refusal(
     Reason.UNSAFE_PATH, "The member of the zip archive has a path that leads out of the archive. Pack the folder again."
 )
@@ -150,7 +142,7 @@ def _directory(archive: _Archive) -> list[zipfile.ZipInfo]:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT, f"The zip archive lies in more than {MOST_DEPTH - 1} others. Unpack the outer ones first."
         )
-    with translated(_DAMAGED), zipfile.ZipFile(cast(IO[bytes], _Window(archive))) as opened:
+    with translated(DAMAGED), zipfile.ZipFile(cast(IO[bytes], _Window(archive))) as opened:
         every = opened.infolist()
     found = [info for info in every if not info.filename.endswith(("/", "\\")) and not _is_hidden(info.filename)]
     if not every:
@@ -196,7 +188,7 @@ def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spe
         yield found
         return
     try:
-        nested = is_archive(_unpack(archive.stream, member, len(ZIP[0])))
+        nested = is_archive(unpack(archive.stream, member, len(ZIP[0])))
     except UnreadableError:
         nested = False
     yield from _nested(archive, found, spent) if nested else (found,)
@@ -225,12 +217,12 @@ def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[Stud
     member = found.inside[-1]
     try:
         if member.method == _STORED:
-            start, size = _data_start(archive.stream, member), member.size
+            start, size = data_start(archive.stream, member), member.size
             inner = _Archive(
                 archive.stream, start, size, StudyFile(found.path, found.source, archive.file.inside), archive.depth + 1
             )
         else:
-            content = _inflated(archive.stream, member)
+            content = inflated(archive.stream, member)
             inner = _Archive(io.BytesIO(content), 0, len(content), found, archive.depth + 1)
     except UnreadableError as error:
         yield _refused(found, Refusal.of(error))
@@ -238,87 +230,3 @@ def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[Stud
     for one in _list(inner, spent):
         # The archive itself, where it is refused or a document, is read as the member that it is.
         yield StudyFile(one.path, one.source, found.inside, one.refusal) if one.source == found.source else one
-
-
-def _inflated(stream: IO[bytes], member: Member) -> bytes:
-    if member.size > MOST_NESTED:
-        raise UnreadableError(
-            Reason.RESOURCE_LIMIT,
-            f"The zip archive lies in another and has more than {MOST_NESTED // 2**20} MiB. Unpack the outer one first.",
-        )
-    return _whole(stream, member)
-
-
-def read_member(file: StudyFile, limits: Limits) -> bytes:
-    """Read a member of an archive.
-
-    Raises
-    ------
-    UnreadableError
-        Where it is larger than the limits allow, damaged, or the archive is gone.
-    """
-    if file.inside[-1].size > limits.file_bytes:
-        raise UnreadableError(
-            Reason.RESOURCE_LIMIT, f"The file is larger than {limits.file_bytes} bytes. Split it, or leave it out."
-        )
-    with _holding(file) as stream:
-        return _whole(stream, file.inside[-1])
-
-
-def read_member_head(file: StudyFile, count: int) -> bytes:
-    """Read up to `count` bytes from the start of a member of an archive.
-
-    Raises
-    ------
-    UnreadableError
-        Where it cannot be found any more.
-    """
-    with _holding(file) as stream:
-        return _unpack(stream, file.inside[-1], count)
-
-
-def _holding(file: StudyFile) -> IO[bytes]:
-    """Open what holds the last member: the file, or the deflated archive in it."""
-    try:
-        if len(file.inside) > 1:
-            found = file.path.stat()
-            return io.BytesIO(_outer(file.path, file.inside[:-1], found.st_size, found.st_mtime_ns))
-        return file.path.open("rb")
-    except OSError as error:
-        raise not_opened(error) from None
-
-
-@lru_cache(maxsize=1)
-def _outer(path: Path, inside: tuple[Member, ...], size: int, mtime_ns: int) -> bytes:
-    """Return the content of an archive within an archive; the last is kept, as its members are read one after another."""
-    outer = StudyFile(path, "", inside)
-    with _holding(outer) as stream:
-        return _inflated(stream, inside[-1])
-
-
-def _data_start(stream: IO[bytes], member: Member) -> int:
-    with translated(_DAMAGED):
-        stream.seek(member.offset)
-        header = stream.read(_LOCAL_HEADER)
-    if len(header) < _LOCAL_HEADER or not header.startswith(ZIP[0]):
-        raise UnreadableError(Reason.DECODE_FAILED, _DAMAGED)
-    return member.offset + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-
-
-def _unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
-    """Return the first `count` bytes of a member, or fewer where its packed data end before."""
-    with translated(_DAMAGED):
-        stream.seek(_data_start(stream, member))
-        if member.method == _STORED:
-            return stream.read(min(count, member.packed))
-        packed = stream.read(member.packed if count > _HEAD else min(member.packed, _HEAD))
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
-
-
-def _whole(stream: IO[bytes], member: Member) -> bytes:
-    content = _unpack(stream, member, member.size + 1)
-    if len(content) != member.size or zlib.crc32(content) != member.crc:
-        raise UnreadableError(
-            Reason.DECODE_FAILED, "The member of the zip archive is damaged: its checksum is wrong. Copy the archive again."
-        )
-    return content

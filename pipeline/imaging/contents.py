@@ -3,8 +3,8 @@
 import os
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.archives import read_member, read_member_head
 from pipeline.imaging.files import StudyFile, not_opened
+from pipeline.imaging.members import read_member, read_member_head
 from pipeline.records import DEFAULT_READING, Reading
 
 
