@@ -1,14 +1,20 @@
 import argparse
+import hashlib
 import json
+import re
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 
 from pipeline.cli import inspect
 from pipeline.errors import InputError
-from tests.builders import make_dicom
+from tests.builders import make_dicom, make_encapsulated
+
+TOO_SMALL = "The frame has 6 x 5 pixels; its shorter side needs at least 64. Export it at its full size."
 
 
 def run(*arguments: object) -> int:
@@ -19,15 +25,27 @@ def run(*arguments: object) -> int:
 
 def test_one_object_a_frame_and_one_an_unreadable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     volume = np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5)
-    (tmp_path / "a.dcm").write_bytes(make_dicom(volume, Modality="OPT", ImageLaterality="R", PixelSpacing=[0.5, 0.25]))
+    header = {"Modality": "OPT", "ImageLaterality": "R", "PixelSpacing": [0.5, 0.25], "BodyPartExamined": "EYE"}
+    (tmp_path / "a.dcm").write_bytes(make_dicom(volume, InstanceNumber=3, **header))
     (tmp_path / "b.dcm").write_text("no image")
     assert run(tmp_path, "--json") == 1
     first, second, unreadable = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["frame_number"], second["frame_number"]) == (1, 2)
-    del second["frame_number"], second["pixel_sha256"], second["study_instance_uid"], second["series_instance_uid"]
-    del second["sop_instance_uid"], second["min"], second["max"]
+    for unknown in ("pixel_sha256", "study_instance_uid", "series_instance_uid", "sop_instance_uid", "min", "max"):
+        assert second.pop(unknown)
     assert second == {
         "source": "a.dcm",
+        "frame_number": 2,
+        "frames": 2,
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1",
+        "body_part": "EYE",
+        "instance_number": 3,
+        "stored_sha256": hashlib.sha256(volume[1]).hexdigest(),
+        "instance_sha256": hashlib.sha256(volume).hexdigest(),
+        "stored_min": 30,
+        "stored_max": 59,
+        "slice_position_mm": None,
+        "flags": [{"check": "too_small", "message": TOO_SMALL}],
         "modality": "OPT",
         "view_position": "",
         "laterality": "R",
@@ -38,6 +56,7 @@ def test_one_object_a_frame_and_one_an_unreadable_file(tmp_path: Path, capsys: p
         "pixel_spacing_mm": [0.5, 0.25],
         "notes": [],
     }
+    assert first["instance_sha256"] is None
     assert first["min"] == 0
     assert first["max"] == pytest.approx(29 / 255, abs=1e-5)
     assert unreadable["source"] == "b.dcm"
@@ -64,3 +83,29 @@ def test_nothing_readable_nothing_there_and_nothing_given(tmp_path: Path, capsys
     with pytest.raises(InputError, match="No frame could be read: 1 unreadable files"):
         run(tmp_path)
     assert capsys.readouterr().out.startswith("a.dcm  UNREADABLE  not_an_image: The file is not an image")
+
+
+def test_every_field_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.dcm").write_bytes(make_dicom())
+    run(tmp_path, "--json")
+    page = (Path(__file__).parents[1] / "docs" / "integrators.md").read_text()
+    table = page[page.index("`octray inspect --json` prints") : page.index("`octray score --json` prints")]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(json.loads(capsys.readouterr().out))
+
+
+def test_what_a_check_finds_is_said_in_the_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.dcm").write_bytes(make_dicom(Modality="MG"))
+    run(tmp_path)
+    assert "  WRONG_MODALITY: The frame is a mammogram" in capsys.readouterr().out
+
+
+def test_frames_before_a_damaged_one_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.zeros((2, 16, 16), np.uint8)
+    good = imagecodecs.jpeg2k_encode(pixels[0])
+    frames = [[good], [good[:60] + bytes(20) + good[80:]]]
+    (tmp_path / "a.dcm").write_bytes(make_encapsulated(pixels, JPEG2000Lossless, frames))
+    assert run(tmp_path, "--json") == 1
+    first, failed = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["frame_number"], first["frames"], first["instance_sha256"]) == (1, 2, None)
+    assert (failed["source"], failed["reason"]) == ("a.dcm", "decode_failed")

@@ -4,15 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
-    from pipeline.imaging.sources import StudyFile
-    from pipeline.records import Frame
+    from pipeline.imaging.files import StudyFile
+    from pipeline.imaging.sandbox import Sandbox
 
 HELP = "say what octray sees in each frame of files or folders"
 EXAMPLE = "octray inspect studies/ --json"
@@ -21,7 +20,7 @@ EXAMPLE = "octray inspect studies/ --json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `octray inspect`."""
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a DICOM, PNG, JPEG or TIFF file, or a folder of them"
+        "paths", nargs="+", type=Path, metavar="PATH", help="a DICOM, PNG, JPEG or TIFF file, an archive or a folder of them"
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a line: one for each frame, one for each unreadable file"
@@ -41,12 +40,15 @@ def run(args: argparse.Namespace) -> int:
     InputError
         Where a path is missing, or nothing could be read.
     """
+    from pipeline.imaging.sandbox import Sandbox
     from pipeline.imaging.sources import discover
 
     frames = unreadable = 0
-    for file in chain.from_iterable([discover(path) for path in args.paths]):
-        for description in _describe_file(file):
+    files = [file for path in args.paths for file in discover(path)]
+    with Sandbox() as sandbox:
+        for description in _descriptions(sandbox, files):
             sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
+            sys.stdout.flush()
             failed = "reason" in description
             unreadable, frames = unreadable + failed, frames + (not failed)
     if not frames:
@@ -56,36 +58,15 @@ def run(args: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def _describe_file(file: "StudyFile") -> Iterator[dict[str, Any]]:
-    from pipeline.imaging.sources import read_frames
+def _descriptions(sandbox: "Sandbox", files: "list[StudyFile]") -> Iterator[dict[str, Any]]:
+    """Yield the frames of each file and, where it cannot be read any further, why; each as soon as it is known."""
+    from pipeline.imaging.describe import describe_file
 
-    try:
-        for frame in read_frames(file):
-            yield _describe(frame)
-    except UnreadableError as error:
-        yield {"source": file.source, "reason": error.reason.value, "message": str(error)}
-
-
-def _describe(frame: "Frame") -> dict[str, Any]:
-    return {
-        "source": frame.source,
-        "study_instance_uid": frame.key.study_instance_uid,
-        "series_instance_uid": frame.key.series_instance_uid,
-        "sop_instance_uid": frame.key.sop_instance_uid,
-        "frame_number": frame.key.frame_number,
-        "modality": frame.modality,
-        "view_position": frame.view_position,
-        "laterality": frame.laterality,
-        "rows": frame.pixels.shape[0],
-        "columns": frame.pixels.shape[1],
-        "photometric_interpretation": frame.photometric_interpretation,
-        "transfer_syntax_uid": frame.transfer_syntax_uid,
-        "pixel_sha256": frame.pixel_sha256,
-        "pixel_spacing_mm": frame.pixel_spacing_mm,
-        "min": round(float(frame.pixels.min()), 6),
-        "max": round(float(frame.pixels.max()), 6),
-        "notes": frame.notes,
-    }
+    for file, described in zip(files, sandbox.map(describe_file, files), strict=True):
+        try:
+            yield from described
+        except UnreadableError as error:
+            yield {"source": file.source, "reason": error.reason.value, "message": str(error)}
 
 
 def _line(description: dict[str, Any]) -> str:
@@ -102,6 +83,7 @@ def _line(description: dict[str, Any]) -> str:
             f"{spacing[0]:g} x {spacing[1]:g} mm" if spacing else "spacing unknown",
             f"grey {description['min']:.3f} to {description['max']:.3f}",
             f"sha256 {description['pixel_sha256'][:12]}",
+            *(f"{flag['check'].upper()}: {flag['message']}" for flag in description["flags"]),
             *description["notes"],
         )
         text = "  ".join(columns)
