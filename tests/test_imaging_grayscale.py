@@ -14,7 +14,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_w
 from pydicom.sequence import Sequence
 
 from pipeline.errors import UnreadableError
-from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window, apply_range, apply_window, render
+from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window, apply_range, apply_window, percentiles, render
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dataset, make_dicom
 
@@ -278,3 +278,17 @@ def test_values_beyond_what_can_be_computed_are_refused(overrides: dict[str, flo
     dataset.save_as(buffer, enforce_file_format=True)
     with pytest.raises(UnreadableError, match="could not be brought to grey levels"):
         list(read_frames_from_bytes(buffer.getvalue(), "a.dcm"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-17.3, 4000.7), (99.25, 99.75), (-3e9, 3e9), (60000.1, 60001)])
+def test_ranges_are_computed_as_exactly_as_float32_can_say(dtype: type[np.generic], low: float, high: float) -> None:
+    values = np.random.default_rng(0).integers(-128, 128, (40, 30)).astype(dtype)
+    expected = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(apply_range(values, low, high), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float64])
+def test_percentiles_are_those_of_numpy(dtype: type[np.generic]) -> None:
+    values = np.random.default_rng(1).normal(0, 40, (57, 31)).astype(np.int8).astype(dtype)
+    np.testing.assert_allclose(percentiles(values, (0.5, 99.5)), np.percentile(values, (0.5, 99.5)), rtol=1e-12)

@@ -1,5 +1,6 @@
 """From stored values to grey levels in [0, 1]: modality transformation, VOI LUT or window, sense (PS3.3 C.7.6.16.2.9, C.11)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ Values = NDArray[Any]
 
 PERCENTILES = (0.5, 99.5)
 """Where a frame of more than 8 bits names no window, these percentiles of its values become black and white."""
+_EXACT = 2**23
+"""Differences of words of 16 bits and whole numbers below this one are exact in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +110,8 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
         bounds, notes = _bounds(stored, values, rendering)
         grey = apply_range(values, *bounds)
     if rendering.inverted:
-        grey = 1 - grey
-    return np.ascontiguousarray(np.clip(grey, 0, 1), np.float32), notes
+        np.subtract(1, grey, out=grey)
+    return np.ascontiguousarray(grey), notes
 
 
 def apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
@@ -142,7 +145,13 @@ def apply_range(values: Values, low: float, high: float) -> FloatArray:
     """Map `low` to 0 and `high` to 1, linearly and clipped; where both are equal, only what lies above them is 1."""
     if high <= low:
         return (values > low).astype(np.float32)
-    return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
+    whole = math.floor(low)
+    short = values.dtype.kind in "iu" and values.itemsize <= 2 and abs(whole) < _EXACT
+    grey: Values = values.astype(np.float32 if short else np.float64)
+    grey -= whole
+    grey -= low - whole
+    grey /= high - low
+    return np.clip(grey, 0, 1, out=grey).astype(np.float32, copy=False)
 
 
 def _bounds(stored: Values, values: Values, rendering: Rendering) -> tuple[tuple[float, float], tuple[str, ...]]:
@@ -153,11 +162,25 @@ def _bounds(stored: Values, values: Values, rendering: Rendering) -> tuple[tuple
     measured = values if rendering.padding is None else values[~_is_padding(stored, rendering.padding)]
     if measured.size == 0:
         measured = values
-    low, high = np.percentile(measured, PERCENTILES).tolist()
+    low, high = percentiles(measured, PERCENTILES)
     if high <= low:
         low, high = float(measured.min()), float(measured.max())
     note = f"The file names no window: the grey levels run from percentile {PERCENTILES[0]} to {PERCENTILES[1]} of the values."
     return (low, high), (note,)
+
+
+def percentiles(values: Values, wanted: tuple[float, float]) -> tuple[float, float]:
+    """Return two percentiles as `np.percentile` does; those of words from their histogram, which is several times as fast."""
+    if values.dtype.kind not in "iu" or values.itemsize > 2:
+        low, high = np.percentile(values, wanted).tolist()
+        return low, high
+    first = int(values.min())
+    below = np.cumsum(np.bincount(values.ravel().astype(np.intp) - first))
+    places = np.asarray(wanted) / 100 * (values.size - 1)
+    floors = np.floor(places)
+    lower, upper = (np.searchsorted(below, place, side="right") + first for place in (floors, np.ceil(places)))
+    low, high = (lower + (upper - lower) * (places - floors)).tolist()
+    return low, high
 
 
 def _is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
