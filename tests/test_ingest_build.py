@@ -1,7 +1,14 @@
 """From folders to an index: labels, patients, duplicates and quarantine, on real files written for the purpose."""
 
 import csv
+import os
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +17,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.imaging.sources import discover
 from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.index import Index
+from pipeline.ingest.frames import prepared_frames
+from pipeline.ingest.index import FILES, Index, load_index, write_index
+from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.phantom import write_phantom
-from pipeline.ingest.verdict import NO_LABEL
-from pipeline.records import Split
+from pipeline.ingest.reading import How
+from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
+from pipeline.records import Check, Gate, Policy, Preprocessing, Split
 from tests.builders import make_dicom
 
 ALL_TRAIN = (98, 1, 1, 0)
@@ -218,6 +229,124 @@ def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
         build(tmp_path / "set")
     with pytest.raises(InputError, match="There is no file or folder missing"):
         build(tmp_path / "missing")
+
+
+def blank_unseen(path: Path) -> None:
+    """Change the content of a file so that it looks the same."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def test_a_second_run_opens_no_file_and_gives_the_same_index(tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "index"
+    table = write_set(studies)
+    (studies / "volume.dcm").write_bytes(make_dicom(PatientID="MRN-1"))
+    (studies / "letter.txt").write_text("a letter")
+    (studies / "cut.png").write_bytes((studies / "SICK" / "0.png").read_bytes()[:60])
+    rules = Rules(percent=ALL_TRAIN)
+    write_index(out, build_index([studies], rules, out=out)[0])
+    first = content(out)
+    for file in discover(studies):
+        blank_unseen(file.path)
+    write_index(out, build_index([studies], rules, out=out)[0])
+    assert content(out) == first
+    assert b"MRN-1" not in (out / JOURNAL).read_bytes()
+    assert len(load_index(out).records) == 25
+    os.utime(table.parent / "SICK" / "0.png")
+    assert len(build_index([studies], rules, out=out)[0].records) == 24
+
+
+def test_an_index_among_its_studies_is_no_study(tmp_path: Path) -> None:
+    write_set(tmp_path).unlink()
+    for _ in range(2):
+        index = write_index(tmp_path, build_index([tmp_path], Rules(), out=tmp_path)[0])
+        assert (len(index.records), index.quarantine) == (24, ())
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "index"
+    write_set(studies, 400).unlink()
+    program = (
+        "import sys; from pathlib import Path; from pipeline.ingest.build import Rules, build_index; "
+        "build_index([Path(sys.argv[1])], Rules(), out=Path(sys.argv[2]))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program, str(studies), str(out)], cwd=Path(__file__).parents[1])
+    while run.poll() is None and not (out / JOURNAL).exists():
+        time.sleep(0.02)
+    while run.poll() is None and (out / JOURNAL).stat().st_size < 2**16:
+        time.sleep(0.02)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    database = sqlite3.connect(out / JOURNAL)
+    read = [source for (source,) in database.execute("SELECT source FROM files")]
+    database.close()
+    assert 0 < len(read) < 800
+    for source in read:
+        blank_unseen(studies / source)
+    index, _ = build_index([studies], Rules(), out=out)
+    assert (len(index.records), index.quarantine) == (800, ())
+
+
+def test_rows_stand_in_the_order_of_the_body(tmp_path: Path) -> None:
+    for number, place in enumerate((3, 1, 2)):
+        pixels = np.random.default_rng(number).integers(0, 99, (4, 4), np.uint16)
+        position = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"}
+        (tmp_path / f"{number}.dcm").write_bytes(make_dicom(pixels, **uids, **position))
+    write_picture(tmp_path / "0a.png", 5)
+    assert [record.source for record in build(tmp_path).records] == ["1.dcm", "2.dcm", "0.dcm", "0a.png"]
+
+
+def test_one_uid_for_two_pictures_quarantines_both_and_names_them(tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("second", 1), ("copy", 0), ("other", 2)):
+        pixels = np.random.default_rng(seed).integers(0, 99, (4, 4), np.uint16)
+        uid = "1.2.4" if name == "other" else "1.2.3"
+        (tmp_path / f"{name}.dcm").write_bytes(make_dicom(pixels, SOPInstanceUID=uid))
+    index = build(tmp_path)
+    assert [record.source for record in index.records] == ["other.dcm"]
+    named = {row.source: row.message.split(" has the same SOP Instance UID")[0] for row in index.quarantine}
+    assert named == {
+        "copy.dcm": "The file second.dcm",
+        "first.dcm": "The file second.dcm",
+        "second.dcm": "The file copy.dcm",
+    }
+    assert {row.reason for row in index.quarantine} == {UID_CLASH}
+
+
+def test_the_same_file_twice_stays_twice(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(make_dicom(SOPInstanceUID="1.2.3", StudyInstanceUID="1.2", SeriesInstanceUID="1.2.1"))
+    index = build(tmp_path)
+    assert [record.source for record in index.records] == ["a.dcm", "b.dcm"]
+    assert (index.duplicates(), index.quarantine) == (1, ())
+
+
+def test_the_gate_takes_frames_out_one_by_one(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(0, 4000, (3, 80, 90), np.uint16)
+    volume[1] = 5
+    (tmp_path / "volume.dcm").write_bytes(make_dicom(volume))
+    how = How(gate=Gate({Check.BLANK: Policy.REJECT}))
+    index, _ = build_index([tmp_path], Rules(), how=how)
+    assert [record.key.frame_number for record in index.records] == [1, 3]
+    assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("volume.dcm", "blank", 2)]
+    index, _ = build_index([tmp_path], Rules())
+    assert [Check.BLANK in record.flags for record in index.records] == [False, True, False]
+
+
+def test_members_of_archives_are_read_and_found_again(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    with zipfile.ZipFile(studies / "study.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"a/{number}.dcm", make_dicom(np.random.default_rng(number).integers(0, 99, (40, 40), np.uint16)))
+    index = build(studies)
+    assert [record.source for record in index.records] == [f"study.zip/a/{number}.dcm" for number in range(3)]
+    assert len(list(prepared_frames(index.records, index.sources, Preprocessing(size=32)))) == 3
 
 
 def test_real_scans_keep_patients_together_even_under_two_labels(shared_data: Path, tmp_path: Path) -> None:

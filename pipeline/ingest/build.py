@@ -97,7 +97,7 @@ def build_index(
     """
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
     with Journal(out / JOURNAL if out else None, binding(how)) as journal:
-        places = Places(tuple(as_text(str(root)) for root in roots), journal)
+        places = Places([as_text(str(root)) for root in roots], journal)
         files = find_files(sources, _no_studies(rules, out), places.knows)
         known = _known(rules, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)

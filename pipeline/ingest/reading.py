@@ -13,7 +13,7 @@ from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id
 from pipeline.records import DEFAULT_READING, Check, Frame, Gate, InstanceKey, Reading
 
-NOT_KEPT = (Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH)
+_PASSING = (Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH)
 """Failures that another run may not meet: they depend on the machine and on what else runs there."""
 
 
@@ -85,7 +85,9 @@ class ReadFile:
     @property
     def is_settled(self) -> bool:
         """Say whether reading the same file again would give the same."""
-        return self.failure is None or (bool(self.file_sha256) and self.failure.reason not in NOT_KEPT)
+        if self.failure is None or self.failure.reason == Reason.NOT_AN_IMAGE:
+            return True
+        return bool(self.file_sha256) and self.failure.reason not in _PASSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,12 @@ def find_files(
         Where a source is missing, or none has a file.
     """
     unwanted = {os.path.realpath(path) for path in leave_out}
+    folders: dict[Path, str] = {}
     seen: set[object] = set()
     files: dict[FileId, StudyFile] = {}
     for root, source in enumerate(sources):
         for file in discover(source, lambda file, root=root: is_known((root, file.source), file)):  # type: ignore[misc]
-            place = file.place()
+            place = _real_path(file.path, folders), tuple(member.offset for member in file.inside)
             if file.refusal is None and (place in seen or (not file.inside and place[0] in unwanted)):
                 continue
             seen.add(place)
@@ -134,6 +137,16 @@ def find_files(
     if not files:
         raise InputError(f"There is no file in {', '.join(source.name for source in sources)}. Give a folder of studies.")
     return files
+
+
+def _real_path(path: Path, folders: dict[Path, str]) -> str:
+    """Return the path with links followed; `folders` remembers those of the folders, so that a file costs one look at it."""
+    if path.is_symlink():
+        return os.path.realpath(path)
+    folder = path.parent
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], path.name)  # noqa: PTH118
 
 
 def read_file(file: StudyFile, how: How) -> Iterator[Content | SeenFrame | Patient]:

@@ -1,20 +1,20 @@
 """Reads the files of an ingest in worker processes, where the journal does not know them, and writes each there at once."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
+from pipeline.imaging.files import Refusal
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, Place, appearance
 from pipeline.ingest.labels import FileId
-from pipeline.ingest.reading import How, ReadFile, collect, read_file
+from pipeline.ingest.reading import Failure, How, ReadFile, collect, read_file
 from pipeline.progress import Progress
 
 Outcomes = Mapping[FileId, ReadFile]
 
 
-@dataclass(frozen=True, slots=True)
 class Places:
     """The files of some source folders in a journal.
 
@@ -26,12 +26,18 @@ class Places:
         Where it is written what was read.
     """
 
-    roots: tuple[str, ...]
-    journal: Journal
+    def __init__(self, roots: Sequence[str], journal: Journal) -> None:
+        self._roots = roots
+        self._journal = journal
+        self._known: set[FileId] = set()
 
     def knows(self, file_id: FileId, file: StudyFile) -> bool:
-        """Say whether a file was read before and has not changed since."""
-        return self.journal.knows(self._place(file_id), file)
+        """Say whether a file was read before and has not changed since; one that is known stays so."""
+        if file_id in self._known:
+            return True
+        if self._journal.knows(self._place(file_id), file):
+            self._known.add(file_id)
+        return file_id in self._known
 
     def read(self, files: Mapping[FileId, StudyFile], how: How, progress: Progress, workers: int) -> dict[FileId, ReadFile]:
         """Read files, several at a time; those that the journal knows are not read again.
@@ -46,23 +52,29 @@ class Places:
         InputError
             Where the journal cannot be written, or no worker can be started within the limits.
         """
-        self.journal.begin()
-        unread = {file_id: file for file_id, file in files.items() if not self.knows(file_id, file)}
-        outcomes = _read(unread, replace(how, salt=self.journal.salt), workers)
-        for file_id, looked, read in progress(outcomes, "reading studies", len(unread)):
-            self.journal.put(self._place(file_id), looked if read.is_settled else None, read)
-        return {file_id: self.journal.get(self._place(file_id)) for file_id in files}
+        self._journal.begin()
+        refused = {file_id: _refused(file.refusal) for file_id, file in files.items() if file.refusal}
+        unread = {one: file for one, file in files.items() if one not in refused and not self.knows(one, file)}
+        with Sandbox(workers, how.reading.limits) as sandbox:
+            outcomes = _read(sandbox, unread, replace(how, salt=self._journal.salt))
+            for file_id, looked, read in progress(outcomes, "reading studies", len(unread)):
+                self._journal.put(self._place(file_id), looked if read.is_settled else None, read)
+        return {one: refused.get(one) or self._journal.get(self._place(one)) for one in files}
 
     def keep_only(self, files: Mapping[FileId, StudyFile]) -> None:
         """Forget what was read of other files."""
-        self.journal.keep_only({self._place(file_id) for file_id in files})
+        self._journal.keep_only({self._place(file_id) for file_id in files})
 
     def _place(self, file_id: FileId) -> Place:
-        return self.roots[file_id[0]], file_id[1]
+        return self._roots[file_id[0]], file_id[1]
+
+
+def _refused(refusal: Refusal) -> ReadFile:
+    return ReadFile(failure=Failure(refusal.reason.value, refusal.message))
 
 
 def _read(
-    files: Mapping[FileId, StudyFile], how: How, workers: int
+    sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How
 ) -> Iterator[tuple[FileId, tuple[int, int] | None, ReadFile]]:
     """Yield each file with how it looked before it was read, and what is in it."""
     looked: dict[FileId, tuple[int, int] | None] = {}
@@ -72,6 +84,5 @@ def _read(
             looked[file_id] = appearance(file)
             yield file
 
-    with Sandbox(workers, how.reading.limits) as sandbox:
-        for file_id, results in zip(files, sandbox.map(partial(read_file, how=how), begun()), strict=True):
-            yield file_id, looked.pop(file_id), collect(results)
+    for file_id, results in zip(files, sandbox.map(partial(read_file, how=how), begun()), strict=True):
+        yield file_id, looked.pop(file_id), collect(results)

@@ -1,0 +1,158 @@
+"""What was read is kept: nothing is read twice, nothing is trusted that was read otherwise, and no patient is named."""
+
+import sqlite3
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.imaging.sources import StudyFile
+from pipeline.ingest.journal import Journal, appearance, binding
+from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
+from pipeline.records import Check, Gate, Limits, Policy, Reading
+from tests.builders import make_key
+
+PLACE = ("/data", "a/ä.dcm")
+READ = ReadFile(
+    (
+        SeenFrame(make_key(1), "a" * 64, 3, 4, "CR", "PA", "L", 7, -1.5, (Check.ROTATED, Check.CROPPED)),
+        SeenFrame(make_key(2), "b" * 64, 3, 4, rejection=Failure("blank", "It is blank.")),
+    ),
+    None,
+    "c" * 64,
+    "d" * 64,
+)
+FAILED = ReadFile(failure=Failure("truncated", "It is cut off."), file_sha256="e" * 64)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> StudyFile:
+    (tmp_path / "study.dcm").write_bytes(b"content")
+    return StudyFile(tmp_path / "study.dcm", "study.dcm")
+
+
+def begun(path: Path | None, bound_to: str = "one") -> Journal:
+    journal = Journal(path, bound_to)
+    journal.begin()
+    return journal
+
+
+@pytest.mark.parametrize("read", [READ, FAILED, ReadFile()])
+def test_what_is_put_comes_back(tmp_path: Path, file: StudyFile, read: ReadFile) -> None:
+    with begun(tmp_path / "index" / "j") as journal:
+        journal.put(PLACE, appearance(file), read)
+        salt = journal.salt
+    with Journal(tmp_path / "index" / "j", "one") as journal:
+        assert journal.get(PLACE) == read
+        assert journal.knows(PLACE, file)
+        assert not journal.knows(("/data", "other"), file)
+        assert journal.salt == salt
+        assert len(salt) == 32
+
+
+def test_a_file_that_looks_otherwise_is_not_known(tmp_path: Path, file: StudyFile) -> None:
+    with begun(None) as journal:
+        journal.put(PLACE, appearance(file), READ)
+        journal.put(("/data", "again"), None, FAILED)
+        assert journal.knows(PLACE, file)
+        assert not journal.knows(("/data", "again"), file)
+        assert journal.get(("/data", "again")) == FAILED
+        file.path.write_bytes(b"content and more")
+        assert not journal.knows(PLACE, file)
+        file.path.unlink()
+        assert not journal.knows(PLACE, file)
+
+
+def test_files_that_are_gone_are_forgotten(file: StudyFile) -> None:
+    with begun(None) as journal:
+        for name in "abc":
+            journal.put(("/data", name), appearance(file), READ)
+        journal.keep_only([("/data", "b"), ("/data", "new")])
+        assert journal.get(("/data", "b")) == READ
+        with pytest.raises(KeyError):
+            journal.get(("/data", "a"))
+
+
+def test_another_way_of_reading_begins_anew(tmp_path: Path, file: StudyFile) -> None:
+    with begun(tmp_path / "j") as journal:
+        journal.put(PLACE, appearance(file), READ)
+        salt = journal.salt
+    with Journal(tmp_path / "j", "two") as journal:
+        assert not journal.knows(PLACE, file)
+        assert journal.salt != salt
+
+
+def test_the_way_of_reading_is_limits_window_and_gate() -> None:
+    ways = [
+        How(),
+        How(Reading(Limits(frame_pixels=5))),
+        How(Reading(voi_explanation="LUNG")),
+        How(gate=Gate({Check.BLANK: Policy.REJECT})),
+        How(gate=Gate(smallest_side=5)),
+    ]
+    assert len({binding(way) for way in ways}) == len(ways)
+    assert binding(How(salt=b"x")) == binding(How())
+    orders = (
+        {Check.BLANK: Policy.REJECT, Check.ROTATED: Policy.FLAG},
+        {Check.ROTATED: Policy.FLAG, Check.BLANK: Policy.REJECT},
+    )
+    assert len({binding(How(gate=Gate(order))) for order in orders}) == 1
+
+
+def test_nothing_is_written_before_it_is_begun(tmp_path: Path, file: StudyFile) -> None:
+    with Journal(tmp_path / "index" / "j", "one") as journal:
+        assert not journal.knows(PLACE, file)
+    assert not (tmp_path / "index").exists()
+
+
+def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    with begun(tmp_path / "j"):
+        pass
+    assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to be looked at" * 40, b""])
+def test_what_is_no_journal_is_begun_anew(tmp_path: Path, file: StudyFile, content: bytes) -> None:
+    (tmp_path / "j").write_bytes(content)
+    with begun(tmp_path / "j") as journal:
+        journal.put(PLACE, appearance(file), READ)
+        assert journal.get(PLACE) == READ
+
+
+def test_two_at_once_are_told_apart(tmp_path: Path) -> None:
+    with begun(tmp_path / "j"), pytest.raises(InputError, match=r"^Another octray writes to this journal\.sqlite\. Wait"):
+        begun(tmp_path / "j")
+
+
+def test_damage_is_told_without_a_path(tmp_path: Path) -> None:
+    with begun(tmp_path / "j") as journal:
+        pass
+    sqlite3.connect(tmp_path / "j").execute("DROP TABLE files").connection.close()
+    with (
+        pytest.raises(InputError, match=r"^The journal\.sqlite of the index cannot be used \(OperationalError\)\. Delete it"),
+        Journal(tmp_path / "j", "one") as journal,
+    ):
+        journal.get(PLACE)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"The index cannot be written: .*Give --out another folder\."):
+        begun(tmp_path / "file" / "j")
+
+
+@pytest.mark.parametrize(
+    ("read", "settled"),
+    [
+        (READ, True),
+        (FAILED, True),
+        (ReadFile(failure=Failure("not_an_image", "It is a letter.")), True),
+        (replace(FAILED, file_sha256=""), False),
+        (replace(FAILED, failure=Failure("resource_limit", "It took long.")), False),
+        (replace(FAILED, failure=Failure("decoder_crash", "It crashed.")), False),
+    ],
+)
+def test_what_another_run_may_do_better_is_not_settled(read: ReadFile, settled: bool) -> None:
+    assert read.is_settled is settled
