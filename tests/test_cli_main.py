@@ -17,7 +17,21 @@ from pipeline.cli import models
 from pipeline.cli.main import COMMANDS, _parse, build_parser, main
 from pipeline.errors import BundleError, ConfigError, InputError
 
-ISSUED = {"phantom", "inspect", "ingest", "train", "evaluate", "score", "serve", "models", "bundle", "data", "config", "ui"}
+ISSUED = {
+    "phantom",
+    "inspect",
+    "ingest",
+    "train",
+    "deidentify",
+    "evaluate",
+    "score",
+    "serve",
+    "models",
+    "bundle",
+    "data",
+    "config",
+    "ui",
+}
 
 
 def octray(*words: str, **options: object) -> "subprocess.CompletedProcess[str]":

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, OctrayError
 COMMANDS = (
     "phantom",
     "inspect",
+    "deidentify",
     "ingest",
     "train",
     "evaluate",

@@ -1,0 +1,127 @@
+"""`octray deidentify`: write DICOM files anew without identity, and show the crosswalk to whoever has the key."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.ingest.deidentify.options import Box, Options
+    from pipeline.ingest.deidentify.tree import Summary
+
+HELP = "write DICOM files anew without anything that says who the patient is"
+EXAMPLE = "octray deidentify studies/ --out shared/ --keep dates"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `octray deidentify`."""
+    parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="DICOM file or folder of them")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the new files; must not lie inside SOURCE")
+    parser.add_argument(
+        "--profile", choices=("basic",), default="basic", help="profile of DICOM PS3.15 Annex E (default basic)"
+    )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        choices=("dates", "uids", "patient", "descriptors"),
+        default=[],
+        help="keep more: dates moved by one offset a patient, UIDs, the patient's sex, age, size and weight, descriptions of "
+        "which every word is known to be safe; may be given several times",
+    )
+    parser.add_argument(
+        "--blank",
+        action="append",
+        default=[],
+        metavar="LEFT,TOP,WIDTH,HEIGHT",
+        help="rectangle in pixels to blank in every frame of every image; may be given several times",
+    )
+    parser.add_argument(
+        "--clean-pixels",
+        action="store_true",
+        help="find text in every image and blank it; needs the extra ocr, and can miss some",
+    )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="secret key, made where there is none; the crosswalk lies beside it (default ~/.config/octray/deidentify.key)",
+    )
+    parser.add_argument(
+        "--show-crosswalk", action="store_true", help="print which file became which, as one JSON object a line, and end"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """De-identify, or show the crosswalk; return 1 where a file was refused, otherwise 0.
+
+    Raises
+    ------
+    InputError
+        Where there is nothing to do, or something stands where it must not.
+    """
+    from pipeline.ingest.deidentify.secret import default_key_path
+
+    key = args.key or default_key_path()
+    if args.show_crosswalk:
+        return _show_crosswalk(key)
+    if not args.sources or args.out is None:
+        raise InputError("Name the files or folders to de-identify, and the folder for the new ones with --out.")
+    from pipeline.cli.progress import bar
+    from pipeline.ingest.deidentify.tree import deidentify_tree
+
+    summary = deidentify_tree(args.sources, args.out, key, _options(args), bar)
+    _report(summary, key)
+    if not summary.names:
+        raise InputError("No file was de-identified.")
+    return int(bool(summary.refused))
+
+
+def _options(args: argparse.Namespace) -> "Options":
+    from pipeline.ingest.deidentify.options import Keep, Options
+
+    keep = frozenset(Keep[name.upper()] for name in args.keep)
+    return Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels)
+
+
+def _box(text: str) -> "Box":
+    from pipeline.ingest.deidentify.options import Box
+
+    numbers = text.split(",")
+    if (
+        len(numbers) != 4
+        or not all(number.isdecimal() for number in numbers)
+        or "0" in (n.lstrip("0") or "0" for n in numbers[2:])
+    ):
+        raise InputError(f"The rectangle {text} must be LEFT,TOP,WIDTH,HEIGHT in pixels, for example 0,0,640,40.")
+    left, top, width, height = (int(number) for number in numbers)
+    return Box(left, top, width, height)
+
+
+def _show_crosswalk(key: Path) -> int:
+    from pipeline.ingest.deidentify import crosswalk, secret
+
+    for entry in crosswalk.read(crosswalk.crosswalk_path(key), secret.read(key)):
+        sys.stdout.write(json.dumps(entry) + "\n")
+    return 0
+
+
+def _report(summary: "Summary", key: Path) -> None:
+    """Say how many files were written and, without their names, why others were not."""
+    from collections import Counter
+
+    from rich.console import Console
+
+    lines = [f"{len(summary.names)} files of {summary.patients} patients were de-identified and verified."]
+    counts = Counter((refused.reason, refused.message) for refused in summary.refused)
+    lines += [f"{count} refused: {reason}: {message}" for (reason, message), count in sorted(counts.items())]
+    if counts:
+        lines.append("Which files they are: octray deidentify --show-crosswalk. It names patients; keep it to yourself.")
+    lines.append(
+        f"The key {key.name} opens the crosswalk and links new files with these: keep it safe, never beside the files."
+    )
+    console = Console(stderr=True)
+    for line in lines:
+        console.print(line, markup=False, highlight=False)

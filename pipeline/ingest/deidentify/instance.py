@@ -1,0 +1,163 @@
+"""De-identifies one DICOM file in memory: from its bytes to bytes that were verified, with what the crosswalk records."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from pipeline.imaging.dataset import instance_uids, parse
+from pipeline.imaging.dicom import is_dicom
+from pipeline.imaging.guard import translated
+from pipeline.imaging.header import value
+from pipeline.imaging.layout import Layout, read_layout
+from pipeline.ingest.deidentify.clean import Context, clean
+from pipeline.ingest.deidentify.identity import Identity
+from pipeline.ingest.deidentify.mark import mark, set_file_meta
+from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
+from pipeline.ingest.deidentify.pixels import blank, clear_embedded_overlays, may_show_identity
+from pipeline.ingest.deidentify.secret import Secret
+from pipeline.ingest.deidentify.values import DUMMY_TEXT, TEXT
+from pipeline.ingest.deidentify.verify import left, verify
+from pipeline.records import Limits
+
+HEAD = 512
+_DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."
+_UNWRITABLE = "The DICOM file breaks the Standard, so that it cannot be written again. Export it again."
+_STANDARD = "1.2.840.10008."
+_REFUSED_CLASSES = {
+    "1.2.840.10008.1.3.10": "a DICOMDIR, which names every file",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data, of which nobody knows what is in them",
+    "1.2.840.10008.5.1.4.1.1.9.4.1": "a recording of a voice",
+    "1.2.840.10008.5.1.4.1.1.9.4.2": "a recording of sound",
+}
+_IMAGE_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "Rows", "BitsAllocated")
+_IMAGE_KINDS = ("Image Storage", " Map Storage")
+
+
+@dataclass(frozen=True, slots=True)
+class Deidentified:
+    """A file without identity, and which identity it had.
+
+    Parameters
+    ----------
+    content
+        The bytes of the new file.
+    name
+        Where it belongs below the output folder, with forward slashes; made of the pseudonym and of new UIDs.
+    patient_id, pseudonym
+        Patient ID (0010,0020) before and after.
+    uids
+        Study, Series and SOP Instance UID before.
+    offset_days
+        By how many days dates were moved, None where they were replaced.
+    """
+
+    content: bytes
+    name: str
+    patient_id: str
+    pseudonym: str
+    uids: tuple[str, str, str]
+    offset_days: int | None
+
+
+def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: Limits) -> Deidentified:
+    """De-identify one DICOM file.
+
+    Raises
+    ------
+    UnreadableError
+        Where it is damaged, or its pixels are in a form that octray does not read.
+    RefusedError
+        Where it is not DICOM, may show identity among its pixels, is of a kind that cannot be cleaned, or fails the verifier.
+    """
+    if not is_dicom(content[:HEAD]):
+        raise RefusedError(Refusal.NOT_DICOM, "The file is not DICOM. Only DICOM files can be de-identified.")
+    with translated(_DAMAGED):
+        dataset, syntax, _ = parse(content, limits)
+        uids, _ = instance_uids(dataset, content)
+        identity = Identity.of(dataset)
+    _check_kind(dataset)
+    with translated(_DAMAGED):
+        layout = read_layout(dataset, syntax, limits) if _is_image(dataset) else None
+        context = Context(secret, _patient(dataset, uids[0]), options.keep)
+        patient_id = str(value(dataset, "PatientID") or "")
+    if layout is not None:
+        _clean_pixels(dataset, layout, options)
+    with translated(_UNWRITABLE):
+        _clean(dataset, uids[2], context, options, layout is not None)
+        _replace_left(dataset, identity, options)
+        made = _written(dataset)
+    verify(made, identity, context.pseudonym, options)
+    offset = context.offset_days if Keep.DATES in options.keep else None
+    name = "/".join((context.pseudonym, *(secret.uid(uid) for uid in uids))) + ".dcm"
+    return Deidentified(made, name, patient_id, context.pseudonym, uids, offset)
+
+
+def _check_kind(dataset: Dataset) -> None:
+    uid = str(value(dataset, "SOPClassUID") or "")
+    kind = _REFUSED_CLASSES.get(uid)
+    if "EncapsulatedDocument" in dataset:
+        kind = "a document in another format"
+    elif not uid.startswith(_STANDARD):
+        kind = "an object of a kind that the Standard does not know"
+    if kind:
+        raise RefusedError(Refusal.NOT_SUPPORTED, f"The file is {kind}: it cannot be de-identified by rules. Leave it out.")
+
+
+def _is_image(dataset: Dataset) -> bool:
+    """Say whether there are pixels, or the SOP class promises some, as in a file that was cut off before them."""
+    name = UID(dataset.SOPClassUID).name
+    return any(key in dataset for key in _IMAGE_KEYWORDS) or any(kind in name for kind in _IMAGE_KINDS)
+
+
+def _patient(dataset: Dataset, study_instance_uid: str) -> str:
+    """Return what tells the patient from others: Patient ID, else name and birth date, else the study."""
+    identifier, name, born = (
+        str(value(dataset, keyword) or "").strip() for keyword in ("PatientID", "PatientName", "PatientBirthDate")
+    )
+    return identifier or (f"{name}\n{born}" if name else study_instance_uid)
+
+
+def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> None:
+    if not options.boxes and not options.clean_pixels and may_show_identity(dataset):
+        raise RefusedError(
+            Refusal.BURNED_IN,
+            "The image may show who the patient is. Blank those regions with --blank, or have text found with --clean-pixels.",
+        )
+    if options.boxes or options.clean_pixels:
+        blank(dataset, layout, partial(_rectangles, options))
+    else:
+        clear_embedded_overlays(dataset, layout)
+
+
+def _rectangles(options: Options, stored: NDArray[Any]) -> Iterator[Box]:
+    yield from options.boxes
+    if options.clean_pixels:
+        from pipeline.ingest.deidentify.text import text_boxes
+
+        yield from text_boxes(stored)
+
+
+def _clean(dataset: Dataset, sop_instance_uid: str, context: Context, options: Options, is_image: bool) -> None:
+    dataset.SOPInstanceUID = sop_instance_uid
+    clean(dataset, context)
+    mark(dataset, options, is_image)
+
+
+def _replace_left(dataset: Dataset, identity: Identity, options: Options) -> None:
+    """Replace text that the profile keeps, a manufacturer's name for one, where it repeats something that identifies."""
+    for element in left(dataset, identity, options):
+        if element.VR in TEXT:
+            element.value = DUMMY_TEXT
+
+
+def _written(dataset: Dataset) -> bytes:
+    set_file_meta(dataset, UID(dataset.file_meta.TransferSyntaxUID))
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

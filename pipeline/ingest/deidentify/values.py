@@ -1,0 +1,59 @@
+"""What stands in an attribute in place of what identifies: dummy values, and text of which every word is known to be safe."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pydicom.multival import MultiValue
+
+TEXT = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+"""Value representations that hold words."""
+FREE_TEXT = frozenset({"AE", "LT", "PN", "ST", "UC", "UR", "UT"})
+"""Those in which an attribute that the table does not know may hold anything."""
+TEMPORAL = frozenset({"DA", "DT", "TM"})
+DUMMY_TEXT = "ANONYMIZED"
+
+_DUMMIES: dict[str, Any] = {
+    **dict.fromkeys((*TEXT, "CS"), DUMMY_TEXT),
+    **dict.fromkeys(("FL", "FD", "SL", "SS", "SV", "UL", "US", "UV", "AT"), 0),
+    **dict.fromkeys(("DS", "IS"), "0"),
+    **dict.fromkeys(("OB", "OD", "OF", "OL", "OV", "OW", "UN"), bytes(8)),
+    "AS": "000Y",
+    "DA": "19000101",
+    "DT": "19000101000000",
+    "TM": "000000",
+    "UR": "urn:anonymized",
+}
+_WORDS = re.compile(r"[^\W_]+")
+
+
+def dummy(value_representation: str) -> Any:
+    """Return a value that says nothing and conforms to a value representation (PS3.5 6.2).
+
+    Raises
+    ------
+    KeyError
+        For a sequence, a UID, and what is no value representation.
+    """
+    return _DUMMIES[value_representation]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the values of an element, none where it is empty."""
+    if value is None or (isinstance(value, str | bytes) and not value):
+        return []
+    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+
+
+def is_safe(texts: Iterable[Any]) -> bool:
+    """Say whether every word of some texts is one that describes images and never a person."""
+    safe = _safe_words()
+    return all(word in safe for text in texts for word in _WORDS.findall(str(text).lower()))
+
+
+@cache
+def _safe_words() -> frozenset[str]:
+    lines = resources.files(__package__).joinpath("safe_words.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())

@@ -1,0 +1,104 @@
+"""`octray deidentify` as a user starts it: what it writes and says, what it never says, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.imaging import ocr
+from pipeline.ingest.deidentify.options import Keep, Refusal
+from tests.builders import make_dicom
+from tests.identified import SECRETS, make_identified
+
+PAGE = Path(__file__).parents[1] / "docs" / "deidentify.md"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "Müller"
+    folder.mkdir()
+    (folder / "Jörg.dcm").write_bytes(make_identified())
+    return folder
+
+
+def run(source: Path, *options: str) -> int:
+    key = source.parent / "keys" / "my.key"
+    return main(["deidentify", str(source), "--out", str(source.parent / "out"), "--key", str(key), *options])
+
+
+def written(source: Path) -> list[Path]:
+    return [path for path in (source.parent / "out").rglob("*") if path.is_file()]
+
+
+def test_files_are_written_and_counted(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, "--profile", "basic", "--keep", "dates", "--keep", "patient") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "1 files of 1 patients were de-identified and verified." in said.err
+    assert "my.key" in said.err
+    assert len(written(source)) == 1
+
+
+def test_refused_files_are_counted_and_never_named(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "Okonkwo.dcm").write_bytes(make_dicom(BurnedInAnnotation="YES", PatientName="Okonkwo"))
+    assert run(source) == 1
+    said = capsys.readouterr().err
+    assert "1 refused: burned_in: " in said
+    assert "--show-crosswalk" in said
+    assert [text for text in SECRETS if text in said] == []
+
+
+def test_nothing_written_is_exit_code_2(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "Jörg.dcm").write_bytes(b"no DICOM")
+    assert run(source) == 2
+    assert "No file was de-identified." in capsys.readouterr().err
+
+
+def test_rectangles_are_blanked(source: Path) -> None:
+    (source / "Jörg.dcm").write_bytes(make_dicom(BurnedInAnnotation="YES"))
+    assert run(source, "--blank", "0,0,40,10", "--blank", "0,40,40,8") == 0
+
+
+@pytest.mark.parametrize("text", ["0,0,40", "a,0,4,4", "0,0,0,4", "-1,0,4,4", "0,0,4,4,4", ""])
+def test_what_is_no_rectangle_is_refused(source: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, f"--blank={text}") == 2
+    assert "must be LEFT,TOP,WIDTH,HEIGHT" in capsys.readouterr().err
+    assert written(source) == []
+
+
+def test_text_cannot_be_found_without_the_extra(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ocr, "is_installed", lambda: False)
+    assert run(source, "--clean-pixels") == 2
+    assert "pip install 'octray[ocr]'" in capsys.readouterr().err
+
+
+def test_the_crosswalk_is_shown_to_whoever_has_the_key(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(source)
+    key = str(source.parent / "keys" / "my.key")
+    capsys.readouterr()
+    assert main(["deidentify", "--show-crosswalk", "--key", key]) == 0
+    (entry,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (entry["patient_id"], entry["source"]) == ("MRN-778812", "Jörg.dcm")
+    assert main(["deidentify", "--show-crosswalk", "--key", f"{key}.other"]) == 2
+    assert "There is no key my.key.other" in capsys.readouterr().err
+
+
+def test_the_default_key_lies_among_the_settings(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(source.parent / "settings"))
+    assert main(["deidentify", str(source), "--out", str(source.parent / "out")]) == 0
+    assert (source.parent / "settings" / "octray" / "deidentify.key").is_file()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--out", "out"], ["studies"]])
+def test_what_is_missing_is_said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deidentify", *arguments]) == 2
+    assert "Name the files or folders to de-identify" in capsys.readouterr().err
+
+
+def test_every_option_and_every_refusal_is_explained() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [one.value for one in Refusal if f"| `{one.value}` |" not in text] == []
+    assert [one for one in Keep if f"| `--keep {one.name.lower()}` |" not in text or one.code not in text] == []

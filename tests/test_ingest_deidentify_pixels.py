@@ -1,0 +1,138 @@
+"""Images that may show who the patient is: which they are, and what blanking changes in them."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import compress
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    OphthalmicTomographyImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+)
+
+from pipeline.imaging import ocr
+from pipeline.ingest.deidentify.instance import deidentify_bytes
+from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
+from pipeline.ingest.deidentify.pixels import may_show_identity
+from pipeline.ingest.deidentify.secret import Secret
+from pipeline.records import Limits
+from tests.builders import make_dataset, make_dicom
+from tests.identified import file_bytes
+
+BOX = Box(4, 2, 10, 5)
+BLANK = Options(boxes=(BOX,))
+
+
+def deidentify(content: bytes, options: Options = BLANK) -> Dataset:
+    return dcmread(io.BytesIO(deidentify_bytes(content, Secret(bytes(32)), options, Limits()).content))
+
+
+def blanked(pixels: NDArray[Any]) -> NDArray[Any]:
+    expected = pixels.copy()
+    expected[..., 2:7, 4:14] = 0
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"BurnedInAnnotation": "YES"}, True),
+        ({"RecognizableVisualFeatures": "YES", "BurnedInAnnotation": "NO"}, True),
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, True),
+        ({"SOPClassUID": SecondaryCaptureImageStorage, "BurnedInAnnotation": "NO"}, False),
+        ({"SOPClassUID": UltrasoundImageStorage, "Modality": "US"}, True),
+        ({"SOPClassUID": UltrasoundMultiFrameImageStorage}, True),
+        ({"SOPClassUID": OphthalmicTomographyImageStorage, "Modality": "OPT"}, False),
+        ({"SOPClassUID": SegmentationStorage}, False),
+        ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, True),
+        ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, False),
+        ({"Modality": "OT"}, True),
+        ({"ConversionType": "WSD"}, True),
+    ],
+)
+def test_which_images_may_show_who_the_patient_is(values: dict[str, Any], expected: bool) -> None:
+    assert may_show_identity(make_dataset(**values)) == expected
+
+
+def test_such_an_image_is_refused_unless_something_is_done() -> None:
+    content = make_dicom(BurnedInAnnotation="YES")
+    with pytest.raises(RefusedError, match="--blank") as caught:
+        deidentify(content, Options())
+    assert caught.value.refusal is Refusal.BURNED_IN
+    made = deidentify(content)
+    assert made.BurnedInAnnotation == "NO"
+    assert [code.CodeValue for code in made.DeidentificationMethodCodeSequence] == ["113100", "113101"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((31, 33), "u1"), ((31, 33), "u2"), ((31, 33), "i2"), ((31, 33), "u4"), ((3, 31, 33), "u2"), ((31, 33, 3), "u1")],
+)
+def test_pixels_outside_the_rectangle_keep_their_values(shape: tuple[int, ...], kind: str) -> None:
+    pixels = np.random.default_rng(1).integers(1, 100, shape).astype(kind)
+    expected = np.moveaxis(blanked(np.moveaxis(pixels, -1, 0)), 0, -1) if shape[-1] == 3 else blanked(pixels)
+    assert np.array_equal(deidentify(make_dicom(pixels)).pixel_array, expected)
+
+
+def test_compressed_frames_are_decoded_and_their_values_kept() -> None:
+    pixels = np.random.default_rng(2).integers(1, 4000, (2, 32, 32)).astype("u2")
+    dataset = make_dataset(pixels)
+    compress(dataset, RLELossless)
+    made = deidentify(file_bytes(dataset))
+    assert made.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert np.array_equal(made.pixel_array, blanked(pixels))
+
+
+def test_a_rectangle_beyond_the_image_blanks_what_there_is() -> None:
+    pixels = np.full((16, 16), 7, np.uint8)
+    made = deidentify(make_dicom(pixels), Options(boxes=(Box(12, 12, 1000, 1000), Box(500, 500, 1, 1))))
+    assert made.pixel_array.sum() == 7 * (16 * 16 - 4 * 4)
+
+
+def test_values_that_no_longer_hold_are_removed() -> None:
+    made = deidentify(make_dicom(SmallestImagePixelValue=1, LargestImagePixelValue=1919))
+    assert "SmallestImagePixelValue" not in made
+    assert "LargestImagePixelValue" not in made
+
+
+def test_single_bits_cannot_be_blanked() -> None:
+    content = make_dicom(BitsAllocated=1, BitsStored=1, HighBit=0, Rows=16, Columns=16, PixelData=bytes(32))
+    with pytest.raises(RefusedError) as caught:
+        deidentify(content)
+    assert caught.value.refusal is Refusal.NOT_SUPPORTED
+
+
+def test_an_overlay_among_the_bits_of_the_pixels_is_cleared() -> None:
+    pixels = np.random.default_rng(3).integers(0, 4096, (16, 16)).astype("u2")
+    dataset = make_dataset(pixels | 0x8000, BitsStored=12, HighBit=11)
+    dataset.add_new(0x60000010, "US", 16)
+    dataset.add_new(0x60000011, "US", 16)
+    dataset.add_new(0x60000100, "US", 16)
+    dataset.add_new(0x60000102, "US", 15)
+    made = deidentify(file_bytes(dataset), Options())
+    assert made.PixelData == pixels.astype("<u2").tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
+@pytest.mark.parametrize("depth", ["u1", "u2"])
+def test_text_is_found_and_blanked_and_the_rest_kept(depth: str) -> None:
+    picture = Image.fromarray((np.random.default_rng(4).random((240, 360)) * 60 + 60).astype("u1"))
+    ImageDraw.Draw(picture).text((30, 20), "WHITFIELD ANN 1961", fill=255, font_size=24)
+    pixels = np.array(picture).astype(depth) * (16 if depth == "u2" else 1)
+    made = deidentify(make_dicom(pixels, BurnedInAnnotation="YES"), Options(clean_pixels=True)).pixel_array
+    text = pixels == pixels.max()
+    assert made[text].max() == 0
+    assert np.array_equal(made[80:], pixels[80:])

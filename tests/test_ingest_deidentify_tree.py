@@ -1,0 +1,229 @@
+"""Folders of files: every file ends written and verified, or refused with a reason; nothing of the original names is left."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from pipeline.errors import InputError, Reason
+from pipeline.imaging.dataset import parse
+from pipeline.imaging.decoding import stored_values
+from pipeline.imaging.identity import stored_sha256
+from pipeline.imaging.layout import read_layout
+from pipeline.imaging.sources import discover
+from pipeline.ingest.deidentify import crosswalk, secret
+from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal
+from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
+from pipeline.progress import silent
+from pipeline.records import Limits, Reading
+from tests.builders import make_dicom
+from tests.identified import SECRETS, SOURCE, make_identified
+
+BASIC = Options()
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Two instances of one patient, a picture, a damaged file and a hidden one, below names that say who it is."""
+    folder = tmp_path / "Müller Jörg 19610317"
+    (folder / "Whitfield").mkdir(parents=True)
+    (folder / "Whitfield" / "MRN-778812.dcm").write_bytes(make_identified())
+    (folder / "source.dcm").write_bytes(make_identified(SOPInstanceUID=SOURCE))
+    (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
+    (folder / "broken.dcm").write_bytes(make_identified()[:-50])
+    return folder
+
+
+def run(source: Path, out: Path, options: Options = BASIC) -> Summary:
+    return deidentify_tree([source], out, out.parent / "keys" / "my.key", options, silent)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def entries(out: Path) -> list[crosswalk.Entry]:
+    key = out.parent / "keys" / "my.key"
+    return list(crosswalk.read(crosswalk.crosswalk_path(key), secret.read(key)))
+
+
+def test_files_are_written_or_refused_and_none_is_lost(studies: Path, tmp_path: Path) -> None:
+    summary = run(studies, tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == set(summary.names)
+    assert (len(summary.names), summary.patients) == (2, 1)
+    assert {one.source: one.reason for one in summary.refused} == {
+        "photo.png": Refusal.NOT_DICOM,
+        "broken.dcm": Reason.TRUNCATED,
+    }
+
+
+def test_neither_names_nor_bytes_say_who_it_was(studies: Path, tmp_path: Path) -> None:
+    run(studies, tmp_path / "out", Options(frozenset({Keep.DATES, Keep.PATIENT, Keep.DESCRIPTORS})))
+    for path in (tmp_path / "out").rglob("*"):
+        assert not [text for text in SECRETS if text in str(path.relative_to(tmp_path))]
+        assert not [text for text in SECRETS if path.is_file() and text.encode("iso-8859-1") in path.read_bytes()]
+
+
+def test_references_between_files_hold(studies: Path, tmp_path: Path) -> None:
+    summary = run(studies, tmp_path / "out")
+    made = [dcmread(tmp_path / "out" / name) for name in summary.names]
+    referenced = {
+        str(element.value) for one in made for element in one.iterall() if element.keyword == "ReferencedSOPInstanceUID"
+    }
+    assert referenced <= {str(one.SOPInstanceUID) for one in made}
+    assert len({str(one.StudyInstanceUID) for one in made}) == 1
+
+
+def test_a_second_run_changes_nothing(studies: Path, tmp_path: Path) -> None:
+    first = run(studies, tmp_path / "out")
+    before, known = tree(tmp_path), entries(tmp_path / "out")
+    assert run(studies, tmp_path / "out") == first
+    assert tree(tmp_path) == before
+    assert entries(tmp_path / "out") == known
+
+
+def test_another_run_with_the_key_gives_the_same_files(studies: Path, tmp_path: Path) -> None:
+    run(studies, tmp_path / "out")
+    run(studies / "Whitfield", tmp_path / "other")
+    assert tree(tmp_path / "other").items() < tree(tmp_path / "out").items()
+
+
+def test_the_crosswalk_leads_back_and_stands_outside(studies: Path, tmp_path: Path) -> None:
+    summary = run(studies, tmp_path / "out", Options(frozenset({Keep.DATES})))
+    found = {entry["name"]: entry for entry in entries(tmp_path / "out") if "name" in entry}
+    assert found.keys() == set(summary.names)
+    assert {entry["patient_id"] for entry in found.values()} == {"MRN-778812"}
+    assert {entry["sha256"] for entry in found.values()} <= set(tree(studies).values())
+    assert {entry["offset_days"] for entry in found.values()} == {
+        secret.read(tmp_path / "keys" / "my.key").offset_days("MRN-778812")
+    }
+    reasons = {Path(entry["path"]).name: entry["reason"] for entry in entries(tmp_path / "out") if "reason" in entry}
+    assert reasons == {"photo.png": "not_dicom", "broken.dcm": "truncated"}
+    assert [path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()] == [".dcm", ".dcm"]
+
+
+def test_two_files_with_one_uid_never_replace_each_other(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    content = make_dicom()
+    (source / "a.dcm").write_bytes(content)
+    (source / "b.dcm").write_bytes(content)
+    (source / "c.dcm").write_bytes(content.replace(b"Doe^Jane", b"Doe^June"))
+    summary = run(source, tmp_path / "out")
+    assert len(set(summary.names)) == 1
+    assert [(one.source, one.reason) for one in summary.refused] == [("c.dcm", Refusal.SAME_UID)]
+    again = run(source / "c.dcm", tmp_path / "out")
+    assert [one.reason for one in again.refused] == [Refusal.SAME_UID]
+
+
+def test_members_of_archives_are_taken_too(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    with zipfile.ZipFile(source / "Doe.zip", "w") as archive:
+        archive.writestr("Jane/image.dcm", make_dicom())
+    assert len(run(source, tmp_path / "out").names) == 1
+
+
+def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.dcm").write_bytes(make_dicom(PatientID="MRN778812", BodyPartExamined="MRN778812"))
+    summary = run(source, tmp_path / "out")
+    assert [one.reason for one in summary.refused] == [Refusal.IDENTITY_LEFT]
+    assert tree(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    ("out", "key", "message"),
+    [
+        ("in/out", "my.key", "inside the sources"),
+        ("in", "my.key", "inside the sources"),
+        ("out", "out/my.key", "inside the output folder"),
+    ],
+)
+def test_places_that_would_mix_old_and_new_are_refused(tmp_path: Path, out: str, key: str, message: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(make_dicom())
+    with pytest.raises(InputError, match=message):
+        deidentify_tree([tmp_path / "in"], tmp_path / out, tmp_path / key, BASIC, silent)
+    assert set(tree(tmp_path)) == {"in/a.dcm"}
+
+
+def test_an_empty_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="There is no file"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_what_a_killed_run_left_is_removed(studies: Path, tmp_path: Path) -> None:
+    part = tmp_path / "out" / "P1" / ".2.25.1.dcm.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half")
+    run(studies, tmp_path / "out")
+    assert not part.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_whole_files_and_the_next_one_ends_it(tmp_path: Path) -> None:
+    source, out, key = tmp_path / "in", tmp_path / "out", tmp_path / "keys" / "my.key"
+    source.mkdir()
+    for number in range(300):
+        (source / f"{number}.dcm").write_bytes(make_dicom())
+    command = [sys.executable, "-m", "pipeline.cli.main", "deidentify", str(source), "--out", str(out), "--key", str(key)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if len(list(out.rglob("*.dcm"))) > 5:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    written = [path for path in out.rglob("*.dcm") if not path.name.startswith(".")]
+    assert 5 < len(written) < 300
+    assert all(dcmread(path).PatientIdentityRemoved == "YES" for path in written)
+    assert len(run(source, out).names) == 300
+    assert len(tree(out)) == 300
+    assert {entry["name"] for entry in entries(out)} == set(tree(out))
+
+
+def stored(path: Path) -> list[str]:
+    """The hashes of the stored values of each frame; nothing for a file without pixels."""
+    dataset, syntax, _ = parse(path.read_bytes(), Limits())
+    if "PixelData" not in dataset:
+        return []
+    frames = stored_values(dataset, read_layout(dataset, syntax, Limits()), Reading())
+    return [stored_sha256(frame) for frame in frames]
+
+
+def samples_by_entry(out: Path) -> dict[str, str]:
+    return {Path(entry["path"]).name: entry["name"] for entry in entries(out) if "name" in entry}
+
+
+@pytest.mark.parametrize("options", [BASIC, Options(frozenset(Keep))], ids=["basic", "everything kept"])
+def test_public_samples_end_written_or_refused(shared_data: Path, tmp_path: Path, options: Options) -> None:
+    source, out = shared_data / "dicom-samples" / "files", tmp_path / "out"
+    summary = run(source, out, options)
+    found = len(list(discover(source)))
+    assert len(summary.names) + len(summary.refused) == found
+    assert len(summary.names) >= 50
+    codes = {*Reason, *Refusal} - {Refusal.IDENTITY_LEFT}
+    assert {one.reason for one in summary.refused} <= codes
+    for original, name in samples_by_entry(out).items():
+        before, after = dcmread(source / original, force=True), dcmread(out / name)
+        pixels = before.get("PixelData", b"")
+        assert after.get("PixelData", b"") == pixels + bytes(len(pixels) % 2), original
+
+
+def test_the_stored_values_of_public_samples_stay_where_rectangles_are_blanked(shared_data: Path, tmp_path: Path) -> None:
+    source, out = shared_data / "dicom-samples" / "files", tmp_path / "out"
+    run(source, out, Options(boxes=(Box(10**6, 10**6, 1, 1),)))
+    written = samples_by_entry(out)
+    assert sum(len(stored(out / name)) for name in written.values()) > 150
+    assert {original for original, name in written.items() if stored(source / original) != stored(out / name)} == set()
