@@ -218,14 +218,26 @@ def test_two_workers_work_at_the_same_time() -> None:
     assert len(found) == 2
 
 
-def test_no_process_is_left_behind() -> None:
+def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
     with Sandbox(2) as both:
-        processes = [process for results in both.map(process_id, range(40)) for process in results]
+        processes = {process for results in both.map(process_id, range(40)) for process in results}
         held = both.run(endless, 1)
         next(held)
-    assert not any(is_running(process) for process in processes)
+    left = {process for process in processes if is_running(process)}
+    assert len(left) == 1
     with pytest.raises(UnreadableError):
         list(held)
+    with Sandbox(1) as later:
+        assert set(later.run(process_id, 0)) == left
+    with Sandbox(1, QUICK) as other:
+        assert not set(other.run(process_id, 0)) & left
+
+
+def test_a_closed_sandbox_says_so() -> None:
+    with Sandbox(1) as closed:
+        pass
+    with pytest.raises(InputError, match="have been ended already"):
+        next(closed.run(count, 1))
 
 
 def test_it_works_from_a_thread(sandbox: Sandbox) -> None:

@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -268,28 +267,36 @@ def test_an_index_among_its_studies_is_no_study(tmp_path: Path) -> None:
         assert (len(index.records), index.quarantine) == (24, ())
 
 
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from pipeline.ingest.build import Rules, build_index
+
+def progress(items, description, total=None):
+    for number, item in enumerate(items):
+        yield item
+        if number == 60:
+            time.sleep(1.1)  # the journal is written once a second
+        if number == 120:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+build_index([Path(sys.argv[1])], Rules(), progress, out=Path(sys.argv[2]))
+"""
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     studies, out = tmp_path / "studies", tmp_path / "index"
-    write_set(studies, 400).unlink()
-    program = (
-        "import sys; from pathlib import Path; from pipeline.ingest.build import Rules, build_index; "
-        "build_index([Path(sys.argv[1])], Rules(), out=Path(sys.argv[2]))"
-    )
-    run = subprocess.Popen([sys.executable, "-c", program, str(studies), str(out)], cwd=Path(__file__).parents[1])
-    while run.poll() is None and not (out / JOURNAL).exists():
-        time.sleep(0.02)
-    while run.poll() is None and (out / JOURNAL).stat().st_size < 2**16:
-        time.sleep(0.02)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
+    write_set(studies, 80).unlink()
+    run = subprocess.run([sys.executable, "-c", KILLED, str(studies), str(out)], cwd=Path(__file__).parents[1], check=False)
+    assert run.returncode == -signal.SIGKILL
     database = sqlite3.connect(out / JOURNAL)
     read = [source for (source,) in database.execute("SELECT source FROM files")]
     database.close()
-    assert 0 < len(read) < 800
+    assert 60 <= len(read) <= 121
     for source in read:
         blank_unseen(studies / source)
     index, _ = build_index([studies], Rules(), out=out)
-    assert (len(index.records), index.quarantine) == (800, ())
+    assert (len(index.records), index.quarantine) == (160, ())
 
 
 def test_rows_stand_in_the_order_of_the_body(tmp_path: Path) -> None:

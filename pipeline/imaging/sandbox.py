@@ -4,6 +4,7 @@ It guards against accidents: a decoder that crashes, hangs or takes all memory. 
 the decoder; a worker has the rights of the user.
 """
 
+import atexit
 import os
 import pickle
 import queue
@@ -54,11 +55,18 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End all workers, whatever they are doing."""
+        """End the workers that are at work; the others wait for the next sandbox with these limits, until the program ends."""
         with self._lock:
             self._closed = True
-            while self._running:
-                self._running.pop().end()
+            idle = {self._idle.get() for _ in range(self._idle.qsize())}
+            for _ in range(self.workers):
+                self._idle.put(None)
+            for worker in self._running:
+                if worker in idle and worker.is_alive():
+                    _keep(worker)
+                else:
+                    worker.end()
+            self._running.clear()
 
     def run(self, task: Callable[[Item], Iterator[Result]], item: Item) -> Generator[Result, None, None]:
         """Run one task in a worker, as soon as one is free.
@@ -129,7 +137,7 @@ class Sandbox:
         with self._lock:
             if self._closed:
                 raise InputError("The processes that read files have been ended already.")
-            worker = _Worker(self._limits)
+            worker = _kept(self._limits) or _Worker(self._limits)
             self._running.add(worker)
             return worker
 
@@ -143,7 +151,7 @@ class _Worker:
     """One process, and this end of the socket to it; it ends when this end is closed, and so with this process."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._connection, theirs = Pipe()
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from pipeline.imaging.worker import serve; "
@@ -188,7 +196,7 @@ class _Worker:
             self._connection.recv_bytes()
         except (EOFError, ConnectionError):
             raise InputError(
-                f"The process that reads files cannot start within limits.worker_bytes={self._limits.worker_bytes}. Raise it."
+                f"The process that reads files cannot start within limits.worker_bytes={self.limits.worker_bytes}. Raise it."
             ) from None
         self._ready = True
 
@@ -196,7 +204,7 @@ class _Worker:
         if code == -signal.SIGALRM:
             return UnreadableError(
                 Reason.RESOURCE_LIMIT,
-                f"Reading a frame took longer than {self._limits.frame_seconds:g} seconds. Export the file in another transfer "
+                f"Reading a frame took longer than {self.limits.frame_seconds:g} seconds. Export the file in another transfer "
                 "syntax, or raise limits.frame_seconds.",
             )
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
@@ -208,6 +216,36 @@ class _Worker:
             Reason.DECODER_CRASH,
             "The decoder crashed on this file. Copy or export it again, in another transfer syntax if that does not help.",
         )
+
+
+_waiting: dict[int, list[_Worker]] = {}
+"""By process, so that a copy of this one does not use its workers: those that have nothing to do. Starting one takes as long as
+reading hundreds of small files."""
+
+_waiting_lock = threading.Lock()
+
+
+def _keep(worker: _Worker) -> None:
+    with _waiting_lock:
+        if os.getpid() not in _waiting:
+            _waiting[os.getpid()] = []
+            atexit.register(_end_waiting)
+        _waiting[os.getpid()].append(worker)
+
+
+def _kept(limits: Limits) -> _Worker | None:
+    with _waiting_lock:
+        waiting = _waiting.get(os.getpid(), [])
+        for worker in waiting:
+            if worker.limits == limits:
+                waiting.remove(worker)
+                return worker if worker.is_alive() else None
+    return None
+
+
+def _end_waiting() -> None:
+    for worker in _waiting.pop(os.getpid(), []):
+        worker.end()
 
 
 def _results(messages: Iterator[bytes]) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What runs in a worker process of a `Sandbox`: does one task after the other under limits, and sends each result at once."""
 
+import io
 import os
 import pickle
 import resource
@@ -46,21 +47,29 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
         os._exit(OUT_OF_MEMORY)
 
 
-def _messages(request: bytes, frame_seconds: float) -> Iterator[bytes]:
+def _messages(request: bytes, frame_seconds: float) -> Iterator[memoryview]:
     """Yield a message for each result and one for the end; the clock stands still while one is being sent."""
     try:
         task, item = pickle.loads(request)  # noqa: S301
         _start_clock(frame_seconds)
         for result in task(item):
-            message = RESULT + pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
+            message = _packed(RESULT, result)
             _stop_clock()
             yield message
             _start_clock(frame_seconds)
-        message = DONE
+        message = memoryview(DONE)
     except Exception as error:
-        message = FAILED + pickle.dumps(_speakable(error), pickle.HIGHEST_PROTOCOL)
+        message = _packed(FAILED, _speakable(error))
     _stop_clock()
     yield message
+
+
+def _packed(kind: bytes, content: object) -> memoryview:
+    """Return a message; pickled into place, since a frame is large."""
+    message = io.BytesIO(kind)
+    message.seek(0, io.SEEK_END)
+    pickle.dump(content, message, pickle.HIGHEST_PROTOCOL)
+    return message.getbuffer()
 
 
 def _speakable(error: Exception) -> OctrayError:
