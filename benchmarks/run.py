@@ -1,4 +1,4 @@
-"""`make bench`: how far octray is from its limit, the engine alone on tensors; ratios of one run, no absolute claim."""
+"""`make bench`: how far octray is from its limit, the engine alone on tensors, and from its peers; ratios of one run."""
 
 import statistics
 import sys
@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.imaging.preprocess import prepare
+from benchmarks import peers
+from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.phantom import write_phantom
 from pipeline.model.architectures import create_network
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.weights import load_weights
-from pipeline.records import Frame, Preprocessing
+from pipeline.records import Frame, Limits, Preprocessing
 from pipeline.score.gradcam import grad_cams
 
 SIZE, STUDIES, ROUNDS = 224, 32, 5
@@ -29,11 +30,12 @@ def main() -> int:
     load_weights(network, "tf_efficientnet_lite0", "bundled")
     engine = Engine(export_graph(network, SIZE))
     weight = network.classifier.weight.detach().numpy()
-    preprocessing = Preprocessing(SIZE)
+    preprocessing = Preprocessing(SIZE, exact_decoding=False)
+    reading = reading_for(preprocessing, Limits())
     with tempfile.TemporaryDirectory() as folder:
         write_phantom(Path(folder), "xray", STUDIES, 0)
         files = list(discover(Path(folder) / "studies"))
-        frames = [frame for file in files for frame in read_frames(file)]
+        frames = [frame for file in files for frame in read_frames(file, reading)]
         pixels = _prepared(frames, preprocessing)
 
         def limit() -> None:
@@ -51,7 +53,7 @@ def main() -> int:
             engine.run(_prepared(frames, preprocessing))
 
         def from_files() -> None:
-            engine.run(_prepared([frame for file in files for frame in read_frames(file)], preprocessing))
+            engine.run(_prepared([frame for file in files for frame in read_frames(file, reading)], preprocessing))
 
         rows = {
             "engine against eager PyTorch": (eager, limit),
@@ -62,11 +64,11 @@ def main() -> int:
         print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
         for name, (reference, measured) in rows.items():
             print(f"  {name}: {_ratio(reference, measured):.2f}")
-    return 0
+    return peers.main()
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:
-    return np.stack([prepare(frame.pixels, preprocessing) for frame in frames])
+    return np.stack([prepare(frame.pixels, preprocessing, frame.whole_box) for frame in frames])
 
 
 def _ratio(reference: Callable[[], None], measured: Callable[[], None]) -> float:
