@@ -162,7 +162,7 @@ def make_b_scan() -> FloatArray:
 def test_a_retina_that_is_cut_off_is_found() -> None:
     pixels = make_b_scan()
     assert found(make_frame(pixels=pixels, modality="OPT")) == set()
-    for cut in (pixels[112:], pixels[:140]):
+    for cut in (pixels[118:], pixels[:140]):
         assert found(make_frame(pixels=cut, modality="OPT")) == {Check.CROPPED}
 
 

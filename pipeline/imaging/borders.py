@@ -23,6 +23,7 @@ STRETCH = 16
 """A wedge takes at least one part in this of the edge that it lies on."""
 RIM = 2
 """Pixels beyond a wedge that are blackened with it; measured on real B-scans, those after them are no brighter than others."""
+_ROWS_AT_ONCE = 32
 
 
 def mask_white_borders(pixels: FloatArray) -> FloatArray:
@@ -48,21 +49,34 @@ def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
     """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim."""
     wedges = np.zeros(pixels.shape, bool)
     for turns in range(4):
-        wedges |= np.rot90(_wedge_at_top(np.rot90(pixels, turns)), -turns)
+        wedge = _wedge_at_top(np.rot90(pixels, turns))
+        np.rot90(wedges, turns)[: len(wedge)] |= wedge
     return wedges
 
 
 def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:
-    """Return a mask of the wedge that hangs on the first row, all false where there is none."""
-    rows, columns = pixels.shape
-    if not _long(pixels[0] >= NEARLY_WHITE, columns).any():
-        return np.zeros(pixels.shape, bool)
-    dark = pixels < NEARLY_WHITE
-    depth = np.where(dark.any(axis=0), dark.argmax(axis=0), rows)
-    mask: NDArray[np.bool_] = np.arange(rows)[:, None] < _long(depth, columns)
-    if not mask.any() or np.mean(pixels[mask] >= np.float32(WHITE)) < 0.5:
-        mask[:] = False
-    return mask
+    """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep, none where there is none."""
+    columns = pixels.shape[1]
+    white = pixels[0] >= NEARLY_WHITE
+    if not white.any() or not _long(white, columns).any():
+        return np.zeros((0, columns), bool)
+    long = _long(_depth(pixels, white), columns)
+    mask: NDArray[np.bool_] = np.arange(long.max())[:, None] < long
+    return mask if np.mean(pixels[: len(mask)][mask] >= np.float32(WHITE)) >= 0.5 else mask[:0]
+
+
+def _depth(pixels: FloatArray, white: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each column how many rows are nearly white from the first one on; it is looked at where `white` is true."""
+    depth = np.zeros(pixels.shape[1], np.int64)
+    columns = np.flatnonzero(white)
+    for start in range(0, len(pixels), _ROWS_AT_ONCE):
+        dark = pixels[start : start + _ROWS_AT_ONCE, columns] < NEARLY_WHITE
+        deeper = ~dark.any(axis=0)
+        depth[columns] = start + np.where(deeper, len(dark), dark.argmax(axis=0))
+        columns = columns[deeper]
+        if not columns.size:
+            break
+    return depth
 
 
 def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:

@@ -21,12 +21,13 @@ _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
         Check.BLANK: pixels.blank,
         Check.SATURATED: pixels.saturated,
         Check.WHITE_BORDERS: pixels.white_borders,
-        Check.ROTATED: position.rotated,
         Check.CROPPED: position.cropped,
+        Check.ROTATED: position.rotated,
         Check.BURNED_IN_TEXT: pixels.burned_in_text,
     }
 )
-"""What is asked of a frame, in this order; each returns a sentence, empty where it finds nothing."""
+"""What is asked of a frame, in this order, which ends where there is no picture; each returns a sentence, empty where it finds
+nothing."""
 
 
 def assess(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
@@ -75,3 +76,5 @@ def _findings(frame: Frame, gate: Gate) -> Iterator[Flag]:
     for check, find in _CHECKS.items():
         if gate.policy(check) is not Policy.IGNORE and (message := find(look)):
             yield Flag(check, message)
+            if check is Check.BLANK:
+                return

@@ -92,6 +92,6 @@ def reduced(pixels: FloatArray, side: int) -> FloatArray:
     """
     block = max(1, min(pixels.shape) // side)
     rows, columns = pixels.shape[0] // block, pixels.shape[1] // block
-    blocks = pixels[: rows * block, : columns * block].reshape(rows, block, columns, block)
-    averages: FloatArray = np.ascontiguousarray(blocks.mean(axis=(1, 3), dtype=np.float32))
+    down = pixels[: rows * block, : columns * block].reshape(rows, block, columns * block).sum(axis=1)
+    averages: FloatArray = down.reshape(rows, columns, block).sum(axis=2) / np.float32(block * block)
     return averages

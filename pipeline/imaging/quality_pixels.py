@@ -3,11 +3,13 @@
 import numpy as np
 
 from pipeline.imaging.ocr import find_text
-from pipeline.imaging.quality_look import Look, Subject
+from pipeline.imaging.quality_look import Look, Subject, reduced
 from pipeline.records import FloatArray
 
 BLANK_DEVIATION = 0.02
-"""Standard deviation of a small copy without a picture; real radiographs have 0.107 and more, real B-scans 0.073 and more."""
+"""Standard deviation of a copy of `BLANK_SIDE` without a picture; real radiographs and B-scans have 0.067 and more."""
+BLANK_SIDE = 24
+"""Pixels on the shorter side of that copy, so few that noise averages out."""
 CLIPPED_WHITE, CLIPPED_BLACK = 0.98, 0.02
 CLIPPED_SHARE = 0.25
 """Of the middle half of the rows and columns. Of real radiographs not more than 0.004 is white or black there, of real B-scans
@@ -17,8 +19,8 @@ CHARACTERS = 3
 
 
 def blank(look: Look) -> str:
-    """No picture: next to no differences between the grey levels of the small copy, in which noise averages out."""
-    if float(look.small.std()) >= BLANK_DEVIATION:
+    """No picture: next to no differences between the grey levels, once noise has averaged out."""
+    if float(reduced(look.small, BLANK_SIDE).std()) >= BLANK_DEVIATION:
         return ""
     return "The frame shows no picture: it is of one grey all over. Export it again, or leave it out."
 

@@ -27,7 +27,7 @@ UPRIGHT_CHEST = np.array(
 )
 """Mean grey level of 600 frontal radiographs of children (`cxr-pediatric`, CC BY 4.0), made symmetric: dark beside the body, in
 the lungs and above the shoulders, bright in the spine and below the diaphragm."""
-ALIKE = 0.5
+ALIKE = 0.3
 """Least correlation with `UPRIGHT_CHEST`, in one position or another, of what is taken for a chest at all."""
 CHEST_MARGIN = 0.05
 """By how much another position has to correlate better than the upright one."""
@@ -35,10 +35,12 @@ SIDEWAYS = 0.9
 """A B-scan whose grey levels change from row to row by less than this, in parts of the change from column to column, lies on
 its side; real ones that do not have 1.2 and more."""
 UPSIDE_DOWN = -0.1
-"""A B-scan with less `steepness` is upside down; real ones that are not have 0.04 and more."""
+"""A B-scan with less `steepness` is upside down; real ones that are not have 0.03 and more."""
 TOUCHING = 0.35
-"""A retina is cut off where at least this part of the columns is bright at the first or last row; real B-scans reach 0.31."""
-_DEPTH, _WIDTH = 1.5, 3.0
+"""A retina is cut off where at least this part of the columns is bright at the first or last row; real B-scans reach 0.32."""
+SMALLEST = 32
+"""A B-scan with fewer pixels on its shorter side is not judged."""
+_SPREAD = (1.5, 3.0)
 _ENDS = 3
 
 
@@ -54,7 +56,7 @@ def rotated(look: Look) -> str:
 
 def cropped(look: Look) -> str:
     """The retina runs out of a B-scan at its first or last row; other frames are not judged."""
-    if look.subject is not Subject.B_SCAN or max(bright_ends(look.small, look.seen)) < TOUCHING:
+    if look.subject is not Subject.B_SCAN or not _is_cut(look):
         return ""
     return "The retina is cut off at the upper or lower edge of the B-scan. Export the whole frame, or take it again."
 
@@ -92,9 +94,7 @@ def steepness(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
     float
         Sum of the cubes of all differences from row to row, as a part of the sum of their absolute values: in [-1, 1].
     """
-    weight = ndimage.gaussian_filter(seen.astype(np.float32), (_DEPTH, _WIDTH))
-    smooth = ndimage.gaussian_filter(np.where(seen, pixels, 0), (_DEPTH, _WIDTH)) / np.maximum(weight, np.float32(1e-3))
-    cubes = np.diff(smooth, axis=0)[seen[1:] & seen[:-1]] ** 3
+    cubes = np.diff(_smooth(pixels, seen), axis=0)[seen[1:] & seen[:-1]] ** 3
     return float(cubes.sum() / max(np.abs(cubes).sum(), 1e-12))
 
 
@@ -111,8 +111,7 @@ def bright_ends(pixels: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, flo
 
     That is, after smoothing, brighter than half way from the 20th to the 98th percentile of what is seen; 0 where nothing is.
     """
-    weight = ndimage.gaussian_filter(seen.astype(np.float32), _DEPTH)
-    smooth = ndimage.gaussian_filter(np.where(seen, pixels, 0), _DEPTH) / np.maximum(weight, np.float32(1e-3))
+    smooth = _smooth(pixels, seen)
     columns = np.count_nonzero(seen.any(axis=0))
     if not columns:
         return 0.0, 0.0
@@ -131,9 +130,24 @@ def _chest_turns(look: Look) -> int:
 
 
 def _b_scan_turns(look: Look) -> int:
+    """Say how it lies; half a retina cannot tell what is up."""
+    if min(look.small.shape) < SMALLEST:
+        return 0
     if layering(look.small, look.seen) < SIDEWAYS:
         return 1
-    return 2 if steepness(look.small, look.seen) < UPSIDE_DOWN else 0
+    return 2 if steepness(look.small, look.seen) < UPSIDE_DOWN and not _is_cut(look) else 0
+
+
+def _is_cut(look: Look) -> bool:
+    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.small, look.seen)) >= TOUCHING
+
+
+def _smooth(pixels: FloatArray, seen: NDArray[np.bool_]) -> FloatArray:
+    """Average each pixel with those near it that are seen; where none is, it is 0."""
+    weight = ndimage.gaussian_filter(seen.astype(np.float32), _SPREAD)
+    total = ndimage.gaussian_filter(np.where(seen, pixels, np.float32(0)), _SPREAD)
+    smooth: FloatArray = total / np.maximum(weight, np.float32(1e-3))
+    return smooth
 
 
 def _standard(pixels: FloatArray) -> FloatArray:
