@@ -1,14 +1,19 @@
 """`octray phantom` and `octray ingest` as a user starts them: what they write, what they say, and their exit codes."""
 
 import argparse
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.cli import ingest, phantom
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.ingest.index import load_index
+from pipeline.records import Check
 from tests.builders import make_pixels
 
 
@@ -106,3 +111,53 @@ def test_no_readable_study_writes_no_index(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable study"):
         run_ingest(str(tmp_path), "--out", str(tmp_path / "index"))
     assert not (tmp_path / "index" / "index.json").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
+    for number in range(300):
+        Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"{number}.png")
+    out = tmp_path / "index"
+    command = [sys.executable, "-m", "pipeline.cli.main", "ingest", str(tmp_path), "--out", str(out)]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    while run.poll() is None and not (out / "journal.sqlite").exists():
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "What was read so far is kept: the same command goes on from there." in " ".join(said.split())
+    assert "Traceback" not in said
+    assert not (out / "index.json").exists()
+    assert run_ingest(str(tmp_path), "--out", str(out)) == 0
+    assert len(load_index(out).records) == 300
+
+
+def test_the_gate_of_a_configuration_is_asked(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, out = tmp_path / "small.yaml", str(tmp_path / "index")
+    config.write_text("name: small\ndata: {modalities: [CR]}\nquality: {wrong_modality: reject}\n")
+    with pytest.raises(InputError, match=r"no readable study in studies: of 16 files none can be used \(wrong_modality \d+\)"):
+        run_ingest(str(studies / "studies"), "--out", out, "--config", str(config))
+    config.write_text("name: small\ndata: {modalities: [CR]}\nquality: {wrong_modality: flag}\n")
+    assert run_ingest(str(studies / "studies"), "--out", out, "--config", str(config)) == 0
+    records = load_index(Path(out)).records
+    assert f"{len(records)} frames flagged: wrong_modality" in " ".join(capsys.readouterr().err.split())
+    assert all(Check.WRONG_MODALITY in record.flags for record in records)
+    with pytest.raises(ConfigError, match="There is no configuration missing"):
+        run_ingest(str(studies / "studies"), "--out", out, "--config", "missing.yaml")
+
+
+def test_the_limits_of_a_configuration_hold(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small.yaml").write_text("name: small\nlimits: {frame_pixels: 100}\n")
+    with pytest.raises(InputError, match=r"of 16 files none can be used \(resource_limit 16\)"):
+        run_ingest(str(studies / "studies"), "--out", str(tmp_path / "index"), "--config", str(tmp_path / "small.yaml"))
+
+
+def test_an_index_that_was_decided_otherwise_is_replaced_and_that_is_told(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(studies / "studies"), "--out", str(tmp_path / "index")]
+    assert run_ingest(*arguments) == run_ingest(*arguments) == 0
+    assert "was replaced" not in capsys.readouterr().err
+    labels = ["--labels", str(studies / "labels.csv"), "--split", "60/20/20/0", "--seed", "3"]
+    assert run_ingest(*arguments, *labels) == 0
+    told = "The index that was here had other labels, shares, seed; it was replaced."
+    assert told in " ".join(capsys.readouterr().err.split())

@@ -99,3 +99,17 @@ def test_a_frame_that_is_gone_is_named(index: Index, folder: Path) -> None:
     beyond = replace(record, key=replace(record.key, frame_number=9))
     with pytest.raises(InputError, match=r"^volume.dcm has no frame 9 any more\. Ingest the folder again\.$"):
         list(prepared_frames([beyond], index.sources, GRID))
+
+
+def test_an_index_without_hashes_of_files_is_held_against_the_pixels(index: Index, folder: Path) -> None:
+    older = [replace(record, file_sha256="") for record in index.records]
+    found = [frame.tobytes() for frame in prepared_frames(older, index.sources, GRID)]
+    assert found == [frame.tobytes() for frame in prepared_frames(index.records, index.sources, GRID)]
+    image = Image.open(folder / "07" / "a.png")
+    image.save(folder / "07" / "a.png", compress_level=0)
+    assert len(list(prepared_frames(older, index.sources, GRID))) == 17
+    with pytest.raises(InputError, match=r"^a\.png is not the same as when it was ingested"):
+        list(prepared_frames(index.records, index.sources, GRID))
+    overwrite(folder / "07" / "a.png")
+    with pytest.raises(InputError, match=r"^a\.png is not the same as when it was ingested"):
+        list(prepared_frames(older, index.sources, GRID))

@@ -1,6 +1,10 @@
 """The index on disk: what is written comes back, and damage is noticed."""
 
+import csv
+import hashlib
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.index import Index, load_index, write_index
-from pipeline.ingest.tables import quarantine_from_csv
-from pipeline.records import ImageRecord, Quarantined, Split
+from pipeline.ingest.index import Index, difference, load_index, write_index
+from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
+from pipeline.records import Check, ImageRecord, Quarantined, Split
 from tests.builders import make_key
 
 
@@ -32,10 +36,15 @@ def make_record(number: int = 1, **overrides: Any) -> ImageRecord:
 
 def make_index(**overrides: Any) -> Index:
     values: dict[str, Any] = {
-        "records": (make_record(1), make_record(2, split=Split.TEST, labels={"X": False, "Y": True}, modality="DX")),
+        "records": (
+            make_record(1, file_sha256="f" * 64),
+            make_record(2, split=Split.TEST, labels={"X": False, "Y": True}, modality="DX", flags=(Check.ROTATED,)),
+        ),
         "quarantine": (
             Quarantined("ä,\r\n.dcm", "truncated", 'It is "cut".'),
             Quarantined("b.dcm", "no_pixels", "No.", 3, root=1),
+            Quarantined("=1+1.dcm", "blank", "-No."),
+            Quarantined("'@x.dcm", "blank", "'No."),
         ),
         "sources": (Path("/data"),),
         "labels": ("X", "Y"),
@@ -57,6 +66,30 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 def test_a_quarantine_that_names_no_source_folder_is_that_of_the_first() -> None:
     assert quarantine_from_csv(b"source,reason,message,frame_number\r\na,b,c,\r\n") == (Quarantined("a", "b", "c", None, 0),)
+
+
+def test_a_spreadsheet_finds_no_formula() -> None:
+    content = quarantine_to_csv([Quarantined(f"{first}1.dcm", "blank", "No.") for first in "=+-@\t\r"])
+    cells = [row["source"] for row in csv.DictReader(io.StringIO(content.decode(), newline=""))]
+    assert cells == [f"'{first}1.dcm" for first in "=+-@\t\r"]
+
+
+def test_an_index_of_schema_1_is_read_without_what_it_did_not_know(tmp_path: Path) -> None:
+    written = write_index(tmp_path, make_index())
+    table = pq.read_table(tmp_path / "frames.parquet").drop_columns(["file_sha256", "flags"])
+    pq.write_table(table, tmp_path / "frames.parquet")
+    summary = json.loads((tmp_path / "index.json").read_text()) | {"schema_version": 1}
+    summary["files"]["frames.parquet"] = hashlib.sha256((tmp_path / "frames.parquet").read_bytes()).hexdigest()
+    (tmp_path / "index.json").write_text(json.dumps(summary))
+    assert load_index(tmp_path).records == tuple(replace(record, file_sha256="", flags=()) for record in written.records)
+
+
+def test_what_an_older_index_decided_otherwise_is_named(tmp_path: Path) -> None:
+    assert difference(tmp_path, make_index()) == ""
+    write_index(tmp_path, make_index())
+    assert difference(tmp_path, make_index(records=())) == ""
+    other = make_index(sources=(Path("/other"),), labels=("X",), percent=None, seed=5)
+    assert difference(tmp_path, other) == "The index that was here had other sources, labels, shares, seed; it was replaced."
 
 
 def test_the_same_index_has_the_same_hash_wherever_it_lies(tmp_path: Path) -> None:

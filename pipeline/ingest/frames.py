@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -10,15 +10,18 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, UnreadableError
 from pipeline.imaging.preprocess import prepare, reading_for
-from pipeline.imaging.sources import StudyFile, locate, open_file
-from pipeline.records import FloatArray, Frame, ImageRecord, InstanceKey, Limits, Preprocessing
+from pipeline.imaging.sources import locate, open_file
+from pipeline.records import FloatArray, Frame, ImageRecord, Limits, Preprocessing, Reading
 
 _WORKERS = 2
 _AHEAD = 8
 
 
 def prepared_frames(
-    records: Sequence[ImageRecord], sources: Sequence[Path], preprocessing: Preprocessing
+    records: Sequence[ImageRecord],
+    sources: Sequence[Path],
+    preprocessing: Preprocessing,
+    limits: Limits = Limits(),  # noqa: B008
 ) -> Iterator[FloatArray]:
     """Yield the network's input for every record, in their order.
 
@@ -30,6 +33,8 @@ def prepared_frames(
         The index's source folders.
     preprocessing
         The same as in scoring, so that the same file gives the same bytes.
+    limits
+        What one file may demand; no less than when it was ingested.
 
     Yields
     ------
@@ -46,7 +51,7 @@ def prepared_frames(
         pending: deque[Future[list[FloatArray]]] = deque()
         try:
             for rows in files:
-                pending.append(pool.submit(_prepare_file, rows, sources[rows[0].root], preprocessing))
+                pending.append(pool.submit(_prepare_file, rows, sources[rows[0].root], preprocessing, limits))
                 if len(pending) >= _AHEAD:
                     yield from pending.popleft().result()
             while pending:
@@ -55,41 +60,44 @@ def prepared_frames(
             pool.shutdown(cancel_futures=True)
 
 
-def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing) -> list[FloatArray]:
+def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing, limits: Limits) -> list[FloatArray]:
     source = rows[0].source
-    found: dict[InstanceKey, FloatArray] = {}
     try:
-        for frame in _frames(rows, locate(root, source), preprocessing):
-            found[frame.key] = prepare(frame.pixels, preprocessing, frame.whole_box)
+        content, frames = open_file(locate(root, source), _reading(rows, preprocessing, limits))
+        if rows[0].file_sha256 not in ("", hashlib.sha256(content).hexdigest()):
+            raise _changed(source)
+        found = _found(rows, frames, preprocessing)
     except UnreadableError as error:
         raise InputError(f"{_own_name(source)} could be read when it was ingested: {error} Ingest the folder again.") from None
-    if missing := {record.key for record in rows} - set(found):
-        number = min(key.frame_number for key in missing)
+    if missing := [number for number, row in enumerate(rows) if number not in found]:
+        number = rows[missing[0]].key.frame_number
         raise InputError(f"{_own_name(source)} has no frame {number} any more. Ingest the folder again.")
-    return [found[record.key] for record in rows]
+    return [found[number] for number in range(len(rows))]
 
 
-def _frames(rows: Sequence[ImageRecord], file: StudyFile, preprocessing: Preprocessing) -> Iterator[Frame]:
-    """Yield the frames of a file that `rows` are about, after a check that they are what was ingested.
+def _reading(rows: Sequence[ImageRecord], preprocessing: Preprocessing, limits: Limits) -> Reading:
+    """Say how a file is read: whole, so that its pixels can be compared, where octray 0.1 kept no hash of it."""
+    reading = reading_for(preprocessing, limits)
+    return reading if rows[0].file_sha256 else replace(reading, side=None, hashes=True)
 
-    An index of octray 0.1 has no hash of the file; its frames are decoded whole and compared one by one.
-    """
-    wanted = {record.key: record for record in rows}
-    reading = reading_for(preprocessing, Limits())
-    whole = not rows[0].file_sha256
-    content, frames = open_file(file, replace(reading, side=None, hashes=True) if whole else reading)
-    if not whole and hashlib.sha256(content).hexdigest() != rows[0].file_sha256:
-        raise _changed(file)
+
+def _found(rows: Sequence[ImageRecord], frames: Iterable[Frame], preprocessing: Preprocessing) -> dict[int, FloatArray]:
+    """Return what the network takes for each row, by its position; rows of octray 0.1 are known by their frame number only."""
+    hashed = bool(rows[0].file_sha256)
+    wanted = {row.key if hashed else row.key.frame_number: position for position, row in enumerate(rows)}
+    found: dict[int, FloatArray] = {}
     for frame in frames:
-        record = wanted.get(frame.key)
-        if record is not None:
-            if whole and frame.pixel_sha256 != record.pixel_sha256:
-                raise _changed(file)
-            yield frame
+        position = wanted.get(frame.key if hashed else frame.key.frame_number)
+        if position is None:
+            continue
+        if not hashed and frame.pixel_sha256 != rows[position].pixel_sha256:
+            raise _changed(frame.source)
+        found[position] = prepare(frame.pixels, preprocessing, frame.whole_box)
+    return found
 
 
-def _changed(file: StudyFile) -> InputError:
-    return InputError(f"{_own_name(file.source)} is not the same as when it was ingested. Ingest the folder again.")
+def _changed(source: str) -> InputError:
+    return InputError(f"{_own_name(source)} is not the same as when it was ingested. Ingest the folder again.")
 
 
 def _own_name(source: str) -> str:

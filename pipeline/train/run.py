@@ -146,7 +146,7 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
 def _decode(job: Job) -> FloatArray:
     """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
     records, size = job.material.records, job.preprocessing.size
-    frames = prepared_frames(records, job.material.sources, job.preprocessing)
+    frames = prepared_frames(records, job.material.sources, job.preprocessing, job.config.limits.limits())
     rows = job.progress(frames, "reading frames", len(records))
     return job.workspace.array("frames", rows, (len(records), 1, size, size))
 
