@@ -1,7 +1,9 @@
 """One file, from its bytes to bytes without identity: nothing is left, what may stay stays, and all of it is consistent."""
 
 import io
+from collections import Counter
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -228,6 +230,14 @@ def test_a_date_that_is_none_is_not_kept() -> None:
     assert (made.AcquisitionDateTime, made.StudyDate) == ("19000101000000", "")
 
 
+def test_ages_and_times_that_are_none_are_not_kept() -> None:
+    silence_decoders()
+    content = make_dicom(PatientAge="057Y", StudyTime="101112", AcquisitionDateTime="20190304101112", ContentTime="101112")
+    content = content.replace(b"057Y", b"Doe ").replace(b"\x06\x00101112", b"\x06\x00noonXX")
+    made = result(content, Options(frozenset({Keep.DATES, Keep.PATIENT})))
+    assert (made.PatientAge, made.StudyTime, made.ContentTime) == ("000Y", "", "000000")
+
+
 # The patient
 
 
@@ -382,3 +392,33 @@ def test_damaged_files_are_refused() -> None:
     with pytest.raises(UnreadableError) as caught:
         deidentify(content[:-8])
     assert caught.value.reason is Reason.TRUNCATED
+
+
+# Bad input
+
+
+def test_malformed_files_end_written_or_refused(shared_data: Path) -> None:
+    silence_decoders()
+    ends = Counter(end_of(path.read_bytes()) for path in sorted((shared_data / "dicom-malformed").rglob("*")) if path.is_file())
+    assert ends.keys() <= {"written", *Reason, *Refusal}
+    assert ends["written"] > 20
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_altered_files_end_written_or_refused(seed: int) -> None:
+    silence_decoders()
+    generator = np.random.default_rng(seed)
+    content = bytearray(make_identified())
+    for at in generator.integers(0, len(content), 6):
+        content[at] ^= 1 << int(generator.integers(8))
+    assert end_of(bytes(content)) in {"written", *Reason, *Refusal}
+
+
+def end_of(content: bytes) -> str:
+    try:
+        deidentify(content, EVERYTHING)
+    except UnreadableError as error:
+        return error.reason
+    except RefusedError as error:
+        return error.refusal
+    return "written"

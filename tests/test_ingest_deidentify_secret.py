@@ -115,7 +115,7 @@ def test_the_crosswalk_grows_over_runs_and_repeats_nothing(tmp_path: Path) -> No
     path = crosswalk.crosswalk_path(tmp_path / "my.key")
     assert path == tmp_path / "my.key.crosswalk"
     for run in ([{"name": "a"}], [{"name": "a"}, {"name": "Müller"}]):
-        with crosswalk.Writer(path, SECRET) as writer:
+        with crosswalk.Writer(path, SECRET, entries(path)) as writer:
             for entry in run:
                 writer.add(entry)
     assert entries(path) == [{"name": "a"}, {"name": "Müller"}]
@@ -124,7 +124,7 @@ def test_the_crosswalk_grows_over_runs_and_repeats_nothing(tmp_path: Path) -> No
 
 def test_only_the_key_opens_the_crosswalk(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET) as writer:
+    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
         writer.add({"patient_id": "MRN-778812"})
     assert b"MRN" not in path.read_bytes()
     with pytest.raises(InputError, match="cannot be opened with this key"):
@@ -133,7 +133,7 @@ def test_only_the_key_opens_the_crosswalk(tmp_path: Path) -> None:
 
 def test_an_altered_crosswalk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET) as writer:
+    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
         writer.add({"patient_id": "MRN-778812"})
     content = bytearray(path.read_bytes())
     content[40] ^= 1
@@ -144,12 +144,12 @@ def test_an_altered_crosswalk_is_refused(tmp_path: Path) -> None:
 
 def test_a_line_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET) as writer:
+    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
         writer.add({"name": "a"})
     with path.open("ab") as file:
         file.write(b"gAAAAA")
     assert entries(path) == [{"name": "a"}]
-    with crosswalk.Writer(path, SECRET) as writer:
+    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
         writer.add({"name": "b"})
     assert entries(path) == [{"name": "a"}, {"name": "b"}]
     assert list(tmp_path.iterdir()) == [path]

@@ -78,6 +78,7 @@ def test_a_clean_file_passes(options: Options) -> None:
         (lambda dataset: dataset.add_new(0x50000010, "US", 1), "(5000,0010)"),
         (lambda dataset: dataset.add_new(0x00189FFE, "UN", b"x "), "(0018,9ffe)"),
         (lambda dataset: dataset.add_new(0x00282000, "OB", "xMüller^Jörgx".encode("latin-1") + b" "), "the bytes of the file"),
+        (lambda dataset: dataset.add_new(0x00282000, "OB", b"xxWhitfieldxx "), "the bytes of the file"),
         (lambda dataset: setattr(dataset, "preamble", b"x" * 128), "the preamble"),
     ],
 )

@@ -19,7 +19,8 @@ from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list
 
 _PATIENT_ID = Tag("PatientID")
 _PATIENT_NAME = Tag("PatientName")
-_UID = re.compile(r"[0-9.]{0,64}")
+_FORMS = {"UI": re.compile(r"[0-9.]{0,64}"), "AS": re.compile(r"[0-9]{3}[DWMY]")}
+_TIME = re.compile(r"[+-]?[0-9.:]{2,16}")
 _STRUCTURED = "clean_structured_content"
 _CLASSES = ("ClassUID", "TransferSyntaxUID", "SOPClassesInStudy", "SOPClassesSupported")
 
@@ -65,8 +66,8 @@ def _clean(dataset: Dataset, context: Context, words: bool) -> None:
     for tag in list(dataset.keys()):
         rule, representation = find(tag), _representation(dataset, tag)
         action = rule.action(context.keep) if rule else _unlisted(tag, representation, context.keep)
-        if representation == "UI" and action is Action.KEEP and not _are_uids(dataset, tag):
-            action = Action.UID
+        if action is Action.KEEP and not _is_valid(dataset, tag, representation):
+            action = Action.UID if representation == "UI" else Action.DUMMY
         if representation == "SQ":
             _apply_to_sequence(dataset, tag, action, context, words and (rule is None or _keeps_words(rule, action)))
         elif action is not Action.KEEP:
@@ -75,9 +76,10 @@ def _clean(dataset: Dataset, context: Context, words: bool) -> None:
             _apply(dataset, tag, Action.DUMMY, context, representation)
 
 
-def _are_uids(dataset: Dataset, tag: BaseTag) -> bool:
-    """Say whether nothing but UIDs stands there (PS3.5 9.1); anything else could be text."""
-    return all(_UID.fullmatch(str(value)) for value in as_list(dataset[tag].value))
+def _is_valid(dataset: Dataset, tag: BaseTag, representation: str) -> bool:
+    """Say whether UIDs and ages have the form of such (PS3.5 6.2, 9.1); anything else could be text."""
+    form = _FORMS.get(representation)
+    return form is None or all(form.fullmatch(str(value).strip()) for value in as_list(dataset[tag].value))
 
 
 def _keeps_words(rule: Rule, action: Action) -> bool:
@@ -148,7 +150,7 @@ def _cleaned(tag: BaseTag, values: list[Any], context: Context, representation: 
         moved = [shift(str(value), context.offset_days) for value in values]
         return None if None in moved else list(moved)
     if representation == "TM" or tag == Tag("TimezoneOffsetFromUTC"):
-        return values
+        return values if all(_TIME.fullmatch(str(value).strip()) for value in values) else None
     return values if representation in TEXT and is_safe(values) else None
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,12 @@ def read(path: Path, secret: Secret) -> Iterator[Entry]:
 
 
 class Writer:
-    """Adds entries to a crosswalk, each of them written before the next; what stands in it already is not added again."""
+    """Adds entries to a crosswalk, each of them written before the next; what is `known` is not added again."""
 
-    def __init__(self, path: Path, secret: Secret) -> None:
+    def __init__(self, path: Path, secret: Secret, known: Iterable[Entry]) -> None:
         self._cipher = Fernet(secret.crosswalk_key())
         _cut_unfinished(path)
-        self._known = {_digest(entry) for entry in read(path, secret)}
+        self._known = {_digest(entry) for entry in known}
         self._file = path.open("ab")
         path.chmod(0o600)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.charset import convert_encodings, encode_string
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -77,7 +78,7 @@ IDENTIFIERS = frozenset(
 _NAME_PARTS = re.compile(r"[\s^=,.'-]+")
 _DATE = re.compile(r"^(\d{4})(\d{2})(\d{2})")
 _OF_PATIENT = frozenset({"PatientID", "OtherPatientIDs", "AccessionNumber"})
-SHORTEST = 4
+_SHORTEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Identity:
     placed_dates
         The values of dates and date times, by where they stand.
     raw
-        Longer texts as they stood in the file, in its character set.
+        Names, their words and identifiers as they stand in the file, in its character set.
     """
 
     names: frozenset[str]
@@ -113,11 +114,11 @@ class Identity:
     @staticmethod
     def of(dataset: Dataset) -> "Identity":
         """Collect it from a data set with all that is nested in it, private attributes too."""
-        found: dict[str, set[Any]] = {field.name: set() for field in fields(Identity)}
+        finder = _Finder(convert_encodings(dataset.get("SpecificCharacterSet")))
         for path, element in walk(dataset):
             for text in texts_of(element):
-                _sort(path, element, text, found)
-        return Identity(**{name: frozenset(values) for name, values in found.items()})
+                finder.look_at(path, element, text)
+        return Identity(**{name: frozenset(values) for name, values in finder.found.items()})
 
 
 def walk(dataset: Dataset, path: Path = ()) -> Iterator[tuple[Path, DataElement]]:
@@ -146,22 +147,40 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip(" \0")
 
 
-def _sort(path: Path, element: DataElement, text: str, found: dict[str, set[Any]]) -> None:
-    if element.VR == "PN":
-        for group in text.split("="):
-            words = (word.upper() for part in group.split("^")[:3] for word in _NAME_PARTS.split(part))
-            found["names"] |= {word for word in words if len(word) > 1}
-        original = getattr(element.value, "original_string", None)
-        found["raw"] |= {original} if isinstance(original, bytes) else {text.encode("utf-8", "replace")}
-    elif element.keyword in IDENTIFIERS or element.VR == "AE":
-        kind = "identifiers" if len(text) >= SHORTEST else "short_identifiers" if element.keyword in _OF_PATIENT else ""
-        found.get(kind, set()).add(text.upper())
-        found["raw"].add(text.encode("utf-8", "replace"))
-    elif element.VR == "UI" and text not in UID_dictionary and not element.keyword.endswith("ClassUID"):
-        found["uids"].add(text)
-    elif element.VR in ("DA", "DT"):
-        found["placed_dates"].add((path, text))
-        found["dates"] |= {form for day in _DATE.findall(text.replace(".", "")) for form in _forms(*day)}
+class _Finder:
+    """Holds what was found so far; the encodings are those of the file."""
+
+    def __init__(self, encodings: list[str]) -> None:
+        self.found: dict[str, set[Any]] = {field.name: set() for field in fields(Identity)}
+        self._encodings = encodings
+
+    def look_at(self, path: Path, element: DataElement, text: str) -> None:
+        """Sort one value of an element."""
+        if element.VR == "PN":
+            self._add_name(text)
+        elif element.keyword in IDENTIFIERS or element.VR == "AE":
+            self._add_identifier(text, element.keyword in _OF_PATIENT)
+        elif element.VR == "UI" and text not in UID_dictionary and not element.keyword.endswith("ClassUID"):
+            self.found["uids"].add(text)
+        elif element.VR in ("DA", "DT"):
+            self.found["placed_dates"].add((path, text))
+            self.found["dates"] |= {form for day in _DATE.findall(text.replace(".", "")) for form in _forms(*day)}
+
+    def _add_name(self, text: str) -> None:
+        parts = [part for group in text.split("=") for part in group.split("^")[:3]]
+        words = {word for part in parts for word in _NAME_PARTS.split(part) if len(word) > 1}
+        self.found["names"] |= {word.upper() for word in words}
+        self.found["raw"] |= {self._encoded(word) for word in (*words, *parts)}
+
+    def _add_identifier(self, text: str, of_patient: bool) -> None:
+        self.found["raw"].add(self._encoded(text))
+        if len(text) >= _SHORTEST:
+            self.found["identifiers"].add(text.upper())
+        elif of_patient:
+            self.found["short_identifiers"].add(text.upper())
+
+    def _encoded(self, text: str) -> bytes:
+        return encode_string(text, self._encodings)
 
 
 def _forms(year: str, month: str, day: str) -> tuple[str, ...]:

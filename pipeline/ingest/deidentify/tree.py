@@ -91,10 +91,11 @@ def deidentify_tree(
         raise InputError("There is no file in what was given.")
     secret = make_or_read(key)
     path = crosswalk.crosswalk_path(key)
-    run = _Run(out, secret, options, reading, _originals(path, secret))
+    known = list(crosswalk.read(path, secret))
+    run = _Run(out, secret, options, reading, {entry["name"]: entry["sha256"] for entry in known if "name" in entry})
     silence_decoders()
     _remove_parts(out)
-    with crosswalk.Writer(path, secret) as writer:
+    with crosswalk.Writer(path, secret, known) as writer:
         results = [run.one(file, writer) for file in progress(files, "de-identifying", len(files))]
     names = tuple(result for result in results if isinstance(result, str))
     refused = tuple(result for result in results if isinstance(result, Refused))
@@ -147,10 +148,6 @@ def _check(sources: Sequence[Path], out: Path, key: Path, options: Options) -> N
         )
     if options.clean_pixels and not ocr.is_installed():
         raise ConfigError(["Text recognition is not installed: pip install 'octray[ocr]'."])
-
-
-def _originals(path: Path, secret: Secret) -> dict[str, str]:
-    return {entry["name"]: entry["sha256"] for entry in crosswalk.read(path, secret) if "name" in entry}
 
 
 def _place(file: StudyFile, sha256: str) -> dict[str, str]:
