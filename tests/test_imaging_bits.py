@@ -2,12 +2,12 @@ import io
 
 import numpy as np
 import pytest
-from pydicom.uid import ExplicitVRBigEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.bits import Bits, aligned
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
+from pipeline.records import Frame, Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.test_imaging_encodings import LOSSLESS, RAMP, sha256
 
@@ -98,3 +98,13 @@ def test_bits_of_big_endian_files() -> None:
 
 def test_words_that_are_all_pixel_are_not_copied() -> None:
     assert aligned(RAMP, Bits(16, 16, 15)) is RAMP
+
+
+def test_frames_with_overlays_are_not_averaged_by_a_decoder() -> None:
+    words = RAMP | np.where(np.arange(56) % 2 == 0, np.uint16(1 << 15), np.uint16(0))
+    layout = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
+    plain, overlaid = (
+        make_encapsulated(one, JPEG2000Lossless, [[LOSSLESS[JPEG2000Lossless](one)]], **layout) for one in (RAMP, words)
+    )
+    (frame,) = read_frames_from_bytes(with_overlay(overlaid, 15), "a.dcm", Reading(side=10))
+    assert frame.stored_sha256 == read(plain).stored_sha256

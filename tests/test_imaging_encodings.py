@@ -122,6 +122,28 @@ def test_lossy_frames_are_within_a_level_of_another_decoder(
         assert np.abs(np.rint(frame.pixels * 255) - expected).max() <= levels
 
 
+LOSSY: dict[str, Encoder] = {
+    uid.JPEGBaseline8Bit: lambda array: imagecodecs.jpeg8_encode((array // 16).astype(np.uint8), level=90),
+    uid.JPEGExtended12Bit: lambda array: imagecodecs.jpeg8_encode(array, level=90, bitspersample=12),
+    uid.JPEGLSNearLossless: lambda array: imagecodecs.jpegls_encode(array, level=3),
+    uid.JPEG2000: lambda array: imagecodecs.jpeg2k_encode(array, level=40),
+    uid.HTJ2K: lambda array: imagecodecs.htj2k_encode(array, level=0.01, reversible=False),
+}
+
+
+@pytest.mark.parametrize("table", ["none", "basic", "extended"])
+@pytest.mark.parametrize("syntax", LOSSY)
+def test_lossy_frames_are_the_same_alone_and_among_others(syntax: str, table: str) -> None:
+    stored = VOLUME // 16 if syntax == uid.JPEGBaseline8Bit else VOLUME
+    stored = stored.astype(np.uint8 if syntax == uid.JPEGBaseline8Bit else np.uint16)
+    encoded = [LOSSY[syntax](one) for one in VOLUME]
+    alone = [read(make_encapsulated(stored[0], syntax, [[one]]))[0].stored_sha256 for one in encoded]
+    whole = read(make_encapsulated(stored, syntax, [[one] for one in encoded], table))
+    split = read(make_encapsulated(stored, syntax, [thirds(one) for one in encoded], "none" if table == "extended" else table))
+    assert [frame.stored_sha256 for frame in whole] == [frame.stored_sha256 for frame in split] == alone
+    assert len(set(alone)) == 3
+
+
 @pytest.mark.parametrize("dtype", ["u1", "<u2", "<i2", "<u4", "<i4"])
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize(

@@ -93,10 +93,11 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(file, number, stored, reading)
-            if frame.stored_sha256:
+            if frame.stored_sha256 and file.layout.frames > 1:
                 instance.update(np.ascontiguousarray(stored).data)
-        is_last = frame.stored_sha256 and number == file.layout.frames
-        yield replace(frame, instance_sha256=instance.hexdigest()) if is_last else frame
+        if frame.stored_sha256 and number == file.layout.frames:
+            frame = replace(frame, instance_sha256=frame.stored_sha256 if number == 1 else instance.hexdigest())
+        yield frame
 
 
 def _file(dataset: Dataset, content: bytes, source: str, layout: Layout, notes: tuple[str, ...]) -> _File:
@@ -107,12 +108,13 @@ def _file(dataset: Dataset, content: bytes, source: str, layout: Layout, notes: 
 
 
 def _needs_all_pixels(file: _File) -> bool:
-    """Say whether averages of stored values could not stand for them: with padding, lookup tables, or percentiles for a window.
+    """Say whether averages of stored values could not stand for them: padding, overlays, tables, percentiles for a window.
 
     An enhanced object may have other tables for each frame, and is decoded whole, too.
     """
     groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RedPaletteColorLookupTableDescriptor")
-    if any(keyword in file.dataset for keyword in groups):
+    overlaid = file.layout.bits is not None and file.layout.bits.overlays > 0
+    if overlaid or any(keyword in file.dataset for keyword in groups):
         return True
     way, _ = rendering(header.Scope.of(file.dataset, 0))
     needs_percentiles = way.voi is None and way.full_range is None
