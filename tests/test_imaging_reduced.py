@@ -115,6 +115,16 @@ def test_values_keep_their_bits_and_their_sign(bits: int, signed: bool) -> None:
     np.testing.assert_array_equal(values[8::16, 8::16], coarse)
 
 
+@pytest.mark.parametrize("encode", [lambda pixels: j2k(pixels, 16), htj2k])
+def test_overshoot_at_an_edge_ends_at_black_and_at_white(encode: Any) -> None:
+    pixels = np.zeros((128, 128), np.uint16)
+    pixels[:, 61:] = 2**16 - 1
+    values = decode_jpeg_2000(encode(pixels), 64, Stored(16, signed=False))
+    assert values is not None
+    assert values[:, :30].max() < 2**15
+    assert values[:, 32:].min() > 2**15
+
+
 def test_too_few_levels_give_what_there_is() -> None:
     pixels = ramp(256, 256)
     two = decode_jpeg_2000(j2k(pixels, resolutions=2), 16, U12)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
@@ -22,7 +21,7 @@ JPEG_2000_OFFSET = 0.5
 JPEG_OFFSET = 0.0
 """A scaled inverse DCT gives averages of blocks, which begin at the corner of the first pixel (T.81 A.3.3)."""
 _JPEG_LEVELS = 3
-_SOC, _SIZ, _CAP, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF50, 0xFF52, 0xFF53, 0xFF90
+_SOC, _SIZ, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF52, 0xFF53, 0xFF90
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class _Wavelets:
     columns: int
     stored: Stored
     levels: int
-    high_throughput: bool
 
 
 def levels(shape: tuple[int, int], side: int) -> int:
@@ -106,19 +104,17 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
         count = min(found.levels, levels((found.rows, found.columns), side)) if found else 0
         if found is None or count == 0 or found.stored != stored or stored.bits > 16:
             return None
-        values = _openjph(encoded, count) if found.high_throughput else _openjpeg(encoded, count, found)
+        values = _openjpeg(encoded, count, found)
     except Exception:  # whatever a decoder raises on damaged bytes, decoding the picture whole says it in octray's words
         return None
     return values if values.shape == reduced_shape((found.rows, found.columns), count) else None
 
 
-def _openjph(encoded: bytes, count: int) -> Values:
-    values: Values = imagecodecs.htj2k_decode(encoded, skipres=count)
-    return values
-
-
 def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
-    """Decode by way of Pillow, and undo that Pillow shifts samples to 8 or 16 bits and makes signed ones positive."""
+    """Decode by way of Pillow, and undo that Pillow shifts samples to 8 or 16 bits and makes signed ones positive.
+
+    OpenJPH would be faster for HTJ2K, but lets samples that a reduced resolution takes below 0 turn up at the other end.
+    """
     image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded))
     rows, columns = reduced_shape((found.rows, found.columns), count)
     # Pillow's own `reduce` rounds the size to the nearest where OpenJPEG rounds up, and then fails.
@@ -133,7 +129,7 @@ def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
 
 
 def _wavelets(encoded: bytes) -> _Wavelets | None:
-    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2; 15444-15 for CAP); None where it is not a plain one."""
+    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2); None where it is not a plain one."""
     segments = list(_segments(encoded))
     siz = next((body for marker, body in segments if marker == _SIZ), b"")
     counts = [body[5] for marker, body in segments if marker == _COD] + [body[2] for marker, body in segments if marker == _COC]
@@ -141,7 +137,7 @@ def _wavelets(encoded: bytes) -> _Wavelets | None:
     if siz[34:36] != b"\0\1" or siz[37:39] != b"\1\1" or left or top or not counts:
         return None
     stored = Stored(bits=(siz[36] & 0x7F) + 1, signed=siz[36] >= 0x80)
-    return _Wavelets(rows, columns, stored, min(counts), any(marker == _CAP for marker, _ in segments))
+    return _Wavelets(rows, columns, stored, min(counts))
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, bytes]]:
