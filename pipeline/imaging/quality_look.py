@@ -14,6 +14,8 @@ SIDE = 96
 """The shorter side of the small copy has at least this many pixels, where the frame has."""
 RIM = 4
 """Pixels of the small copy along its edges, and along wedges, that checks of its picture leave aside."""
+SPREAD = (1.5, 3.0)
+"""Standard deviation of the smoothing in rows and columns of the small copy."""
 RADIOGRAPHY = frozenset({"CR", "DX"})
 """Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1)."""
 CHEST = frozenset({"CHEST", "THORAX"})
@@ -62,6 +64,14 @@ class Look:
             covered = reduced(self.wedges.astype(np.float32), SIDE) > 0
             picture &= ~ndimage.maximum_filter(covered, 2 * RIM + 1)
         return picture
+
+    @cached_property
+    def smooth(self) -> FloatArray:
+        """The small copy, each pixel averaged with those near it, more of them across than down, that are seen."""
+        weight = ndimage.gaussian_filter(self.seen.astype(np.float32), SPREAD)
+        total = ndimage.gaussian_filter(np.where(self.seen, self.small, np.float32(0)), SPREAD)
+        average: FloatArray = total / np.maximum(weight, np.float32(1e-3))
+        return average
 
     @cached_property
     def subject(self) -> Subject:

@@ -40,7 +40,6 @@ TOUCHING = 0.35
 """A retina is cut off where at least this part of the columns is bright at the first or last row; real B-scans reach 0.32."""
 SMALLEST = 32
 """A B-scan with fewer pixels on its shorter side is not judged."""
-_SPREAD = (1.5, 3.0)
 _ENDS = 3
 
 
@@ -76,7 +75,7 @@ def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
     return np.array([position.mean() for position in positions], np.float32)
 
 
-def steepness(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
+def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
     """Say whether a B-scan's grey levels, followed downwards, rise more steeply than they fall.
 
     They do in one that is upright: the inner limiting membrane and the pigment epithelium are sharp edges from dark to bright,
@@ -84,8 +83,8 @@ def steepness(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
 
     Parameters
     ----------
-    pixels
-        float32 array of shape (rows, columns) in [0, 1].
+    smooth
+        float32 array of shape (rows, columns) in [0, 1], smoothed as `Look.smooth` is.
     seen
         Boolean array of the same shape: what is looked at.
 
@@ -94,24 +93,25 @@ def steepness(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
     float
         Sum of the cubes of all differences from row to row, as a part of the sum of their absolute values: in [-1, 1].
     """
-    cubes = np.diff(_smooth(pixels, seen), axis=0)[seen[1:] & seen[:-1]] ** 3
+    steps = np.diff(smooth, axis=0)[seen[1:] & seen[:-1]]
+    cubes = steps * steps * steps
     return float(cubes.sum() / max(np.abs(cubes).sum(), 1e-12))
 
 
 def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
-    """Return the mean change from row to row as a part of that from column to column, after smoothing; as `steepness`."""
+    """Return the mean change from row to row as a part of that from column to column, after smoothing."""
     smooth = ndimage.uniform_filter(np.where(seen, pixels, 0), 3)
     down = np.abs(np.diff(smooth, axis=0))[seen[1:] & seen[:-1]]
     across = np.abs(np.diff(smooth, axis=1))[seen[:, 1:] & seen[:, :-1]]
     return float(down.mean() / max(across.mean(), 1e-12)) if down.size and across.size else 1.0
 
 
-def bright_ends(pixels: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, float]:
+def bright_ends(smooth: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, float]:
     """Return the part of the columns whose first and last `_ENDS` rows that are seen are as bright as the retina.
 
-    That is, after smoothing, brighter than half way from the 20th to the 98th percentile of what is seen; 0 where nothing is.
+    That is, brighter than half way from the 20th to the 98th percentile of what is seen; 0 where nothing is. The arguments are
+    those of `steepness`.
     """
-    smooth = _smooth(pixels, seen)
     columns = np.count_nonzero(seen.any(axis=0))
     if not columns:
         return 0.0, 0.0
@@ -135,19 +135,11 @@ def _b_scan_turns(look: Look) -> int:
         return 0
     if layering(look.small, look.seen) < SIDEWAYS:
         return 1
-    return 2 if steepness(look.small, look.seen) < UPSIDE_DOWN and not _is_cut(look) else 0
+    return 2 if steepness(look.smooth, look.seen) < UPSIDE_DOWN and not _is_cut(look) else 0
 
 
 def _is_cut(look: Look) -> bool:
-    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.small, look.seen)) >= TOUCHING
-
-
-def _smooth(pixels: FloatArray, seen: NDArray[np.bool_]) -> FloatArray:
-    """Average each pixel with those near it that are seen; where none is, it is 0."""
-    weight = ndimage.gaussian_filter(seen.astype(np.float32), _SPREAD)
-    total = ndimage.gaussian_filter(np.where(seen, pixels, np.float32(0)), _SPREAD)
-    smooth: FloatArray = total / np.maximum(weight, np.float32(1e-3))
-    return smooth
+    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.smooth, look.seen)) >= TOUCHING
 
 
 def _standard(pixels: FloatArray) -> FloatArray:
