@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import header
 from pipeline.imaging.codecs import JPEG_2000, LOSSY
+from pipeline.imaging.codes import body_part, view_position
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.decoding import stored_values
@@ -138,6 +139,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
         pixel_sha256=pixel_sha256(grey) if hashed else "",
         modality=modality(scope, file.sop_class),
         laterality=header.laterality(scope),
+        body_part=body_part(scope),
         pixel_spacing_mm=pixel_spacing(scope),
         slice_position_mm=slice_position(scope),
         stored_sha256=stored_sha256(stored) if hashed else "",
@@ -157,8 +159,7 @@ def _whole_box(layout: Layout, decoded: tuple[int, int]) -> tuple[float, float, 
 def _of_instance(file: _File) -> dict[str, Any]:
     """Return the fields that all frames of a file have in common."""
     return {
-        "view_position": header.code(file.dataset, "ViewPosition"),
-        "body_part": header.code(file.dataset, "BodyPartExamined"),
+        "view_position": view_position(file.dataset),
         "burned_in_annotation": header.code(file.dataset, "BurnedInAnnotation"),
         "sop_class_uid": file.sop_class,
         "instance_number": header.whole_number(file.dataset, "InstanceNumber"),
