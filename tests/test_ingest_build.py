@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Reason
 from pipeline.imaging.sources import discover
 from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
@@ -354,6 +354,14 @@ def test_members_of_archives_are_read_and_found_again(tmp_path: Path) -> None:
     index = build(studies)
     assert [record.source for record in index.records] == [f"study.zip/a/{number}.dcm" for number in range(3)]
     assert len(list(prepared_frames(index.records, index.sources, Preprocessing(size=32)))) == 3
+
+
+def test_every_malformed_file_is_read_or_has_a_reason(shared_data: Path) -> None:
+    files = {file.source for file in discover(shared_data / "dicom-malformed")}
+    index = build(shared_data / "dicom-malformed", percent=ALL_TRAIN)
+    assert files == {record.source for record in index.records} | {row.source for row in index.quarantine}
+    assert {row.reason for row in index.quarantine} <= {*Reason, UID_CLASH} - {Reason.DECODER_CRASH, Reason.RESOURCE_LIMIT}
+    assert all(row.message.endswith(".") for row in index.quarantine)
 
 
 def test_real_scans_keep_patients_together_even_under_two_labels(shared_data: Path, tmp_path: Path) -> None:
