@@ -159,7 +159,7 @@ class Reading:
         Which of several VOI LUTs or windows is used: the one whose LUT Explanation (0028,3003) or Window Center & Width
         Explanation (0028,1055) is this text; the first where it is empty, or where no explanation is the same.
     hashes
-        Whether frames carry the hashes of their stored values; what is only scored needs none, and they cost a third of the time.
+        Whether frames carry hashes of their stored values; what is only scored needs none, and they take a third of the time.
     """
 
     limits: Limits = Limits()
