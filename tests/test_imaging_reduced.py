@@ -231,6 +231,10 @@ TABLE["LUTDescriptor"].VR, TABLE["LUTData"].VR = "US", "OW"
     "header",
     [
         {},
+        WINDOW | {"Modality": "MR"},
+        {"WindowCenter": 2048, "WindowWidth": 400},
+        {"WindowCenter": -1000, "WindowWidth": 2500},
+        WINDOW | {"RescaleSlope": -8, "RescaleIntercept": 100},
         WINDOW | {"PixelPaddingValue": 4095},
         WINDOW | {"SharedFunctionalGroupsSequence": [Dataset()]},
         WINDOW | {"ModalityLUTSequence": [TABLE]},

@@ -18,13 +18,14 @@ from pipeline.imaging.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.decoding import stored_values
 from pipeline.imaging.display import palette_rendering, rendering
 from pipeline.imaging.geometry import pixel_spacing, slice_position
-from pipeline.imaging.grayscale import Lut, Rendering, render
+from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.layout import MONOCHROME, Layout, read_layout
 from pipeline.imaging.objects import intent_notes, modality
 from pipeline.imaging.palette import check_supplemental, look_up
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
+from pipeline.imaging.reducible import is_reducible
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
 
 PREFIX = b"DICM"
@@ -90,7 +91,7 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         file = _file(dataset, content, source, read_layout(dataset, syntax, reading.limits), notes)
     instance = hashlib.sha256()
     with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
-        reading = replace(reading, side=None) if reading.side is not None and _needs_all_pixels(file) else reading
+        reading = _as_possible(reading, file)
     for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(file, number, stored, reading)
@@ -108,18 +109,12 @@ def _file(dataset: Dataset, content: bytes, source: str, layout: Layout, notes: 
     return _File(dataset, layout, uids, sop_class, source, notes + uid_notes + overlay_notes + intent_notes(dataset, sop_class))
 
 
-def _needs_all_pixels(file: _File) -> bool:
-    """Say whether averages of stored values could not stand for them: padding, overlays, tables, percentiles for a window.
-
-    An enhanced object may have other tables for each frame, and is decoded whole, too.
-    """
-    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RedPaletteColorLookupTableDescriptor")
+def _as_possible(reading: Reading, file: _File) -> Reading:
+    """Read whole what cannot be decoded at a reduced resolution without being another picture."""
     overlaid = file.layout.bits is not None and file.layout.bits.overlays > 0
-    if overlaid or any(keyword in file.dataset for keyword in groups):
-        return True
-    way, _ = rendering(header.Scope.of(file.dataset, 0))
-    needs_percentiles = way.voi is None and way.full_range is None
-    return needs_percentiles or way.padding is not None or isinstance(way.voi, Lut) or isinstance(way.modality, Lut)
+    if reading.side is None or (not overlaid and is_reducible(file.dataset, reading.voi_explanation)):
+        return reading
+    return replace(reading, side=None)
 
 
 def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> Frame:
