@@ -122,8 +122,10 @@ class Sandbox:
         worker = self._idle.get()
         done = False
         try:
-            if worker is None or not worker.is_alive():
-                worker = self._start()
+            if worker and not worker.is_alive():
+                self._remove(worker)
+                worker = None
+            worker = worker or self._start()
             for message in worker.messages((task, item)):
                 done = message[:1] in (DONE, FAILED)
                 yield message

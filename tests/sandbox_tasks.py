@@ -1,0 +1,74 @@
+"""What the tests of the sandbox run in other processes; a module of its own, since those import it."""
+
+import ctypes
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from pipeline.errors import InputError, Reason, UnreadableError
+
+
+def count(number: int) -> Iterator[int]:
+    yield from range(number)
+
+
+def process_id(_: object) -> Iterator[int]:
+    yield os.getpid()
+
+
+def crash(number: int) -> Iterator[int]:
+    yield number
+    if number % 4 == 1:
+        ctypes.string_at(0)
+
+
+def abort(_: object) -> Iterator[int]:
+    yield 1
+    os.abort()
+
+
+def hang(_: object) -> Iterator[int]:
+    yield 1
+    while True:
+        pass
+
+
+def hang_outside_python(_: object) -> Iterator[int]:
+    yield 1
+    ctypes.CDLL(None).sleep(60)
+
+
+def demand(size: int) -> Iterator[int]:
+    yield len(bytearray(size))
+
+
+def be_killed(_: object) -> Iterator[int]:
+    yield 1
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(number: int) -> Iterator[int]:
+    yield from range(number)
+    raise UnreadableError(Reason.COLOURED, "The picture is coloured.")
+
+
+def give_up(_: object) -> Iterator[int]:
+    raise InputError("There is no file.")
+    yield 0
+
+
+def fail(_: object) -> Iterator[int]:
+    yield 1
+    raise KeyError("a name that nobody may see")
+
+
+def slow(number: int) -> Iterator[int]:
+    time.sleep(0.05 if number % 2 else 0)
+    yield number
+
+
+def endless(size: int) -> Iterator[bytes]:
+    for number in itertools.count():
+        yield bytes([number % 256]) * size
