@@ -18,6 +18,10 @@ def process_id(_: object) -> Iterator[int]:
     yield os.getpid()
 
 
+def working_folder(_: object) -> Iterator[str]:
+    yield os.getcwd()  # noqa: PTH109
+
+
 def crash(number: int) -> Iterator[int]:
     yield number
     if number % 4 == 1:

@@ -261,7 +261,7 @@ def test_what_cannot_be_used_is_one_sentence_and_2(
     assert told[0].startswith(f"octray: {sentence}"), told[0]
     assert "Traceback" not in said.err
     assert str(bad) not in said.err + said.out
-    assert not (bad / "index").exists()
+    assert not (bad / "index" / "index.json").exists()
 
 
 def test_three_faults_of_a_configuration_are_three_sentences(bad: Path, capsys: pytest.CaptureFixture[str]) -> None:

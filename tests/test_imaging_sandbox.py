@@ -34,6 +34,7 @@ from tests.sandbox_tasks import (
     process_id,
     refuse,
     slow,
+    working_folder,
 )
 
 STRICT = Limits(frame_seconds=1.0, worker_bytes=2**29)
@@ -185,6 +186,13 @@ def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
         assert set(later.run(process_id, 0)) == left
     with Sandbox(1, STRICT) as other:
         assert not set(other.run(process_id, 0)) & left
+
+
+def test_a_path_means_the_same_as_in_this_process(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert list(sandbox.run(working_folder, 0)) == [str(tmp_path / name)]
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced() -> None:

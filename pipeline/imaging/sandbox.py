@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import InputError, Reason, UnreadableError
@@ -126,7 +127,7 @@ class Sandbox:
                 self._remove(worker)
                 worker = None
             worker = worker or self._start()
-            for message in worker.messages((task, item)):
+            for message in worker.messages((str(Path.cwd()), task, item)):
                 done = message[:1] in (DONE, FAILED)
                 yield message
         finally:

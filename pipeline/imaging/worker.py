@@ -23,7 +23,7 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     Parameters
     ----------
     handle
-        File descriptor of a socket; a pickled pair of task and item comes in, messages go out.
+        File descriptor of a socket; a pickle of working folder, task and item comes in, messages go out.
     frame_seconds
         Time for one result, without that of importing the task; the kernel ends the process with SIGALRM, even within a
         decoder, where it takes longer.
@@ -50,7 +50,8 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
 def _messages(request: bytes, frame_seconds: float) -> Iterator[memoryview]:
     """Yield a message for each result and one for the end; the clock stands still while one is being sent."""
     try:
-        task, item = pickle.loads(request)  # noqa: S301
+        folder, task, item = pickle.loads(request)  # noqa: S301
+        os.chdir(folder)
         _start_clock(frame_seconds)
         for result in task(item):
             message = _packed(RESULT, result)
