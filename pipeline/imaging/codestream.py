@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from pipeline.errors import Reason, UnreadableError
 
+MOST_SCANS = 100
+"""Scans of a JPEG: a decoder goes through the whole picture for each, and writers make about ten."""
 SMALLEST_TILE = 1024
 """Pixels that a tile of JPEG 2000 has on average at least; a decoder spends kilobytes on every tile, however small."""
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_END = b"\xff\xd9"
+_START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _TAIL = 64
 
 
@@ -32,7 +34,7 @@ def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits
     ------
     UnreadableError
         `INCONSISTENT` where they differ, `DECODE_FAILED` where it is no such codestream, `TRUNCATED` where its end is missing,
-        `UNSUPPORTED_ENCODING` where its components have different sizes, `RESOURCE_LIMIT` where it has too many tiles.
+        `UNSUPPORTED_ENCODING` where its components have different sizes, `RESOURCE_LIMIT` where it has too many tiles or scans.
     """
     found = read_codestream(encoded)
     if found is None:
@@ -44,8 +46,23 @@ def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits
             f"says {rows} x {columns} with {samples}. Export the file again.",
         )
     _check_samples(found, bits_allocated)
+    check_scans(encoded)
     if _END not in encoded[-_TAIL:]:
         raise UnreadableError(Reason.TRUNCATED, "The compressed pixel data are cut off. Copy or export the file again.")
+
+
+def check_scans(encoded: bytes) -> None:
+    """Count the scans of a JPEG, which a header of a few bytes begins (ISO/IEC 10918-1 B.2.3), however large the picture.
+
+    Raises
+    ------
+    UnreadableError
+        `RESOURCE_LIMIT` where there are more than `MOST_SCANS`.
+    """
+    if encoded.startswith(b"\xff\xd8") and encoded.count(_START_OF_SCAN) > MOST_SCANS:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT, f"The JPEG picture has more than {MOST_SCANS} scans. Export it again, not as progressive."
+        )
 
 
 def _check_samples(found: Codestream, bits_allocated: int) -> None:

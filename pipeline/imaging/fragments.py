@@ -6,6 +6,7 @@ from pipeline.errors import Reason, UnreadableError
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _END_OF_CODESTREAM = b"\xff\xd9"
+_MOST_FRAGMENTS = 2**20
 _TAIL = 16
 """Bytes at the end of a fragment in which the end of its codestream is looked for; padding may follow it."""
 
@@ -28,7 +29,8 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
     Raises
     ------
     UnreadableError
-        `TRUNCATED` where a fragment is cut off, or there are not enough of them.
+        `TRUNCATED` where a fragment is cut off, or there are not enough of them; `RESOURCE_LIMIT` where there are more than
+        a million.
     """
     table, *fragments = _items(data)
     offsets = _offsets(extended_offsets, 8) or _offsets(data[table], 4)
@@ -53,6 +55,11 @@ def _items(data: bytes) -> list[slice]:
                 Reason.TRUNCATED, "The compressed pixel data are cut off within a frame. Copy or export the file again."
             )
         found.append(slice(start, at))
+        if len(found) > _MOST_FRAGMENTS:
+            raise UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                f"The compressed pixel data are in more than {_MOST_FRAGMENTS} fragments. Convert the file, or split it.",
+            )
     return found or [slice(0, 0)]
 
 

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+LONGEST = 2**16
+"""Bytes of an element that has one object for each of its values; an explicit length cannot say more (PS3.5 7.1.2)."""
+_BLOCKS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UT", "LT", "ST", "UR", "UN")
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,31}")
 
 
@@ -32,12 +37,21 @@ class Scope:
 
 
 def value(dataset: Dataset, keyword: str | int) -> Any:
-    """Return an element's value, by its keyword or its tag; None where it is missing, empty or broken."""
+    """Return an element's value, by its keyword or its tag; None where it is missing, empty, broken or endless."""
     try:
+        if _is_endless(dataset.get_item(keyword)):
+            return None
         found = dataset.get(keyword) if isinstance(keyword, str) else dataset[keyword].value if keyword in dataset else None
     except Exception:
         return None
     return None if found is None or (isinstance(found, str | bytes | MultiValue) and len(found) == 0) else found
+
+
+def _is_endless(raw: object) -> bool:
+    """Say whether pydicom would make millions of objects of an element that is not yet parsed."""
+    if not isinstance(raw, RawDataElement) or raw.value is None or len(raw.value) <= LONGEST:
+        return False
+    return (dictionary_VR(raw.tag) if raw.VR in (None, "UN") else raw.VR)[-2:] not in _BLOCKS
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codestream import codestream_shape
+from pipeline.imaging.codestream import check_scans, codestream_shape
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
@@ -22,6 +22,9 @@ from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Readin
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+MOST_PAGES, MOST_STRIPS = 2**14, 2**18
+"""Pages of a TIFF file, and strips or tiles of one of them."""
 
 _MODES = {
     "1": "L",
@@ -50,6 +53,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         notes: tuple[str, ...] = ()
         # Pillow checks a size of its own when it opens; ours comes first.
         check_size(*_announced_size(content), 1, reading.limits)
+        check_scans(content)
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         exif = image.getexif() if "exif" in image.info else Image.Exif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
@@ -120,8 +124,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
         tiff = tifffile.TiffFile(io.BytesIO(content))
     with tiff:
         with translated(damaged):
-            every: list[Any] = [tiff.pages.get(index) for index in range(len(tiff.pages))]
-            pages = [page for page in every if not page.is_reduced]
+            pages = [page for page in _every_page(tiff) if not page.is_reduced]
             if not pages:
                 raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
             for page in pages:
@@ -135,6 +138,27 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
             yield frame
 
 
+def _every_page(tiff: tifffile.TiffFile) -> Iterator[Any]:
+    """Yield the pages of a file, which name each other as a chain; tifffile does not see every chain that bites its tail."""
+    seen: set[int] = set()
+    while (page := _page_or_none(tiff, len(seen))) is not None:
+        if page.offset in seen:
+            raise UnreadableError(
+                Reason.INCONSISTENT, "The pages of the TIFF file come round to one that was there already. Export it again."
+            )
+        seen.add(page.offset)
+        if len(seen) > MOST_PAGES:
+            raise UnreadableError(Reason.RESOURCE_LIMIT, f"The TIFF file has more than {MOST_PAGES} pages. Split it.")
+        yield page
+
+
+def _page_or_none(tiff: tifffile.TiffFile, index: int) -> Any:
+    try:
+        return tiff.pages.get(index)
+    except IndexError:
+        return None
+
+
 def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
     check_size(page.imagelength, page.imagewidth, pages, limits)
     kind = f"{page.dtype}, {getattr(page.photometric, 'name', page.photometric)}"
@@ -142,6 +166,10 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
     if not known or str(page.dtype) not in _TIFF_TYPES or page.imagedepth != 1 or page.samplesperpixel > 4:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING, f"The TIFF file is stored as {kind}, which octray does not read. Export it as grey."
+        )
+    if len(page.dataoffsets) > MOST_STRIPS:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT, f"A page of the TIFF file is cut into more than {MOST_STRIPS} pieces. Export it again."
         )
     if any(at + count > length for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise UnreadableError(Reason.TRUNCATED, "The TIFF file is cut off. Copy or export it again.")

@@ -81,11 +81,15 @@ def _index(content: bytes) -> dict[_Key, _Series]:
     found: dict[_Key, _Series] = {}
     at = _unpack(_DIRECTORY, content, _FIRST_DIRECTORY)[1]
     seen: set[int] = set()
+    listed = 0
     while at and at not in seen:
         seen.add(at)
         entries, _, previous, _ = _unpack(_DIRECTORY, content, at)
         if entries * _FOLDER.size > len(content) - at:
             raise cut_off()
+        listed += _DIRECTORY.size + entries * _FOLDER.size
+        if listed > len(content):
+            raise UnreadableError(Reason.INCONSISTENT, "The directories of the .e2e file overlap. Export it again.")
         for entry in range(entries):
             _file(content, _unpack(_FOLDER, content, at + _DIRECTORY.size + entry * _FOLDER.size), found)
         at = previous
