@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from pipeline.cli import main as command
 from pipeline.config import Config, load_config
 from pipeline.errors import Reason
+from pipeline.ingest.catalog import load_cards
 from pipeline.model.bundle import REQUIRED_FILES, Manifest
 from pipeline.results.tables import FAILURE_COLUMNS, PREDICTION_COLUMNS
 from pipeline.train.tracking import flatten
@@ -331,6 +332,13 @@ def test_every_field_of_the_manifest_and_every_file_of_a_bundle_is_explained() -
     assert [field for field in (*names(Manifest), *REQUIRED_FILES) if f"`{field}`" not in text] == []
     assert {*Manifest.model_fields} <= rows("integrators.md").keys()
     assert {*REQUIRED_FILES, "manifest.json"} <= rows("data-scientists.md").keys()
+
+
+def test_every_format_of_a_card_stands_in_the_table_of_what_is_read() -> None:
+    table = next(part for part in prose(ROOT / "README.md").split("## ") if part.startswith("What it reads"))
+    named = set(re.findall(r"\*\*([^*]+)\*\*", table))
+    assert {form for card in load_cards() for form in card.formats} <= named
+    assert {"DICOM", "PNG", "JPEG", "TIFF"} <= named
 
 
 def test_the_contract_and_the_rooms_are_those_of_the_program() -> None:

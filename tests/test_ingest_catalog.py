@@ -60,6 +60,7 @@ def make_card(url: str, checksum: str) -> Card:
         licence="CC0",
         citation="None.",
         modalities=("CR",),
+        formats=("PNG",),
         labels={},
         patient_key="none",
         ingest="octray ingest tiny",

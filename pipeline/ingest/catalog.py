@@ -46,7 +46,8 @@ class Card(_Part):
     """What is known of one data set; what is not known is left out.
 
     `labels` maps each finding to its number of images, None where that was not counted; `modalities` are values of Modality
-    (0008,0060), or what they would be had the files been DICOM; `images` is the number of images.
+    (0008,0060), or what they would be had the files been DICOM; `formats` are rows of README's table of what octray reads;
+    `images` is the number of images.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -55,6 +56,7 @@ class Card(_Part):
     licence: str
     citation: str
     modalities: tuple[str, ...]
+    formats: Annotated[tuple[str, ...], Field(min_length=1)]
     images: int | None = None
     labels: Mapping[str, int | None]
     patient_key: str
