@@ -19,8 +19,8 @@ def read_once(content: bytes) -> None:
         try:
             for frame in read_frames_from_bytes(content, "512x4_x_OD_x_cube_z.img", reading):
                 assert 0 <= frame.pixels.min() <= frame.pixels.max() <= 1
-        except UnreadableError as error:
-            assert str(error).isprintable()
+        except UnreadableError:
+            continue
 
 
 if __name__ == "__main__":
