@@ -94,7 +94,8 @@ class Gate:
     Parameters
     ----------
     policies
-        For each check; one that is not named flags, or is not run where it is one of `ON_REQUEST`.
+        For each check; one that is not named flags, or is not run where it is one of `ON_REQUEST`. Where no policy is given at
+        all, a wrong modality is rejected, which is MG where no other is expected.
     smallest_side
         A frame with fewer pixels on its shorter side is too small.
     modalities
@@ -105,7 +106,7 @@ class Gate:
         Expected values of Body Part Examined (0018,0015); empty: any. A frame that names none is not held against it.
     """
 
-    policies: Mapping[Check, Policy] = field(default_factory=dict)
+    policies: Mapping[Check, Policy] = field(default_factory=lambda: {Check.WRONG_MODALITY: Policy.REJECT})
     smallest_side: int = 64
     modalities: tuple[str, ...] = ()
     view_positions: tuple[str, ...] = ()
