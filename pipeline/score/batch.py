@@ -1,24 +1,21 @@
-"""Scores a folder: decodes ahead in threads, puts frames of all studies into batches, and streams results in bounded memory."""
+"""Scores a folder: decodes ahead in worker processes, puts frames of all studies into batches, and streams what is found."""
 
 import itertools
-import threading
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.progress import Progress, silent
-from pipeline.records import Frame, FramePrediction, Quarantined, Reading
+from pipeline.records import Frame, FramePrediction, Quarantined
 from pipeline.score.predictor import Admitted, Predictor
 
 DECODERS = 2
-FILES_AHEAD = 8
-FRAMES_AHEAD = 4
-PIXELS_AHEAD = BATCH_PIXELS = 2**25  # 128 MiB as float32 each: three radiographs, or a hundred B-scans
+BATCH_PIXELS = 2**25  # 128 MiB as float32: three radiographs, or a hundred B-scans
 
 Item = TypeVar("Item")
 
@@ -51,9 +48,7 @@ def score_folder(
     ------
     Scored or Quarantined
         In the order of `discover`, and within a file in the order of its frames. Held in memory are one batch of at most
-        `BATCH_PIXELS`, and at most `FILES_AHEAD` files of at most `FRAMES_AHEAD` decoded frames each, together at most
-        `PIXELS_AHEAD`; a larger frame passes alone, and each of `DECODERS` holds one more that waits for room. Closing the
-        iterator stops the decoding.
+        `BATCH_PIXELS`, and what `Sandbox.map` lets wait. Closing the iterator ends the decoding.
 
     Raises
     ------
@@ -61,8 +56,10 @@ def score_folder(
         Where `root` cannot be listed.
     """
     files = list(discover(root))
-    with _Decoder(files, predictor.reading) as decoder:
-        items = itertools.chain.from_iterable(progress(decoder.files(), "Scoring", len(files)))
+    with Sandbox(DECODERS, predictor.reading.limits) as sandbox:
+        read = sandbox.map(partial(read_frames, reading=predictor.reading), files)
+        outcomes = (_outcome(file, frames) for file, frames in zip(files, read, strict=True))
+        items = itertools.chain.from_iterable(progress(outcomes, "Scoring", len(files)))
         for batch in batches((_admit(item, predictor) for item in items), batch_size):
             yield from _score(batch, predictor)
 
@@ -117,87 +114,14 @@ def _score(pending: list[Admitted | Quarantined], predictor: Predictor) -> Itera
         yield Scored(item.frame, next(predictions)) if isinstance(item, Admitted) else item
 
 
-class _Decoder:
-    """Reads files ahead of their use, in threads; each file has a queue that `None` ends, and all share a budget of pixels."""
-
-    def __init__(self, files: Iterable[StudyFile], reading: Reading) -> None:
-        self._files = iter(files)
-        self._reading = reading
-        self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._ahead: deque[_Queue] = deque()
-        self._held = 0
-
-    def __enter__(self) -> "_Decoder":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._pool.shutdown(cancel_futures=True)
-
-    def files(self) -> Iterator[Iterator[Frame | Quarantined]]:
-        """Yield for each file what is in it; each must be used up before the next is taken."""
-        self._start()
-        while self._ahead:
-            yield self._used_up(self._ahead[0])
-            with self._changed:
-                self._ahead.popleft()
-                self._changed.notify_all()
-            self._start()
-
-    def _start(self) -> None:
-        while len(self._ahead) < FILES_AHEAD and (file := next(self._files, None)):
-            items: _Queue = deque()
-            self._ahead.append(items)
-            self._pool.submit(self._decode, file, items)
-
-    def _used_up(self, items: "_Queue") -> Iterator[Frame | Quarantined]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: items)
-                item = items.popleft()
-                self._held -= _pixels(item)
-                self._changed.notify_all()
-            if item is None:
-                return
-            yield item
-
-    def _decode(self, file: StudyFile, items: "_Queue") -> None:
-        for item in itertools.chain(_read(file, self._reading), (None,)):
-            self._put(items, item)
-            if self._stopped:
-                return
-
-    def _put(self, items: "_Queue", item: Frame | Quarantined | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._has_room(items, _pixels(item)))
-            items.append(item)
-            self._held += _pixels(item)
-            self._changed.notify_all()
-
-    def _has_room(self, items: "_Queue", pixels: int) -> bool:
-        """Say whether `pixels` more may wait; the file in use gets one frame through always, so that it never stands still."""
-        is_awaited = not items and items is self._ahead[0]
-        return is_awaited or (len(items) < FRAMES_AHEAD and self._held + pixels <= PIXELS_AHEAD)
-
-
-_Queue = deque[Frame | Quarantined | None]
-
-
-def _read(file: StudyFile, reading: Reading) -> Iterator[Frame | Quarantined]:
+def _outcome(file: StudyFile, frames: Iterator[Frame]) -> Iterator[Frame | Quarantined]:
     done = 0
     try:
-        for frame in read_frames(file, reading):
+        for frame in frames:
             yield frame
             done += 1
     except UnreadableError as error:
         yield _failed(file, done, error.reason, str(error))
-    except Exception as error:  # one file must never end the run of all others
-        message = f"Reading the file ended in an unexpected {type(error).__name__}. Please report it as a fault of octray."
-        yield _failed(file, done, Reason.DECODE_FAILED, message)
 
 
 def _failed(file: StudyFile, done: int, reason: Reason, message: str) -> Quarantined:
