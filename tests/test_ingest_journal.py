@@ -3,13 +3,14 @@
 import sqlite3
 import stat
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.journal import Journal, appearance, binding
+from pipeline.ingest.journal import Journal, _modules, appearance, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.records import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_key
@@ -156,3 +157,8 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 )
 def test_what_another_run_may_do_better_is_not_settled(read: ReadFile, settled: bool) -> None:
     assert read.is_settled is settled
+
+
+def test_the_readers_of_devices_are_part_of_what_a_journal_is_bound_to() -> None:
+    names = {module.name for module in _modules(resources.files("pipeline.imaging"))}
+    assert {"dicom.py", "heidelberg_vol.py", "topcon.py"} <= names

@@ -9,9 +9,10 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 from importlib import metadata, resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.records import Check, InstanceKey
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0
 _WAIT_SECONDS = 2.0
-_LIBRARIES = ("eyepy", "imagecodecs", "numpy", "oct-converter", "pillow", "pydicom", "rapidocr", "tifffile")
+_LIBRARIES = ("imagecodecs", "numpy", "pillow", "pydicom", "rapidocr", "scipy", "tifffile")
 _SCHEMA = (
     "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE files (root TEXT, source TEXT, size INTEGER, mtime_ns INTEGER, outcome TEXT NOT NULL, "
@@ -39,14 +40,22 @@ def binding(how: How) -> str:
     """Return a hash of all that decides what is read of a file: limits, window, gate, octray's readers and their libraries."""
     gate = how.gate
     digest = hashlib.sha256(repr((how.reading, sorted(gate.policies.items()), replace(gate, policies={}))).encode())
-    modules = [*resources.files("pipeline.imaging").iterdir()]
+    modules = [*_modules(resources.files("pipeline.imaging"))]
     modules += [resources.files("pipeline.ingest") / name for name in ("reading.py", "patients.py")]
-    for module in sorted(modules, key=lambda module: module.name):
-        if module.name.endswith(".py"):
-            digest.update(module.read_bytes())
+    for module in modules:
+        digest.update(module.read_bytes())
     for name in _LIBRARIES:
         digest.update(f"{name} {_version(name)}\n".encode())
     return digest.hexdigest()
+
+
+def _modules(folder: Traversable) -> Iterator[Traversable]:
+    """Yield the Python files of a package and of the packages in it, always in the same order."""
+    for found in sorted(folder.iterdir(), key=lambda one: one.name):
+        if found.is_dir():
+            yield from _modules(found)
+        elif found.name.endswith(".py"):
+            yield found
 
 
 def _version(name: str) -> str:
