@@ -8,6 +8,7 @@ import anyio
 from starlette.exceptions import HTTPException
 
 from pipeline.errors import OctrayError
+from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Bundle
 from pipeline.score.predictor import Predictor
 from services.api.settings import Settings
@@ -30,7 +31,7 @@ class Service:
     async def load(self) -> None:
         """Load the predictor in a worker thread; where that fails the service stays up and says so in `/readyz`."""
         try:
-            self._predictor = await anyio.to_thread.run_sync(Predictor, self.bundle, self.settings.threads)
+            self._predictor = await anyio.to_thread.run_sync(_loaded, self.bundle, self.settings.threads)
         except OctrayError as error:
             self._give_up(str(error))
         except Exception as error:  # ONNX Runtime's exceptions have no common base, and may name places on this machine
@@ -68,3 +69,11 @@ class Service:
             yield
         finally:
             self._open -= 1
+
+
+def _loaded(bundle: Bundle, threads: int) -> Predictor:
+    """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
+    predictor = Predictor(bundle, threads)
+    with Sandbox(1, predictor.reading.limits) as sandbox:
+        list(sandbox.run(iter, ()))
+    return predictor

@@ -1,12 +1,14 @@
-"""Scores the files of one request as one study; knows no HTTP and runs in a worker thread."""
+"""Scores the files of one request as one study; knows no HTTP, runs in a thread, and reads files in a worker process."""
 
 import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.identity import derived_uid
+from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
@@ -48,9 +50,10 @@ def score_study(
     StudyMismatchError
         Where DICOM files carry different Study Instance UIDs (0020,000D).
     """
-    study = _Study(predictor, manifest, max_heatmaps if heatmaps else None)
-    for upload in uploads:
-        study.add(upload)
+    with Sandbox(1, predictor.reading.limits) as sandbox:
+        study = _Study(predictor, manifest, sandbox, max_heatmaps if heatmaps else None)
+        for upload in uploads:
+            study.add(upload)
     if not study.answers:
         raise UnreadableStudyError(tuple(study.failures))
     return StudyAnswer(
@@ -79,8 +82,9 @@ class _Study:
     UID of its frames is derived from its content, so that it belongs to whatever study it is sent with.
     """
 
-    def __init__(self, predictor: Predictor, manifest: Manifest, max_heatmaps: int | None) -> None:
+    def __init__(self, predictor: Predictor, manifest: Manifest, sandbox: Sandbox, max_heatmaps: int | None) -> None:
         self._predictor = predictor
+        self._sandbox = sandbox
         self._manifest = manifest
         self._max_heatmaps = max_heatmaps
         self._heatmaps = 0
@@ -112,7 +116,8 @@ class _Study:
 
     def _admitted(self, content: bytes, source: str, refused: list[Failure]) -> Iterator[Admitted]:
         """Yield the frames that pass the bundle's quality gate; why others do not is added to `refused`."""
-        for frame in read_frames_from_bytes(content, source, self._predictor.reading):
+        read = partial(read_frames_from_bytes, source=source, reading=self._predictor.reading)
+        for frame in self._sandbox.run(read, content):
             try:
                 admitted = self._predictor.admit(frame)
             except UnreadableError as error:
