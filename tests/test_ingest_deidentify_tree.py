@@ -20,6 +20,7 @@ from pipeline.imaging.layout import read_layout
 from pipeline.imaging.sources import discover
 from pipeline.ingest.deidentify import crosswalk, secret
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal
+from pipeline.ingest.deidentify.run import Job
 from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
 from pipeline.progress import silent
 from pipeline.records import Limits, Reading
@@ -42,7 +43,7 @@ def studies(tmp_path: Path) -> Path:
 
 
 def run(source: Path, out: Path, options: Options = BASIC) -> Summary:
-    return deidentify_tree([source], out, out.parent / "keys" / "my.key", options, silent)
+    return deidentify_tree([source], Job(out, out.parent / "keys" / "my.key", options), silent)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -147,13 +148,14 @@ def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
         ("in/out", "my.key", "inside the sources"),
         ("in", "my.key", "inside the sources"),
         ("out", "out/my.key", "inside the output folder"),
+        ("", "my.key", "lies inside the output folder"),
     ],
 )
 def test_places_that_would_mix_old_and_new_are_refused(tmp_path: Path, out: str, key: str, message: str) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(make_dicom())
     with pytest.raises(InputError, match=message):
-        deidentify_tree([tmp_path / "in"], tmp_path / out, tmp_path / key, BASIC, silent)
+        deidentify_tree([tmp_path / "in"], Job(tmp_path / out, tmp_path / key), silent)
     assert set(tree(tmp_path)) == {"in/a.dcm"}
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.ingest.deidentify.options import Box, Options
+    from pipeline.ingest.deidentify.options import Box
+    from pipeline.ingest.deidentify.run import Job
     from pipeline.ingest.deidentify.tree import Summary
 
 HELP = "write DICOM files anew without anything that says who the patient is"
@@ -20,6 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `octray deidentify`."""
     parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="DICOM file or folder of them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the new files; must not lie inside SOURCE")
+    add_options(parser)
+    parser.add_argument(
+        "--show-crosswalk", action="store_true", help="print which file became which, as one JSON object a line, and end"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add what says how studies are de-identified, for every command that does it."""
     parser.add_argument(
         "--profile", choices=("basic",), default="basic", help="profile of DICOM PS3.15 Annex E (default basic)"
     )
@@ -49,9 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="secret key, made where there is none; the crosswalk lies beside it (default ~/.config/octray/deidentify.key)",
     )
-    parser.add_argument(
-        "--show-crosswalk", action="store_true", help="print which file became which, as one JSON object a line, and end"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     InputError
         Where there is nothing to do, or something stands where it must not.
     """
-    from pipeline.ingest.deidentify.secret import default_key_path
-
-    key = args.key or default_key_path()
+    key = _key(args)
     if args.show_crosswalk:
         return _show_crosswalk(key)
     if not args.sources or args.out is None:
@@ -72,18 +76,32 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar
     from pipeline.ingest.deidentify.tree import deidentify_tree
 
-    summary = deidentify_tree(args.sources, args.out, key, _options(args), bar)
+    summary = deidentify_tree(args.sources, job(args, args.out), bar)
     _report(summary, key)
     if not summary.names:
         raise InputError("No file was de-identified.")
     return int(bool(summary.refused))
 
 
-def _options(args: argparse.Namespace) -> "Options":
+def job(args: argparse.Namespace, out: Path) -> "Job":
+    """Return what the options ask, with the folder for the new files.
+
+    Raises
+    ------
+    InputError
+        Where a rectangle is none.
+    """
     from pipeline.ingest.deidentify.options import Keep, Options
+    from pipeline.ingest.deidentify.run import Job
 
     keep = frozenset(Keep[name.upper()] for name in args.keep)
-    return Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels)
+    return Job(out, _key(args), Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels))
+
+
+def _key(args: argparse.Namespace) -> Path:
+    from pipeline.ingest.deidentify.secret import default_key_path
+
+    return args.key or default_key_path()
 
 
 def _box(text: str) -> "Box":

@@ -4,9 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.deidentify import add_options, job
+from pipeline.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.ingest.deidentify.run import Job
     from pipeline.ingest.index import Index
     from pipeline.ingest.reading import How
 
@@ -39,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="configuration whose sections limits, quality and data say which files and frames are taken "
         "(default: no frame is refused for its quality)",
     )
+    deidentification = parser.add_argument_group("de-identification")
+    deidentification.add_argument(
+        "--deidentify",
+        type=Path,
+        metavar="DIR",
+        help="de-identify the studies into this folder first and read them there, so that the index says of nobody who it is; "
+        "the options below are those of `octray deidentify`",
+    )
+    add_options(deidentification)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.ingest.splits import parse_percent
     from pipeline.ingest.verdict import NO_LABEL
 
-    rules = Rules(args.labels, args.label_from == "folder", args.patient_key, parse_percent(args.split), args.seed)
+    rules = Rules(
+        args.labels, args.label_from == "folder", args.patient_key, parse_percent(args.split), args.seed, _deidentify(args)
+    )
     console = Console(stderr=True)
     try:
         built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out)
@@ -61,8 +76,25 @@ def run(args: argparse.Namespace) -> int:
     replaced = difference(args.out, built)
     index = write_index(args.out, built)
     _show_counts(console, index)
-    _show_notes(console, index, [note, replaced])
+    _show_notes(console, index, [note, replaced, _where_names_are(rules.deidentify)])
     return int(any(row.reason != NO_LABEL for row in index.quarantine))
+
+
+def _deidentify(args: argparse.Namespace) -> "Job | None":
+    if args.deidentify:
+        return job(args, args.deidentify)
+    if args.key or args.keep or args.blank or args.clean_pixels:
+        raise InputError("--keep, --blank, --clean-pixels and --key belong to --deidentify DIR, which was not given.")
+    return None
+
+
+def _where_names_are(job: "Job | None") -> str:
+    if job is None:
+        return ""
+    return (
+        f"All names are new. Which file was which: octray deidentify --show-crosswalk. The key {job.key.name} opens it; "
+        "keep it to yourself."
+    )
 
 
 def _how(config: str | None) -> "How":

@@ -1,15 +1,18 @@
 """Builds an index: reads every study, joins what is known of labels and patients, and divides the patients into splits."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imaging.files import as_text
+from pipeline.imaging.files import StudyFile, as_text
+from pipeline.ingest.deidentify.run import Job
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
 from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels
+from pipeline.ingest.material import Material, deidentified
 from pipeline.ingest.order import Row, in_order
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
 from pipeline.ingest.reading import How, SeenFrame, find_files
@@ -37,6 +40,8 @@ class Rules:
         Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
     seed
         Decides which patients go where.
+    deidentify
+        How the studies are de-identified first; None reads them as they are.
     """
 
     labels: Path | None = None
@@ -44,6 +49,7 @@ class Rules:
     patient_key: str | None = None
     percent: Percent = DEFAULT_PERCENT
     seed: int = 0
+    deidentify: Job | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,6 @@ class _Known:
     facts: Mapping[FileId, FileFacts]
     columns: tuple[str, ...] = ()
     note: str = ""
-
-    def of(self, file_id: FileId) -> FileFacts:
-        return self.facts.get(file_id, FileFacts(frozenset()))
 
 
 def build_index(
@@ -95,31 +98,51 @@ def build_index(
     InputError
         Where nothing is readable, or labels, patients or splits cannot be used.
     """
+    _check(sources, rules, out)
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
+    homes = (rules.deidentify.out.resolve(),) if rules.deidentify else roots
     with Journal(out / JOURNAL if out else None, binding(how)) as journal:
-        places = Places([as_text(str(root)) for root in roots], journal)
-        files = find_files(sources, _no_studies(rules, out), places.knows)
+        places = Places([as_text(str(home)) for home in homes], journal)
+        files = find_files(sources, _no_studies(rules, out), _never if rules.deidentify else places.knows)
         known = _known(rules, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)
         wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
-        outcomes = places.read(wanted, how, progress, workers)
-        places.keep_only(files)
-    quarantine = tuple(quarantined(files, outcomes))
+        material = Material(files, wanted, known.facts)
+        if rules.deidentify:
+            material = deidentified(material, rules.deidentify, how.reading, progress, workers)
+        outcomes = places.read(material.wanted, how, progress, workers)
+        places.keep_only(material.files)
+    quarantine = (*material.left_out, *quarantined(material.files, outcomes))
     used = usable(outcomes)
     if not used:
         raise InputError(_nothing_readable(sources, files, quarantine))
-    paths = keys_from_paths(pattern, [source for _, source in used]) if pattern else {}
-    labels = _labels(rules, known, used)
-    records = _records(outcomes, used, known, _patient_keys(outcomes, used, known, paths), labels)
-    given = [split for record in records if (split := known.of((record.root, record.source)).split)]
+    labels = _labels(rules, known, material, used)
+    records = _records(outcomes, used, material, _patient_keys(outcomes, used, material, pattern), labels)
+    given = [split for record in records if (split := material.of((record.root, record.source)).split)]
     splits = _checked(given, records) if given else _assigned(records, rules)
     records = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return Index(records, quarantine, roots, labels, seed=rules.seed, percent=None if given else rules.percent), known.note
+    return Index(records, quarantine, homes, labels, seed=rules.seed, percent=None if given else rules.percent), known.note
+
+
+def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
+    """Find out whether what identifies and what does not would stay apart."""
+    job = rules.deidentify
+    if job is None:
+        return
+    job.check(sources)
+    if out and job.key.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"The key {job.key.name} lies inside the index, with which it would be handed on. Name another place.")
+
+
+def _never(file_id: FileId, file: StudyFile) -> bool:
+    """Say of every file that it is not known: the journal knows new files only."""
+    return False
 
 
 def _no_studies(rules: Rules, out: Path | None) -> list[Path]:
     """Return the files that are found among the studies where somebody keeps them there, and that are none."""
     own = [out / name for name in (*FILES, JOURNAL)] if out else []
+    own += rules.deidentify.own_files if rules.deidentify else ()
     return [*own, rules.labels] if rules.labels else own
 
 
@@ -137,9 +160,9 @@ def _nothing_readable(sources: Sequence[Path], files: Collection[FileId], quaran
     return f"There is no readable study in {names}: of {len(files)} files none can be used ({reasons})."
 
 
-def _labels(rules: Rules, known: _Known, used: Iterable[FileId]) -> tuple[str, ...]:
+def _labels(rules: Rules, known: _Known, material: Material, used: Iterable[FileId]) -> tuple[str, ...]:
     """Return the labels of what is used; a label of the table must not be lost with its files."""
-    present = {label for file_id in used for label in known.of(file_id).labels}
+    present = {label for file_id in used for label in material.of(file_id).labels}
     named = {label for facts in known.facts.values() for label in facts.labels} if rules.labels else present
     if lost := sorted(named - present):
         raise InputError(
@@ -148,23 +171,28 @@ def _labels(rules: Rules, known: _Known, used: Iterable[FileId]) -> tuple[str, .
     return tuple(sorted(present))
 
 
-def _patient_keys(outcomes: Outcomes, used: Used, known: _Known, paths: Mapping[str, str]) -> dict[FileId, str]:
+def _patient_keys(outcomes: Outcomes, used: Used, material: Material, pattern: re.Pattern[str] | None) -> dict[FileId, str]:
     """Return the patient of each file; empty where only its study is known."""
-    numbered = pseudonyms(outcomes[file_id].patient for file_id in used)
+    paths = keys_from_paths(pattern, map(material.origin, used)) if pattern else {}
+    hashes = {file_id: material.patient(file_id, outcomes[file_id]) for file_id in used}
+    numbered = pseudonyms(hashes.values())
     return {
-        file_id: paths.get(file_id[1]) or known.of(file_id).patient_key or numbered.get(outcomes[file_id].patient, "")
+        file_id: material.pseudonym(paths[material.origin(file_id)])
+        if pattern
+        else material.of(file_id).patient_key or numbered.get(hashes[file_id], "")
         for file_id in used
     }
 
 
 def _records(
-    outcomes: Outcomes, used: Used, known: _Known, patient_keys: Mapping[FileId, str], labels: Sequence[str]
+    outcomes: Outcomes, used: Used, material: Material, patient_keys: Mapping[FileId, str], labels: Sequence[str]
 ) -> tuple[ImageRecord, ...]:
     file_ids = list(used)
+    held = {file_id: material.of(file_id).labels for file_id in file_ids}
     rows = in_order([Row(number, frame) for number, file_id in enumerate(file_ids) for frame in used[file_id]])
-    truths = {held: {label: label in held for label in labels} for held in {known.of(file_id).labels for file_id in used}}
+    truths = {some: {label: label in some for label in labels} for some in set(held.values())}
     return tuple(
-        _record(row.frame, file_id, outcomes[file_id].file_sha256, patient_keys[file_id], truths[known.of(file_id).labels])
+        _record(row.frame, file_id, outcomes[file_id].file_sha256, patient_keys[file_id], truths[held[file_id]])
         for row in rows
         for file_id in (file_ids[row.file],)
     )

@@ -13,6 +13,7 @@ Used = Mapping[FileId, tuple[SeenFrame, ...]]
 
 NO_LABEL = "no_label"
 UID_CLASH = "uid_clash"
+NOT_NAMED = "The table of labels does not name this file. Add a row for it to use it."
 
 
 def usable(outcomes: Mapping[FileId, ReadFile]) -> dict[FileId, tuple[SeenFrame, ...]]:
@@ -40,8 +41,7 @@ def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile]) 
     for root, source in files:
         read, other = outcomes.get((root, source)), clashing.get((root, source))
         if read is None:
-            message = "The table of labels does not name this file. Add a row for it to use it."
-            yield Quarantined(source, NO_LABEL, message, root=root)
+            yield Quarantined(source, NO_LABEL, NOT_NAMED, root=root)
         elif read.failure:
             yield Quarantined(source, read.failure.reason, read.failure.message, root=root)
         elif other:

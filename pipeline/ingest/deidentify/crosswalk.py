@@ -56,6 +56,10 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
         self._file.close()
 
     def add(self, entry: Entry) -> None:

@@ -1,5 +1,6 @@
 """De-identifies one DICOM file in memory: from its bytes to bytes that were verified, with what the crosswalk records."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from pydicom.uid import UID
 
 from pipeline.imaging.dataset import instance_uids, parse
 from pipeline.imaging.dicom import is_dicom
-from pipeline.imaging.guard import translated
+from pipeline.imaging.files import StudyFile
+from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.imaging.header import value
 from pipeline.imaging.layout import Layout, read_layout
+from pipeline.imaging.sources import read_bytes
 from pipeline.ingest.deidentify.clean import Context, clean
 from pipeline.ingest.deidentify.identity import Identity
 from pipeline.ingest.deidentify.mark import mark, set_file_meta
@@ -23,7 +26,7 @@ from pipeline.ingest.deidentify.pixels import blank, clear_embedded_overlays, ma
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.values import DUMMY_TEXT, TEXT
 from pipeline.ingest.deidentify.verify import left, verify
-from pipeline.records import Limits
+from pipeline.records import Limits, Reading
 
 HEAD = 512
 _DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."
@@ -55,6 +58,8 @@ class Deidentified:
         Study, Series and SOP Instance UID before.
     offset_days
         By how many days dates were moved, None where they were replaced.
+    names_patient
+        Whether the original said who the patient is; otherwise its study stands for the patient.
     """
 
     content: bytes
@@ -63,6 +68,27 @@ class Deidentified:
     pseudonym: str
     uids: tuple[str, str, str]
     offset_days: int | None
+    names_patient: bool = True
+
+
+def deidentify_file(file: StudyFile, secret: Secret, options: Options, reading: Reading) -> Iterator[str | Deidentified | None]:
+    """De-identify one file; what a worker process does.
+
+    Yields
+    ------
+    str or Deidentified or None
+        The hash of its bytes, then None for each frame that was looked at, so that time can be counted by frames, then the
+        result.
+
+    Raises
+    ------
+    UnreadableError, RefusedError
+        As `deidentify_bytes`; also where the file may not be read or cannot be opened.
+    """
+    silence_decoders()
+    content = read_bytes(file, reading)
+    yield hashlib.sha256(content).hexdigest()
+    yield from _steps(content, secret, options, reading.limits)
 
 
 def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: Limits) -> Deidentified:
@@ -75,6 +101,11 @@ def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: L
     RefusedError
         Where it is not DICOM, may show identity among its pixels, is of a kind that cannot be cleaned, or fails the verifier.
     """
+    (made,) = (step for step in _steps(content, secret, options, limits) if step is not None)
+    return made
+
+
+def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> Iterator[Deidentified | None]:
     if not is_dicom(content[:HEAD]):
         raise RefusedError(Refusal.NOT_DICOM, "The file is not DICOM. Only DICOM files can be de-identified.")
     with translated(_DAMAGED):
@@ -84,10 +115,11 @@ def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: L
     _check_kind(dataset)
     with translated(_DAMAGED):
         layout = read_layout(dataset, syntax, limits) if _is_image(dataset) else None
-        context = Context(secret, _patient(dataset, uids[0]), options.keep)
+        patient = _patient(dataset)
+        context = Context(secret, patient or uids[0], options.keep)
         patient_id = str(value(dataset, "PatientID") or "")
     if layout is not None:
-        _clean_pixels(dataset, layout, options)
+        yield from _clean_pixels(dataset, layout, options)
     with translated(_UNWRITABLE):
         _clean(dataset, uids[2], context, options, layout is not None)
         _replace_left(dataset, identity, options)
@@ -95,7 +127,7 @@ def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: L
     verify(made, identity, context.pseudonym, options)
     offset = context.offset_days if Keep.DATES in options.keep else None
     name = "/".join((context.pseudonym, *(secret.uid(uid) for uid in uids))) + ".dcm"
-    return Deidentified(made, name, patient_id, context.pseudonym, uids, offset)
+    yield Deidentified(made, name, patient_id, context.pseudonym, uids, offset, bool(patient))
 
 
 def _check_kind(dataset: Dataset) -> None:
@@ -115,22 +147,22 @@ def _is_image(dataset: Dataset) -> bool:
     return any(key in dataset for key in _IMAGE_KEYWORDS) or any(kind in name for kind in _IMAGE_KINDS)
 
 
-def _patient(dataset: Dataset, study_instance_uid: str) -> str:
-    """Return what tells the patient from others: Patient ID, else name and birth date, else the study."""
+def _patient(dataset: Dataset) -> str:
+    """Return what tells the patient from others: Patient ID, else name and birth date; empty where there is neither."""
     identifier, name, born = (
         str(value(dataset, keyword) or "").strip() for keyword in ("PatientID", "PatientName", "PatientBirthDate")
     )
-    return identifier or (f"{name}\n{born}" if name else study_instance_uid)
+    return identifier or (f"{name}\n{born}" if name else "")
 
 
-def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> None:
+def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterator[None]:
     if not options.boxes and not options.clean_pixels and may_show_identity(dataset):
         raise RefusedError(
             Refusal.BURNED_IN,
             "The image may show who the patient is. Blank those regions with --blank, or have text found with --clean-pixels.",
         )
     if options.boxes or options.clean_pixels:
-        blank(dataset, layout, partial(_rectangles, options))
+        yield from blank(dataset, layout, partial(_rectangles, options))
     else:
         clear_embedded_overlays(dataset, layout)
 

@@ -75,3 +75,7 @@ class RefusedError(OctrayError):
     def __init__(self, refusal: Refusal, message: str) -> None:
         self.refusal = refusal
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[Refusal, str]]:
+        """Say how a copy is made, so that it can pass from one process to another."""
+        return type(self), (self.refusal, str(self))

@@ -1,6 +1,6 @@
 """Finds images that may show who the patient is, and blanks rectangles of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def may_show_identity(dataset: Dataset) -> bool:
     )
 
 
-def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iterable[Box]]) -> None:
-    """Set the pixels inside some rectangles of every frame to 0, in place; all others keep their values.
+def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iterable[Box]]) -> Iterator[None]:
+    """Set the pixels inside some rectangles of every frame to 0, in place, while it is iterated; all others keep their values.
 
     The pixel data become uncompressed, in Explicit VR Little Endian; colour becomes RGB, colour by pixel.
 
@@ -57,6 +57,11 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
         What its header says of the pixel data.
     boxes
         Gives the rectangles of a frame of stored values of shape (rows, columns) or (rows, columns, 3).
+
+    Yields
+    ------
+    None
+        After each frame.
 
     Raises
     ------
@@ -73,6 +78,7 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
         for box in boxes(stored):
             frame[box.top : box.top + box.height, box.left : box.left + box.width] = 0
         frames.append(frame.tobytes())
+        yield None
     _set_uncompressed(dataset, layout, b"".join(frames))
 
 
