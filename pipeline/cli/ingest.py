@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.deidentify import add_options, job
+from pipeline.cli.terminal import printable
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ def _how(config: str | None) -> "How":
 
 def _show_counts(console: "Console", index: "Index") -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from pipeline.ingest.tables import LABEL
 
-    table = Table(title=f"index {index.name}: {len(index.records)} frames")
+    table = Table(title=Text(printable(f"index {index.name}: {len(index.records)} frames")))
     table.add_column("split")
     for name in ("patients", "frames", *index.labels):
-        table.add_column(name, justify="right")
+        table.add_column(Text(printable(name)), justify="right")
     for split, counts in index.counts().items():
         columns = ("patients", "frames", *(LABEL + label for label in index.labels))
         table.add_row(split, *(str(counts[column]) for column in columns))
@@ -142,4 +144,4 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
     for reason, count in sorted(Counter(row.reason for row in index.quarantine).items()):
         lines.append(f"{count} quarantined: {reason} (listed in quarantine.csv)")
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.terminal import printable
 from pipeline.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
@@ -87,4 +88,4 @@ def _line(description: dict[str, Any]) -> str:
             *description["notes"],
         )
         text = "  ".join(columns)
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+    return printable(text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.cli.terminal import printable
 from pipeline.errors import ConfigError, OctrayError
 
 COMMANDS = (
@@ -33,7 +34,7 @@ octray is not a medical device: its results are for research and are not to be u
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(UNUSABLE, f"octray: {message}. `{self.prog} --help` shows an example.\n")
+        self.exit(UNUSABLE, f"octray: {printable(message)}. `{self.prog} --help` shows an example.\n")
 
 
 class _Version(argparse.Action):
@@ -124,7 +125,7 @@ def _subject(error: OSError) -> str:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"octray: {message}\n")
+    sys.stderr.write(f"octray: {printable(message)}\n")
 
 
 if __name__ == "__main__":

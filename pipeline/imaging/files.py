@@ -1,11 +1,14 @@
 """What is known of a file before it is read: where it lies, on the disk or in archives, and whether it may be read at all."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import Reason, UnreadableError
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class StudyFile:
     path
         Where it is; for a member, where the archive is.
     source
-        The same below what was given to read, with forward slashes; characters that are no text are escaped.
+        The same below what was given to read, with forward slashes; as `as_text` gives it.
     inside
         The way to a member: each but the last is an archive that lies deflated in the one before; empty for a file.
     refusal
@@ -98,8 +101,17 @@ def not_opened(error: OSError) -> UnreadableError:
 
 
 def as_text(name: str) -> str:
-    """Return a name of the file system as text; bytes that are none are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """Return a name of the file system as text that any terminal, table or page may show; what is none is escaped.
+
+    Escaped are bytes that are no UTF-8, control characters, and those that turn the direction of writing, by which
+    `gpj.exe` looks like `exe.jpg`.
+    """
+    return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def visible(text: str) -> str:
+    """Escape control characters, marks of direction, and halves of surrogate pairs, as Python would write them."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def harmless(parts: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ from pipeline.errors import InputError
 from pipeline.records import Split
 
 _EXAMPLES = 5
+_SHOWN = 60
+"""Characters of a cell that a message shows."""
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
 
@@ -35,9 +37,14 @@ class LabelTable:
 
 def examples(names: Iterable[str]) -> str:
     """Return up to five names and how many there are in all, for an error message; files by their own names only."""
-    found = sorted({posixpath.basename(name) for name in names})
+    found = sorted({shortened(posixpath.basename(name)) for name in names})
     more = f" and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
     return ", ".join(found[:_EXAMPLES]) + more
+
+
+def shortened(text: str) -> str:
+    """Return a cell as a message may show it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
@@ -59,8 +66,9 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
     """
     columns, rows = _read_rows(path)
     if missing := [name for name in ("file", "label") if name not in columns]:
+        known = ", ".join(map(shortened, columns[:_SHOWN]))
         raise InputError(
-            f"{path.name} has no column {' and '.join(missing)}; its columns are {', '.join(columns)}. "
+            f"{path.name} has no column {' and '.join(missing)}; its columns are {known}. "
             "It needs file and label, separated by commas, in its first line."
         )
     wanted = "patient_key" if patient_key is None else patient_key
@@ -91,6 +99,8 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         raise InputError(f"The table of labels {path.name} cannot be opened. Check the path given to --labels.") from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path.name} is not a CSV file in UTF-8. Save it again as CSV (UTF-8, commas).") from None
+    if any("\0" in cell for row in rows for cell in row.values()):
+        raise InputError(f"{path.name} holds characters of value 0. Save it again as CSV (UTF-8, commas).")
     if not rows:
         raise InputError(f"{path.name} has no rows. It needs the columns file and label, and one row a file.")
     return columns, rows
@@ -127,7 +137,7 @@ def _parse_split(path: Path, text: str) -> Split:
     try:
         return Split(text.lower())
     except ValueError:
-        raise InputError(f"{path.name} has the split {text}. It must be one of {', '.join(Split)}.") from None
+        raise InputError(f"{path.name} has the split {shortened(text)}. It must be one of {', '.join(Split)}.") from None
 
 
 def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[FileId]) -> tuple[dict[FileId, FileFacts], str]:

@@ -32,7 +32,7 @@ _COLUMNS = {
     "file_sha256": pa.string(),
     "flags": pa.list_(pa.string()),
 }
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number", "root")
 
 

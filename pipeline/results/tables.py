@@ -1,10 +1,12 @@
 """Results as tables (`predictions.csv`, `failures.csv`) and as one JSON object a frame.
 
 The tables are RFC 4180: UTF-8, comma, CRLF, one header line. Numbers carry four digits after the point: more than anyone reads,
-and fewer than what other hardware changes. Text that a spreadsheet would take for a formula gets a leading apostrophe.
+and fewer than what other hardware changes. Text that a spreadsheet would take for a formula gets a leading apostrophe, and so
+does text that has one before such a start, so that whoever takes one apostrophe away has every text as it was.
 """
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ PREDICTION_COLUMNS = (
 )
 FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
 DIGITS = 4
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
@@ -77,7 +79,7 @@ def number(value: float) -> str:
 
 def text(value: str) -> str:
     """Return a text cell that no spreadsheet takes for a formula (OWASP, "CSV injection")."""
-    return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+    return f"'{value}" if _FORMULA.match(value) else value
 
 
 def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...]:

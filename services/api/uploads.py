@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from pipeline.imaging.files import visible
 from services.api.settings import Settings
 
 FIELD = "files"
@@ -21,7 +22,7 @@ _END = 512
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file of a request: its own name, without folders, and its content, which lies on disk above a megabyte."""
+    """One file of a request: its own name, as one can see it and without folders, and its content, on disk above a megabyte."""
 
     source: str
     file: BinaryIO
@@ -59,7 +60,7 @@ def _named(values: Sequence[UploadFile | str]) -> Sequence[Upload]:
 
 
 def _own_name(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return visible(name.replace("\\", "/").rstrip("/").rpartition("/")[2])
 
 
 class _Body:
