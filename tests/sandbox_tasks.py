@@ -6,8 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.files import StudyFile
+from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
+from pipeline.ingest.deidentify.options import Options
+from pipeline.ingest.deidentify.secret import Secret
+from pipeline.records import Reading
 
 
 def count(number: int) -> Iterator[int]:
@@ -76,3 +82,18 @@ def slow(number: int) -> Iterator[int]:
 def endless(size: int) -> Iterator[bytes]:
     for number in itertools.count():
         yield bytes([number % 256]) * size
+
+
+def deidentify_unless_named(
+    pair: tuple[StudyFile, Path], secret: Secret, options: Options, reading: Reading
+) -> Iterator[str | Deidentified | None]:
+    """Do what de-identification does, but crash or hang on the files called so, half of the new one written."""
+    steps = deidentify_file(pair, secret, options, reading)
+    yield next(steps)
+    if pair[0].source in ("crash.dcm", "hang.dcm"):
+        pair[1].write_bytes(b"half")
+    if pair[0].source == "crash.dcm":
+        os.abort()
+    while pair[0].source == "hang.dcm":
+        pass
+    yield from steps

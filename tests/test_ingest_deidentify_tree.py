@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.imaging.identity import stored_sha256
 from pipeline.imaging.layout import read_layout
 from pipeline.imaging.sources import discover
 from pipeline.ingest.deidentify import crosswalk, secret
+from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal
 from pipeline.ingest.deidentify.run import Job
 from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
@@ -26,6 +28,7 @@ from pipeline.progress import silent
 from pipeline.records import Limits, Reading
 from tests.builders import make_dicom
 from tests.identified import SECRETS, SOURCE, make_identified
+from tests.sandbox_tasks import deidentify_unless_named
 
 BASIC = Options()
 
@@ -123,6 +126,115 @@ def test_two_files_with_one_uid_never_replace_each_other(tmp_path: Path) -> None
     assert [(one.source, one.reason) for one in summary.refused] == [("c.dcm", Refusal.SAME_UID)]
     again = run(source / "c.dcm", tmp_path / "out")
     assert [one.reason for one in again.refused] == [Refusal.SAME_UID]
+
+
+def blank_unseen(path: Path) -> None:
+    """Change the content of a file so that it looks the same."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_second_run_reads_no_file_again(studies: Path, tmp_path: Path) -> None:
+    first, before = run(studies, tmp_path / "out"), tree(tmp_path / "out")
+    for path in [*studies.rglob("*.dcm"), *studies.rglob("*.png")]:
+        blank_unseen(path)
+    assert run(studies, tmp_path / "out") == first
+    assert tree(tmp_path / "out") == before
+    os.utime(studies / "source.dcm")
+    assert [one.reason for one in run(studies, tmp_path / "out").refused] == ["truncated", "not_dicom", "not_dicom"]
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda out, key: next(out.rglob("*.dcm")).unlink(),
+        lambda out, key: shorten(next(out.rglob("*.dcm"))),
+        lambda out, key: key.with_name("my.key.crosswalk").unlink(),
+        lambda out, key: key.with_name("my.key.done").unlink(),
+        lambda out, key: shorten(key.with_name("my.key.done")),
+    ],
+    ids=["file lost", "file altered", "crosswalk lost", "notes lost", "notes cut"],
+)
+def test_what_was_lost_is_made_again(spoil: Callable[[Path, Path], None], studies: Path, tmp_path: Path) -> None:
+    first, before, known = run(studies, tmp_path / "out"), tree(tmp_path / "out"), entries(tmp_path / "out")
+    for _ in range(2):
+        spoil(tmp_path / "out", tmp_path / "keys" / "my.key")
+        assert run(studies, tmp_path / "out") == first
+        assert tree(tmp_path / "out") == before
+        assert entries(tmp_path / "out") == known
+
+
+def test_other_options_make_every_file_again(studies: Path, tmp_path: Path) -> None:
+    dates, basic = Options(frozenset({Keep.DATES, Keep.PATIENT})), tmp_path / "out"
+    run(studies, basic)
+    first = tree(basic)
+    run(studies, basic, dates)
+    assert tree(basic).keys() == first.keys()
+    assert not set(tree(basic).values()) & set(first.values())
+    run(studies, basic)
+    assert tree(basic) == first
+
+
+def test_the_notes_of_what_was_done_name_nobody(studies: Path, tmp_path: Path) -> None:
+    run(studies, tmp_path / "out")
+    notes = tmp_path / "keys" / "my.key.done"
+    assert notes.stat().st_mode & 0o077 == 0
+    assert len(notes.read_text().splitlines()) == 4
+    assert not [text for text in SECRETS if text in notes.read_text()]
+
+
+def test_any_number_of_workers_writes_what_one_process_does(studies: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        (studies / f"{number}.dcm").write_bytes(make_identified(SOPInstanceUID=f"{SOURCE}.{number}", PatientID=f"MRN-{number}"))
+    key = tmp_path / "keys" / "my.key"
+    runs = {count: deidentify_tree([studies], Job(tmp_path / str(count), key), silent, workers=count) for count in (1, 2, 3)}
+    assert runs[1] == runs[2] == runs[3]
+    assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "3")
+    made = [
+        deidentify_bytes(path.read_bytes(), secret.read(key), BASIC, Limits())
+        for path in sorted(studies.rglob("*.dcm"))
+        if path.name != "broken.dcm"
+    ]
+    assert {one.name: hashlib.sha256(one.content).hexdigest() for one in made} == tree(tmp_path / "2")
+    assert runs[2].names == tuple(one.name for one in made)
+
+
+def test_a_file_on_which_the_decoder_crashes_or_hangs_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ingest.deidentify.run.deidentify_file", deidentify_unless_named)
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for number, name in enumerate(["a", "crash", "b", "hang", "c"]):
+        (source / f"{name}.dcm").write_bytes(make_dicom(SOPInstanceUID=f"1.2.{number}"))
+    job, reading = Job(out, tmp_path / "my.key"), Reading(Limits(frame_seconds=1.5))
+    for _ in range(2):
+        summary = deidentify_tree([source], job, silent, reading)
+        assert len(summary.names) == len(tree(out)) == 3
+        assert [(one.source, one.reason) for one in summary.refused] == [
+            ("crash.dcm", Reason.DECODER_CRASH),
+            ("hang.dcm", Reason.RESOURCE_LIMIT),
+        ]
+    monkeypatch.undo()
+    assert len(deidentify_tree([source], job, silent, reading).names) == 5
+
+
+def test_a_file_is_allowed_the_time_and_memory_of_its_size(tmp_path: Path) -> None:
+    content = make_dicom()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(content)
+    limits = Limits(worker_bytes=1, file_bytes=len(content))
+    summary = deidentify_tree([tmp_path / "in"], Job(tmp_path / "out", tmp_path / "my.key"), silent, Reading(limits))
+    assert len(summary.names) == 1
+
+
+def test_sources_that_overlap_are_read_once(studies: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path / "out", tmp_path / "my.key")
+    summary = deidentify_tree([studies, studies / "Whitfield", studies], job, silent)
+    assert (len(summary.names), len(summary.refused)) == (2, 2)
 
 
 def test_members_of_archives_are_taken_too(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imaging.files import StudyFile, as_text
-from pipeline.ingest.deidentify.run import Job
+from pipeline.imaging.files import as_text
+from pipeline.ingest.deidentify.run import Job, Run
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
 from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels
@@ -100,16 +101,16 @@ def build_index(
     """
     _check(sources, rules, out)
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
-    homes = (rules.deidentify.out.resolve(),) if rules.deidentify else roots
-    with Journal(out / JOURNAL if out else None, binding(how)) as journal:
+    with Journal(out / JOURNAL if out else None, binding(how)) as journal, _run(rules, how, workers) as run:
+        homes = (run.out,) if run else roots
         places = Places([as_text(str(home)) for home in homes], journal)
-        files = find_files(sources, _no_studies(rules, out), _never if rules.deidentify else places.knows)
+        files = find_files(sources, _no_studies(rules, out), (lambda _, file: run.knows(file)) if run else places.knows)
         known = _known(rules, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)
         wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
         material = Material(files, wanted, known.facts)
-        if rules.deidentify:
-            material = deidentified(material, rules.deidentify, how.reading, progress, workers)
+        if run:
+            material = deidentified(material, run, progress)
         outcomes = places.read(material.wanted, how, progress, workers)
         places.keep_only(material.files)
     quarantine = (*material.left_out, *quarantined(material.files, outcomes))
@@ -134,9 +135,8 @@ def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
         raise InputError(f"The key {job.key.name} lies inside the index, with which it would be handed on. Name another place.")
 
 
-def _never(file_id: FileId, file: StudyFile) -> bool:
-    """Say of every file that it is not known: the journal knows new files only."""
-    return False
+def _run(rules: Rules, how: How, workers: int) -> AbstractContextManager[Run | None]:
+    return Run(rules.deidentify, how.reading, workers) if rules.deidentify else nullcontext()
 
 
 def _no_studies(rules: Rules, out: Path | None) -> list[Path]:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.deidentify.run import Job, Made, Refused, Run
+from pipeline.ingest.deidentify.run import Made, Refused, Run
 from pipeline.ingest.labels import FileFacts, FileId, examples
 from pipeline.ingest.reading import ReadFile
 from pipeline.ingest.verdict import NO_LABEL, NOT_NAMED
 from pipeline.progress import Progress
-from pipeline.records import Quarantined, Reading
+from pipeline.records import Quarantined
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +56,17 @@ class Material:
         return "" if file_id in self.nameless else read.patient
 
 
-def deidentified(found: Material, job: Job, reading: Reading, progress: Progress, workers: int) -> Material:
+def deidentified(found: Material, run: Run, progress: Progress) -> Material:
     """De-identify files, and carry over to the new ones what is known of the originals; nothing of their names is left.
 
     Parameters
     ----------
     found
         The originals.
-    job
-        Where the new files go, with which key, and what is kept.
-    reading
-        Its limits say what one file may demand.
+    run
+        Writes the new files.
     progress
         Shows how far it is.
-    workers
-        How many files are cleaned at the same time.
 
     Returns
     -------
@@ -84,11 +79,10 @@ def deidentified(found: Material, job: Job, reading: Reading, progress: Progress
     InputError
         Where copies of one file have different labels, patients or splits, or the key is none.
     """
-    with Run(job, reading, workers) as run:
-        outcomes = dict(zip(found.wanted, run.deidentify(list(found.wanted.values()), progress), strict=True))
-        unlabelled = [run.leave_out(file, NO_LABEL, NOT_NAMED) for one, file in found.files.items() if one not in found.wanted]
+    outcomes = dict(zip(found.wanted, run.deidentify(list(found.wanted.values()), progress), strict=True))
+    unlabelled = [run.leave_out(file, NO_LABEL, NOT_NAMED) for one, file in found.files.items() if one not in found.wanted]
     made = {(0, one.name): one for one in outcomes.values() if isinstance(one, Made)}
-    files = {file_id: StudyFile(Path(job.out.resolve(), file_id[1]), file_id[1]) for file_id in sorted(made)}
+    files = {file_id: StudyFile(run.out / file_id[1], file_id[1]) for file_id in sorted(made)}
     refused = [one for one in outcomes.values() if isinstance(one, Refused)]
     return Material(
         files,

@@ -3,8 +3,9 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -71,24 +72,37 @@ class Deidentified:
     names_patient: bool = True
 
 
-def deidentify_file(file: StudyFile, secret: Secret, options: Options, reading: Reading) -> Iterator[str | Deidentified | None]:
+def deidentify_file(
+    pair: tuple[StudyFile, Path], secret: Secret, options: Options, reading: Reading
+) -> Iterator[str | Deidentified | None]:
     """De-identify one file; what a worker process does.
+
+    Parameters
+    ----------
+    pair
+        The file, and where the new one is written.
+    secret, options, reading
+        As in `deidentify_bytes`; of `reading` the limits count.
 
     Yields
     ------
     str or Deidentified or None
-        The hash of its bytes, then None for each frame that was looked at, so that time can be counted by frames, then the
-        result.
+        The hash of its bytes, then None for each frame that was blanked, so that time is counted by frames, then what was
+        made, without its content.
 
     Raises
     ------
     UnreadableError, RefusedError
         As `deidentify_bytes`; also where the file may not be read or cannot be opened.
     """
+    file, path = pair
     silence_decoders()
     content = read_bytes(file, reading)
     yield hashlib.sha256(content).hexdigest()
-    yield from _steps(content, secret, options, reading.limits)
+    for step in _steps(content, secret, options, reading.limits):
+        if step is not None:
+            path.write_bytes(step.content)
+        yield step and replace(step, content=b"")
 
 
 def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: Limits) -> Deidentified:

@@ -1,23 +1,28 @@
 """One run of de-identification: files are cleaned in worker processes, recorded in the crosswalk, then written."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import ConfigError, InputError, UnreadableError
+from pipeline.errors import ConfigError, InputError, Reason, UnreadableError
 from pipeline.imaging import ocr
-from pipeline.imaging.files import StudyFile
+from pipeline.imaging.files import StudyFile, as_text
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.deidentify import crosswalk
+from pipeline.ingest.deidentify.done import Done, Look, bound_to, done_path, look
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import make_or_read
 from pipeline.progress import Progress, silent
 from pipeline.records import DEFAULT_READING, Limits, Reading
 
-_PART = ".part"
+_PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
+_PASSING = frozenset({Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH, Refusal.SAME_UID})
+"""Refusals that another run may not meet: they depend on the machine, or on other files."""
+_REFUSAL = ("reason", "message")
 _SPACE, _COPIES = 2**30, 6
 """Address space of a worker without a file, and how many times one is in memory while it is cleaned."""
 
@@ -52,6 +57,8 @@ class Job:
         """
         output = self.out.resolve()
         for source in (source.resolve() for source in sources):
+            if not source.exists():
+                raise InputError(f"There is no file or folder {as_text(source.name)}. Check the path.")
             if output.is_relative_to(source):
                 raise InputError(f"The output folder {self.out.name} lies inside the sources. Name another.")
             if source.is_relative_to(output):
@@ -66,7 +73,7 @@ class Job:
     @property
     def own_files(self) -> tuple[Path, ...]:
         """The files that this writes itself, and that are no studies wherever they lie."""
-        return self.key, crosswalk.crosswalk_path(self.key)
+        return self.key, crosswalk.crosswalk_path(self.key), done_path(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,32 +136,76 @@ class Run:
         self._job, self._reading, self._workers = job, reading, workers
         self.secret = make_or_read(job.key)
         path = crosswalk.crosswalk_path(job.key)
+        self.out = job.out.resolve()
         self._originals: dict[str, str] = {}
+        self._aliases: set[str] = set()
         self._crosswalk = crosswalk.Writer(path, self.secret, self._noted(crosswalk.read(path, self.secret)))
-        _remove_parts(job.out)
+        self._done = Done(done_path(job.key), self.secret, bound_to(job.options, reading, self.out))
+        _remove_parts(self.out)
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._crosswalk.close()
+        self._done.close()
+        _remove_parts(self.out)
+
+    def knows(self, file: StudyFile) -> bool:
+        """Say whether a file was dealt with before, and neither it nor what was made of it has changed since."""
+        return self._known(file, look(file)) is not None
 
     def deidentify(self, files: Sequence[StudyFile], progress: Progress = silent) -> list[Made | Refused]:
-        """De-identify files; what became of each stands at its position.
+        """De-identify files, those not that are known; what became of each stands at its position.
 
         Raises
         ------
         InputError
             Where no worker can be started within the limits.
         """
+        looks = [look(file) for file in files]
+        known = {number: self._known(file, looks[number]) for number, file in enumerate(files)}
+        unknown = [number for number, outcome in known.items() if outcome is None]
+        with closing(self._clean([files[number] for number in unknown])) as results:
+            for number, (part, steps) in zip(unknown, progress(results, "de-identifying", len(unknown)), strict=True):
+                outcome = known[number] = self._one(files[number], part, steps)
+                self._note(files[number], looks[number], outcome)
+        return [outcome for outcome in known.values() if outcome is not None]
+
+    def _clean(self, files: Sequence[StudyFile]) -> Generator[tuple[Path, Iterator[str | Deidentified | None]], None, None]:
+        """Yield for each file where a worker writes the new one, and what it says of it."""
         task = partial(deidentify_file, secret=self.secret, options=self._job.options, reading=self._reading)
+        self.out.mkdir(parents=True, exist_ok=True)
+        parts = [self.out / f".{self._alias(file)}{_PART}" for file in files]
         with Sandbox(self._workers, _limits(self._reading.limits, files)) as sandbox:
-            results = zip(files, sandbox.map(task, files), strict=True)
-            return [self._one(file, steps) for file, steps in progress(results, "de-identifying", len(files))]
+            yield from zip(parts, sandbox.map(task, zip(files, parts, strict=True)), strict=True)
+
+    def _known(self, file: StudyFile, looks: Look | None) -> Made | Refused | None:
+        """Return what became of a file before, where that still holds."""
+        noted = self._done.get(file, looks) if looks else None
+        if noted is None:
+            return None
+        if len(noted) == len(_REFUSAL):
+            reason, message = noted
+            refused = Refused(file.source, reason, message, self._alias(file))
+            return refused if refused.alias in self._aliases else None
+        name, names_patient, *made_looks = noted
+        made = look(StudyFile(self.out / name, name))
+        return Made(name, names_patient) if name in self._originals and made == tuple(made_looks) else None
+
+    def _note(self, file: StudyFile, looked: Look | None, outcome: Made | Refused) -> None:
+        """Note what became of a file, where the same would become of it again."""
+        if looked is None:
+            return
+        if isinstance(outcome, Refused):
+            if outcome.reason not in _PASSING:
+                self._done.put(file, looked, [getattr(outcome, name) for name in _REFUSAL])
+        elif made := look(StudyFile(self.out / outcome.name, outcome.name)):
+            self._done.put(file, looked, [outcome.name, outcome.names_patient, *made])
 
     def leave_out(self, file: StudyFile, reason: str, message: str, sha256: str = "") -> Refused:
         """Note in the crosswalk that a file was not written, and why."""
-        refused = Refused(file.source, reason, message, self.secret.alias(f"{file.path.resolve()}\0{file.source}"))
+        refused = Refused(file.source, reason, message, self._alias(file))
         self._crosswalk.add(
             _place(file, sha256) | {"alias": refused.alias, "reason": refused.reason, "message": refused.message}
         )
@@ -165,20 +216,30 @@ class Run:
         for entry in known:
             if "name" in entry:
                 self._originals[entry["name"]] = entry["sha256"]
+            elif "alias" in entry:
+                self._aliases.add(entry["alias"])
             yield entry
 
-    def _one(self, file: StudyFile, steps: Iterator[str | Deidentified | None]) -> Made | Refused:
+    def _alias(self, file: StudyFile) -> str:
+        return self.secret.alias(f"{file.path.resolve()}\0{file.source}")
+
+    def _one(self, file: StudyFile, part: Path, steps: Iterator[str | Deidentified | None]) -> Made | Refused:
+        """Give what a worker wrote to `part` its name, once the crosswalk has it."""
         sha256 = ""
         try:
             sha256 = str(next(steps))
             (made,) = (step for step in steps if isinstance(step, Deidentified))
             self._check_name(made, sha256)
+            self._crosswalk.add({**_place(file, sha256), **_entry(made)})
+            path = self.out / made.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(path)
         except UnreadableError as error:
             return self.leave_out(file, error.reason.value, str(error), sha256)
         except RefusedError as error:
             return self.leave_out(file, error.refusal.value, str(error), sha256)
-        self._crosswalk.add({**_place(file, sha256), **_entry(made)})
-        _replace(self._job.out / made.name, made.content)
+        finally:
+            part.unlink(missing_ok=True)
         self._originals[made.name] = sha256
         return Made(made.name, made.names_patient)
 
@@ -226,18 +287,7 @@ def _entry(made: Deidentified) -> dict[str, str | int | None]:
     }
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}{_PART}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _remove_parts(out: Path) -> None:
     """Remove what a killed run left unfinished."""
-    for part in list(out.rglob(f".*.dcm{_PART}")):
+    for part in list(out.rglob(f".*{_PART}")):
         part.unlink(missing_ok=True)

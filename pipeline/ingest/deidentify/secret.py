@@ -37,6 +37,10 @@ class Secret:
         """Return what a file is called that was not written: F and 15 capital hexadecimal digits, found in the crosswalk."""
         return f"F{self._digest('file', place).hex()[:15].upper()}"
 
+    def mark(self, place: str) -> str:
+        """Return 32 hexadecimal digits by which a file is known again in another run."""
+        return self._digest("mark", place).hex()[:32]
+
     def offset_days(self, patient: str) -> int:
         """Return by how many days the dates of a patient are moved: 1 to 3650 days to the past, so always negative."""
         return -1 - int.from_bytes(self._digest("dates", patient)[:8], "big") % _LONGEST_OFFSET

@@ -1,7 +1,7 @@
 """De-identifies folders of studies into another folder, file by file, each of them verified before it takes its name."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,17 +57,21 @@ def deidentify_tree(
         Where text is to be found and the extra for it is not installed.
     """
     job.check(sources)
-    files = list(_studies(sources, job))
-    if not files:
-        raise InputError("There is no file in what was given.")
     with Run(job, reading, workers) as run:
+        files = list(_studies(sources, job, run.knows))
+        if not files:
+            raise InputError("There is no file in what was given.")
         outcomes = run.deidentify(files, progress)
     names = tuple(one.name for one in outcomes if isinstance(one, Made))
     refused = tuple(one for one in outcomes if isinstance(one, Refused))
     return Summary(names, len({name.partition("/")[0] for name in names}), refused)
 
 
-def _studies(sources: Sequence[Path], job: Job) -> Iterator[StudyFile]:
-    own = {os.path.realpath(path) for path in job.own_files}
+def _studies(sources: Sequence[Path], job: Job, is_known: Callable[[StudyFile], bool]) -> Iterator[StudyFile]:
+    """Yield every file once, and not the key."""
+    seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in job.own_files}
     for source in sources:
-        yield from (file for file in discover(source) if os.path.realpath(file.path) not in own)
+        for file in discover(source, is_known):
+            if file.refusal or file.place() not in seen:
+                seen.add(file.place())
+                yield file
