@@ -78,8 +78,8 @@ def test_some_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(sa
 
 @pytest.mark.slow
 def test_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(sandbox: Sandbox, shared_data: Path) -> None:
-    reasons = judged(sandbox, mutants(samples(shared_data), flips=6, swaps=8))
-    assert reasons.total() >= 147 * 29
+    reasons = judged(sandbox, mutants(samples(shared_data), flips=10, swaps=12))
+    assert reasons.total() >= 147 * 41
     assert len(reasons) >= 7
 
 

@@ -11,9 +11,11 @@ from pipeline.imaging import dicomdir
 from pipeline.imaging.archives import ZIP, find_members, is_archive
 from pipeline.imaging.contents import read_bytes, read_head
 from pipeline.imaging.files import Refusal, StudyFile, as_text, harmless
+from pipeline.imaging.sandbox import Sandbox
 from pipeline.records import Limits, Reading
 
 _HEAD = 512
+_DICOMDIR = Limits(file_bytes=dicomdir.MOST_BYTES, frame_seconds=30.0)
 _LINK_OUT = Refusal(
     Reason.UNSAFE_PATH, "The link leads out of the folder that was given, and is not followed. Copy the files themselves in."
 )
@@ -81,7 +83,14 @@ def _named(file: StudyFile) -> Iterator[StudyFile]:
 
 
 def _file_ids(file: StudyFile) -> tuple[dicomdir.FileId, ...]:
-    return dicomdir.referenced_files(read_bytes(file, Reading(Limits(file_bytes=dicomdir.MOST_BYTES))))
+    """Parse a DICOMDIR in a worker process: no file is found before it is done, so that a damaged one must not stop it."""
+    content = read_bytes(file, Reading(_DICOMDIR))
+    with Sandbox(1, _DICOMDIR) as sandbox:
+        return tuple(sandbox.run(_referenced, content))
+
+
+def _referenced(content: bytes) -> Iterator[dicomdir.FileId]:
+    yield from dicomdir.referenced_files(content)
 
 
 def _absent(directory: StudyFile, file_id: dicomdir.FileId) -> StudyFile:
