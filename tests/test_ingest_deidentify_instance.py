@@ -16,6 +16,7 @@ from pydicom.uid import (
     EncapsulatedPDFStorage,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     RawDataStorage,
     UID_dictionary,
 )
@@ -26,7 +27,7 @@ from pipeline.ingest.deidentify.instance import Deidentified, deidentify_bytes
 from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.records import Limits
-from tests.builders import make_dataset, make_dicom
+from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import (
     INSTANCE,
     SECRETS,
@@ -422,3 +423,10 @@ def end_of(content: bytes) -> str:
     except RefusedError as error:
         return error.refusal
     return "written"
+
+
+def test_encapsulated_pixels_get_the_value_representation_that_the_standard_asks_for() -> None:
+    right = make_encapsulated(np.zeros((8, 8), np.uint16), JPEG2000Lossless, [[b"a codestream"]])
+    wrong = right.replace(b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00OW")
+    assert wrong != right
+    assert deidentify(wrong).content == deidentify(right).content

@@ -204,6 +204,8 @@ def _replace_left(dataset: Dataset, identity: Identity, options: Options) -> Non
 
 def _written(dataset: Dataset) -> bytes:
     set_file_meta(dataset, UID(dataset.file_meta.TransferSyntaxUID))
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        dataset["PixelData"].VR = "OB"  # PS3.5 A.4, which not every maker keeps
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
