@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -426,7 +427,9 @@ def end_of(content: bytes) -> str:
 
 
 def test_encapsulated_pixels_get_the_value_representation_that_the_standard_asks_for() -> None:
-    right = make_encapsulated(np.zeros((8, 8), np.uint16), JPEG2000Lossless, [[b"a codestream"]])
+    pixels = np.zeros((8, 8), np.uint16)
+    codestream = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0)
+    right = make_encapsulated(pixels, JPEG2000Lossless, [[codestream]])
     wrong = right.replace(b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00OW")
     assert wrong != right
     assert deidentify(wrong).content == deidentify(right).content
