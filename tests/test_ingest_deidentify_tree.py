@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from pipeline.ingest.deidentify.run import Job
 from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
 from pipeline.progress import silent
 from pipeline.records import Limits, Reading
-from tests.builders import make_dicom
+from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified
 from tests.sandbox_tasks import deidentify_unless_named
 
@@ -237,12 +236,67 @@ def test_sources_that_overlap_are_read_once(studies: Path, tmp_path: Path) -> No
     assert (len(summary.names), len(summary.refused)) == (2, 2)
 
 
-def test_members_of_archives_are_taken_too(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    with zipfile.ZipFile(source / "Doe.zip", "w") as archive:
-        archive.writestr("Jane/image.dcm", make_dicom())
-    assert len(run(source, tmp_path / "out").names) == 1
+OTHER_FILES = {
+    "a.png": b"\x89PNG\r\n\x1a\n",
+    "a.jpg": b"\xff\xd8\xff\xe0",
+    "a.tif": b"II*\0",
+    "heidelberg.vol": b"HSF-OCT-103\0",
+    "heidelberg.e2e": b"CMDb\0MDbMData\0",
+    "topcon.fda": b"FOCTFDA",
+    "topcon.fds": b"FOCTFDS",
+    "PWhitfield_Macular Cube 512x128_1-1-2019_10-11-12_OD_sn1_cube_z.img": b"\0\1\2\3",
+    "letter.docx": make_zip({"[Content_Types].xml": b"<x/>", "word/document.xml": b"Whitfield"}),
+    "empty": b"",
+}
+
+
+def test_files_that_are_not_dicom_are_refused_whatever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, head in OTHER_FILES.items():
+        padding = b"Whitfield^Ann MRN-778812".ljust(700_000, b"\0") if head and not name.endswith("docx") else b""
+        (tmp_path / "in" / name).write_bytes(head + padding)
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert {one.source: one.reason for one in summary.refused} == dict.fromkeys(OTHER_FILES, Refusal.NOT_DICOM)
+    assert tree(tmp_path / "out") == {}
+
+
+def test_real_device_files_are_refused(shared_data: Path, tmp_path: Path) -> None:
+    summary = run(shared_data / "oct-spectralis-vol", tmp_path / "out")
+    assert {Path(one.source).suffix: one.reason for one in summary.refused}[".vol"] == Refusal.NOT_DICOM
+    assert summary.names == ()
+
+
+def test_every_member_of_an_archive_is_written_or_refused(tmp_path: Path) -> None:
+    good = make_dicom(SOPInstanceUID="1.2.1")
+    packed = make_zip({"locked": good})
+    flags = packed.index(b"PK\x01\x02") + 8
+    members = {
+        "Doe/Jane/image.dcm": good,
+        "Doe/picture.png": OTHER_FILES["a.png"],
+        "Doe/heidelberg.vol": OTHER_FILES["heidelberg.vol"],
+        "Doe/cut.dcm": good[:-50],
+        "../../out.dcm": good,
+        "inner.zip": make_zip({"Doe.dcm": make_dicom(SOPInstanceUID="1.2.2"), "notes.txt": b"Jane"}),
+        "locked.zip": packed[:flags] + b"\x01\x00" + packed[flags + 2 :],
+        "broken.zip": packed[:40],
+    }
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "Doe.zip").write_bytes(make_zip(members))
+    for _ in range(2):
+        summary = run(tmp_path / "in", tmp_path / "out")
+        assert len(summary.names) == len(tree(tmp_path / "out")) == 2
+        assert {one.source.removeprefix("Doe.zip/"): one.reason for one in summary.refused} == {
+            "Doe/picture.png": Refusal.NOT_DICOM,
+            "Doe/heidelberg.vol": Refusal.NOT_DICOM,
+            "Doe/cut.dcm": Reason.TRUNCATED,
+            r"\x2e\x2e/\x2e\x2e/out.dcm": Reason.UNSAFE_PATH,
+            "inner.zip/notes.txt": Refusal.NOT_DICOM,
+            "locked.zip/locked": Reason.UNSUPPORTED_ENCODING,
+            "broken.zip": Reason.DECODE_FAILED,
+        }
+    assert {entry["alias"] for entry in entries(tmp_path / "out") if "reason" in entry} == {
+        one.alias for one in summary.refused
+    }
 
 
 def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
