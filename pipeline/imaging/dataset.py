@@ -73,7 +73,8 @@ def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
         syntax = UID(str(named))
         if not syntax.is_transfer_syntax or syntax.is_private:
             raise UnreadableError(
-                Reason.UNSUPPORTED_ENCODING, "The file names a transfer syntax that octray does not know. Convert it to another."
+                Reason.UNSUPPORTED_ENCODING,
+                "The file names a transfer syntax that octray does not know. Convert it to another.",
             )
         return syntax, ()
     implicit, little = dataset.original_encoding
