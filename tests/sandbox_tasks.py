@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging.files import StudyFile
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
@@ -97,3 +97,10 @@ def deidentify_unless_named(
     while pair[0].source == "hang.dcm":
         pass
     yield from steps
+
+
+def deidentify_without_a_folder(
+    pair: tuple[StudyFile, Path], secret: Secret, options: Options, reading: Reading
+) -> Iterator[str | Deidentified | None]:
+    """Do what de-identification does after somebody took the folder for the new files away."""
+    yield from deidentify_file((pair[0], pair[1] / "gone" / "a"), secret, options, reading)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.options import Keep, Options
-from pipeline.ingest.deidentify.run import Job
 from pipeline.ingest.deidentify.secret import read
 from pipeline.ingest.deidentify.tree import deidentify_tree
 from pipeline.progress import silent

@@ -13,21 +13,22 @@ import pytest
 from pydicom import dcmread
 
 from pipeline.errors import InputError, Reason
-from pipeline.imaging.dataset import parse
-from pipeline.imaging.decoding import stored_values
+from pipeline.imaging.dicom.dataset import parse
+from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.identity import stored_sha256
-from pipeline.imaging.layout import read_layout
 from pipeline.imaging.sources import discover
 from pipeline.ingest.deidentify import crosswalk, secret
 from pipeline.ingest.deidentify.instance import deidentify_bytes
+from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal
-from pipeline.ingest.deidentify.run import Job
+from pipeline.ingest.deidentify.run import Run
 from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
 from pipeline.progress import silent
 from pipeline.records import Limits, Reading
 from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified
-from tests.sandbox_tasks import deidentify_unless_named
+from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder
 
 BASIC = Options()
 
@@ -230,6 +231,24 @@ def test_a_file_is_allowed_the_time_and_memory_of_its_size(tmp_path: Path) -> No
     assert len(summary.names) == 1
 
 
+def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.dcm").symlink_to(source / "b.dcm")
+    assert [one.reason for one in run(source, out).refused] == [Reason.DECODE_FAILED]
+    (source / "b.dcm").write_bytes(make_dicom())
+    assert run(source, out).refused == ()
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_refuses_no_file(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ingest.deidentify.run.deidentify_file", deidentify_without_a_folder)
+    with pytest.raises(InputError, match=r"A new file cannot be written: No such file or directory\. Name another"):
+        run(studies, tmp_path / "out")
+    assert entries(tmp_path / "out") == []
+
+
 def test_sources_that_overlap_are_read_once(studies: Path, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", tmp_path / "my.key")
     summary = deidentify_tree([studies, studies / "Whitfield", studies], job, silent)
@@ -331,8 +350,15 @@ def test_an_empty_folder_is_said(tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "out")
 
 
+def test_two_runs_with_one_key_do_not_meddle(studies: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path / "out", tmp_path / "my.key")
+    with Run(job), pytest.raises(InputError, match=r"Another octray uses the key of my.key.crosswalk"):
+        deidentify_tree([studies], job, silent)
+    assert len(deidentify_tree([studies], job, silent).names) == 2
+
+
 def test_what_a_killed_run_left_is_removed(studies: Path, tmp_path: Path) -> None:
-    part = tmp_path / "out" / "P1" / ".2.25.1.dcm.part"
+    part = tmp_path / "out" / ".F0123456789ABCDE.dcm.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half")
     run(studies, tmp_path / "out")

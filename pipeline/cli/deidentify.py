@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.ingest.deidentify.job import Job
     from pipeline.ingest.deidentify.options import Box
-    from pipeline.ingest.deidentify.run import Job
     from pipeline.ingest.deidentify.tree import Summary
 
 HELP = "write DICOM files anew without anything that says who the patient is"
@@ -91,8 +91,8 @@ def job(args: argparse.Namespace, out: Path) -> "Job":
     InputError
         Where a rectangle is none.
     """
+    from pipeline.ingest.deidentify.job import Job
     from pipeline.ingest.deidentify.options import Keep, Options
-    from pipeline.ingest.deidentify.run import Job
 
     keep = frozenset(Keep[name.upper()] for name in args.keep)
     return Job(out, _key(args), Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels))

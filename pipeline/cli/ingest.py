@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.ingest.deidentify.run import Job
+    from pipeline.ingest.deidentify.job import Job
     from pipeline.ingest.index import Index
     from pipeline.ingest.reading import How
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imaging.files import as_text
-from pipeline.ingest.deidentify.run import Job, Run
+from pipeline.imaging.files.study_file import as_text
+from pipeline.ingest.deidentify.job import Job
+from pipeline.ingest.deidentify.run import Run
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
 from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels

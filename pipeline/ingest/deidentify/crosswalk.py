@@ -1,5 +1,6 @@
 """The crosswalk: which file became which, sealed line by line so that only the holder of the key can read it."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,14 +44,27 @@ def read(path: Path, secret: Secret) -> Iterator[Entry]:
 
 
 class Writer:
-    """Adds entries to a crosswalk, each of them written before the next; what is `known` is not added again."""
+    """Adds entries to a crosswalk, each of them written before the next; what is `known` is not added again.
+
+    Raises
+    ------
+    InputError
+        Where another writes to it.
+    """
 
     def __init__(self, path: Path, secret: Secret, known: Iterable[Entry]) -> None:
         self._cipher = Fernet(secret.crosswalk_key())
-        _cut_unfinished(path)
-        self._known = {_digest(entry) for entry in known}
         self._file = path.open("ab")
         path.chmod(0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _cut_unfinished(path)
+            self._known = {_digest(entry) for entry in known}
+        except BaseException as error:
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise InputError(f"Another octray uses the key of {path.name}. Wait until it is done.") from None
+            raise
 
     def __enter__(self) -> "Writer":
         return self

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnreadableError
-from pipeline.imaging.files import StudyFile
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.journal import binding

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from pipeline.imaging.dataset import instance_uids, parse
-from pipeline.imaging.dicom import is_dicom
-from pipeline.imaging.files import StudyFile
+from pipeline.errors import InputError
+from pipeline.imaging.dicom.dataset import instance_uids, parse
+from pipeline.imaging.dicom.header import value
+from pipeline.imaging.dicom.layout import Layout, read_layout
+from pipeline.imaging.dicom.reader import is_dicom
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders, translated
-from pipeline.imaging.header import value
-from pipeline.imaging.layout import Layout, read_layout
 from pipeline.imaging.sources import read_bytes
 from pipeline.ingest.deidentify.clean import Context, clean
 from pipeline.ingest.deidentify.identity import Identity
@@ -94,6 +95,8 @@ def deidentify_file(
     ------
     UnreadableError, RefusedError
         As `deidentify_bytes`; also where the file may not be read or cannot be opened.
+    InputError
+        Where the new file cannot be written.
     """
     file, path = pair
     silence_decoders()
@@ -101,8 +104,15 @@ def deidentify_file(
     yield hashlib.sha256(content).hexdigest()
     for step in _steps(content, secret, options, reading.limits):
         if step is not None:
-            path.write_bytes(step.content)
+            _write(path, step.content)
         yield step and replace(step, content=b"")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"A new file cannot be written: {error.strerror}. Name another folder, or make room.") from None
 
 
 def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: Limits) -> Deidentified:

@@ -11,9 +11,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.decoding import stored_values
-from pipeline.imaging.header import code, texts, value
-from pipeline.imaging.layout import Layout
+from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.header import code, texts, value
+from pipeline.imaging.dicom.layout import Layout
 from pipeline.ingest.deidentify.options import Box, Refusal, RefusedError
 from pipeline.records import DEFAULT_READING
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import ConfigError, InputError, Reason, UnreadableError
-from pipeline.imaging import ocr
-from pipeline.imaging.files import StudyFile, as_text
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.deidentify import crosswalk
 from pipeline.ingest.deidentify.done import Done, Look, bound_to, done_path, look
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
-from pipeline.ingest.deidentify.options import Options, Refusal, RefusedError
+from pipeline.ingest.deidentify.job import Job
+from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import make_or_read
 from pipeline.progress import Progress, silent
 from pipeline.records import DEFAULT_READING, Limits, Reading
@@ -22,58 +22,8 @@ _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
 _PASSING = frozenset({Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH, Refusal.SAME_UID})
 """Refusals that another run may not meet: they depend on the machine, or on other files."""
-_REFUSAL = ("reason", "message")
 _SPACE, _COPIES = 2**30, 6
 """Address space of a worker without a file, and how many times one is in memory while it is cleaned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is asked.
-
-    Parameters
-    ----------
-    out
-        Where the new files go, as `PSEUDONYM/STUDY/SERIES/INSTANCE.dcm`; it holds nothing of the original names.
-    key
-        The key file, made where there is none. The crosswalk lies beside it.
-    options
-        What is kept and what is blanked.
-    """
-
-    out: Path
-    key: Path
-    options: Options = field(default_factory=Options)
-
-    def check(self, sources: Iterable[Path]) -> None:
-        """Find out whether old and new files, and the key, are apart, before anything is read.
-
-        Raises
-        ------
-        InputError
-            Where they are not.
-        ConfigError
-            Where text is to be found and the extra for it is not installed.
-        """
-        output = self.out.resolve()
-        for source in (source.resolve() for source in sources):
-            if not source.exists():
-                raise InputError(f"There is no file or folder {as_text(source.name)}. Check the path.")
-            if output.is_relative_to(source):
-                raise InputError(f"The output folder {self.out.name} lies inside the sources. Name another.")
-            if source.is_relative_to(output):
-                raise InputError(f"{source.name} lies inside the output folder {self.out.name}. Name another.")
-        if self.key.resolve().is_relative_to(output):
-            raise InputError(
-                f"The key {self.key.name} lies inside the output folder, with which it would be handed on. Name another place."
-            )
-        if self.options.clean_pixels and not ocr.is_installed():
-            raise ConfigError(["Text recognition is not installed: pip install 'octray[ocr]'."])
-
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The files that this writes itself, and that are no studies wherever they lie."""
-        return self.key, crosswalk.crosswalk_path(self.key), done_path(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +111,14 @@ class Run:
         Raises
         ------
         InputError
-            Where no worker can be started within the limits.
+            Where no worker can be started within the limits, or the new files cannot be written.
         """
         looks = [look(file) for file in files]
         known = {number: self._known(file, looks[number]) for number, file in enumerate(files)}
         unknown = [number for number, outcome in known.items() if outcome is None]
         with closing(self._clean([files[number] for number in unknown])) as results:
             for number, (part, steps) in zip(unknown, progress(results, "de-identifying", len(unknown)), strict=True):
-                outcome = known[number] = self._one(files[number], part, steps)
-                self._note(files[number], looks[number], outcome)
+                known[number] = self._one(files[number], looks[number], part, steps)
         return [outcome for outcome in known.values() if outcome is not None]
 
     def _clean(self, files: Sequence[StudyFile]) -> Generator[tuple[Path, Iterator[str | Deidentified | None]], None, None]:
@@ -185,23 +134,13 @@ class Run:
         noted = self._done.get(file, looks) if looks else None
         if noted is None:
             return None
-        if len(noted) == len(_REFUSAL):
+        if len(noted) == 2:
             reason, message = noted
             refused = Refused(file.source, reason, message, self._alias(file))
             return refused if refused.alias in self._aliases else None
         name, names_patient, *made_looks = noted
         made = look(StudyFile(self.out / name, name))
         return Made(name, names_patient) if name in self._originals and made == tuple(made_looks) else None
-
-    def _note(self, file: StudyFile, looked: Look | None, outcome: Made | Refused) -> None:
-        """Note what became of a file, where the same would become of it again."""
-        if looked is None:
-            return
-        if isinstance(outcome, Refused):
-            if outcome.reason not in _PASSING:
-                self._done.put(file, looked, [getattr(outcome, name) for name in _REFUSAL])
-        elif made := look(StudyFile(self.out / outcome.name, outcome.name)):
-            self._done.put(file, looked, [outcome.name, outcome.names_patient, *made])
 
     def leave_out(self, file: StudyFile, reason: str, message: str, sha256: str = "") -> Refused:
         """Note in the crosswalk that a file was not written, and why."""
@@ -223,25 +162,38 @@ class Run:
     def _alias(self, file: StudyFile) -> str:
         return self.secret.alias(f"{file.path.resolve()}\0{file.source}")
 
-    def _one(self, file: StudyFile, part: Path, steps: Iterator[str | Deidentified | None]) -> Made | Refused:
-        """Give what a worker wrote to `part` its name, once the crosswalk has it."""
+    def _one(
+        self, file: StudyFile, looked: Look | None, part: Path, steps: Iterator[str | Deidentified | None]
+    ) -> Made | Refused:
+        """Give what a worker wrote to `part` its name, once the crosswalk has it, or note why it wrote nothing."""
         sha256 = ""
         try:
             sha256 = str(next(steps))
             (made,) = (step for step in steps if isinstance(step, Deidentified))
             self._check_name(made, sha256)
-            self._crosswalk.add({**_place(file, sha256), **_entry(made)})
-            path = self.out / made.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(path)
+            return self._accept(file, sha256, looked, part, made)
         except UnreadableError as error:
-            return self.leave_out(file, error.reason.value, str(error), sha256)
+            return self._refuse(file, sha256, looked, error.reason, str(error))
         except RefusedError as error:
-            return self.leave_out(file, error.refusal.value, str(error), sha256)
+            return self._refuse(file, sha256, looked, error.refusal, str(error))
         finally:
             part.unlink(missing_ok=True)
+
+    def _accept(self, file: StudyFile, sha256: str, looked: Look | None, part: Path, made: Deidentified) -> Made:
+        self._crosswalk.add({**_place(file, sha256), **_entry(made)})
+        path = self.out / made.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(path)
         self._originals[made.name] = sha256
+        if looked and (looks := look(StudyFile(path, made.name))):
+            self._done.put(file, looked, [made.name, made.names_patient, *looks])
         return Made(made.name, made.names_patient)
+
+    def _refuse(self, file: StudyFile, sha256: str, looked: Look | None, reason: Reason | Refusal, message: str) -> Refused:
+        """Leave a file out; it is known from now on where it was read, and the same would come of it again."""
+        if looked and sha256 and reason not in _PASSING:
+            self._done.put(file, looked, [reason.value, message])
+        return self.leave_out(file, reason.value, message, sha256)
 
     def _check_name(self, made: Deidentified, sha256: str) -> None:
         """Find out whether another original has this new name; two that differ must not replace each other."""
@@ -289,5 +241,5 @@ def _entry(made: Deidentified) -> dict[str, str | int | None]:
 
 def _remove_parts(out: Path) -> None:
     """Remove what a killed run left unfinished."""
-    for part in list(out.rglob(f".*{_PART}")):
+    for part in list(out.glob(f".*{_PART}")):
         part.unlink(missing_ok=True)

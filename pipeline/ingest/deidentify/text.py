@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.imaging import ocr
+from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify.options import Box
 
 _MARGIN = 3

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.ingest.deidentify.run import Job, Made, Refused, Run
+from pipeline.ingest.deidentify.job import Job
+from pipeline.ingest.deidentify.run import Made, Refused, Run
 from pipeline.progress import Progress
 from pipeline.records import DEFAULT_READING, Reading
 
@@ -72,6 +73,7 @@ def _studies(sources: Sequence[Path], job: Job, is_known: Callable[[StudyFile], 
     seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in job.own_files}
     for source in sources:
         for file in discover(source, is_known):
-            if file.refusal or file.place() not in seen:
-                seen.add(file.place())
+            place = file.place()
+            if file.refusal or place not in seen:
+                seen.add(place)
                 yield file
