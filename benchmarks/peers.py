@@ -20,7 +20,7 @@ from monai.transforms import LoadImage, Resize, ScaleIntensity
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
-from pipeline.imaging.codecs import register
+from pipeline.imaging.dicom.codecs import register
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.records import Limits, Preprocessing, Reading

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.imaging.borders import mask_white_borders
-from pipeline.imaging.quality import assess
+from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.ingest.phantom_oct import draw_volume
 from pipeline.ingest.phantom_xray import draw_chest

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Reason
-from pipeline.imaging import discovery
+from pipeline.imaging.files import discovery
 from pipeline.imaging.sources import discover
 from pipeline.records import Limits
 from tests.builders import make_dicom, make_dicomdir, make_zip

@@ -5,7 +5,7 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.bits import Bits, aligned
+from pipeline.imaging.dicom.bits import Bits, aligned
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame, Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated

@@ -11,8 +11,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codecs import PLUGIN, register
-from pipeline.imaging.codestream import check_codestream, codestream_shape
+from pipeline.imaging.dicom.codecs import PLUGIN, register
+from pipeline.imaging.dicom.codestream import check_codestream, codestream_shape
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codestream import read_codestream
-from pipeline.imaging.rle import decode_rle
+from pipeline.imaging.dicom.codestream import read_codestream
+from pipeline.imaging.dicom.rle import decode_rle
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
 from tests.builders import make_dicom, make_encapsulated

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
-from pipeline.imaging.ocr import Box, find_text
-from pipeline.imaging.quality import assess, check_tools
+from pipeline.imaging.quality.gate import assess, check_tools
+from pipeline.imaging.quality.ocr import Box, find_text
 from pipeline.records import Check, FloatArray, Gate, Policy
 from tests.builders import make_frame
 

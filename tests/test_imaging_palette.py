@@ -10,7 +10,7 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.palette import look_up
+from pipeline.imaging.dicom.palette import look_up
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom

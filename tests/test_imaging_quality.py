@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.borders import mask_white_borders
-from pipeline.imaging.quality import admit, assess
-from pipeline.imaging.quality_position import UPRIGHT_CHEST
+from pipeline.imaging.quality.gate import admit, assess
+from pipeline.imaging.quality.position import UPRIGHT_CHEST
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.records import Check, FloatArray, Frame, Gate, Policy
 from tests.builders import make_dicom, make_frame, make_pixels

@@ -13,8 +13,8 @@ from pydicom.encaps import generate_frames
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging import guard
-from pipeline.imaging.decoding import stored_values
-from pipeline.imaging.layout import read_layout
+from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.records import DEFAULT_READING, Frame, Limits
 

@@ -21,7 +21,7 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
-from pipeline.imaging import ocr
+from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import may_show_identity

@@ -161,4 +161,4 @@ def test_what_another_run_may_do_better_is_not_settled(read: ReadFile, settled: 
 
 def test_the_readers_of_devices_are_part_of_what_a_journal_is_bound_to() -> None:
     names = {module.name for module in _modules(resources.files("pipeline.imaging"))}
-    assert {"dicom.py", "heidelberg_vol.py", "topcon.py"} <= names
+    assert {"reader.py", "heidelberg_vol.py", "topcon.py"} <= names

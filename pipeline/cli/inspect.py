@@ -11,7 +11,7 @@ from pipeline.cli.terminal import printable
 from pipeline.errors import InputError, UnreadableError
 
 if TYPE_CHECKING:
-    from pipeline.imaging.files import StudyFile
+    from pipeline.imaging.files.study_file import StudyFile
     from pipeline.imaging.sandbox import Sandbox
 
 HELP = "say what octray sees in each frame of files or folders"

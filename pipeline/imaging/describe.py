@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.imaging.quality import assess
+from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.records import Frame, Gate
 

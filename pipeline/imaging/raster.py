@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codestream import check_scans, codestream_shape
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
+from pipeline.imaging.dicom.codestream import check_scans, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, pixel_sha256, stored_sha256

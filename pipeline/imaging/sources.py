@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.archives import is_archive
-from pipeline.imaging.contents import read_bytes, read_head
-from pipeline.imaging.dicom import is_dicom, read_dicom
-from pipeline.imaging.discovery import discover, locate
-from pipeline.imaging.files import StudyFile
+from pipeline.imaging.dicom.reader import is_dicom, read_dicom
+from pipeline.imaging.files.archives import is_archive
+from pipeline.imaging.files.contents import read_bytes, read_head
+from pipeline.imaging.files.discovery import discover, locate
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.imaging.vendor import vendor_reader

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging.quality import admit
+from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id

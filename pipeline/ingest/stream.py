@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pipeline.imaging.files import Refusal
+from pipeline.imaging.files.study_file import Refusal
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, Place, appearance

@@ -11,7 +11,7 @@ from safetensors.numpy import load
 from pipeline.errors import BundleError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.imaging.preprocess import prepare, reading_for
-from pipeline.imaging.quality import admit, check_tools
+from pipeline.imaging.quality.gate import admit, check_tools
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine
 from pipeline.records import Flag, FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Limits, Prediction

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codestream import codestream_shape
+from pipeline.imaging.dicom.codestream import codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids

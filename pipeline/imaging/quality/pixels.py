@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pipeline.imaging.ocr import find_text
-from pipeline.imaging.quality_look import Look, Subject, reduced
+from pipeline.imaging.quality.look import Look, Subject, reduced
+from pipeline.imaging.quality.ocr import find_text
 from pipeline.records import FloatArray
 
 BLANK_DEVIATION = 0.02

@@ -10,9 +10,9 @@ from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.codestream import check_codestream
+from pipeline.imaging.dicom.codestream import check_codestream
+from pipeline.imaging.dicom.rle import decode_rle, rle_segments
 from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
-from pipeline.imaging.rle import decode_rle, rle_segments
 
 PLUGIN = "imagecodecs"
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)

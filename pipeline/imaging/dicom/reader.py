@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging import header
-from pipeline.imaging.codecs import JPEG_2000, LOSSY
-from pipeline.imaging.codes import body_part, view_position
 from pipeline.imaging.colour import TOLERANCE, to_grey
-from pipeline.imaging.dataset import instance_uids, parse, uid_text
-from pipeline.imaging.decoding import stored_values
-from pipeline.imaging.display import palette_rendering, rendering
-from pipeline.imaging.geometry import pixel_spacing, slice_position
+from pipeline.imaging.dicom import header
+from pipeline.imaging.dicom.codecs import JPEG_2000, LOSSY
+from pipeline.imaging.dicom.codes import body_part, view_position
+from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
+from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.display import palette_rendering, rendering
+from pipeline.imaging.dicom.geometry import pixel_spacing, slice_position
+from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
+from pipeline.imaging.dicom.objects import intent_notes, modality
+from pipeline.imaging.dicom.palette import check_supplemental, look_up
+from pipeline.imaging.dicom.reducible import is_reducible
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
-from pipeline.imaging.layout import MONOCHROME, Layout, read_layout
-from pipeline.imaging.objects import intent_notes, modality
-from pipeline.imaging.palette import check_supplemental, look_up
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
-from pipeline.imaging.reducible import is_reducible
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
 
 PREFIX = b"DICM"

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.header import Scope, as_signed, code, item, items, number, numbers, texts, value
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
-from pipeline.imaging.header import Scope, as_signed, code, item, items, number, numbers, texts, value
 
 
 def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging import dicomdir
-from pipeline.imaging.archives import ZIP, find_members, is_archive
-from pipeline.imaging.contents import read_bytes, read_head
-from pipeline.imaging.files import Refusal, StudyFile, as_text, harmless
+from pipeline.imaging.files import dicomdir
+from pipeline.imaging.files.archives import ZIP, find_members, is_archive
+from pipeline.imaging.files.contents import read_bytes, read_head
+from pipeline.imaging.files.study_file import Refusal, StudyFile, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.records import Limits, Reading
 

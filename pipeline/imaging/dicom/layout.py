@@ -7,11 +7,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.bits import Bits, overlay_bits
-from pipeline.imaging.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
-from pipeline.imaging.fragments import encoded_frames
+from pipeline.imaging.dicom.bits import Bits, overlay_bits
+from pipeline.imaging.dicom.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
+from pipeline.imaging.dicom.fragments import encoded_frames
+from pipeline.imaging.dicom.header import code, number, value
 from pipeline.imaging.guard import check_size, translated
-from pipeline.imaging.header import code, number, value
 from pipeline.records import Limits
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.header import Scope, code, item, texts, value
+from pipeline.imaging.dicom.header import Scope, code, item, texts, value
 
 TOMOGRAPHY, EN_FACE, PHOTOGRAPH = "OPT", "OPTENF", "OP"
 

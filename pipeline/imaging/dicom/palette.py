@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.header import as_signed, code, number, numbers, value
+from pipeline.imaging.dicom.header import as_signed, code, number, numbers, value
 
 _COLOURS = ("Red", "Green", "Blue")
 _DISCRETE, _LINEAR, _INDIRECT = range(3)

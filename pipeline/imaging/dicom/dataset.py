@@ -8,8 +8,8 @@ from pydicom.filereader import _read_command_set_elements, _read_file_meta_info,
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.header import value
 from pipeline.imaging.guard import check_inflated
-from pipeline.imaging.header import value
 from pipeline.imaging.identity import derived_uid
 from pipeline.records import Limits
 

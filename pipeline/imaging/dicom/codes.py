@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.header import Scope, code, item, texts
+from pipeline.imaging.dicom.header import Scope, code, item, texts
 
 _VIEWS = MappingProxyType(
     {

@@ -5,9 +5,9 @@ What is left out was measured to change the network's input by more than one gre
 
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.display import rendering
+from pipeline.imaging.dicom.display import rendering
+from pipeline.imaging.dicom.header import Scope, code, number
 from pipeline.imaging.grayscale import Lut, Rescale, Window
-from pipeline.imaging.header import Scope, code, number
 
 RADIOGRAPHS = frozenset({"CR", "DX"})
 SHOWN = 1 / 8

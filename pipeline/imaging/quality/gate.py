@@ -4,11 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from pipeline.errors import ConfigError, Reason, UnreadableError
-from pipeline.imaging import ocr
-from pipeline.imaging import quality_header as header
-from pipeline.imaging import quality_pixels as pixels
-from pipeline.imaging import quality_position as position
-from pipeline.imaging.quality_look import Look
+from pipeline.imaging.quality import header, ocr, pixels, position
+from pipeline.imaging.quality.look import Look
 from pipeline.records import Check, Flag, Frame, Gate, Policy
 
 _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(

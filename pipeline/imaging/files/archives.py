@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files import Member, Refusal, StudyFile, harmless, not_opened
+from pipeline.imaging.files.members import DAMAGED, data_start, inflated, unpack
+from pipeline.imaging.files.study_file import Member, Refusal, StudyFile, harmless, not_opened
 from pipeline.imaging.guard import translated
-from pipeline.imaging.members import DAMAGED, data_start, inflated, unpack
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 MOST_MEMBERS = 2**18

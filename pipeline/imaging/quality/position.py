@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.imaging.quality_look import Look, Subject
+from pipeline.imaging.quality.look import Look, Subject
 from pipeline.records import FloatArray
 
 UPRIGHT_CHEST = np.array(

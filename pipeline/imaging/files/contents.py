@@ -3,8 +3,8 @@
 import os
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files import StudyFile, not_opened
-from pipeline.imaging.members import read_member, read_member_head
+from pipeline.imaging.files.members import read_member, read_member_head
+from pipeline.imaging.files.study_file import StudyFile, not_opened
 from pipeline.records import DEFAULT_READING, Reading
 
 

@@ -10,7 +10,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files import Refusal, as_text
+from pipeline.imaging.files.study_file import Refusal, as_text
 from pipeline.imaging.guard import silence_decoders, translated
 
 MOST_BYTES = 2**27

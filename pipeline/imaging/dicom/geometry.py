@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.imaging.header import Scope, numbers
+from pipeline.imaging.dicom.header import Scope, numbers
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 

@@ -11,10 +11,10 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.bits import aligned
-from pipeline.imaging.codecs import CODESTREAMS, PLUGIN, register
+from pipeline.imaging.dicom.bits import aligned
+from pipeline.imaging.dicom.codecs import CODESTREAMS, PLUGIN, register
+from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
-from pipeline.imaging.layout import Layout
 from pipeline.records import Reading
 
 Values = NDArray[Any]

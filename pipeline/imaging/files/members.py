@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files import Member, StudyFile, not_opened
+from pipeline.imaging.files.study_file import Member, StudyFile, not_opened
 from pipeline.imaging.guard import translated
 from pipeline.records import Limits
 

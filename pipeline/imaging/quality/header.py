@@ -5,7 +5,7 @@ A value that the file does not state is never held against it. No value of the f
 
 from collections.abc import Sequence
 
-from pipeline.imaging.quality_look import CHEST, Look
+from pipeline.imaging.quality.look import CHEST, Look
 
 
 def wrong_modality(look: Look) -> str:

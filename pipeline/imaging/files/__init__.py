@@ -1,0 +1,1 @@
+"""Finds study files in folders, archives and DICOMDIRs, and reads their bytes."""

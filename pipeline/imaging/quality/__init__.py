@@ -1,0 +1,1 @@
+"""Says of a frame what speaks against using it."""
