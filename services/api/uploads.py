@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from pipeline.imaging.files import visible
+from pipeline.imaging.files.study_file import visible
 from services.api.settings import Settings
 
 FIELD = "files"
