@@ -213,7 +213,7 @@ class Journal:
 def appearance(file: StudyFile) -> tuple[int, int] | None:
     """Return size and time of the last change of a file; None where it cannot be looked at."""
     try:
-        return file.stat()
+        return file.stat()[:2]
     except UnreadableError:
         return None
 

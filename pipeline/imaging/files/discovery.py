@@ -180,8 +180,7 @@ def locate(root: Path, source: str) -> StudyFile:
     file = _reached(folder, path) or _below(folder, path)
     if file.source == source and not is_archive(_peek(file, len(ZIP[0]))):
         return file
-    size, mtime_ns = file.stat()
-    return _members(file, size, mtime_ns).get(source) or _gone(path, source)
+    return _members(file, file.stat()).get(source) or _gone(path, source)
 
 
 def _searched(root: Path, source: str) -> StudyFile:
@@ -195,5 +194,5 @@ def _gone(path: Path, source: str) -> StudyFile:
 
 
 @lru_cache(maxsize=4)
-def _members(file: StudyFile, size: int, mtime_ns: int) -> dict[str, StudyFile]:
+def _members(file: StudyFile, looks: tuple[int, int, int]) -> dict[str, StudyFile]:
     return {one.source: one for one in find_members(file)}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,12 @@ class StudyFile:
     inside: tuple[Member, ...] = ()
     refusal: Refusal | None = None
 
-    def stat(self) -> tuple[int, int]:
-        """Return size in bytes and time of the last change in ns; of a member its own size, and the archive's time.
+    def stat(self) -> tuple[int, int, int]:
+        """Return size in bytes, time of the last change in ns, and a mark, by which it is seen that a file is another.
+
+        Of a member they are its own size and the archive's time. The mark is the time of the last change of the inode, in ns,
+        into which is folded which inode that is and, of a member, how large the archive is, where in it the member lies and
+        its CRC-32: two files of one size that were written at once and change places are told apart.
 
         Raises
         ------
@@ -88,7 +93,9 @@ class StudyFile:
             found = self.path.stat()
         except OSError as error:
             raise not_opened(error) from None
-        return self.inside[-1].size if self.inside else found.st_size, found.st_mtime_ns
+        identity = zlib.crc32(repr((found.st_ino, found.st_size, self.inside)).encode())
+        size = self.inside[-1].size if self.inside else found.st_size
+        return size, found.st_mtime_ns, found.st_ctime_ns ^ identity
 
     def place(self) -> tuple[str, tuple[int, ...]]:
         """Return what is the same for two ways to one file or one member, links followed."""

@@ -22,8 +22,8 @@ from pipeline.records import Reading
 
 _DIGITS = 32
 
-Look = tuple[int, int]
-"""Size in bytes and time of the last change in ns."""
+Look = tuple[int, int, int]
+"""What `StudyFile.stat` says."""
 
 
 def done_path(key: Path) -> Path:
