@@ -16,6 +16,10 @@ class InputError(OctrayError):
     """What was given cannot be used: no readable study, a label for a missing file, an empty class."""
 
 
+class WorkerError(InputError):
+    """No process can be started that reads files."""
+
+
 class ConfigError(OctrayError):
     """A configuration with one or more faults, all of them reported at once.
 

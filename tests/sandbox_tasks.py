@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
@@ -48,6 +51,15 @@ def hang(_: object) -> Iterator[int]:
 def hang_outside_python(_: object) -> Iterator[int]:
     yield 1
     ctypes.CDLL(None).sleep(60)
+
+
+def sleep_after_its_number(_: object) -> Iterator[int]:
+    yield os.getpid()
+    time.sleep(600)
+
+
+def picture(shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+    yield np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
 def demand(size: int) -> Iterator[int]:

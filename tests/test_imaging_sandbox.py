@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError, OctrayError, Reason, UnreadableError
+from pipeline.errors import InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import BYTES_AHEAD
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile, read_frames
@@ -31,6 +31,7 @@ from tests.sandbox_tasks import (
     give_up,
     hang,
     hang_outside_python,
+    picture,
     process_id,
     refuse,
     slow,
@@ -88,7 +89,7 @@ def test_frames_of_a_file_are_the_same_as_in_this_process(sandbox: Sandbox, tmp_
     [
         (crash, Reason.DECODER_CRASH, "The decoder crashed on this file"),
         (abort, Reason.DECODER_CRASH, "The decoder crashed on this file"),
-        (hang, Reason.RESOURCE_LIMIT, r"took longer than 1 seconds\..*limits\.frame_seconds"),
+        (hang, Reason.RESOURCE_LIMIT, r"^Reading the file took longer than 1 seconds\..*limits\.frame_seconds"),
         (hang_outside_python, Reason.RESOURCE_LIMIT, r"took longer than 1 seconds"),
         (be_killed, Reason.RESOURCE_LIMIT, "needs more memory than there is"),
         (refuse, Reason.COLOURED, r"^The picture is coloured\.$"),
@@ -119,7 +120,7 @@ def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:
 def test_a_worker_that_cannot_start_is_told() -> None:
     with (
         Sandbox(1, Limits(worker_bytes=2**20)) as tiny,
-        pytest.raises(InputError, match=r"limits\.worker_bytes=1048576\. Raise it"),
+        pytest.raises(WorkerError, match=r"limits\.worker_bytes=1048576\. Raise it"),
     ):
         list(tiny.run(count, 1))
 
@@ -208,8 +209,49 @@ def test_a_worker_that_died_while_it_waited_is_replaced() -> None:
 def test_a_closed_sandbox_says_so() -> None:
     with Sandbox(1) as closed:
         pass
-    with pytest.raises(InputError, match="have been ended already"):
+    with pytest.raises(WorkerError, match="have been ended already"):
         next(closed.run(count, 1))
+
+
+@pytest.mark.parametrize("shape", [(700, 600), (0, 3), (1,)])
+def test_an_array_arrives_whole_and_may_be_written(sandbox: Sandbox, shape: tuple[int, ...]) -> None:
+    (arrived,) = sandbox.run(picture, shape)
+    assert np.array_equal(arrived, np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    arrived += 1
+
+
+def test_a_working_folder_that_was_taken_away_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with Sandbox(1, Limits(frame_seconds=6.5)) as fresh:
+        assert list(fresh.run(count, 3)) == [0, 1, 2]
+
+
+STARTS = """
+import os, signal
+from pathlib import Path
+
+seen = Path({seen!r})
+seen.write_text(seen.read_text() + "." if seen.exists() else ".")
+if len(seen.read_text()) <= {fatal}:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("fatal", "starts"), [(1, 2), (2, 2)])
+def test_a_worker_that_is_killed_while_it_starts_is_started_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fatal: int, starts: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STARTS.format(seen=str(tmp_path / "seen"), fatal=fatal))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Sandbox(1, Limits(frame_seconds=7.0 + fatal / 4)) as unlucky:
+        if fatal == 1:
+            assert list(unlucky.run(count, 3)) == [0, 1, 2]
+        else:
+            with pytest.raises(WorkerError, match=r"was ended by signal 9 while it started\. Run it again"):
+                list(unlucky.run(count, 3))
+    assert (tmp_path / "seen").read_text() == "." * starts
 
 
 def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
@@ -230,6 +272,35 @@ with Sandbox(2) as sandbox:
     for results in sandbox.map(slow, range(100_000)):
         list(results)
 """
+
+
+SLEEPERS = """
+from pipeline.imaging.sandbox import Sandbox
+from pipeline.records import Limits
+from tests.sandbox_tasks import sleep_after_its_number
+
+with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:
+    for results in sandbox.map(sleep_after_its_number, range(2)):
+        for process in results:
+            print(process, flush=True)
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_interrupt_does_not_wait_for_the_work_under_way(stopped: bool) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert program.stdout
+    worker = int(program.stdout.readline())
+    if stopped:
+        os.kill(worker, signal.SIGSTOP)
+    program.send_signal(signal.SIGINT)
+    try:
+        assert b"KeyboardInterrupt" in program.communicate(timeout=30)[1]
+        assert not is_running(worker)
+    finally:
+        program.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

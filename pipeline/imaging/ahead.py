@@ -2,35 +2,39 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from typing import Generic, TypeVar
 
 ITEMS_AHEAD = 256
 BYTES_AHEAD = 2**27
 
 Item = TypeVar("Item")
+Result = TypeVar("Result", bound=Sized)
 
 
 def read_ahead(
-    work: Callable[[Item], Iterator[bytes]], items: Iterable[Item], threads: int
-) -> Generator[Iterator[bytes], None, None]:
+    work: Callable[[Item], Iterator[Result]], items: Iterable[Item], threads: int, abandon: Callable[[], None]
+) -> Generator[Iterator[Result], None, None]:
     """Do some work on every item, several at a time.
 
     Parameters
     ----------
     work
-        Gives results, each as bytes; an exception of it ends the iteration over its results, and is raised there.
+        Gives results, whose lengths are their bytes; an exception of it ends the iteration over its results, and is raised
+        there.
     items
         Taken as needed, by the thread that iterates.
     threads
         How many items are worked on at the same time.
+    abandon
+        Called at the end, whatever it was; ends the work that is under way.
 
     Yields
     ------
     Iterator
         The results of each item, in the order of the items; what is left of them when the next is taken is lost. At most
         `ITEMS_AHEAD` items are begun, and at most `BYTES_AHEAD` of results wait, one of each thread and one that is awaited
-        aside. Closing the iterator stops the work after the result that is under way.
+        aside. Closing the iterator stops the work.
     """
     ahead = _Ahead(work, iter(items))
     pool = [threading.Thread(target=ahead.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
@@ -40,33 +44,34 @@ def read_ahead(
         yield from ahead.slots()
     finally:
         ahead.stop()
+        abandon()
         for thread in pool:
             thread.join()
 
 
-class _Slot(Generic[Item]):
+class _Slot(Generic[Item, Result]):
     """What is known of one item: the results that wait, and whether more will come."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
-        self.waiting: deque[bytes] = deque()
+        self.waiting: deque[Result] = deque()
         self.ended = False
         self.error: BaseException | None = None
 
 
-class _Ahead(Generic[Item]):
+class _Ahead(Generic[Item, Result]):
     """The items that are begun, in their order; all of it under one lock."""
 
-    def __init__(self, work: Callable[[Item], Iterator[bytes]], items: Iterator[Item]) -> None:
+    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[Item]) -> None:
         self._work = work
         self._items = items
-        self._slots: deque[_Slot[Item]] = deque()
-        self._untouched: deque[_Slot[Item]] = deque()
+        self._slots: deque[_Slot[Item, Result]] = deque()
+        self._untouched: deque[_Slot[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._held = 0
         self._stopped = False
 
-    def slots(self) -> Iterator[Iterator[bytes]]:
+    def slots(self) -> Iterator[Iterator[Result]]:
         self._top_up()
         while self._slots:
             slot = self._slots[0]
@@ -86,7 +91,7 @@ class _Ahead(Generic[Item]):
     def _top_up(self) -> None:
         while len(self._slots) < ITEMS_AHEAD:
             try:
-                slot = _Slot(next(self._items))
+                slot: _Slot[Item, Result] = _Slot(next(self._items))
             except StopIteration:
                 return
             with self._changed:
@@ -94,7 +99,7 @@ class _Ahead(Generic[Item]):
                 self._untouched.append(slot)
                 self._changed.notify_all()
 
-    def _taken(self, slot: _Slot[Item]) -> Iterator[bytes]:
+    def _taken(self, slot: _Slot[Item, Result]) -> Iterator[Result]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: slot.waiting or slot.ended)
@@ -121,12 +126,12 @@ class _Ahead(Generic[Item]):
                 slot.error, slot.ended = error, True
                 self._changed.notify_all()
 
-    def _next(self) -> _Slot[Item] | None:
+    def _next(self) -> _Slot[Item, Result] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._untouched)
             return None if self._stopped else self._untouched.popleft()
 
-    def _put(self, slot: _Slot[Item], result: bytes) -> bool:
+    def _put(self, slot: _Slot[Item, Result], result: Result) -> bool:
         """Wait for room, then add a result; the item in use gets one through always, so that it never stands still."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room(slot, len(result)))
@@ -136,6 +141,6 @@ class _Ahead(Generic[Item]):
                 self._changed.notify_all()
             return not self._stopped
 
-    def _has_room(self, slot: _Slot[Item], size: int) -> bool:
+    def _has_room(self, slot: _Slot[Item, Result], size: int) -> bool:
         awaited = not slot.waiting and slot is self._slots[0]
         return awaited or self._held + size <= BYTES_AHEAD

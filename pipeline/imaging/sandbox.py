@@ -6,7 +6,6 @@ the decoder; a worker has the rights of the user.
 
 import atexit
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -17,9 +16,10 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.errors import Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import read_ahead
-from pipeline.imaging.worker import DONE, FAILED, OUT_OF_MEMORY, RESULT
+from pipeline.imaging.messages import Kind, Message, packed, receive, send
+from pipeline.imaging.worker import OUT_OF_MEMORY
 from pipeline.records import Limits
 
 Item = TypeVar("Item")
@@ -91,10 +91,10 @@ class Sandbox:
             where its process ended, `DECODE_FAILED` where it raised what is no `OctrayError`.
         OctrayError
             What the task raises.
-        InputError
-            Where a worker cannot be started within the limits.
+        WorkerError
+            Where a worker cannot be started.
         """
-        messages = self._messages(task, item)
+        messages = self._messages(task, item, _Held())
         try:
             yield from _results(messages)
         finally:
@@ -113,33 +113,57 @@ class Sandbox:
         Yields
         ------
         Iterator
-            For each item, in their order, what `run` would give; what is not taken before the next is lost.
+            For each item, in their order, what `run` would give; what is not taken before the next is lost. Closing the
+            iterator, or an interrupt while it waits, ends the workers that are at work.
         """
-        for messages in read_ahead(lambda item: self._messages(task, item), items, self.workers):
+        held = _Held()
+        for messages in read_ahead(lambda item: self._messages(task, item, held), items, self.workers, held.end):
             yield _results(messages)
 
-    def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item) -> Generator[bytes, None, None]:
-        """Yield what a worker sends of a task, still pickled; the last message begins with `DONE` or `FAILED`."""
+    def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, held: "_Held") -> Generator[Message, None, None]:
+        """Yield what a worker says of a task; the last message is that it is done or has failed."""
         worker = self._idle.get()
         done = False
         try:
             if worker and not worker.is_alive():
                 self._remove(worker)
                 worker = None
-            worker = worker or self._start()
-            for message in worker.messages((str(Path.cwd()), task, item)):
-                done = message[:1] in (DONE, FAILED)
+            worker = worker or self._started(held)
+            held.add(worker)
+            for message in worker.messages((_working_folder(), task, item)):
+                done = message.kind is not Kind.RESULT
                 yield message
         finally:
+            if worker:
+                held.discard(worker)
             if worker and not (done and worker.is_alive()):
                 self._remove(worker)
                 worker = None
             self._idle.put(worker)
 
+    def _started(self, held: "_Held") -> "_Worker":
+        """Return a worker that is ready; one that ends while it starts is replaced once, unless memory was lacking."""
+        worker = self._start()
+        held.add(worker)
+        code = worker.exit_code_of_start()
+        if code not in (None, OUT_OF_MEMORY) and not held.is_ended:
+            self._dismiss(worker, held)
+            worker = self._start()
+            held.add(worker)
+            code = worker.exit_code_of_start()
+        if code is not None:
+            self._dismiss(worker, held)
+            raise _not_started(code, self._limits)
+        return worker
+
+    def _dismiss(self, worker: "_Worker", held: "_Held") -> None:
+        held.discard(worker)
+        self._remove(worker)
+
     def _start(self) -> "_Worker":
         with self._lock:
             if self._closed:
-                raise InputError("The processes that read files have been ended already.")
+                raise WorkerError("The processes that read files have been ended already.")
             worker = _kept(self._limits) or _Worker(self._limits)
             self._running.add(worker)
             return worker
@@ -148,6 +172,33 @@ class Sandbox:
         with self._lock:
             self._running.discard(worker)
         worker.end()
+
+
+class _Held:
+    """The workers that one use of a sandbox keeps at work, so that they can be ended together."""
+
+    def __init__(self) -> None:
+        self.is_ended = False
+        self._workers: set[_Worker] = set()
+        self._lock = threading.Lock()
+
+    def add(self, worker: "_Worker") -> None:
+        """Add a worker; it is ended at once where the others have been."""
+        with self._lock:
+            self._workers.add(worker)
+            if self.is_ended:
+                worker.end()
+
+    def discard(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._workers.discard(worker)
+
+    def end(self) -> None:
+        """End the workers, and those to come."""
+        with self._lock:
+            self.is_ended = True
+            for worker in self._workers:
+                worker.end()
 
 
 class _Worker:
@@ -180,35 +231,34 @@ class _Worker:
         self._process.kill()
         self._process.wait()
 
-    def messages(self, request: object) -> Iterator[bytes]:
+    def exit_code_of_start(self) -> int | None:
+        """Wait until it has started; None where it has, and how it ended where it has not."""
+        if not self._ready:
+            try:
+                receive(self._connection)
+            except (EOFError, ConnectionError):
+                return self._process.wait()
+            self._ready = True
+        return None
+
+    def messages(self, request: object) -> Iterator[Message]:
         """Send a request and yield what comes back; that the process ends is one more message."""
-        self._await_ready()
         try:
-            self._connection.send_bytes(pickle.dumps(request, pickle.HIGHEST_PROTOCOL))
-            message = RESULT
-            while message[:1] == RESULT:
-                message = self._connection.recv_bytes()
+            send(self._connection, packed(Kind.RESULT, request))
+            kind = Kind.RESULT
+            while kind is Kind.RESULT:
+                message = receive(self._connection)
+                kind = message.kind
                 yield message
         except (EOFError, ConnectionError):
-            yield FAILED + pickle.dumps(self._failure(self._process.wait()))
-
-    def _await_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            self._connection.recv_bytes()
-        except (EOFError, ConnectionError):
-            raise InputError(
-                f"The process that reads files cannot start within limits.worker_bytes={self.limits.worker_bytes}. Raise it."
-            ) from None
-        self._ready = True
+            yield packed(Kind.FAILED, self._failure(self._process.wait()))
 
     def _failure(self, code: int) -> UnreadableError:
         if code == -signal.SIGALRM:
             return UnreadableError(
                 Reason.RESOURCE_LIMIT,
-                f"Reading a frame took longer than {self.limits.frame_seconds:g} seconds. Export the file in another transfer "
-                "syntax, or raise limits.frame_seconds.",
+                f"Reading the file took longer than {self.limits.frame_seconds:g} seconds. Export it again, in another "
+                "transfer syntax if it is an image, or raise limits.frame_seconds.",
             )
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
@@ -251,9 +301,28 @@ def _end_waiting() -> None:
         worker.end()
 
 
-def _results(messages: Iterator[bytes]) -> Iterator[Any]:
+def _results(messages: Iterator[Message]) -> Iterator[Any]:
     for message in messages:
-        if message[:1] == RESULT:
-            yield pickle.loads(memoryview(message)[1:])  # noqa: S301
-        elif message[:1] == FAILED:
-            raise pickle.loads(memoryview(message)[1:])  # noqa: S301
+        if message.kind is Kind.RESULT:
+            yield message.content()
+        elif message.kind is Kind.FAILED:
+            raise message.content()
+
+
+def _working_folder() -> str | None:
+    """Return the working folder of this process; None where somebody has taken it away."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
+
+
+def _not_started(code: int, limits: Limits) -> WorkerError:
+    if code == OUT_OF_MEMORY:
+        return WorkerError(
+            f"The process that reads files cannot start within limits.worker_bytes={limits.worker_bytes}. Raise it."
+        )
+    how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return WorkerError(
+        f"The process that reads files was {how} while it started. Run it again; if that does not help, install octray again."
+    )

@@ -1,17 +1,13 @@
 """What runs in a worker process of a `Sandbox`: does one task after the other under limits, and sends each result at once."""
 
-import io
 import os
-import pickle
 import resource
 import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from pipeline.errors import OctrayError, Reason, UnreadableError
-
-READY, RESULT, DONE, FAILED = b"o", b"r", b"d", b"x"
-"""The first byte of a message; what follows a result or a failure is a pickle."""
+from pipeline.imaging.messages import Kind, Message, packed, receive, send
 
 OUT_OF_MEMORY = 3
 """Exit code of a worker that has no memory left to say so."""
@@ -23,7 +19,7 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     Parameters
     ----------
     handle
-        File descriptor of a socket; a pickle of working folder, task and item comes in, messages go out.
+        File descriptor of a socket; messages with working folder, task and item come in, others go out.
     frame_seconds
         Time for one result, without that of importing the task; the kernel ends the process with SIGALRM, even within a
         decoder, where it takes longer.
@@ -35,42 +31,44 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (worker_bytes, worker_bytes))
     try:
-        import pipeline.imaging.sources  # noqa: F401
-
-        connection.send_bytes(READY)
+        _import_readers()
+        send(connection, packed(Kind.READY))
         while True:
-            for message in _messages(connection.recv_bytes(), frame_seconds):
-                connection.send_bytes(message)
+            for message in _messages(receive(connection), frame_seconds):
+                send(connection, message)
     except (EOFError, ConnectionError):
         return
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
 
 
-def _messages(request: bytes, frame_seconds: float) -> Iterator[memoryview]:
+def _import_readers() -> None:
+    """Import what reads files; a library that there is no memory to map is an ImportError."""
+    try:
+        import pipeline.imaging.sources  # noqa: F401
+    except ImportError as error:
+        if error.name is None or "map segment" in str(error) or "allocate memory" in str(error):
+            raise MemoryError from None
+        raise
+
+
+def _messages(request: Message, frame_seconds: float) -> Iterator[Message]:
     """Yield a message for each result and one for the end; the clock stands still while one is being sent."""
     try:
-        folder, task, item = pickle.loads(request)  # noqa: S301
-        os.chdir(folder)
+        folder, task, item = request.content()
+        if folder is not None:
+            os.chdir(folder)
         _start_clock(frame_seconds)
         for result in task(item):
-            message = _packed(RESULT, result)
+            message = packed(Kind.RESULT, result)
             _stop_clock()
             yield message
             _start_clock(frame_seconds)
-        message = memoryview(DONE)
+        message = packed(Kind.DONE)
     except Exception as error:
-        message = _packed(FAILED, _speakable(error))
+        message = packed(Kind.FAILED, _speakable(error))
     _stop_clock()
     yield message
-
-
-def _packed(kind: bytes, content: object) -> memoryview:
-    """Return a message; pickled into place, since a frame is large."""
-    message = io.BytesIO(kind)
-    message.seek(0, io.SEEK_END)
-    pickle.dump(content, message, pickle.HIGHEST_PROTOCOL)
-    return message.getbuffer()
 
 
 def _speakable(error: Exception) -> OctrayError:

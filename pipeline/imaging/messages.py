@@ -1,0 +1,90 @@
+"""Messages between a sandbox and its workers: what is large in them, such as pixels, is sent as it lies in memory."""
+
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(Enum):
+    """What a worker says: that it has started, one result of a task, the end of it, or that it failed."""
+
+    READY = "ready"
+    RESULT = "result"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """What came, still pickled, so that only who uses it unpickles it.
+
+    Parameters
+    ----------
+    kind
+        What it is.
+    pickled
+        The content without its buffers (PEP 574).
+    buffers
+        One uint8 array for each; the content unpickled lies in them, without a copy.
+    """
+
+    kind: Kind
+    pickled: bytes = b""
+    buffers: Sequence[NDArray[np.uint8]] = ()
+
+    def __len__(self) -> int:
+        return len(self.pickled) + sum(buffer.nbytes for buffer in self.buffers)
+
+    def content(self) -> Any:
+        """Return what was sent."""
+        return pickle.loads(self.pickled, buffers=self.buffers)  # noqa: S301
+
+
+def packed(kind: Kind, content: object = None) -> Message:
+    """Return a message whose buffers are those of the content itself."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(content, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+    return Message(kind, pickled, [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
+
+
+def send(connection: Connection, message: Message) -> None:
+    """Send a message.
+
+    Raises
+    ------
+    ConnectionError
+        Where nobody reads it any more.
+    """
+    sizes = [buffer.nbytes for buffer in message.buffers]
+    connection.send_bytes(pickle.dumps((message.kind.value, message.pickled, sizes), pickle.HIGHEST_PROTOCOL))
+    for buffer in message.buffers:
+        rest = buffer.data
+        while rest:
+            rest = rest[os.write(connection.fileno(), rest) :]
+
+
+def receive(connection: Connection) -> Message:
+    """Wait for a message.
+
+    Raises
+    ------
+    EOFError, ConnectionError
+        Where the other side has ended.
+    """
+    kind, pickled, sizes = pickle.loads(connection.recv_bytes())  # noqa: S301
+    buffers = [np.empty(size, np.uint8) for size in sizes]
+    for buffer in buffers:
+        rest = buffer.data
+        while rest:
+            count = os.readv(connection.fileno(), [rest])
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+    return Message(Kind(kind), pickled, buffers)
