@@ -87,12 +87,12 @@ def test_signed_values_in_unsigned_jpeg_ls_keep_their_sign() -> None:
 )
 def test_codestreams_tell_their_size(encoded: bytes) -> None:
     assert codestream_shape(encoded) == (7, 9, 1)
-    check_codestream(encoded, 7, 9, 1, 16)
+    check_codestream(encoded, (7, 9, 1), 16)
     with pytest.raises(UnreadableError, match="is 7 x 9 with 1 samples per pixel, but the header says 7 x 8") as caught:
-        check_codestream(encoded, 7, 8, 1, 16)
+        check_codestream(encoded, (7, 8, 1), 16)
     assert caught.value.reason is Reason.INCONSISTENT
     with pytest.raises(UnreadableError, match="cut off") as caught:
-        check_codestream(encoded[:-4] + bytes(64), 7, 9, 1, 16)
+        check_codestream(encoded[:-4] + bytes(64), (7, 9, 1), 16)
     assert caught.value.reason is Reason.TRUNCATED
 
 
@@ -100,7 +100,7 @@ def test_codestreams_tell_their_size(encoded: bytes) -> None:
 def test_what_is_no_codestream_has_no_size(encoded: bytes) -> None:
     assert codestream_shape(encoded) is None
     with pytest.raises(UnreadableError, match="no valid JPEG header"):
-        check_codestream(encoded, 1, 1, 1, 8)
+        check_codestream(encoded, (1, 1, 1), 8)
 
 
 def test_a_codestream_larger_than_its_header_is_refused_before_it_is_decoded() -> None:

@@ -288,7 +288,8 @@ def test_pixel_values_in_floating_point() -> None:
         ({"PixelRepresentation": 2}, Reason.INCONSISTENT, "Pixel Representation"),
         ({"SamplesPerPixel": 3}, Reason.INCONSISTENT, "Samples per Pixel is 3 with MONOCHROME2"),
         ({"PhotometricInterpretation": "CMYK"}, Reason.UNSUPPORTED_ENCODING, "CMYK"),
-        ({"PhotometricInterpretation": None}, Reason.UNSUPPORTED_ENCODING, "missing or not valid"),
+        ({"PhotometricInterpretation": "MILLER_JANE"}, Reason.UNSUPPORTED_ENCODING, "is missing, or no term of the Standard;"),
+        ({"PhotometricInterpretation": None}, Reason.UNSUPPORTED_ENCODING, "is missing, or no term of the Standard;"),
     ],
 )
 def test_headers_that_contradict_their_pixels_are_refused(overrides: dict[str, Any], reason: Reason, words: str) -> None:

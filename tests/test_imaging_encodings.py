@@ -14,7 +14,7 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
+from pipeline.records import Frame, Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.ljpeg import encode_lossless
 
@@ -185,6 +185,20 @@ def test_single_bits_of_frames_that_do_not_end_at_a_byte(encapsulated: bool) -> 
     np.testing.assert_array_equal(np.stack([frame.pixels for frame in read_back]), volume)
 
 
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+def test_single_bits_in_big_endian_files_are_swapped_as_words(vr: str) -> None:
+    """OW: each word holds its first byte in its lower half (PS3.5 8.1.1)."""
+    volume = np.random.default_rng(2).integers(0, 2, (3, 8, 16)).astype(np.uint8)
+    packed = np.packbits(volume, bitorder="little").tobytes()
+    swapped = np.frombuffer(packed, np.uint16).byteswap().tobytes()
+    dataset = make_dataset(volume, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=swapped if vr == "OW" else packed)
+    dataset["PixelData"].VR = vr
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    assert [frame.stored_sha256 for frame in read(buffer.getvalue())] == [sha256(one) for one in volume]
+
+
 def single_bit_rle(array: np.ndarray) -> bytes:
     """One segment of packed bits, each literal run of one byte."""
     packed = np.packbits(array, bitorder="little").tobytes()
@@ -214,6 +228,39 @@ def test_too_few_frames_are_told() -> None:
         with pytest.raises(UnreadableError, match="hold 2 of 3 frames") as caught:
             read(make_encapsulated(VOLUME, uid.JPEGLSLossless, frames))
         assert caught.value.reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("table", ["none", "basic", "extended"])
+@pytest.mark.parametrize("frames", [1, 2, None])
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_more_frames_than_the_header_says_are_told(syntax: str, frames: int | None, table: str) -> None:
+    encoded = [[LOSSLESS[syntax](one)] for one in VOLUME]
+    with pytest.raises(UnreadableError, match=f"hold 3 frames, but the header says {frames or 1}") as caught:
+        read(make_encapsulated(VOLUME, syntax, encoded, table, NumberOfFrames=frames))
+    assert caught.value.reason is Reason.INCONSISTENT
+
+
+@pytest.mark.parametrize("syntax", [syntax for syntax in LOSSLESS if syntax != uid.RLELossless])
+def test_more_frames_are_told_from_more_fragments(syntax: str) -> None:
+    split = [thirds(LOSSLESS[syntax](one)) for one in VOLUME]
+    with pytest.raises(UnreadableError, match="hold 3 frames, but the header says 2"):
+        read(make_encapsulated(VOLUME, syntax, split, NumberOfFrames=2))
+    (frame,) = read(make_encapsulated(RAMP, syntax, [[*split[0], b"\0\0"]]))
+    assert frame.stored_sha256 == sha256(RAMP)
+
+
+@pytest.mark.parametrize("side", [None, 8])
+@pytest.mark.parametrize("codecformat", ["j2k", "jp2"])
+def test_signed_codestreams_under_an_unsigned_header_are_refused(codecformat: str, side: int | None) -> None:
+    signed = RAMP.astype(np.int16) - 2048
+    encoded = imagecodecs.jpeg2k_encode(signed, level=0, codecformat=codecformat)
+    window = {"Modality": "DX", "WindowCenter": 0, "WindowWidth": 65536}
+    (frame,) = read(make_encapsulated(signed, uid.JPEG2000Lossless, [[encoded]], **window))
+    assert frame.stored_range == (signed.min(), signed.max())
+    content = make_encapsulated(signed, uid.JPEG2000Lossless, [[encoded]], PixelRepresentation=0, **window)
+    with pytest.raises(UnreadableError, match="signed values, but Pixel Representation is 0") as caught:
+        list(read_frames_from_bytes(content, "a.dcm", Reading(side=side)))
+    assert caught.value.reason is Reason.INCONSISTENT
 
 
 def test_colour_in_rle_and_in_planes_is_that_of_pydicom() -> None:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window, apply_range, apply_window, percentiles, render
@@ -157,6 +158,42 @@ def test_a_lut_of_bytes_is_read() -> None:
     np.testing.assert_allclose(read_one(stored, VOILUTSequence=Sequence([item])), 1 - stored / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_luts_in_big_endian_files_are_swapped_as_words(kind: str) -> None:
+    """OW: each word holds its first byte in its lower half (PS3.5 8.2)."""
+    table = bytes(range(255, -1, -1))
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for bits, data in ((8, table), (16, (np.arange(256, dtype="<u2") * 257)[::-1].tobytes())):
+        item = make_lut(np.zeros(256, np.uint16), 0, bits)
+        item.LUTData = np.frombuffer(data, np.uint16).byteswap().tobytes()
+        dataset = make_dataset(stored, **{kind: Sequence([item])})
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        (frame,) = read_frames_from_bytes(buffer.getvalue(), "a.dcm")
+        np.testing.assert_allclose(frame.pixels, 1 - stored / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_lut_with_entries_of_more_bits_than_it_says_keeps_them_and_it_is_said(kind: str) -> None:
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    window = {"WindowCenter": 2047.5, "WindowWidth": 4095, "VOILUTFunction": "LINEAR_EXACT"}
+    content = make_dicom(stored, **{kind: Sequence([make_lut(stored.ravel(), 0, 8)])}, **window)
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    np.testing.assert_allclose(frame.pixels, stored / 4095, atol=1e-6)
+    assert "A lookup table holds values of 12 bits, though its descriptor says 8: it is read with 12." in frame.notes
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_a_voi_lut_without_a_table_is_left_out_and_said_so(window: bool) -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    given = {"WindowCenter": 100, "WindowWidth": 50, "VOILUTFunction": "LINEAR_EXACT"} if window else {}
+    content = make_dicom(stored, VOILUTSequence=Sequence([Dataset()]), **given)
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    assert frame.notes == ("A VOI LUT of the file has no table and was left out.",)
+    np.testing.assert_array_equal(frame.pixels, read_one(stored, **given))
+
+
 def test_signed_values_and_unused_high_bits() -> None:
     signed = np.array([[-1000, -500], [0, 500]], np.int16)
     np.testing.assert_allclose(
@@ -203,6 +240,13 @@ def test_eight_bits_without_a_window_keep_their_range() -> None:
     np.testing.assert_allclose(read_one(stored, RescaleSlope=-1, RescaleIntercept=255), 1 - stored / 255, atol=1e-6)
 
 
+def test_eight_bits_with_a_modality_lut_and_no_window_have_the_range_of_its_output() -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    peaked = 10 * np.minimum(np.arange(256), 255 - np.arange(256))
+    pixels = read_one(stored, ModalityLUTSequence=Sequence([make_lut(peaked, 0, 16)]))
+    np.testing.assert_allclose(pixels.ravel(), peaked / 1270, atol=1e-6)
+
+
 def test_a_window_that_is_not_valid_is_left_out_and_said_so() -> None:
     (frame,) = read_frames_from_bytes(make_dicom(WindowCenter=100, WindowWidth=0), "a.dcm")
     assert frame.notes[0] == "The window in the file is not valid and was left out."
@@ -213,6 +257,33 @@ def test_a_slope_of_zero_is_left_out_and_said_so() -> None:
     (frame,) = read_frames_from_bytes(make_dicom(RescaleSlope=0, RescaleIntercept=5), "a.dcm")
     assert frame.notes[0] == "Rescale Slope is 0, which would leave no image: the rescale was left out."
     assert frame.pixels.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("keyword", "name", "written"),
+    [
+        ("RescaleSlope", "Rescale Slope", b"notanr"),
+        ("RescaleIntercept", "Rescale Intercept", b"notanr"),
+        ("RescaleSlope", "Rescale Slope", b"nan   "),
+    ],
+)
+def test_a_rescale_that_is_no_number_is_left_out_and_said_so(keyword: str, name: str, written: bytes) -> None:
+    content = make_dicom(**{keyword: "2.5000"}).replace(b"2.5000", written)
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    assert frame.notes[0] == f"{name} is no number: it was left out."
+    np.testing.assert_array_equal(frame.pixels, next(read_frames_from_bytes(make_dicom(), "a.dcm")).pixels)
+
+
+def test_a_rescale_that_is_too_long_or_empty() -> None:
+    too_long, empty = make_dataset(), make_dataset(RescaleSlope="", RescaleIntercept="")
+    too_long.add_new(0x00281053, "UT", "2" * 70000)
+    notes = []
+    for dataset in (too_long, empty):
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        notes.append([note for frame in read_frames_from_bytes(buffer.getvalue(), "a.dcm") for note in frame.notes])
+    assert notes[0][0] == "Rescale Slope is no number: it was left out."
+    assert "Rescale" not in "".join(notes[1])
 
 
 def test_values_outside_a_table_take_its_ends() -> None:

@@ -155,10 +155,12 @@ def apply_range(values: Values, low: float, high: float) -> FloatArray:
 
 
 def _bounds(stored: Values, values: Values, rendering: Rendering) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Choose black and white where the header does not: the whole range of up to 8 bits, percentiles of anything wider."""
+    """Choose black and white where the header does not: all that up to 8 bits can become, percentiles of anything wider."""
     if rendering.full_range is not None:
-        low, high = sorted(apply_modality(np.asarray(rendering.full_range), rendering.modality).tolist())
-        return (low, high), ()
+        low, high = rendering.full_range
+        every = np.arange(low, high + 1) if isinstance(rendering.modality, Lut) else np.asarray((low, high))
+        shown = apply_modality(every, rendering.modality)
+        return (float(shown.min()), float(shown.max())), ()
     measured = values if rendering.padding is None else values[~_is_padding(stored, rendering.padding)]
     if measured.size == 0:
         measured = values

@@ -53,7 +53,7 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
         pixels = runner.rows * runner.columns
         return bytearray(decode_rle(encoded, pixels, runner.samples_per_pixel, runner.bits_allocated))
     expected = (runner.rows, runner.columns, runner.samples_per_pixel)
-    check_codestream(encoded, *expected, runner.bits_allocated)
+    check_codestream(encoded, expected, runner.bits_allocated, runner.pixel_representation == 1)
     array = _reduced(encoded, runner)
     if array is None:
         array = _decode(encoded, runner)
@@ -69,7 +69,7 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
     return bytearray(array.astype(container, copy=False).tobytes())
 
 
-def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits_allocated: int) -> None:
+def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits_allocated: int, signed: bool) -> None:
     """Hold one encoded frame against the header, without decoding it.
 
     Parameters
@@ -82,6 +82,8 @@ def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits
         Rows, Columns and Samples per Pixel.
     bits_allocated
         Bits Allocated (0028,0100).
+    signed
+        Whether Pixel Representation (0028,0103) is 1.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits
     if syntax == uid.RLELossless:
         rle_segments(encoded, shape[2] * max(1, bits_allocated // 8))
     else:
-        check_codestream(encoded, *shape, bits_allocated)
+        check_codestream(encoded, shape, bits_allocated, signed)
 
 
 def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None:

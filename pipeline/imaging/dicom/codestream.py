@@ -17,7 +17,7 @@ _TAIL = 64
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and whether all samples are full."""
+    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, whether samples are fewer or signed."""
 
     rows: int
     columns: int
@@ -25,10 +25,26 @@ class Codestream:
     precision: int
     tiles: int = 1
     subsampled: bool = False
+    signed: bool = False
 
 
-def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits_allocated: int) -> None:
-    """Compare a codestream with the header: Rows, Columns, Samples per Pixel and Bits Allocated.
+def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated: int, signed: bool = False) -> None:
+    """Compare a codestream with the header.
+
+    A codestream of JPEG 2000 that has signed values under a header that has none is refused. PS3.5 8.2.4 says that it counts and
+    not the header, so that the values would be the signed ones; other decoders shift them by half their range. Which of the two
+    a window of the file was made for, nobody can tell. Unsigned values under a signed header are common, and are read.
+
+    Parameters
+    ----------
+    encoded
+        All fragments of the frame, joined.
+    shape
+        Rows, Columns and Samples per Pixel.
+    bits_allocated
+        Bits Allocated (0028,0100).
+    signed
+        Whether Pixel Representation (0028,0103) is 1.
 
     Raises
     ------
@@ -39,13 +55,18 @@ def check_codestream(encoded: bytes, rows: int, columns: int, samples: int, bits
     found = read_codestream(encoded)
     if found is None:
         raise UnreadableError(Reason.DECODE_FAILED, "The compressed pixel data are damaged: they have no valid JPEG header.")
-    if (found.rows, found.columns, found.samples) != (rows, columns, samples):
+    if (found.rows, found.columns, found.samples) != shape:
         raise UnreadableError(
             Reason.INCONSISTENT,
             f"The compressed image is {found.rows} x {found.columns} with {found.samples} samples per pixel, but the header "
-            f"says {rows} x {columns} with {samples}. Export the file again.",
+            f"says {shape[0]} x {shape[1]} with {shape[2]}. Export the file again.",
         )
     _check_samples(found, bits_allocated)
+    if found.signed and not signed:
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            "The compressed image has signed values, but Pixel Representation is 0. Export the file again.",
+        )
     check_scans(encoded)
     if _END not in encoded[-_TAIL:]:
         raise UnreadableError(Reason.TRUNCATED, "The compressed pixel data are cut off. Copy or export the file again.")
@@ -114,6 +135,7 @@ def _jpeg_2000(encoded: bytes) -> Codestream | None:
         columns=right - left,
         samples=samples,
         precision=max((one[0] & 0x7F) + 1 for one in components),
+        signed=any(one[0] & 0x80 for one in components),
         tiles=-(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height),
         subsampled=any(one[1:] != b"\1\1" for one in components),
     )

@@ -13,6 +13,7 @@ from pydicom.pixels.utils import as_pixel_options
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import aligned
 from pipeline.imaging.dicom.codecs import CODESTREAMS, PLUGIN, register
+from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
 from pipeline.records import Reading
@@ -62,7 +63,7 @@ def _placed(words: Values, layout: Layout) -> Values:
 
 def _native(dataset: Dataset, layout: Layout) -> Iterator[Values]:
     if layout.bits_allocated == 1:
-        return _single_bits(np.frombuffer(dataset.PixelData, np.uint8), layout)
+        return _single_bits(np.frombuffer(little_endian(dataset, "PixelData"), np.uint8), layout)
     decoder = get_decoder(layout.transfer_syntax)
     return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False, **_options(layout)))
 

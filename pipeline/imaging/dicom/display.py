@@ -8,7 +8,19 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.header import Scope, as_signed, code, item, items, number, numbers, texts, value
+from pipeline.imaging.dicom.header import (
+    Scope,
+    as_signed,
+    code,
+    is_no_number,
+    item,
+    items,
+    little_endian,
+    number,
+    numbers,
+    texts,
+    value,
+)
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
 
 
@@ -84,14 +96,19 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance."""
     table = item(scope.dataset, "ModalityLUTSequence")
     if table is not None:
-        return _lut(table, _is_signed(scope.dataset)), ()
+        return _lut(table, _is_signed(scope.dataset))
+    notes = tuple(
+        f"{name} is no number: it was left out."
+        for keyword, name in (("RescaleSlope", "Rescale Slope"), ("RescaleIntercept", "Rescale Intercept"))
+        if any(is_no_number(one, keyword) for one in scope.candidates("PixelValueTransformationSequence"))
+    )
     holder = scope.holder("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
     if holder is None:
-        return Rescale(), ()
+        return Rescale(), notes
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
     if slope == 0:
         return Rescale(), ("Rescale Slope is 0, which would leave no image: the rescale was left out.",)
-    return Rescale(1.0 if slope is None else slope, intercept or 0.0), ()
+    return Rescale(1.0 if slope is None else slope, intercept or 0.0), notes
 
 
 def _voi(scope: Scope, explanation: str, negative: bool) -> tuple[Lut | Window | None, tuple[str, ...]]:
@@ -103,21 +120,31 @@ def _voi(scope: Scope, explanation: str, negative: bool) -> tuple[Lut | Window |
     if holder is None:
         return None, ()
     candidates = _candidates(holder)
+    empty = len(items(holder, "VOILUTSequence")) - sum(isinstance(one, Dataset) for _, one in candidates)
+    left_out = ("A VOI LUT of the file has no table and was left out.",) if empty else ()
     if not candidates:
-        return None, ("The window in the file is not valid and was left out.",)
+        return None, left_out or ("The window in the file is not valid and was left out.",)
+    voi, notes = _chosen(candidates, explanation)
+    if not isinstance(voi, Dataset):
+        return voi, left_out + notes
+    lut, lut_notes = _lut(voi, negative)
+    return lut, left_out + notes + lut_notes
+
+
+def _chosen(candidates: list[tuple[str, Dataset | Window]], explanation: str) -> tuple[Dataset | Window, tuple[str, ...]]:
     wanted = _normalised(explanation)
     chosen = next((one for one in candidates if wanted and _normalised(one[0]) == wanted), candidates[0])
-    notes: tuple[str, ...] = ()
     if wanted and _normalised(chosen[0]) != wanted:
-        notes = ("No VOI LUT or window of the file has the explanation that was asked for: the first was used.",)
-    elif not wanted and len(candidates) > 1:
-        notes = (f"The file has {len(candidates)} VOI LUTs or windows: the first was used.",)
-    return (_lut(chosen[1], negative) if isinstance(chosen[1], Dataset) else chosen[1]), notes
+        return chosen[1], ("No VOI LUT or window of the file has the explanation that was asked for: the first was used.",)
+    if not wanted and len(candidates) > 1:
+        return chosen[1], (f"The file has {len(candidates)} VOI LUTs or windows: the first was used.",)
+    return chosen[1], ()
 
 
 def _candidates(holder: Dataset) -> list[tuple[str, Dataset | Window]]:
-    """Pair every VOI LUT (0028,3010) and then every valid window (0028,1050), (0028,1051) with its explanation."""
-    tables = [("".join(texts(one, "LUTExplanation")), one) for one in items(holder, "VOILUTSequence")]
+    """Pair every VOI LUT (0028,3010) that has a table and then every valid window (0028,1050), (0028,1051) with its explanation."""
+    found = (one for one in items(holder, "VOILUTSequence") if value(one, "LUTData") is not None)
+    tables = [("".join(texts(one, "LUTExplanation")), one) for one in found]
     function = code(holder, "VOILUTFunction") or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         return [*tables]
@@ -141,19 +168,26 @@ def _padding(dataset: Dataset) -> tuple[float, float] | None:
     return min(found), max(found)
 
 
-def _lut(table: Dataset, negative: bool) -> Lut:
-    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes; `negative`: whether inputs can be."""
+def _lut(table: Dataset, negative: bool) -> tuple[Lut, tuple[str, ...]]:
+    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes; `negative`: whether inputs can be.
+
+    Entries that need more bits than the descriptor says are no rare fault: they count, and it is said.
+    """
     descriptor = numbers(table, "LUTDescriptor")
     data = value(table, "LUTData")
     entries, first, bits = (int(one) for one in descriptor) if len(descriptor) == 3 else (0, 0, 0)
     entries = entries % 2**16 or 2**16
     if isinstance(data, bytes):
-        order = ">" if table.original_encoding[1] is False else "<"
+        data = little_endian(table, "LUTData")
         words = bits > 8 or len(data) >= 2 * entries
-        data = np.frombuffer(data[: len(data) // 2 * 2] if words else data, f"{order}u2" if words else "u1")
-    looked_up = np.atleast_1d(np.asarray(data if data is not None else [], np.int64))[:entries]
+        data = np.frombuffer(data[: len(data) // 2 * 2] if words else data, "<u2" if words else "u1")
+    looked_up = np.atleast_1d(np.asarray(data if data is not None else [], np.int64))[:entries] % 2**16
     if not 8 <= bits <= 16 or looked_up.size != entries:
         raise UnreadableError(
             Reason.INCONSISTENT, "A lookup table of the file contradicts LUT Descriptor (0028,3002). Export the file again."
         )
-    return Lut(looked_up & (2**bits - 1), int(as_signed(first, negative)), bits)
+    needed = int(looked_up.max()).bit_length()
+    notes: tuple[str, ...] = ()
+    if needed > bits:
+        notes = (f"A lookup table holds values of {needed} bits, though its descriptor says {bits}: it is read with {needed}.",)
+    return Lut(looked_up, int(as_signed(first, negative)), max(bits, needed)), notes

@@ -1,10 +1,15 @@
 """Splits encapsulated pixel data into the encoded frames (PS3.5 A.4), with an offset table, a wrong one, or none."""
 
+import re
 from collections.abc import Iterator
 
 from pipeline.errors import Reason, UnreadableError
 
 _ITEM = b"\xfe\xff\x00\xe0"
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
+"""How JPEG and JPEG-LS (ISO/IEC 10918-1 B.1), JPEG 2000 (ISO/IEC 15444-1 A.4) and a JP2 file (I.5.1) begin."""
+_RLE_START = re.compile(rb"[\x01-\x0f]\x00\x00\x00\x40\x00\x00\x00")
+"""How RLE begins: the number of segments, and where the first lies, which is behind a header of 64 bytes (PS3.5 G.5)."""
 _END_OF_CODESTREAM = b"\xff\xd9"
 _MOST_FRAGMENTS = 2**20
 _TAIL = 16
@@ -29,11 +34,12 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
     Raises
     ------
     UnreadableError
-        `TRUNCATED` where a fragment is cut off, or there are not enough of them; `RESOURCE_LIMIT` where there are more than
-        a million.
+        `TRUNCATED` where a fragment is cut off, or there are not enough of them; `INCONSISTENT` where more frames begin in
+        them; `RESOURCE_LIMIT` where there are more than a million.
     """
     table, *fragments = _items(data)
     offsets = _offsets(extended_offsets, 8) or _offsets(data[table], 4)
+    _check_excess(data, fragments, frames)
     groups = _grouped(data, fragments, frames, offsets) if fragments else []
     if len(groups) < frames:
         raise UnreadableError(
@@ -42,6 +48,18 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
         )
     for group in groups[:frames]:
         yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
+
+
+def _check_excess(data: bytes, fragments: list[slice], frames: int) -> None:
+    """Count the fragments that begin a frame; others continue one, or are padding."""
+    begun = 0
+    for one in fragments if len(fragments) > frames else ():
+        begun += data.startswith(_STARTS, one.start, one.stop) or _RLE_START.match(data, one.start, one.stop) is not None
+    if begun > frames:
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The compressed pixel data hold {begun} frames, but the header says {frames}. Export the file again.",
+        )
 
 
 def _items(data: bytes) -> list[slice]:

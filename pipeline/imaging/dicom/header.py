@@ -32,8 +32,12 @@ class Scope:
 
     def holder(self, macro: str, *keywords: str) -> Dataset | None:
         """Return the first of the macro's items, and then the instance, that has a value for one of the keywords."""
-        candidates = [*(item(group, macro) for group in self.groups), self.dataset]
-        return next((one for one in candidates if one and any(value(one, key) is not None for key in keywords)), None)
+        candidates = self.candidates(macro)
+        return next((one for one in candidates if any(value(one, key) is not None for key in keywords)), None)
+
+    def candidates(self, macro: str) -> list[Dataset]:
+        """Return the macro's items, that of the frame first, and the instance."""
+        return [*(one for group in self.groups if (one := item(group, macro))), self.dataset]
 
 
 def value(dataset: Dataset, keyword: str | int) -> Any:
@@ -45,6 +49,27 @@ def value(dataset: Dataset, keyword: str | int) -> Any:
     except Exception:
         return None
     return None if found is None or (isinstance(found, str | bytes | MultiValue) and len(found) == 0) else found
+
+
+def little_endian(dataset: Dataset, keyword: str) -> bytes:
+    """Return an element's bytes as a little-endian file has them; empty where it has none.
+
+    In a big-endian file OW is swapped as words, whatever is packed into them (PS3.5 7.3, 8.1.1); OB is not.
+    """
+    data = value(dataset, keyword)
+    if not isinstance(data, bytes):
+        return b""
+    if dataset.original_encoding[1] is not False or dataset[keyword].VR == "OB":
+        return data
+    return np.frombuffer(data[: len(data) // 2 * 2], np.uint16).byteswap().tobytes()
+
+
+def is_no_number(dataset: Dataset, keyword: str) -> bool:
+    """Say whether an element has a value that is no number, or is too long to be one."""
+    if keyword not in dataset or number(dataset, keyword) is not None:
+        return False
+    raw = dataset.get_item(keyword).value
+    return bool(raw.strip() if isinstance(raw, str | bytes) else raw)
 
 
 def _is_endless(raw: object) -> bool:

@@ -16,6 +16,8 @@ from pipeline.records import Limits
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 GREY = (*MONOCHROME, "PALETTE COLOR")
+_UNREAD = ("YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK")
+"""The other terms of the Standard for Photometric Interpretation (PS3.3 C.7.6.3.1.2), most of them retired."""
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
 """Elements that hold pixels (PS3.3 C.7.6.3, C.7.6.24, C.7.6.25), with the Bits Allocated (0028,0100) that octray reads."""
@@ -105,7 +107,8 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
             faults.append("Pixel Representation is neither 0 nor 1")
     expected = 3 if layout.photometric_interpretation in COLOUR else 1
     if layout.photometric_interpretation not in GREY + COLOUR:
-        kind = layout.photometric_interpretation or "missing or not valid"
+        kind = layout.photometric_interpretation
+        kind = kind if kind in _UNREAD else "missing, or no term of the Standard"
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING,
             f"Photometric Interpretation is {kind}; octray reads {', '.join(GREY + COLOUR)}. Export the file in one of these.",
@@ -155,6 +158,7 @@ def _check_encapsulated(dataset: Dataset, layout: Layout) -> None:
             Reason.UNSUPPORTED_ENCODING,
             f"The transfer syntax {layout.transfer_syntax.name} is not one that octray reads. Convert the file to another.",
         )
+    shape, signed = (layout.rows, layout.columns, layout.samples), number(dataset, "PixelRepresentation") == 1
     with translated("The compressed pixel data of the DICOM file are damaged."):
         for encoded in layout.encoded_frames(dataset):
-            check_encoded(encoded, layout.transfer_syntax, (layout.rows, layout.columns, layout.samples), layout.bits_allocated)
+            check_encoded(encoded, layout.transfer_syntax, shape, layout.bits_allocated, signed)

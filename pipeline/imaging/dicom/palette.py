@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.header import as_signed, code, number, numbers, value
+from pipeline.imaging.dicom.header import as_signed, code, little_endian, number, numbers
 
 _COLOURS = ("Red", "Green", "Blue")
 _DISCRETE, _LINEAR, _INDIRECT = range(3)
@@ -69,23 +69,15 @@ def _table(dataset: Dataset, colour: str) -> tuple[NDArray[Any], int]:
     entries = entries % 2**16 or 2**16
     if bits not in (8, 16):
         raise _contradiction()
-    plain = _little_endian(dataset, f"{colour}PaletteColorLookupTableData")
+    plain = little_endian(dataset, f"{colour}PaletteColorLookupTableData")
     if plain:
         # Entries of 8 bits may be stored in words, and of 16 bits in bytes (Note 2 of C.7.6.3.1.6); their number tells.
         table = _integers(plain, 16 if len(plain) >= 2 * entries else 8)
     else:
-        table = _expanded(_integers(_little_endian(dataset, f"Segmented{colour}PaletteColorLookupTableData"), bits), entries)
+        table = _expanded(_integers(little_endian(dataset, f"Segmented{colour}PaletteColorLookupTableData"), bits), entries)
     if table.size < entries:
         raise _contradiction()
     return table[:entries], int(as_signed(first, number(dataset, "PixelRepresentation") == 1))
-
-
-def _little_endian(dataset: Dataset, keyword: str) -> bytes:
-    data = value(dataset, keyword)
-    if not isinstance(data, bytes):
-        return b""
-    swapped = dataset.original_encoding[1] is False
-    return _integers(data, 16).byteswap().tobytes() if swapped else data
 
 
 def _integers(data: bytes, bits: int) -> NDArray[Any]:
