@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from pydicom import dcmread
 
 from pipeline.errors import InputError, Reason
@@ -28,7 +30,7 @@ from pipeline.progress import silent
 from pipeline.records import Limits, Reading
 from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified
-from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder
+from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder, fail
 
 BASIC = Options()
 
@@ -128,21 +130,13 @@ def test_two_files_with_one_uid_never_replace_each_other(tmp_path: Path) -> None
     assert [one.reason for one in again.refused] == [Refusal.SAME_UID]
 
 
-def blank_unseen(path: Path) -> None:
-    """Change the content of a file so that it looks the same."""
-    before = path.stat()
-    path.write_bytes(bytes(before.st_size))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_a_second_run_reads_no_file_again(studies: Path, tmp_path: Path) -> None:
+def test_a_second_run_reads_no_file_again(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, before = run(studies, tmp_path / "out"), tree(tmp_path / "out")
-    for path in [*studies.rglob("*.dcm"), *studies.rglob("*.png")]:
-        blank_unseen(path)
+    monkeypatch.setattr("pipeline.ingest.deidentify.run.deidentify_file", fail)
     assert run(studies, tmp_path / "out") == first
     assert tree(tmp_path / "out") == before
     os.utime(studies / "source.dcm")
-    assert [one.reason for one in run(studies, tmp_path / "out").refused] == ["truncated", "not_dicom", "not_dicom"]
+    assert [one.reason for one in run(studies, tmp_path / "out").refused] == ["truncated", "not_dicom", "decode_failed"]
 
 
 def shorten(path: Path) -> None:
@@ -247,6 +241,19 @@ def test_a_folder_that_cannot_be_written_is_said_and_refuses_no_file(
     with pytest.raises(InputError, match=r"A new file cannot be written: No such file or directory\. Name another"):
         run(studies, tmp_path / "out")
     assert entries(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_text_is_given_the_time_to_be_found(tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr")
+    picture = Image.new("L", (400, 200), 40)
+    ImageDraw.Draw(picture).text((20, 20), "WHITFIELD ANN", fill=255, font_size=40)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(np.asarray(picture), BurnedInAnnotation="YES"))
+    job = Job(tmp_path / "out", tmp_path / "my.key", Options(clean_pixels=True))
+    summary = deidentify_tree([tmp_path / "in"], job, silent, Reading(Limits(frame_seconds=0.1)))
+    made = dcmread(tmp_path / "out" / summary.names[0])
+    assert (made.BurnedInAnnotation, set(np.unique(made.pixel_array))) == ("NO", {0, 40})
 
 
 def test_sources_that_overlap_are_read_once(studies: Path, tmp_path: Path) -> None:

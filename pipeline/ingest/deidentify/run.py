@@ -20,6 +20,8 @@ from pipeline.records import DEFAULT_READING, Limits, Reading
 
 _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
+_TEXT_SECONDS = 120.0
+"""To find text in one frame; 2000 x 2000 pixels took up to 25 s in one thread of a busy machine."""
 _PASSING = frozenset({Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH, Refusal.SAME_UID})
 """Refusals that another run may not meet: they depend on the machine, or on other files."""
 _SPACE, _COPIES = 2**30, 6
@@ -126,7 +128,7 @@ class Run:
         task = partial(deidentify_file, secret=self.secret, options=self._job.options, reading=self._reading)
         self.out.mkdir(parents=True, exist_ok=True)
         parts = [self.out / f".{self._alias(file)}{_PART}" for file in files]
-        with Sandbox(self._workers, _limits(self._reading.limits, files)) as sandbox:
+        with Sandbox(self._workers, _limits(self._reading.limits, files, self._job.options.clean_pixels)) as sandbox:
             yield from zip(parts, sandbox.map(task, zip(files, parts, strict=True)), strict=True)
 
     def _known(self, file: StudyFile, looks: Look | None) -> Made | Refused | None:
@@ -204,13 +206,13 @@ class Run:
             )
 
 
-def _limits(limits: Limits, files: Iterable[StudyFile]) -> Limits:
-    """Give the largest file the time and the memory that any file of its size takes."""
+def _limits(limits: Limits, files: Iterable[StudyFile], clean_pixels: bool) -> Limits:
+    """Give the largest file the time and the memory that any file of its size takes, and text the time to be found."""
     largest = max((_size(file) for file in files), default=0)
     largest = min(largest, limits.file_bytes)
     return replace(
         limits,
-        frame_seconds=limits.frame_seconds + largest // _BYTES_A_SECOND,
+        frame_seconds=(_TEXT_SECONDS if clean_pixels else 0.0) + limits.frame_seconds + largest // _BYTES_A_SECOND,
         worker_bytes=max(limits.worker_bytes, _SPACE + _COPIES * largest),
     )
 
