@@ -17,7 +17,7 @@ _TAIL = 64
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, whether samples are fewer or signed."""
+    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and of what kind its samples are."""
 
     rows: int
     columns: int
@@ -31,9 +31,9 @@ class Codestream:
 def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated: int, signed: bool = False) -> None:
     """Compare a codestream with the header.
 
-    A codestream of JPEG 2000 that has signed values under a header that has none is refused. PS3.5 8.2.4 says that it counts and
-    not the header, so that the values would be the signed ones; other decoders shift them by half their range. Which of the two
-    a window of the file was made for, nobody can tell. Unsigned values under a signed header are common, and are read.
+    A codestream of JPEG 2000 that has signed values under a header that has none is refused. PS3.5 8.2.4 says that it counts
+    and not the header, so that the values would be the signed ones; other decoders shift them by half their range. Which of
+    the two a window of the file was made for, nobody can tell. Unsigned values under a signed header are common, and are read.
 
     Parameters
     ----------

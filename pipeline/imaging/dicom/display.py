@@ -142,7 +142,7 @@ def _chosen(candidates: list[tuple[str, Dataset | Window]], explanation: str) ->
 
 
 def _candidates(holder: Dataset) -> list[tuple[str, Dataset | Window]]:
-    """Pair every VOI LUT (0028,3010) that has a table and then every valid window (0028,1050), (0028,1051) with its explanation."""
+    """Pair VOI LUTs (0028,3010) that have a table, then valid windows (0028,1050), (0028,1051), with their explanations."""
     found = (one for one in items(holder, "VOILUTSequence") if value(one, "LUTData") is not None)
     tables = [("".join(texts(one, "LUTExplanation")), one) for one in found]
     function = code(holder, "VOILUTFunction") or "LINEAR"
