@@ -1,7 +1,12 @@
 """What was read is kept: nothing is read twice, nothing is trusted that was read otherwise, and no patient is named."""
 
+import os
 import sqlite3
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -114,17 +119,88 @@ def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("content", [b"no database at all, but long enough to be looked at" * 40, b""])
-def test_what_is_no_journal_is_begun_anew(tmp_path: Path, file: StudyFile, content: bytes) -> None:
-    (tmp_path / "j").write_bytes(content)
+def other_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE about (name TEXT, value TEXT)")
+        database.execute("INSERT INTO about VALUES ('bound_to', 'one')")
+        database.commit()
+
+
+def text_file(path: Path) -> None:
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 40)
+
+
+@pytest.mark.parametrize("make", [other_database, text_file])
+def test_what_somebody_else_keeps_there_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(InputError, match=r"^The journal\.sqlite that is there was not made by octray\. Give --out another"):
+        begun(tmp_path / "j")
+    assert (tmp_path / "j").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", [0, 5000, 9000])
+def test_one_that_is_empty_or_cut_off_is_begun_anew(tmp_path: Path, file: StudyFile, left: int) -> None:
     with begun(tmp_path / "j") as journal:
+        for number in range(200):
+            journal.put(("/data", str(number)), appearance(file), READ)
+    with (tmp_path / "j").open("r+b") as written:
+        written.truncate(left)
+    with begun(tmp_path / "j") as journal:
+        assert not journal.knows(("/data", "0"), file)
         journal.put(PLACE, appearance(file), READ)
         assert journal.get(PLACE) == READ
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pipeline.errors import InputError
+from pipeline.ingest.journal import Journal
+from pipeline.ingest.reading import Failure, ReadFile
+
+try:
+    with Journal(Path(sys.argv[1]), "one") as journal:
+        journal.begin()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+        for number in range(100):
+            journal.put(("/data", str(number)), (1, 2, 3), ReadFile(failure=Failure("truncated", "x" * 2000)))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    said = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "j")], capture_output=True, check=True, text=True)
+    assert said.stdout.startswith("The journal.sqlite of the index cannot be written: the disk is full, or fails. Free some")
+    assert said.stderr == ""
 
 
 def test_two_at_once_are_told_apart(tmp_path: Path) -> None:
     with begun(tmp_path / "j"), pytest.raises(InputError, match=r"^Another octray writes to this journal\.sqlite\. Wait"):
         begun(tmp_path / "j")
+
+
+def test_the_second_of_two_is_told_apart_even_where_nothing_is_written_yet(tmp_path: Path) -> None:
+    with begun(tmp_path / "j"):
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"^Another octray writes"), Journal(tmp_path / "j", "one") as second:
+                second.begin()
+
+
+def test_files_that_change_places_are_not_known(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+        os.utime(path, (1.6e9, 1.6e9))
+    files = [StudyFile(path, path.name) for path in paths]
+    with begun(None) as journal:
+        for one in files:
+            journal.put(("/data", one.source), appearance(one), READ)
+        paths[0].rename(tmp_path / "c")
+        paths[1].rename(paths[0])
+        (tmp_path / "c").rename(paths[1])
+        assert not any(journal.knows(("/data", one.source), one) for one in files)
 
 
 def test_damage_is_told_without_a_path(tmp_path: Path) -> None:

@@ -25,12 +25,19 @@ JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0
 _WAIT_SECONDS = 2.0
 _LIBRARIES = ("imagecodecs", "numpy", "pillow", "pydicom", "rapidocr", "scipy", "tifffile")
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION = int.from_bytes(b"octj")
+"""Application ID in the header of the file (https://sqlite.org/fileformat.html, offset 68), by which ours are known."""
 _SCHEMA = (
+    f"PRAGMA application_id = {_APPLICATION}",
     "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE files (root TEXT, source TEXT, size INTEGER, mtime_ns INTEGER, outcome TEXT NOT NULL, "
+    "CREATE TABLE files (root TEXT, source TEXT, size INTEGER, mtime_ns INTEGER, mark INTEGER, outcome TEXT NOT NULL, "
     "PRIMARY KEY (root, source)) WITHOUT ROWID",
 )
 _PLAIN = tuple(field.name for field in fields(SeenFrame) if field.name not in ("key", "flags", "rejection"))
+
+Look = tuple[int, int, int]
+"""What `StudyFile.stat` says."""
 
 Place = tuple[str, str]
 """A source folder, and the path of a file below it."""
@@ -73,12 +80,12 @@ class Journal:
     path
         Where it lies; None keeps it in memory.
     bound_to
-        What `binding` returned; a journal that is bound to something else, or is none, is begun anew.
+        What `binding` returned; a journal that is bound to something else, or is damaged, is begun anew.
 
     Raises
     ------
     InputError
-        By every method, where the file cannot be used.
+        By every method, where the file cannot be used; by the first of them, where it is somebody else's.
     """
 
     def __init__(self, path: Path | None, bound_to: str) -> None:
@@ -93,8 +100,10 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._database:
-            self._execute("COMMIT")
+        try:
+            if self._database and self._database.in_transaction:
+                self._execute("COMMIT")
+        finally:
             self._close()
 
     def begin(self) -> None:
@@ -102,18 +111,32 @@ class Journal:
         if self._database:
             return
         try:
-            self._connect()
-            self._check()
-        except sqlite3.OperationalError as error:
-            raise self._unusable(error) from None
-        except sqlite3.DatabaseError:
+            self._open()
+        except BaseException:
             self._close()
-            if self._path:
-                self._path.unlink()
+            raise
+
+    def _open(self) -> None:
+        try:
             self._connect()
-            self._check()
+            try:
+                self._check()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                self._replace()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
         except OSError as error:
             raise InputError(f"The index cannot be written: {error.strerror}. Give --out another folder.") from None
+
+    def _replace(self) -> None:
+        """Begin a damaged journal anew."""
+        self._close()
+        if self._path:
+            self._path.unlink()
+        self._connect()
+        self._check()
 
     @property
     def salt(self) -> bytes:
@@ -121,13 +144,13 @@ class Journal:
         return bytes.fromhex(self._about("salt"))
 
     def knows(self, place: Place, file: StudyFile) -> bool:
-        """Say whether this file was read before and has not changed since, by its size and the time of its last change."""
+        """Say whether this file was read before and has not changed since, by what it looks like without being opened."""
         if not self._database:
             return False
-        rows = self._execute("SELECT size, mtime_ns FROM files WHERE root = ? AND source = ?", place)
+        rows = self._execute("SELECT size, mtime_ns, mark FROM files WHERE root = ? AND source = ?", place)
         return bool(rows) and rows[0] == appearance(file)
 
-    def put(self, place: Place, looked: tuple[int, int] | None, read: ReadFile) -> None:
+    def put(self, place: Place, looked: Look | None, read: ReadFile) -> None:
         """Keep what was read of a file.
 
         Parameters
@@ -139,8 +162,8 @@ class Journal:
         read
             What was read.
         """
-        values = (*place, *(looked or (None, None)), _to_text(read))
-        self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", values)
+        values = (*place, *(looked or (None, None, None)), _to_text(read))
+        self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._execute("COMMIT")
             self._execute("BEGIN")
@@ -168,7 +191,8 @@ class Journal:
     def _connect(self) -> None:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+            with os.fdopen(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600), "rb") as file:
+                _check_owner(file.read(100))
         self._database = sqlite3.connect(self._path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
 
     def _check(self) -> None:
@@ -176,7 +200,7 @@ class Journal:
         for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA synchronous = NORMAL", "BEGIN EXCLUSIVE"):
             self._run(statement)
         tables = {name for (name,) in self._run("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "about" in tables and self._about("bound_to") == self._bound_to:
+        if "about" in tables and self._run("SELECT 1 FROM about WHERE name = 'bound_to' AND value = ?", (self._bound_to,)):
             return
         for table in tables:
             self._run(f'DROP TABLE "{table}"')
@@ -200,8 +224,14 @@ class Journal:
         return self._database.execute(statement, values).fetchall()
 
     def _unusable(self, error: sqlite3.Error) -> InputError:
-        if "locked" in str(error):
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return InputError(f"Another octray writes to this {JOURNAL}. Wait until it is done, or give --out another folder.")
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            return InputError(
+                f"The {JOURNAL} of the index cannot be written: the disk is full, or fails. Free some space; the same command "
+                "goes on from there."
+            )
         return InputError(f"The {JOURNAL} of the index cannot be used ({type(error).__name__}). Delete it, and ingest again.")
 
     def _close(self) -> None:
@@ -210,10 +240,16 @@ class Journal:
             self._database = None
 
 
-def appearance(file: StudyFile) -> tuple[int, int] | None:
-    """Return size and time of the last change of a file; None where it cannot be looked at."""
+def _check_owner(head: bytes) -> None:
+    """Find out from the first bytes of a file whether octray made it; an empty one belongs to nobody."""
+    if head and not (head.startswith(_MAGIC) and head[68:72] == _APPLICATION.to_bytes(4)):
+        raise InputError(f"The {JOURNAL} that is there was not made by octray. Give --out another folder.")
+
+
+def appearance(file: StudyFile) -> Look | None:
+    """Return what a file looks like without being opened; None where it cannot be looked at."""
     try:
-        return file.stat()[:2]
+        return file.stat()
     except UnreadableError:
         return None
 

@@ -7,7 +7,7 @@ from functools import partial
 from pipeline.imaging.files.study_file import Refusal
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.journal import Journal, Place, appearance
+from pipeline.ingest.journal import Journal, Look, Place, appearance
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.reading import Failure, How, ReadFile, collect, read_file
 from pipeline.progress import Progress
@@ -73,11 +73,9 @@ def _refused(refusal: Refusal) -> ReadFile:
     return ReadFile(failure=Failure(refusal.reason.value, refusal.message))
 
 
-def _read(
-    sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How
-) -> Iterator[tuple[FileId, tuple[int, int] | None, ReadFile]]:
+def _read(sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How) -> Iterator[tuple[FileId, Look | None, ReadFile]]:
     """Yield each file with how it looked before it was read, and what is in it."""
-    looked: dict[FileId, tuple[int, int] | None] = {}
+    looked: dict[FileId, Look | None] = {}
 
     def begun() -> Iterator[StudyFile]:
         for file_id, file in files.items():
