@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import Reason, UnreadableError
+from pipeline.errors import OctrayError, Reason, UnreadableError
 from pipeline.records import Limits
 
 _CHUNK = 2**16
@@ -70,7 +70,7 @@ def translated(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except UnreadableError:
+    except OctrayError:
         raise
     except MemoryError:
         raise UnreadableError(Reason.RESOURCE_LIMIT, f"{message} Its image needs more memory than there is.") from None

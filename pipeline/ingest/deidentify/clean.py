@@ -11,8 +11,13 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
-from pipeline.ingest.deidentify.dates import shift_date, shift_date_time
-from pipeline.ingest.deidentify.options import Keep
+from pipeline.imaging.dicom.header import value
+from pipeline.ingest.deidentify.ages import limit_ages
+from pipeline.ingest.deidentify.codes import clean_codes
+from pipeline.ingest.deidentify.dates import is_time, is_zone, shift_date, shift_date_time
+from pipeline.ingest.deidentify.kept import CODE_TEXT, ESSENTIAL, PIXELS, TABLES, TEXT_OF_IMAGES
+from pipeline.ingest.deidentify.options import Keep, Refusal, RefusedError
+from pipeline.ingest.deidentify.representation import BINARY, settle_codes, settled
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.table import Action, Rule, find
 from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list, dummy, is_safe
@@ -20,7 +25,7 @@ from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list
 _PATIENT_ID = Tag("PatientID")
 _PATIENT_NAME = Tag("PatientName")
 _FORMS = {"UI": re.compile(r"[0-9.]{0,64}"), "AS": re.compile(r"[0-9]{3}[DWMY]")}
-_TIME = re.compile(r"[+-]?[0-9.:]{2,16}")
+_ZONE = Tag("TimezoneOffsetFromUTC")
 _STRUCTURED = "clean_structured_content"
 _CLASSES = ("ClassUID", "TransferSyntaxUID", "SOPClassesInStudy", "SOPClassesSupported")
 
@@ -54,26 +59,63 @@ class Context:
         return self.secret.offset_days(self.patient)
 
 
+def patient_key(dataset: Dataset) -> str:
+    """Return what tells the patient from others: Patient ID (0010,0020) and its issuer (0010,0021), else name and birth date.
+
+    Empty where there is neither.
+    """
+    keywords = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
+    identifier, issuer, name, born = (str(value(dataset, keyword) or "").strip() for keyword in keywords)
+    if identifier:
+        return f"{identifier}\n{issuer}" if issuer else identifier
+    return f"{name}\n{born}" if name else ""
+
+
 def clean(dataset: Dataset, context: Context) -> None:
-    """De-identify a data set in place, with all that is nested in it (PS3.15 E.1.1 and Table E.1-1)."""
-    _clean(dataset, context, words=True)
+    """De-identify a data set in place, with all that is nested in it (PS3.15 E.1.1 and Table E.1-1).
+
+    Raises
+    ------
+    RefusedError
+        `NOT_SUPPORTED` where the object says nothing without bytes that may hold anything.
+    """
+    limit_ages(dataset, context.keep)
+    _clean(dataset, context, Action.KEEP, PIXELS | TABLES)
     for tag in (_PATIENT_ID, _PATIENT_NAME):
         dataset[tag] = DataElement(tag, dictionary_VR(tag), context.pseudonym)
 
 
-def _clean(dataset: Dataset, context: Context, words: bool) -> None:
-    """Apply the table; without `words`, text that the table does not mention is replaced too."""
-    for tag in list(dataset.keys()):
-        rule, representation = find(tag), _representation(dataset, tag)
-        action = rule.action(context.keep) if rule else _unlisted(tag, representation, context.keep)
-        if action is Action.KEEP and not _is_valid(dataset, tag, representation):
-            action = Action.UID if representation == "UI" else Action.DUMMY
-        if representation == "SQ":
-            _apply_to_sequence(dataset, tag, action, context, words and (rule is None or _keeps_words(rule, action)))
-        elif action is not Action.KEEP:
+def _clean(dataset: Dataset, context: Context, words: Action, data: frozenset[str] = TABLES) -> None:
+    """Apply the table; `words` is what becomes of text that would stay, `data` which bytes do."""
+    if words is not Action.DUMMY:
+        clean_codes(dataset)
+    for tag in sorted(dataset.keys()):
+        rule = find(tag)
+        action = rule.action(context.keep) if rule else _unlisted(tag, context.keep, data)
+        representation = "" if action is Action.REMOVE else settled(dataset, tag)
+        if not representation:
+            dataset.pop(tag, None)
+        elif representation == "SQ":
+            _apply_to_sequence(dataset, tag, action, context, _inner(words, rule, action))
+        elif action is Action.KEEP:
+            _keep(dataset, tag, words, context, representation)
+        else:
             _apply(dataset, tag, action, context, representation)
-        elif not words and representation in TEXT:
-            _apply(dataset, tag, Action.DUMMY, context, representation)
+
+
+def _keep(dataset: Dataset, tag: BaseTag, words: Action, context: Context, representation: str) -> None:
+    """Keep a value that has the form of its kind, and no text that may not stay where this stands."""
+    if representation == "CS":
+        settle_codes(dataset[tag])
+    elif not _is_valid(dataset, tag, representation):
+        _apply(dataset, tag, Action.UID if representation == "UI" else Action.DUMMY, context, representation)
+    elif representation in TEXT and (words is Action.DUMMY or (words is Action.CLEAN and not _is_code(tag))):
+        _apply(dataset, tag, words, context, representation)
+
+
+def _is_code(tag: BaseTag) -> bool:
+    """Say whether this is text of a coded entry, which was cleaned before by rules of its own."""
+    return keyword_for_tag(tag) in CODE_TEXT
 
 
 def _is_valid(dataset: Dataset, tag: BaseTag, representation: str) -> bool:
@@ -82,35 +124,34 @@ def _is_valid(dataset: Dataset, tag: BaseTag, representation: str) -> bool:
     return form is None or all(form.fullmatch(str(value).strip()) for value in as_list(dataset[tag].value))
 
 
-def _keeps_words(rule: Rule, action: Action) -> bool:
-    """Say whether text may stay in the items of a sequence: where their structure is the content, they are not all replaced."""
-    return action is not Action.DUMMY or _STRUCTURED in rule.options
+def _inner(words: Action, rule: Rule | None, action: Action) -> Action:
+    """Say what becomes of text in the items of a sequence; where their structure is the content, it is not all replaced."""
+    if words is Action.DUMMY or (rule and action is Action.DUMMY and _STRUCTURED not in rule.options):
+        return Action.DUMMY
+    return Action.CLEAN if action is Action.CLEAN else words
 
 
-def _representation(dataset: Dataset, tag: BaseTag) -> str:
-    """Return the value representation in the file, or the dictionary's where the file says none (implicit VR, UN)."""
-    found = dataset.get_item(tag).VR
-    if found not in (None, "UN"):
-        return str(found)
-    return dictionary_VR(tag) if dictionary_has_tag(tag) else "UN"
-
-
-def _unlisted(tag: BaseTag, representation: str, keep: frozenset[Keep]) -> Action:
+def _unlisted(tag: BaseTag, keep: frozenset[Keep], data: frozenset[str]) -> Action:
     """Decide on an attribute that the table does not mention: what may hold anything is not kept."""
-    if tag.element == 0 or tag.group < 0x0008 or tag.group >> 8 == 0x60:
+    if tag.element == 0 or tag.group < 0x0008 or not dictionary_has_tag(tag):
         return Action.REMOVE
-    if representation == "UN" or not dictionary_has_tag(tag):
-        return Action.REMOVE
-    if representation == "UI":
-        return Action.KEEP if Keep.UIDS in keep or keyword_for_tag(tag).endswith(_CLASSES) else Action.UID
-    if representation in TEMPORAL:
+    keyword, representations = keyword_for_tag(tag), frozenset(dictionary_VR(tag).split(" or "))
+    if keyword in ESSENTIAL:
+        raise RefusedError(
+            Refusal.NOT_SUPPORTED, "The file is signals or surfaces in bytes that no rule can clean. Leave it out."
+        )
+    if representations & BINARY:
+        return Action.KEEP if keyword in data else Action.REMOVE
+    if representations == {"UI"}:
+        return Action.KEEP if Keep.UIDS in keep or keyword.endswith(_CLASSES) else Action.UID
+    if representations <= TEMPORAL:
         return Action.CLEAN if Keep.DATES in keep else Action.DUMMY
-    if representation in FREE_TEXT:
+    if representations <= FREE_TEXT and keyword not in TEXT_OF_IMAGES:
         return Action.CLEAN if Keep.DESCRIPTORS in keep else Action.DUMMY
     return Action.KEEP
 
 
-def _apply_to_sequence(dataset: Dataset, tag: BaseTag, action: Action, context: Context, words: bool) -> None:
+def _apply_to_sequence(dataset: Dataset, tag: BaseTag, action: Action, context: Context, words: Action) -> None:
     if action is Action.REMOVE:
         del dataset[tag]
     elif action is Action.EMPTY:
@@ -128,14 +169,18 @@ def _apply(dataset: Dataset, tag: BaseTag, action: Action, context: Context, rep
     elif action is Action.CLEAN:
         replaced = _cleaned(tag, values, context, representation)
         action = action if replaced is not None else _without_options(tag)
-    if action is Action.DUMMY:
-        nested_id = tag == _PATIENT_ID and values
-        replaced = [context.secret.pseudonym(str(values[0]).strip())] if nested_id else [dummy(representation)] * bool(values)
+    if action is Action.DUMMY and values:
+        replaced = [_pseudonym(dataset, context) if tag == _PATIENT_ID else dummy(representation)]
     if action is Action.REMOVE:
         del dataset[tag]
     else:
         made = replaced or []
         dataset[tag] = DataElement(tag, representation, made[0] if len(made) == 1 else made or None)
+
+
+def _pseudonym(dataset: Dataset, context: Context) -> str:
+    """Return what replaces the identifier of a patient who is named in an item."""
+    return context.secret.pseudonym(patient_key(dataset))
 
 
 def _uid(uid: str, context: Context) -> str:
@@ -149,8 +194,9 @@ def _cleaned(tag: BaseTag, values: list[Any], context: Context, representation: 
         shift = shift_date if representation == "DA" else shift_date_time
         moved = [shift(str(value), context.offset_days) for value in values]
         return None if None in moved else list(moved)
-    if representation == "TM" or tag == Tag("TimezoneOffsetFromUTC"):
-        return values if all(_TIME.fullmatch(str(value).strip()) for value in values) else None
+    if representation == "TM" or tag == _ZONE:
+        is_form = is_time if representation == "TM" else is_zone
+        return values if all(is_form(str(value)) for value in values) else None
     return values if representation in TEXT and is_safe(values) else None
 
 

@@ -1,7 +1,9 @@
 """Cleans coded entries: a code that a public dictionary knows keeps its meaning, a local one only where every word is safe."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
+from typing import Any, cast
 
 from pydicom.dataset import Dataset
 from pydicom.sr._concepts_dict import concepts
@@ -71,7 +73,7 @@ def _meanings(scheme: str, value: str) -> frozenset[str]:
 def _dictionary() -> dict[tuple[str, str], frozenset[str]]:
     """Return the meanings of codes by scheme and value, as pydicom has them from PS3.16."""
     found: dict[tuple[str, str], set[str]] = {}
-    for scheme, keywords in concepts.items():
+    for scheme, keywords in cast(Mapping[str, Mapping[str, Mapping[str, tuple[Any, ...]]]], concepts).items():
         for codes in keywords.values():
             for value, (meaning, *_) in codes.items():
                 found.setdefault((scheme, value), set()).add(meaning)

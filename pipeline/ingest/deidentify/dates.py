@@ -5,6 +5,8 @@ from datetime import date, timedelta
 
 _DATE = re.compile(r"(\d{4})(\.?)(\d{2})\2(\d{2})")
 _DATE_TIME = re.compile(r"(\d{4})(\d{2})?(\d{2})?(.*)", re.DOTALL)
+_TIME = re.compile(r"([01]\d|2[0-3])(?:(:?)[0-5]\d(?:\2(?:[0-5]\d|60)(?:\.\d{1,6})?)?)?")
+_ZONE = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 _REST = re.compile(r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?([+-]\d{4})?")
 
 
@@ -28,6 +30,16 @@ def shift_date_time(text: str, days: int) -> str | None:
     if moved is None or not _REST.fullmatch(rest) or (not day and rest[:1].isdigit()):
         return None
     return f"{moved:%Y%m%d}"[: 4 + len(month or "") + len(day or "")] + rest
+
+
+def is_time(text: str) -> bool:
+    """Say whether a text is a Time (TM), also one with the colons of ACR-NEMA 300."""
+    return _TIME.fullmatch(text.strip()) is not None
+
+
+def is_zone(text: str) -> bool:
+    """Say whether a text is an offset from UTC, as in Timezone Offset From UTC (0008,0201)."""
+    return _ZONE.fullmatch(text.strip()) is not None
 
 
 def _moved(year: str, month: str, day: str, days: int) -> date | None:

@@ -20,7 +20,7 @@ from pipeline.imaging.dicom.reader import is_dicom
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.imaging.sources import read_bytes
-from pipeline.ingest.deidentify.clean import Context, clean
+from pipeline.ingest.deidentify.clean import Context, clean, patient_key
 from pipeline.ingest.deidentify.identity import Identity
 from pipeline.ingest.deidentify.mark import mark, set_file_meta
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
@@ -139,14 +139,16 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
     _check_kind(dataset)
     with translated(_DAMAGED):
         layout = read_layout(dataset, syntax, limits) if _is_image(dataset) else None
-        patient = _patient(dataset)
+        patient = patient_key(dataset)
         context = Context(secret, patient or uids[0], options.keep)
         patient_id = str(value(dataset, "PatientID") or "")
     if layout is not None:
         yield from _clean_pixels(dataset, layout, options)
     with translated(_UNWRITABLE):
-        _clean(dataset, uids[2], context, options, layout is not None)
+        _set_uids(dataset, uids)
+        clean(dataset, context)
         _replace_left(dataset, identity, options)
+        mark(dataset, options, layout is not None)
         made = _written(dataset)
     verify(made, identity, context.pseudonym, options)
     offset = context.offset_days if Keep.DATES in options.keep else None
@@ -171,14 +173,6 @@ def _is_image(dataset: Dataset) -> bool:
     return any(key in dataset for key in _IMAGE_KEYWORDS) or any(kind in name for kind in _IMAGE_KINDS)
 
 
-def _patient(dataset: Dataset) -> str:
-    """Return what tells the patient from others: Patient ID, else name and birth date; empty where there is neither."""
-    identifier, name, born = (
-        str(value(dataset, keyword) or "").strip() for keyword in ("PatientID", "PatientName", "PatientBirthDate")
-    )
-    return identifier or (f"{name}\n{born}" if name else "")
-
-
 def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterator[None]:
     if not options.boxes and not options.clean_pixels and may_show_identity(dataset):
         raise RefusedError(
@@ -199,10 +193,10 @@ def _rectangles(options: Options, stored: NDArray[Any]) -> Iterator[Box]:
         yield from text_boxes(stored)
 
 
-def _clean(dataset: Dataset, sop_instance_uid: str, context: Context, options: Options, is_image: bool) -> None:
-    dataset.SOPInstanceUID = sop_instance_uid
-    clean(dataset, context)
-    mark(dataset, options, is_image)
+def _set_uids(dataset: Dataset, uids: tuple[str, str, str]) -> None:
+    """Give the data set the UIDs that were derived for those that it lacks, so that it says the same as its folders."""
+    for keyword, uid in zip(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), uids, strict=True):
+        setattr(dataset, keyword, uid)
 
 
 def _replace_left(dataset: Dataset, identity: Identity, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Names the attributes that the Standard's table does not list and that images need; text and bytes anywhere else do not stay."""
+"""Names the attributes that the Standard's table does not list and that images need; other text and bytes do not stay."""
 
 CODE_TEXT = frozenset({"CodeMeaning", "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "LongCodeValue"})
 """Text of coded entries (PS3.3 8.8), which is held against the dictionaries of codes."""
@@ -28,9 +28,7 @@ TEXT_OF_IMAGES = CODE_TEXT | {
     "WindowCenterWidthExplanation",
 }
 """Text about devices, techniques and grey levels."""
-PIXELS = frozenset(
-    {"DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData", "PixelData"}
-)
+PIXELS = frozenset({"DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData", "PixelData"})
 """Bytes that are an image's own only outside of all sequences."""
 TABLES = frozenset(
     {

@@ -8,11 +8,11 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-from pipeline.ingest.deidentify.values import DUMMY_TEXT, as_list
+from pipeline.ingest.deidentify.values import DUMMY_TEXT, FREE_TEXT, as_list
 
 BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
 _NUMBERS = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
-_STRINGS = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
+_STRINGS = frozenset({"AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"}) | FREE_TEXT
 _KINDS = {**dict.fromkeys(BINARY, "bytes"), **dict.fromkeys(_NUMBERS, "number"), **dict.fromkeys(_STRINGS, "text")}
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{0,16}")
 _CHARACTER_SET = Tag("SpecificCharacterSet")
@@ -31,15 +31,13 @@ def settled(dataset: Dataset, tag: BaseTag) -> str:
         Empty where the element was removed. For an attribute that the dictionary does not know, what the file says.
     """
     element = dataset[tag]
-    if not dictionary_has_tag(tag):
-        return str(element.VR)
-    expected = dictionary_VR(tag)
-    if element.VR == expected or _KINDS.get(element.VR, "") in {_KINDS.get(one) for one in expected.split(" or ")} - {"text"}:
-        return str(element.VR)
-    if _KINDS.get(element.VR) == "text" == _KINDS.get(expected) and _rewritten(dataset, element, expected):
+    found = str(element.VR)
+    expected = dictionary_VR(tag) if dictionary_has_tag(tag) else found
+    kind, kinds = _KINDS.get(found), {_KINDS.get(one) for one in expected.split(" or ")}
+    if found != "UN" and (found == expected or (kind in kinds and kind in ("bytes", "number"))):
+        return found
+    if kind in kinds and kind == "text" and _rewritten(dataset, element, expected):
         return expected
-    if element.VR == expected or " or " in element.VR:
-        return str(element.VR)
     del dataset[tag]
     return ""
 

@@ -10,10 +10,12 @@ from pydicom.multival import MultiValue
 
 TEXT = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """Value representations that hold words."""
-FREE_TEXT = frozenset({"AE", "LT", "PN", "ST", "UC", "UR", "UT"})
-"""Those in which an attribute that the table does not know may hold anything."""
+FREE_TEXT = TEXT | {"UR"}
+"""Those and addresses of the web: what may hold anything."""
 TEMPORAL = frozenset({"DA", "DT", "TM"})
 DUMMY_TEXT = "ANONYMIZED"
+REPLACEABLE = FREE_TEXT | {"CS", "DS", "IS"}
+"""Those in which one value can be replaced where it repeats something that identifies."""
 
 _DUMMIES: dict[str, Any] = {
     **dict.fromkeys((*TEXT, "CS"), DUMMY_TEXT),
