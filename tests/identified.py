@@ -1,6 +1,7 @@
 """A DICOM file that is full of identity, in every place where it was seen to be overlooked."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,10 @@ def file_bytes(dataset: Dataset) -> bytes:
 
 def make_identified(**overrides: Any) -> bytes:
     return file_bytes(make_identified_dataset(**overrides))
+
+
+def write_key(path: Path) -> None:
+    """Write a key that is always the same: one of 3650 random ones moves 20190305 to 20190304, which then seems to be left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(bytes(range(32)).hex())
+    path.chmod(0o600)

@@ -17,7 +17,7 @@ from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.records import Preprocessing, Split
 from tests.conftest import TINY
-from tests.identified import SECRETS, STUDY, make_identified
+from tests.identified import SECRETS, STUDY, make_identified, write_key
 
 FAMILY_NAMES = (
     "Abernathy", "Birtwistle", "Cholmondeley", "Drinkwater", "Entwistle", "Featherstone", "Gathercole", "Higginbottom",
@@ -46,6 +46,7 @@ def label_of(name: str) -> str:
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
     """A study for each of 16 patients below the folder of its label, in files that bear the patient's name."""
+    write_key(tmp_path / "keys" / "my.key")
     folder = tmp_path / "Müller Jörg"
     for number, name in enumerate(FAMILY_NAMES):
         write_study(folder / label_of(name) / f"{name}.dcm", number, name)

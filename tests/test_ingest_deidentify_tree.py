@@ -29,7 +29,7 @@ from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
 from pipeline.progress import silent
 from pipeline.records import Limits, Reading
 from tests.builders import make_dicom, make_zip
-from tests.identified import SECRETS, SOURCE, make_identified
+from tests.identified import SECRETS, SOURCE, make_identified, write_key
 from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder, fail
 
 BASIC = Options()
@@ -38,6 +38,7 @@ BASIC = Options()
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
     """Two instances of one patient, a picture, a damaged file and a hidden one, below names that say who it is."""
+    write_key(tmp_path / "keys" / "my.key")
     folder = tmp_path / "Müller Jörg 19610317"
     (folder / "Whitfield").mkdir(parents=True)
     (folder / "Whitfield" / "MRN-778812.dcm").write_bytes(make_identified())
