@@ -118,10 +118,13 @@ def test_text_that_the_table_keeps_is_replaced_where_it_repeats_a_name() -> None
     assert (made.Manufacturer, made.ManufacturerModelName) == ("ANONYMIZED", "Ingenia")
 
 
-def test_a_name_in_a_code_string_is_refused() -> None:
-    with pytest.raises(RefusedError, match=r"left in \(0018,0015\)") as caught:
-        deidentify(make_dicom(PatientName="Whitfield^Ann", BodyPartExamined="MRN778812", PatientID="MRN778812"))
-    assert caught.value.refusal is Refusal.IDENTITY_LEFT
+def test_a_name_in_a_code_string_is_replaced() -> None:
+    made = result(
+        make_dicom(PatientName="Smith^John", PatientID="MRN778812", BodyPartExamined="MRN778812", ContentLabel="SMITH")
+    )
+    assert (made.BodyPartExamined, made.ContentLabel) == ("ANONYMIZED", "ANONYMIZED")
+    made = result(make_dicom(PatientName="Smith^John", ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "SMITH JOHN"]))
+    assert list(made.ImageType) == ["ORIGINAL", "PRIMARY", "AXIAL", "ANONYMIZED"]
 
 
 # What may stay stays

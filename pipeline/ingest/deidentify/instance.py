@@ -26,7 +26,7 @@ from pipeline.ingest.deidentify.mark import mark, set_file_meta
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import blank, clear_embedded_overlays, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.ingest.deidentify.values import DUMMY_TEXT, TEXT
+from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy
 from pipeline.ingest.deidentify.verify import left, verify
 from pipeline.records import Limits, Reading
 
@@ -200,10 +200,11 @@ def _set_uids(dataset: Dataset, uids: tuple[str, str, str]) -> None:
 
 
 def _replace_left(dataset: Dataset, identity: Identity, options: Options) -> None:
-    """Replace text that the profile keeps, a manufacturer's name for one, where it repeats something that identifies."""
-    for element in left(dataset, identity, options):
-        if element.VR in TEXT:
-            element.value = DUMMY_TEXT
+    """Replace values that the profile keeps, a manufacturer's name for one, where they repeat something that identifies."""
+    for element, text in list(left(dataset, identity, options)):
+        if element.VR in REPLACEABLE:
+            values = [dummy(element.VR) if str(one).strip(" \0") == text else one for one in as_list(element.value)]
+            element.value = values[0] if len(values) == 1 else values
 
 
 def _written(dataset: Dataset) -> bytes:

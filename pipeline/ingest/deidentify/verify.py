@@ -13,14 +13,16 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.ingest.deidentify.identity import IDENTIFIERS, Identity, Path, texts_of, walk
 from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedError
+from pipeline.ingest.deidentify.search import PLACEHOLDERS, Search, is_term
 
-PLACEHOLDERS = frozenset({"", "ANONYMIZED", "0", "000Y", "19000101", "19000101000000", "000000"})
-"""What may stand in place of something that identifies."""
-_WORDLESS = frozenset({"NONE", "UNKNOWN", "ANONYMOUS", "ANON", "NA", "N/A"})
 _META = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
-_WORDS = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+_WORDS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 _NUMBERS = frozenset({"DS", "IS", "AS", "DA", "DT", "TM", "UI"})
+_DAY = re.compile(r"[0-9]{8}")
+_OLDEST = 90
 _LONG = 6
+_METHOD = frozenset({0x00120063, 0x00120064})
+"""De-identification Method and its codes, which octray writes and nobody else."""
 
 
 def verify(content: bytes, identity: Identity, pseudonym: str, options: Options) -> None:
@@ -43,7 +45,10 @@ def verify(content: bytes, identity: Identity, pseudonym: str, options: Options)
         `IDENTITY_LEFT`, with the tags of the attributes in which something was found.
     """
     dataset = dcmread(io.BytesIO(content))
-    found = [*_structure(dataset, pseudonym, options), *(_place(element.tag) for element in left(dataset, identity, options))]
+    found = [
+        *_structure(dataset, pseudonym, options),
+        *(_place(element.tag) for element, _ in left(dataset, identity, options)),
+    ]
     if found := found or _raw(content, dataset, identity, options):
         places = ", ".join(dict.fromkeys(found))
         raise RefusedError(
@@ -65,6 +70,8 @@ def _structure(dataset: Dataset, pseudonym: str, options: Options) -> Iterator[s
         if any(_forbidden(tag) for tag in tags) or element.VR == "UN":
             yield _place(element.tag)
         texts = set(texts_of(element))
+        if element.VR == "AS" and any(text[:-1].isdecimal() and int(text[:-1]) > _OLDEST for text in texts if text[-1] == "Y"):
+            yield _place(element.tag)
         personal = element.VR in ("PN", "AE") or element.keyword in IDENTIFIERS
         dated = element.VR in ("DA", "DT") and (Keep.DATES not in options.keep or element.keyword == "PatientBirthDate")
         if (personal and not _is_pseudonymous(element, texts, allowed)) or (dated and not texts <= allowed):
@@ -81,52 +88,56 @@ def _is_pseudonymous(element: DataElement, texts: set[str], allowed: Iterable[st
     return other or texts <= set(allowed)
 
 
-def left(dataset: Dataset, identity: Identity, options: Options) -> Iterator[DataElement]:
-    """Yield the elements of a data set in which something of the original is found again."""
+def left(dataset: Dataset, identity: Identity, options: Options) -> Iterator[tuple[DataElement, str]]:
+    """Yield the elements of a data set in which something of the original is found again, each with the text that has it."""
     uids = frozenset() if Keep.UIDS in options.keep else identity.uids
-    words = re.compile(rf"(?<!\w)(?:{_either(identity.names - _WORDLESS)})(?!\w)")
-    terms = identity.identifiers - _WORDLESS - PLACEHOLDERS
-    phrases = re.compile(rf"(?<![^\W_])(?:{_either(terms | uids)})(?![^\W_])|{_either(identity.dates)}")
+    search = Search.of(identity.names, identity.identifiers | uids, identity.dates)
     for path, element in walk(dataset):
-        for text in texts_of(element):
-            is_short = element.VR in _WORDS and text.upper() in identity.short_identifiers
-            if is_short or (element.VR == "UI" and text in uids) or _is_left(path, element, text, identity, (words, phrases)):
-                yield element
-                break
+        if path[0] not in _METHOD:
+            for text in texts_of(element):
+                if (element.VR == "UI" and text in uids) or _is_left(path, element, text, identity, search):
+                    yield element, text
 
 
-def _is_left(path: Path, element: DataElement, text: str, identity: Identity, patterns: tuple[re.Pattern[str], ...]) -> bool:
-    if element.VR in ("DA", "DT"):
-        return text not in PLACEHOLDERS and (path, text) in identity.placed_dates
-    if element.VR in _NUMBERS or text in PLACEHOLDERS:
+def _is_left(path: Path, element: DataElement, text: str, identity: Identity, search: Search) -> bool:
+    if text in PLACEHOLDERS or (element.VR == "CS" and is_term(text)):
         return False
-    words, phrases = patterns
-    return bool(phrases.search(text.upper()) or (element.VR in _WORDS and words.search(text.upper())))
+    if element.VR in ("DA", "DT"):
+        return (path, text) in identity.placed_dates
+    if element.VR in ("DS", "IS"):
+        return bool(_DAY.fullmatch(text)) and text in identity.dates
+    if element.VR in _NUMBERS:
+        return False
+    is_short = element.VR in _WORDS - {"CS"} and text.upper() in identity.short_identifiers
+    return is_short or search.finds_identifier(text) or (element.VR in _WORDS and search.finds_name(text))
 
 
 def _raw(content: bytes, dataset: Dataset, identity: Identity, options: Options) -> list[str]:
-    """Search the bytes themselves for longer texts, whatever element they may be in."""
+    """Search the bytes themselves for longer texts, whatever element they may be in, apart from texts that say nothing."""
     searched = content
     if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
         start = 132 + 12 + dataset.file_meta.FileMetaInformationGroupLength
         searched += zlib.decompress(content[start:], -zlib.MAX_WBITS)
-    uids = set() if Keep.UIDS in options.keep else {uid.encode() for uid in identity.uids}
-    known = {word.encode() for word in PLACEHOLDERS | _WORDLESS}
-    texts = {text for text in identity.raw | uids if len(text) >= _LONG and text.upper() not in known}
-    return ["the bytes of the file"] if any(_is_among(text, searched) for text in texts) else []
+    searched = searched.upper()
+    uids = set() if Keep.UIDS in options.keep else {uid.encode() for uid in identity.uids if len(uid) >= _LONG}
+    harmless = "\n".join(_harmless(dataset)).upper().encode()
+    found = any(_count(text, searched) > _count(text, harmless) for text in identity.raw | uids)
+    return ["the bytes of the file"] if found else []
 
 
-def _is_among(text: bytes, searched: bytes) -> bool:
-    """Say whether a text occurs; digits count only where they stand alone, since the new UIDs have many."""
-    if text not in searched:
-        return False
-    alone = rb"(?<![\w.])" + re.escape(text) + rb"(?![\w.])"
-    return not re.fullmatch(rb"[\d.]+", text) or re.search(alone, searched) is not None
+def _harmless(dataset: Dataset) -> Iterator[str]:
+    """Yield the texts in which a name or an identifier may stand by chance: defined terms, placeholders, what octray says."""
+    for path, element in walk(dataset):
+        for text in texts_of(element):
+            if path[0] in _METHOD or text in PLACEHOLDERS or (element.VR == "CS" and is_term(text)):
+                yield text
 
 
-def _either(texts: Iterable[str]) -> str:
-    """Return a pattern for any of some texts, one that never matches where there is none."""
-    return "|".join(re.escape(text) for text in sorted(texts)) or r"(?!)"
+def _count(text: bytes, searched: bytes) -> int:
+    """Count where a text occurs; digits count only where they stand alone, since the new UIDs have many."""
+    if not re.fullmatch(rb"[\d.]+", text) or text not in searched:
+        return searched.count(text)
+    return len(re.findall(rb"(?<![\w.])" + re.escape(text) + rb"(?![\w.])", searched))
 
 
 def _place(tag: BaseTag) -> str:
