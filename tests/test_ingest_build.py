@@ -9,6 +9,8 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError, Reason
-from pipeline.imaging.sources import discover
+from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import FILES, Index, load_index, write_index
@@ -230,11 +232,20 @@ def test_nothing_readable_is_said_with_the_reasons(tmp_path: Path) -> None:
         build(tmp_path / "missing")
 
 
-def blank_unseen(path: Path) -> None:
-    """Change the content of a file so that it looks the same."""
-    before = path.stat()
-    path.write_bytes(bytes(before.st_size))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def blank_unseen(out: Path, studies: Path, sources: Iterable[str]) -> None:
+    """Take the content of files away, and let the journal think that they looked so when it was there."""
+    with closing(sqlite3.connect(out / JOURNAL)) as database:
+        for source in sources:
+            path = studies / source
+            path.write_bytes(bytes(path.stat().st_size))
+            looks = (*StudyFile(path, source).stat(), source)
+            database.execute("UPDATE files SET size = ?, mtime_ns = ?, mark = ? WHERE source = ? AND size NOT NULL", looks)
+        database.commit()
+
+
+def grow_old(studies: Path) -> None:
+    for file in discover(studies):
+        os.utime(file.path, (1.6e9, 1.6e9))
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -248,16 +259,27 @@ def test_a_second_run_opens_no_file_and_gives_the_same_index(tmp_path: Path) -> 
     (studies / "letter.txt").write_text("a letter")
     (studies / "cut.png").write_bytes((studies / "SICK" / "0.png").read_bytes()[:60])
     rules = Rules(percent=ALL_TRAIN)
+    grow_old(studies)
     write_index(out, build_index([studies], rules, out=out)[0])
     first = content(out)
-    for file in discover(studies):
-        blank_unseen(file.path)
+    blank_unseen(out, studies, [file.source for file in discover(studies)])
     write_index(out, build_index([studies], rules, out=out)[0])
     assert content(out) == first
     assert b"MRN-1" not in (out / JOURNAL).read_bytes()
     assert len(load_index(out).records) == 25
     os.utime(table.parent / "SICK" / "0.png")
     assert len(build_index([studies], rules, out=out)[0].records) == 24
+
+
+def test_a_file_that_was_just_written_is_read_once_more(tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "index"
+    write_set(studies).unlink()
+    grow_old(studies)
+    os.utime(studies / "SICK" / "0.png")
+    build_index([studies], Rules(percent=ALL_TRAIN), out=out)
+    blank_unseen(out, studies, [file.source for file in discover(studies)])
+    index, _ = build_index([studies], Rules(percent=ALL_TRAIN), out=out)
+    assert {row.source for row in index.quarantine} == {"SICK/0.png"}
 
 
 def test_an_index_among_its_studies_is_no_study(tmp_path: Path) -> None:
@@ -287,14 +309,14 @@ build_index([Path(sys.argv[1])], Rules(), progress, out=Path(sys.argv[2]))
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     studies, out = tmp_path / "studies", tmp_path / "index"
     write_set(studies, 80).unlink()
+    grow_old(studies)
     run = subprocess.run([sys.executable, "-c", KILLED, str(studies), str(out)], cwd=Path(__file__).parents[1], check=False)
     assert run.returncode == -signal.SIGKILL
     database = sqlite3.connect(out / JOURNAL)
     read = [source for (source,) in database.execute("SELECT source FROM files")]
     database.close()
     assert 60 <= len(read) <= 121
-    for source in read:
-        blank_unseen(studies / source)
+    blank_unseen(out, studies, read)
     index, _ = build_index([studies], Rules(), out=out)
     assert (len(index.records), index.quarantine) == (160, ())
 
