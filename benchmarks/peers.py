@@ -103,7 +103,7 @@ def _compare(path: Path) -> str:
 
 def _input(path: Path, preprocessing: Preprocessing, reading: Reading) -> np.ndarray:
     (frame,) = read_frames(StudyFile(path, path.name), reading)
-    return prepare(frame.pixels, preprocessing, frame.whole_box)
+    return prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape)
 
 
 def _ratio(peer: Work, octray: Work, path: Path) -> str:

@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:
-    return np.stack([prepare(frame.pixels, preprocessing, frame.whole_box) for frame in frames])
+    return np.stack([prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape) for frame in frames])
 
 
 def _ratio(reference: Callable[[], None], measured: Callable[[], None]) -> float:

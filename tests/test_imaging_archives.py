@@ -193,6 +193,32 @@ def test_archives_that_are_cut_off_are_refused_as_one(tmp_path: Path, cut: int) 
     )
 
 
+@pytest.mark.parametrize("cut", [1, 3, 22, 30, 100])
+def test_an_archive_that_is_cut_off_is_not_taken_for_the_last_one_in_it(tmp_path: Path, cut: int) -> None:
+    inner = make_zip({"c": b"c"}, zipfile.ZIP_STORED)
+    files = find(tmp_path, make_zip({"a": b"a", "b": b"b", "inner.zip": inner}, zipfile.ZIP_STORED)[:-cut])
+    assert list(files) == ["study.zip"]
+    assert refusal(files["study.zip"])[0] is Reason.DECODE_FAILED
+
+
+@pytest.mark.parametrize(
+    ("comment", "after", "whole"),
+    [
+        (b"", bytes(50), True),
+        (b"made by hand", b"", True),
+        (b"made by hand", bytes(9), True),
+        (b"", b"\0x", False),
+        (b"x", b"x", False),
+    ],
+)
+def test_nothing_but_zeros_may_follow_an_archive(tmp_path: Path, comment: bytes, after: bytes, whole: bool) -> None:
+    buffer = io.BytesIO(make_zip({"a": b"x"}))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = comment
+    assert list(find(tmp_path, buffer.getvalue() + after)) == ["a" if whole else "study.zip"]
+    assert list(find(tmp_path, buffer.getvalue()[: -len(comment)] if comment else b"")) == ["study.zip"]
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_archive_within_another_is_refused_alone(tmp_path: Path, compression: int) -> None:
     files = find(tmp_path, make_zip({"inner.zip": make_zip({"a": b"x"})[:-9], "b": b"b"}, compression))

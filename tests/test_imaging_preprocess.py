@@ -17,6 +17,7 @@ from pipeline.ingest.frames import prepared_frames
 from pipeline.records import Fit, ImageRecord, Limits, Preprocessing, Reading, Split
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor
+from services.api.settings import Settings
 from services.api.study import score_study
 from services.api.uploads import Upload
 from tests.builders import make_bundle, make_encapsulated, make_pixels
@@ -173,7 +174,19 @@ def test_a_landmark_lies_at_the_same_place_at_any_resolution(fit: Fit, shape: tu
     preprocessing = Preprocessing(64, fit)
     sampled = spot[::4, ::4]
     box = whole_box(shape, (sampled.shape[0], sampled.shape[1]), JPEG_2000_OFFSET)
-    np.testing.assert_allclose(prepare(sampled, preprocessing, box), prepare(spot, preprocessing), atol=0.01)
+    np.testing.assert_allclose(prepare(sampled, preprocessing, box, shape), prepare(spot, preprocessing), atol=0.01)
+
+
+@pytest.mark.parametrize("fit", [Fit.CROP, Fit.FOCUS])
+@pytest.mark.parametrize("shape", [(401, 600), (402, 601), (600, 403), (406, 600), (400, 598)])
+def test_the_square_is_that_of_the_whole_frame_at_any_resolution(fit: Fit, shape: tuple[int, int]) -> None:
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    spot = np.exp(-((rows - shape[0] // 2 - 20.2) ** 2 + (columns - shape[1] // 2 + 10) ** 2) / 900).astype(np.float32)
+    preprocessing = Preprocessing(64, fit)
+    sampled = spot[::4, ::4]
+    box = whole_box(shape, (sampled.shape[0], sampled.shape[1]), JPEG_2000_OFFSET)
+    places = [ndimage.center_of_mass(prepare(*one)[0]) for one in ((sampled, preprocessing, box, shape), (spot, preprocessing))]
+    np.testing.assert_allclose(*places, atol=0.01)
 
 
 def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Path) -> None:
@@ -203,7 +216,7 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
         file_sha256=hashlib.sha256(content).hexdigest(),
     )
     (trained,) = prepared_frames([record], [tmp_path / "studies"], preprocessing)
-    answer = score_study([Upload("a.dcm", io.BytesIO(content))], predictor, bundle.manifest, heatmaps=True, max_heatmaps=9)
+    answer = score_study([Upload("a.dcm", io.BytesIO(content))], predictor, Settings(max_heatmaps=9), heatmaps=True)
     assert prepare(scored.frame.pixels, preprocessing, scored.frame.whole_box).tobytes() == trained.tobytes()
     for prediction in scored.prediction.predictions:
         assert answer.frames[0].labels[prediction.label].logit == prediction.logit

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import re
 import zlib
@@ -13,7 +14,7 @@ from pipeline.imaging import raster
 from pipeline.imaging.colour import to_grey
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame, Limits
+from pipeline.records import Frame, Limits, Reading
 from tests.builders import make_dicom
 
 GREY = (np.add.outer(np.arange(30), np.arange(20)) * 5).astype(np.uint8)
@@ -134,6 +135,18 @@ def test_a_stack_has_one_frame_a_page_and_leaves_thumbnails_out() -> None:
     assert [frame.key.frame_number for frame in frames] == [1, 2]
     np.testing.assert_allclose(frames[1].pixels, GREY[::-1] / 255, atol=1e-7)
     assert len({frame.key.sop_instance_uid for frame in frames}) == 1
+
+
+def test_an_instance_has_the_hash_of_all_its_frames() -> None:
+    for content in (save(GREY), save(GREY, "JPEG"), save_tiff(GREY)):
+        (frame,) = read(content)
+        assert frame.instance_sha256 == frame.stored_sha256
+    volume = np.stack([GREY, GREY[::-1], GREY // 2]).astype(">u2")
+    frames = read(save_tiff(volume, photometric="minisblack", byteorder=">"))
+    assert [frame.instance_sha256 for frame in frames] == ["", "", hashlib.sha256(volume.astype("<u2").tobytes()).hexdigest()]
+    for content in (save(GREY), save_tiff(GREY)):
+        (frame,) = read_frames_from_bytes(content, "a", Reading(hashes=False))
+        assert frame.instance_sha256 == ""
 
 
 def test_uids_come_from_the_content() -> None:

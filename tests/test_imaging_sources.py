@@ -111,6 +111,70 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     assert next(read_frames(file)).source == file.source
 
 
+# Pairs would be one name if a backslash, or a control character above 0x7f, were written as a byte that is no UTF-8.
+AWKWARD = (
+    b"caf\xe9",
+    rb"caf\xe9",
+    b"\x85",
+    b"\xc2\x85",
+    rb"\x85",
+    rb"\\x85",
+    b"a\nb",
+    rb"a\nb",
+    b"\xe2\x80\xae",
+    b"\\",
+    b"\\n",
+    b"\\x2e\\x2e",
+)
+
+
+def test_every_name_has_a_source_of_its_own_by_which_it_is_located_without_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [os.fsdecode(name) for name in AWKWARD]
+    files = {
+        f"{kind}/{name}/{name}.zip" if kind == "z" else f"{kind}/{name}": name.encode("utf-8", "replace")
+        for name in names
+        for kind in "fz"
+    }
+    write_all(
+        tmp_path, {name: make_zip({"m": content}) if name.startswith("z") else content for name, content in files.items()}
+    )
+    found = list(discover(tmp_path))
+    assert len({file.source for file in found}) == len(found) == 2 * len(names)
+    assert all(file.source.isprintable() for file in found)
+    monkeypatch.setattr(os, "scandir", None)
+    for file in found:
+        assert locate(tmp_path, file.source) == file
+        read_bytes(file)
+
+
+def test_what_is_gone_is_told_without_a_search_and_no_escape_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(tmp_path, {"secret": b"x", "root/a": b"x"})
+    monkeypatch.setattr(os, "scandir", None)
+    for source in (
+        "gone.dcm",
+        r"\x2e\x2e/secret",
+        r"\x61",
+        r"\u0061",
+        r"a\x2f..\x2f..\x2fsecret",
+        r"\x00",
+        "\\",
+        r"\q",
+        r"\ud800",
+    ):
+        with pytest.raises(UnreadableError, match="not there any more") as caught:
+            read_bytes(locate(tmp_path / "root", source))
+        assert caught.value.reason is Reason.MISSING
+
+
+def test_what_is_found_and_cannot_be_read_is_located(tmp_path: Path) -> None:
+    (tmp_path / "dangling.dcm").symlink_to(tmp_path / "nothing")
+    (tmp_path / "circle.dcm").symlink_to(tmp_path / "circle.dcm")
+    for file in discover(tmp_path):
+        assert locate(tmp_path, file.source) == file
+
+
 def test_nothing_there_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^There is no file or folder gone\. Check the path\.$"):
         discover(tmp_path / "gone")

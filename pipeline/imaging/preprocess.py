@@ -36,7 +36,7 @@ class Placement:
     columns: float
 
 
-def placement(rows: float, columns: float, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
+def placement(rows: int, columns: int, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
     """Say where a frame of `rows` x `columns` pixels comes to lie on the network's grid.
 
     With `Fit.PAD` all four values are whole numbers, and no side is shorter than one pixel, however long the frame is. `height`
@@ -84,7 +84,9 @@ def reading_for(preprocessing: Preprocessing, limits: Limits) -> Reading:
     return Reading(limits, side, preprocessing.voi_explanation, hashes=False)
 
 
-def prepare(pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | None = None) -> FloatArray:
+def prepare(
+    pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | None = None, whole_shape: tuple[int, int] | None = None
+) -> FloatArray:
     """Bring a frame onto the network's grid.
 
     Parameters
@@ -95,6 +97,8 @@ def prepare(pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | N
         As it stands in the bundle.
     whole_box
         As in `Frame`: top, left, rows and columns of the whole frame on `pixels`; None where they are the whole frame.
+    whole_shape
+        As in `Frame`: rows and columns of the frame in its file; those of `pixels` where it is None.
 
     Returns
     -------
@@ -104,25 +108,25 @@ def prepare(pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | N
     """
     if preprocessing.mask_white_borders:
         pixels = mask_white_borders(pixels)
-    size = preprocessing.size
+    size, (rows, columns) = preprocessing.size, whole_shape or pixels.shape
+    box = whole_box or (0, 0, rows, columns)
+    height = (_height(pixels) * len(pixels) - box[0]) / box[2] if preprocessing.fit is Fit.FOCUS else 0.5
     grid = np.zeros((1, size, size), np.float32)
-    if whole_box is None:
-        whole_box = (0, 0, *pixels.shape)
-    else:
+    if whole_box is not None:
         pixels = np.pad(pixels, ((0, 1), (0, 1)), mode="edge")  # the box may reach a part of a pixel beyond
     if preprocessing.fit is not Fit.PAD:
-        grid[0] = _resize(*_cut(pixels, _shown_square(pixels, whole_box, preprocessing.fit)), size, size)
+        square = _on_pixels(_square(rows, columns, preprocessing.fit, height), rows, box)
+        grid[0] = _resize(*_cut(pixels, square), size, size)
         return grid
-    box = placement(whole_box[2], whole_box[3], preprocessing)
-    top, left, rows, columns = (int(value) for value in (box.top, box.left, box.rows, box.columns))
-    grid[0, top : top + rows, left : left + columns] = _resize(pixels, whole_box, rows, columns)
+    place = placement(rows, columns, preprocessing)
+    top, left, tall, wide = (int(value) for value in (place.top, place.left, place.rows, place.columns))
+    grid[0, top : top + tall, left : left + wide] = _resize(pixels, box, tall, wide)
     return grid
 
 
-def _shown_square(pixels: FloatArray, whole_box: Box, fit: Fit) -> Box:
-    """Return the square of a frame that the network sees, as a box on `pixels`."""
-    height = _height(pixels) if fit is Fit.FOCUS else 0.5
-    top, left, side = _square(whole_box[2], whole_box[3], fit, height)
+def _on_pixels(square: tuple[int, int, int], rows: int, whole_box: Box) -> Box:
+    """Return a square of a frame of so many rows as a box on the pixels on which `whole_box` is the whole frame."""
+    top, left, side = (one * whole_box[2] / rows for one in square)
     return whole_box[0] + top, whole_box[1] + left, side, side
 
 
@@ -136,18 +140,13 @@ def _cut(pixels: FloatArray, box: Box) -> tuple[FloatArray, Box]:
     return shown, (box[0] - first, box[1] - start, box[2], box[3])
 
 
-def _square(rows: float, columns: float, fit: Fit, height: float) -> tuple[float, float, float]:
-    """Return top, left and side of the square that is shown, in pixels of the frame; it may reach above or below the frame."""
+def _square(rows: int, columns: int, fit: Fit, height: float) -> tuple[int, int, int]:
+    """Return top, left and side of the square that is shown, in whole pixels of the frame; it may reach above or below it."""
     side = min(rows, columns)
     if fit is Fit.CROP:
-        return _half(rows - side), _half(columns - side), side
+        return (rows - side) // 2, (columns - side) // 2, side
     side = max(1, round(FOCUS * side))
-    return round(height * rows - side / 2), _half(columns - side), side
-
-
-def _half(margin: float) -> float:
-    """Halve a margin: one in pixels of the file to whole pixels, one in pixels of a reduced resolution to what it is."""
-    return margin // 2 if isinstance(margin, int) else margin / 2
+    return round(height * rows - side / 2), (columns - side) // 2, side
 
 
 def _resize(pixels: FloatArray, box: Box, rows: int, columns: int) -> FloatArray:

@@ -1,5 +1,6 @@
 """Reads PNG, JPEG and TIFF: from bytes to `Frame`s; UIDs are derived from the content, and nothing is turned or mirrored."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.dicom.codestream import check_scans, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
-from pipeline.imaging.identity import derived_uid, pixel_sha256, stored_sha256
+from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import JPEG_OFFSET, decode_jpeg, whole_box
 from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Reading
 
@@ -67,7 +68,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
             stored = _picture_values(_load(image))
         file = _File(content, source, 1, (image.height, image.width), reading.hashes)
         frame = _frame(file, 1, stored, _grey(stored, TOLERANCE if content.startswith(JPEG) else 0))
-    yield replace(frame, by_camera=by_camera, notes=notes + frame.notes)
+    yield replace(frame, instance_sha256=frame.stored_sha256, by_camera=by_camera, notes=notes + frame.notes)
 
 
 def _reduced(content: bytes, reading: Reading) -> NDArray[Any] | None:
@@ -129,12 +130,17 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
                 raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
             for page in pages:
                 _check_page(page, len(content), len(pages), reading.limits)
+        instance = hashlib.sha256()
         for number, page in enumerate(pages, 1):
             with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
                 stored = _page_values(page)
                 grey = _grey(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
                 file = _File(content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
                 frame = _frame(file, number, stored, grey, inverted=page.photometric.name == "MINISWHITE")
+                if frame.stored_sha256 and len(pages) > 1:
+                    instance.update(little_endian(stored).data)
+            if frame.stored_sha256 and number == len(pages):
+                frame = replace(frame, instance_sha256=frame.stored_sha256 if number == 1 else instance.hexdigest())
             yield frame
 
 

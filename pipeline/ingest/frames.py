@@ -92,7 +92,7 @@ def _found(rows: Sequence[ImageRecord], frames: Iterable[Frame], preprocessing: 
             continue
         if not hashed and frame.pixel_sha256 != rows[position].pixel_sha256:
             raise _changed(frame.source)
-        found[position] = prepare(frame.pixels, preprocessing, frame.whole_box)
+        found[position] = prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape)
     return found
 
 

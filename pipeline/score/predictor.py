@@ -112,7 +112,7 @@ class Predictor:
         ]
 
     def _prepared(self, frame: Frame) -> FloatArray:
-        return prepare(frame.pixels, self.manifest.preprocessing, frame.whole_box)
+        return prepare(frame.pixels, self.manifest.preprocessing, frame.whole_box, frame.whole_shape)
 
     def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
         values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)

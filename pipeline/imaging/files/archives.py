@@ -26,6 +26,8 @@ MOST_RATIO, RATIO_FROM = 250, 2**24
 """How many times its packed size a member that inflates to this many bytes may have; radiographs seldom reach 5."""
 
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_END_RECORD = 22
+"""Bytes of the end of central directory record without its comment, the length of which ends it (APPNOTE 4.3.16)."""
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DOCUMENTS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
@@ -142,12 +144,29 @@ def _directory(archive: _Archive) -> list[zipfile.ZipInfo]:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT, f"The zip archive lies in more than {MOST_DEPTH - 1} others. Unpack the outer ones first."
         )
-    with translated(DAMAGED), zipfile.ZipFile(cast(IO[bytes], _Window(archive))) as opened:
-        every = opened.infolist()
+    with translated(DAMAGED):
+        window = _Window(archive)
+        with zipfile.ZipFile(cast(IO[bytes], window)) as opened:
+            every = opened.infolist()
+        _check_end(window)
     found = [info for info in every if not info.filename.endswith(("/", "\\")) and not _is_hidden(info.filename)]
     if not every:
         raise UnreadableError(Reason.NOT_AN_IMAGE, "The zip archive is empty.")
     return found
+
+
+def _check_end(window: _Window) -> None:
+    """Find out whether the end record that `ZipFile` found, the last one, is at the end, with its comment and zeros at most.
+
+    Where it is not, the archive is cut off, and the record that of an archive within it.
+    """
+    size = window.seek(0, io.SEEK_END)
+    window.seek(max(0, size - _END_RECORD - 2**16))
+    tail = window.read()
+    start = tail.rfind(ZIP[1])
+    end = start + _END_RECORD + int.from_bytes(tail[start + _END_RECORD - 2 : start + _END_RECORD], "little")
+    if end > len(tail) or tail[end:].strip(b"\0"):
+        raise UnreadableError(Reason.DECODE_FAILED, DAMAGED)
 
 
 def _check(archive: _Archive, infos: Sequence[zipfile.ZipInfo], spent: _Spent) -> None:
@@ -172,8 +191,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _path(name: str) -> str:
-    drive, rest = (name[:2], name[2:]) if _DRIVE.match(name) else ("", name)
-    return harmless([*([drive.replace(":", r"\x3a")] if drive else ()), *_parts(rest)])
+    if not _DRIVE.match(name):
+        return harmless(_parts(name))
+    return "/".join((rf"{name[0]}\x3a", *filter(None, (harmless(_parts(name[2:])),))))
 
 
 def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spent: _Spent) -> Iterator[StudyFile]:

@@ -10,7 +10,7 @@ from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files import dicomdir
 from pipeline.imaging.files.archives import ZIP, find_members, is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
-from pipeline.imaging.files.study_file import Refusal, StudyFile, as_text, harmless
+from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.records import Limits, Reading
 
@@ -172,21 +172,16 @@ def locate(root: Path, source: str) -> StudyFile:
         return StudyFile(folder, source, refusal=_LINK_OUT)
     path = folder
     for part in parts:
-        path /= part
-        if path.is_file():
+        name = as_name(part)
+        path = path / name if name is not None else path
+        if name is None or os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a folder may not be entered
             break
-    else:
-        return _searched(root, source)
+    if name is None or not os.path.lexists(path):
+        return _gone(path, source)
     file = _reached(folder, path) or _below(folder, path)
     if file.source == source and not is_archive(_peek(file, len(ZIP[0]))):
         return file
     return _members(file, file.stat()).get(source) or _gone(path, source)
-
-
-def _searched(root: Path, source: str) -> StudyFile:
-    """Find a name that has escapes in it, or whose file is gone."""
-    found = (file for file in discover(root) if file.source == source)
-    return next(found, _gone(root, source))
 
 
 def _gone(path: Path, source: str) -> StudyFile:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import Reason, UnreadableError
 
+_ESCAPE = re.compile(r"\\(?:(\\)|x([0-9a-f]{2})|u([0-9a-f]{4})|([nrt]))")
+_LINES = {"n": "\n", "r": "\r", "t": "\t"}
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -110,17 +112,39 @@ def not_opened(error: OSError) -> UnreadableError:
 def as_text(name: str) -> str:
     """Return a name of the file system as text that any terminal, table or page may show; what is none is escaped.
 
-    Escaped are bytes that are no UTF-8, control characters, and those that turn the direction of writing, by which
-    `gpj.exe` looks like `exe.jpg`.
+    Escaped are bytes that are no UTF-8 (`\\xe9`), control characters, those that turn the direction of writing, by which
+    `gpj.exe` looks like `exe.jpg` (`\\x1b`, `\\u202e`), and the backslash itself (`\\\\`), so that no two names give one text.
     """
-    return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))
+    return visible(os.fsencode(name).replace(b"\\", rb"\\").decode("utf-8", "backslashreplace"))
+
+
+def as_name(text: str) -> str | None:
+    """Return the name of the file system that `as_text` gives as `text`; None where it gives no name so."""
+    try:
+        name = os.fsdecode(_ESCAPE.sub(_unescaped, text).encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return None
+    return name if as_text(name) == text else None
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    backslash, byte, character, line = found.groups()
+    if byte:
+        return bytes.fromhex(byte).decode("utf-8", "surrogateescape")
+    return backslash or (chr(int(character, 16)) if character else _LINES[line])
 
 
 def visible(text: str) -> str:
-    """Escape control characters, marks of direction, and halves of surrogate pairs, as Python would write them."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    """Escape control characters, marks of direction, and halves of surrogate pairs, much as Python would write them."""
+    return _UNSEEN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Write a character; one from 0x80 on has four digits, since two are those of a byte that is no UTF-8."""
+    code = ord(found[0])
+    return found[0].encode("unicode_escape").decode("ascii") if code < 0x80 else f"\\u{code:04x}"
 
 
 def harmless(parts: Iterable[str]) -> str:
     """Join parts that come from inside a file to a path that leads nowhere else when it is joined to another."""
-    return as_text("/".join(r"\x2e\x2e" if part == ".." else part for part in parts))
+    return "/".join(r"\x2e\x2e" if part == ".." else as_text(part) for part in parts)
