@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.index import Index, difference, load_index, write_index
+from pipeline.ingest.index import FILES, Index, difference, load_index, write_index
 from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
 from pipeline.records import Check, ImageRecord, Quarantined, Split
 from tests.builders import make_key
@@ -92,6 +94,32 @@ def test_what_an_older_index_decided_otherwise_is_named(tmp_path: Path) -> None:
     assert difference(tmp_path, other) == "The index that was here had other sources, labels, shares, seed; it was replaced."
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from dataclasses import replace
+from pipeline.errors import InputError
+from pipeline.ingest.index import load_index, write_index
+
+index = load_index(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_index(Path(sys.argv[1]), replace(index, quarantine=index.quarantine * 1000))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("most", [100, 2**15])
+def test_an_index_that_cannot_be_written_leaves_the_older_one_whole(tmp_path: Path, most: int) -> None:
+    before = write_index(tmp_path / "set", make_index())
+    command = [sys.executable, "-c", FULL, str(tmp_path / "set"), str(most)]
+    said = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[1])
+    assert said.stdout.startswith("The index set cannot be written: File too large. Free some space")
+    assert as_tuple(load_index(tmp_path / "set")) == as_tuple(before)
+    assert {path.name for path in (tmp_path / "set").iterdir()} == set(FILES)
+
+
 def test_the_same_index_has_the_same_hash_wherever_it_lies(tmp_path: Path) -> None:
     first, second = (write_index(tmp_path / name, make_index(sources=(Path(name),))) for name in "ab")
     assert first.sha256 == second.sha256
@@ -168,5 +196,5 @@ def test_an_index_that_could_not_be_finished_is_none(tmp_path: Path) -> None:
     (tmp_path / "frames.parquet").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
         write_index(tmp_path, make_index())
-    with pytest.raises(InputError, match="is not an index"):
+    with pytest.raises(InputError, match="is not whole"):
         load_index(tmp_path)

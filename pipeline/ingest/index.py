@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def write_index(path: Path, index: Index) -> Index:
     Raises
     ------
     InputError
-        Where the folder cannot be written.
+        Where the folder cannot be written; an older index is then as it was.
     """
     frames = frames_to_parquet(index.records, index.labels)
     written = replace(index, name=path.absolute().name, sha256=hashlib.sha256(frames).hexdigest())
@@ -137,15 +138,29 @@ def write_index(path: Path, index: Index) -> Index:
         "duplicates": index.duplicates(),
         "files": {FRAMES: written.sha256, QUARANTINE: hashlib.sha256(quarantine).hexdigest()},
     }
+    contents = {FRAMES: frames, QUARANTINE: quarantine, INDEX: f"{json.dumps(summary, indent=2)}\n".encode()}
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / INDEX).unlink(missing_ok=True)
-        (path / FRAMES).write_bytes(frames)
-        (path / QUARANTINE).write_bytes(quarantine)
-        (path / INDEX).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _replace_files(path, contents)
     except OSError as error:
-        raise InputError(f"The index {written.name} cannot be written: {error.strerror}. Give --out another folder.") from None
+        raise InputError(
+            f"The index {written.name} cannot be written: {error.strerror}. Free some space, or give --out another folder."
+        ) from None
     return written
+
+
+def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files, all of them beside the older ones before the first of these is replaced; the last one is replaced last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    new = {name: folder / f"{name}.new" for name in contents}
+    try:
+        for name, content in contents.items():
+            new[name].write_bytes(content)
+        for name, path in new.items():
+            path.replace(folder / name)
+    finally:
+        for path in new.values():
+            with suppress(OSError):
+                path.unlink()
 
 
 def difference(path: Path, index: Index) -> str:
