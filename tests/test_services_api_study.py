@@ -1,6 +1,7 @@
 """What the service makes of broken volumes, files without a study, many heatmaps, and a graph that cannot run."""
 
 import io
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
+from pipeline.imaging.sandbox import _waiting
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from pipeline.records import Check, Policy
 from services.api.app import create_app
@@ -69,6 +71,28 @@ def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) ->
     problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [failure.source for failure in problem.failures] == ["file0.dcm"]
+
+
+def test_a_study_has_so_much_time(bundle: Bundle) -> None:
+    with running(create_app(bundle, Settings(study_seconds=0.0))) as client:
+        response = client.post("/v1/predict", files=files(make_dicom(), make_dicom()))
+    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    assert problem.failures is not None
+    assert [failure.reason for failure in problem.failures] == ["resource_limit"] * 2
+    assert problem.failures[0].message.startswith("The study took longer than the 0 seconds that the service gives one. Send")
+
+
+def test_a_service_that_cannot_start_workers_is_not_the_callers_fault(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(create_app(bundle, Settings())) as client:
+        (tmp_path / "sitecustomize.py").write_text("import os; os._exit(5)")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        for process in _waiting.get(os.getpid(), []):
+            process.end()
+        response = client.post("/v1/predict", files=files(make_dicom()))
+    check_problem(response, 503, "ended with exit code 5 while it started", "urn:octray:problem:no-worker")
+    assert response.headers["retry-after"] == "5"
 
 
 def test_a_frame_that_is_refused_leaves_the_others_of_its_file(tmp_path: Path) -> None:

@@ -322,7 +322,7 @@ def _not_started(code: int, limits: Limits) -> WorkerError:
         return WorkerError(
             f"The process that reads files cannot start within limits.worker_bytes={limits.worker_bytes}. Raise it."
         )
-    how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return WorkerError(
-        f"The process that reads files was {how} while it started. Run it again; if that does not help, install octray again."
+        f"The process that reads files {how} while it started. Run it again; if that does not help, install octray again."
     )

@@ -43,7 +43,7 @@ _PREDICT_PROBLEMS = {
     415: "The body is not multipart/form-data",
     422: "No file, no readable file, or files of more than one study",
     500: "A fault inside the service",
-    503: "Not loaded yet, or busy; see Retry-After",
+    503: "Not loaded yet, busy, or unable to start a process that reads files; see Retry-After",
 }
 router = APIRouter()
 
@@ -106,8 +106,7 @@ async def predict(
     with service.admitted():
         predictor = service.predictor()
         async with receive_uploads(request, service.settings) as uploads:
-            most = service.settings.max_heatmaps
-            work = partial(score_study, uploads, predictor, service.bundle.manifest, heatmaps, most)
+            work = partial(score_study, uploads, predictor, service.settings, heatmaps)
             content = await anyio.to_thread.run_sync(lambda: work().model_dump_json(), limiter=service.limiter)
     return Response(content, media_type="application/json")
 

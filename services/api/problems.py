@@ -10,10 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pipeline.errors import InputError, OctrayError, UnreadableError
+from pipeline.errors import InputError, OctrayError, UnreadableError, WorkerError
 from services.api.schemas import Failure
 
 MEDIA_TYPE = "application/problem+json"
+RETRY = {"Retry-After": "5"}
 
 
 class InvalidField(BaseModel):
@@ -58,6 +59,7 @@ _TYPES: Mapping[type[OctrayError], tuple[int, str, str]] = {
     UnreadableStudyError: (422, "unreadable-study", "No readable file"),
     StudyMismatchError: (422, "several-studies", "Files of more than one study"),
     UnreadableError: (422, "unreadable-file", "File cannot be read"),
+    WorkerError: (503, "no-worker", "Files cannot be read now"),
     InputError: (422, "unusable-input", "Input cannot be used"),
     OctrayError: (500, "service-fault", "The service cannot answer"),
 }
@@ -93,5 +95,5 @@ def _plain(status: int, detail: str, errors: tuple[InvalidField, ...] | None = N
 
 async def _answer(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
+    headers = error.headers if isinstance(error, HTTPException) else RETRY if problem.status == 503 else None
     return Response(problem.model_dump_json(exclude_none=True), problem.status, headers, MEDIA_TYPE)

@@ -11,10 +11,10 @@ from pipeline.errors import OctrayError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Bundle
 from pipeline.score.predictor import Predictor
+from services.api.problems import RETRY
 from services.api.settings import Settings
 
 _log = logging.getLogger(__name__)
-_RETRY = {"Retry-After": "5"}
 
 
 class Service:
@@ -50,7 +50,7 @@ class Service:
             503 as long as it is not loaded.
         """
         if self._predictor is None:
-            raise HTTPException(503, self._state, _RETRY)
+            raise HTTPException(503, self._state, RETRY)
         return self._predictor
 
     @contextmanager
@@ -63,7 +63,7 @@ class Service:
             503 where as many requests as the limits allow are open already.
         """
         if self._open >= self.settings.concurrency + self.settings.queue:
-            raise HTTPException(503, "The service is busy. Try again in a few seconds.", _RETRY)
+            raise HTTPException(503, "The service is busy. Try again in a few seconds.", RETRY)
         self._open += 1
         try:
             yield

@@ -21,6 +21,9 @@ class Settings:
         Threads of the inference engine; 0 means one for each core.
     upload_seconds
         Longest time that a request body may take to arrive; a slower one is answered with 408.
+    study_seconds
+        How long one study may take to be read and scored; files that are not read by then stand in the answer's failures. The
+        file that is under way then is given up at its next frame.
     max_heatmaps
         Most heatmaps in one answer, which holds them in memory as base64, up to about a megabyte each; frames beyond it are
         scored without one and say so in their flags.
@@ -32,4 +35,5 @@ class Settings:
     queue: int = 8
     threads: int = 0
     upload_seconds: float = 120.0
+    study_seconds: float = 120.0
     max_heatmaps: int = 256

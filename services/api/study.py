@@ -2,11 +2,12 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from pipeline.errors import UnreadableError
+from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import read_frames_from_bytes
@@ -18,6 +19,7 @@ from pipeline.score.overlay import full_scale, render
 from pipeline.score.predictor import Admitted, Predictor
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
+from services.api.settings import Settings
 from services.api.uploads import Upload
 
 Value = TypeVar("Value", bool, float)
@@ -25,23 +27,21 @@ Value = TypeVar("Value", bool, float)
 _BATCH = 16
 
 
-def score_study(
-    uploads: Sequence[Upload], predictor: Predictor, manifest: Manifest, heatmaps: bool, max_heatmaps: int
-) -> StudyAnswer:
+def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Settings, heatmaps: bool) -> StudyAnswer:
     """Score all frames of all files, a batch at a time, so that decoded frames of one batch only are held.
 
-    What grows with the study is the answer, and in it the pictures; `max_heatmaps` bounds them.
+    What grows with the study is the answer, and in it the pictures; `settings.max_heatmaps` bounds them.
 
     Parameters
     ----------
     uploads
         The files of the study.
-    predictor, manifest
-        Those of the bundle.
+    predictor
+        That of the bundle.
+    settings
+        Most heatmaps in the answer, beyond which frames say in their flags that they have none, and how long all may take.
     heatmaps
         Whether to draw heatmaps.
-    max_heatmaps
-        Most of them in the answer; frames beyond it say in their flags that they have none.
 
     Raises
     ------
@@ -49,9 +49,12 @@ def score_study(
         Where no file can be read whole.
     StudyMismatchError
         Where DICOM files carry different Study Instance UIDs (0020,000D).
+    WorkerError
+        Where no process can be started that reads files.
     """
+    manifest = predictor.manifest
     with Sandbox(1, predictor.reading.limits) as sandbox:
-        study = _Study(predictor, manifest, sandbox, max_heatmaps if heatmaps else None)
+        study = _Study(predictor, sandbox, settings, heatmaps)
         for upload in uploads:
             study.add(upload)
     if not study.answers:
@@ -82,11 +85,13 @@ class _Study:
     UID of its frames is derived from its content, so that it belongs to whatever study it is sent with.
     """
 
-    def __init__(self, predictor: Predictor, manifest: Manifest, sandbox: Sandbox, max_heatmaps: int | None) -> None:
+    def __init__(self, predictor: Predictor, sandbox: Sandbox, settings: Settings, heatmaps: bool) -> None:
         self._predictor = predictor
         self._sandbox = sandbox
-        self._manifest = manifest
-        self._max_heatmaps = max_heatmaps
+        self._manifest = predictor.manifest
+        self._max_heatmaps = settings.max_heatmaps if heatmaps else None
+        self._seconds = settings.study_seconds
+        self._deadline = time.monotonic() + settings.study_seconds
         self._heatmaps = 0
         self.answers: list[FrameAnswer] = []
         self.failures: list[Failure] = []
@@ -117,13 +122,22 @@ class _Study:
     def _admitted(self, content: bytes, source: str, refused: list[Failure]) -> Iterator[Admitted]:
         """Yield the frames that pass the bundle's quality gate; why others do not is added to `refused`."""
         read = partial(read_frames_from_bytes, source=source, reading=self._predictor.reading)
+        self._check_time()
         for frame in self._sandbox.run(read, content):
+            self._check_time()
             try:
                 admitted = self._predictor.admit(frame)
             except UnreadableError as error:
                 refused.append(_failure(source, frame.key.frame_number, error))
             else:
                 yield admitted
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                f"The study took longer than the {self._seconds:g} seconds that the service gives one. Send fewer files.",
+            )
 
     def uid(self) -> str:
         if self._stated:
