@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.records import Activation, Check, Fit, Gate, Limits, Policy
+from pipeline.records import Activation, Check, Fit, Gate, Limits, Policy, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -172,6 +172,13 @@ class Config(Section):
             modalities=self.data.modalities,
             view_positions=self.data.view_positions,
             body_parts=self.data.body_parts,
+        )
+
+    def to_network(self) -> Preprocessing:
+        """Return how a frame becomes the network's input; to look for text, whole frames are decoded."""
+        looks_for_text = self.quality.burned_in_text is not Policy.IGNORE
+        return Preprocessing(
+            **self.preprocessing.model_dump() | {"exact_decoding": self.preprocessing.exact_decoding or looks_for_text}
         )
 
     def published(self) -> dict[str, Any]:

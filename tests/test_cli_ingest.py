@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.cli import ingest, phantom
 from pipeline.errors import ConfigError, InputError
+from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import load_index
 from pipeline.records import Check
 from tests.builders import make_pixels
@@ -143,6 +144,16 @@ def test_the_gate_of_a_configuration_is_asked(studies: Path, tmp_path: Path, cap
     assert all(Check.WRONG_MODALITY in record.flags for record in records)
     with pytest.raises(ConfigError, match="There is no configuration missing"):
         run_ingest(str(studies / "studies"), "--out", out, "--config", "missing.yaml")
+
+
+def test_what_a_check_needs_is_asked_for_before_anything_is_read(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ocr, "is_installed", lambda: False)
+    (tmp_path / "text.yaml").write_text("name: text\nquality: {burned_in_text: reject}\n")
+    with pytest.raises(ConfigError, match=r"quality\.burned_in_text needs text recognition: pip install"):
+        run_ingest(str(studies / "studies"), "--out", str(tmp_path / "index"), "--config", str(tmp_path / "text.yaml"))
+    assert not (tmp_path / "index").exists()
 
 
 def test_the_limits_of_a_configuration_hold(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,3 +77,9 @@ def test_published_settings_name_no_server_and_no_folder() -> None:
     assert published["model"]["weights"] == "mine.safetensors"
     assert "secret" not in str(published)
     assert load_config("xray").published()["model"]["weights"] == "bundled"
+
+
+@pytest.mark.parametrize(("text", "exact"), [("ignore", False), ("flag", True), ("reject", True)])
+def test_frames_are_decoded_whole_where_text_is_looked_for(text: str, exact: bool) -> None:
+    assert load_config("xray", [f"quality.burned_in_text={text}"]).to_network().exact_decoding is exact
+    assert load_config("xray", ["preprocessing.exact_decoding=true"]).to_network().exact_decoding

@@ -104,10 +104,13 @@ def _how(config: str | None) -> "How":
     if config is None:
         return How()
     from pipeline.config import load_config
+    from pipeline.imaging.quality.gate import check_tools
     from pipeline.records import Reading
 
     settings = load_config(config)
-    return How(Reading(settings.limits.limits(), None, settings.preprocessing.voi_explanation), settings.gate())
+    gate = settings.gate()
+    check_tools(gate)
+    return How(Reading(settings.limits.limits(), None, settings.preprocessing.voi_explanation), gate)
 
 
 def _show_counts(console: "Console", index: "Index") -> None:

@@ -63,8 +63,7 @@ class Job:
     @property
     def preprocessing(self) -> Preprocessing:
         """From a frame to the network's input."""
-        section = self.config.preprocessing
-        return Preprocessing(**section.model_dump())
+        return self.config.to_network()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
