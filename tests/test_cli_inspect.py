@@ -2,6 +2,9 @@ import argparse
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -109,3 +112,16 @@ def test_frames_before_a_damaged_one_are_printed(tmp_path: Path, capsys: pytest.
     first, failed = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["frame_number"], first["frames"], first["instance_sha256"]) == (1, 2, None)
     assert (failed["source"], failed["reason"]) == ("a.dcm", "decode_failed")
+
+
+def test_an_interrupt_says_nothing_of_what_is_kept(tmp_path: Path) -> None:
+    content = make_dicom()
+    for number in range(1000):
+        (tmp_path / f"{number}.dcm").write_bytes(content)
+    command = [sys.executable, "-m", "pipeline.cli.main", "inspect", str(tmp_path)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert run.stdout
+    assert "frame 1" in run.stdout.readline()
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=60)[1]
+    assert (run.returncode, said) == (130, "octray: Interrupted. The files that follow were not looked at.\n")

@@ -46,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
 
     frames = unreadable = 0
     files = [file for path in args.paths for file in discover(path)]
-    with Sandbox() as sandbox:
-        for description in _descriptions(sandbox, files):
-            sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
-            sys.stdout.flush()
-            failed = "reason" in description
-            unreadable, frames = unreadable + failed, frames + (not failed)
+    try:
+        with Sandbox() as sandbox:
+            for description in _descriptions(sandbox, files):
+                sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
+                sys.stdout.flush()
+                failed = "reason" in description
+                unreadable, frames = unreadable + failed, frames + (not failed)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted. The files that follow were not looked at.") from None
     if not frames:
         raise InputError(
             f"No frame could be read: {unreadable} unreadable files." if unreadable else "There is no file in what was given."

@@ -95,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(f"{_subject(error)}{error.strerror or type(error).__name__}. Check the place, its permissions and its free space.")
         return UNUSABLE
-    except KeyboardInterrupt:
-        _say("Interrupted. What was finished is kept.")
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "Interrupted. What was finished is kept.")
         return INTERRUPTED
     except Exception as error:
         if sys.flags.dev_mode:
