@@ -3,6 +3,7 @@
 import io
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import compress
 from pydicom.uid import (
     CTImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
     OphthalmicTomographyImageStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
@@ -21,13 +24,14 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
+from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.records import Limits
-from tests.builders import make_dataset, make_dicom
+from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import file_bytes
 
 BOX = Box(4, 2, 10, 5)
@@ -58,11 +62,20 @@ def blanked(pixels: NDArray[Any]) -> NDArray[Any]:
         ({"SOPClassUID": SegmentationStorage}, False),
         ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, True),
         ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, False),
+        ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL", "SCREENSAVE"]}, True),
+        ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN_SAVE"]}, True),
+        ({"SOPClassUID": CTImageStorage, "SecondaryCaptureDeviceManufacturer": "Grabber"}, True),
+        ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "Y"}, True),
+        ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "UNKNOWN"}, True),
+        ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "no?"}, True),
+        ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "no"}, False),
+        ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": ""}, False),
         ({"Modality": "OT"}, True),
         ({"ConversionType": "WSD"}, True),
     ],
 )
 def test_which_images_may_show_who_the_patient_is(values: dict[str, Any], expected: bool) -> None:
+    silence_decoders()
     assert may_show_identity(make_dataset(**values)) == expected
 
 
@@ -97,8 +110,46 @@ def test_compressed_frames_are_decoded_and_their_values_kept() -> None:
 
 def test_a_rectangle_beyond_the_image_blanks_what_there_is() -> None:
     pixels = np.full((16, 16), 7, np.uint8)
-    made = deidentify(make_dicom(pixels), Options(boxes=(Box(12, 12, 1000, 1000), Box(500, 500, 1, 1))))
+    made = deidentify(make_dicom(pixels), Options(boxes=(Box(12, 12, 1000, 1000),)))
     assert made.pixel_array.sum() == 7 * (16 * 16 - 4 * 4)
+
+
+@pytest.mark.parametrize("box", [Box(16, 0, 5, 5), Box(0, 16, 5, 5), Box(9000, 9000, 5, 5)])
+@pytest.mark.parametrize("values", [{}, {"BurnedInAnnotation": "YES"}, {"Modality": "OT"}])
+def test_a_rectangle_outside_the_image_is_refused(box: Box, values: dict[str, Any]) -> None:
+    content = make_dicom(np.full((16, 16), 7, np.uint8), **values)
+    with pytest.raises(RefusedError, match="outside the image of 16 rows and 16 columns") as caught:
+        deidentify(content, Options(boxes=(BOX, box)))
+    assert caught.value.refusal is Refusal.OUTSIDE
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]}, Options(), "NO"),
+        ({"ImageType": ["DERIVED", "PRIMARY"], "BurnedInAnnotation": "NO"}, Options(), "NO"),
+        ({"ImageType": ["DERIVED", "SECONDARY"]}, Options(), None),
+        ({"ImageType": ["DERIVED", "SECONDARY"], "BurnedInAnnotation": ""}, Options(), None),
+        ({}, Options(), None),
+        ({"ImageType": ["DERIVED", "SECONDARY"]}, BLANK, "NO"),
+    ],
+)
+def test_that_nothing_is_burned_in_is_said_only_where_it_is_known(
+    values: dict[str, Any], options: Options, expected: str | None
+) -> None:
+    assert deidentify(make_dicom(**values), options).get("BurnedInAnnotation") == expected
+
+
+@pytest.mark.parametrize(("syntax", "expected"), [(JPEGBaseline8Bit, "01"), (RLELossless, None)])
+def test_blanked_pixels_that_were_compressed_with_loss_say_so(syntax: str, expected: str | None) -> None:
+    pixels = np.full((32, 32), 9, np.uint8)
+    if syntax == RLELossless:
+        dataset = make_dataset(pixels)
+        compress(dataset, RLELossless)
+        content = file_bytes(dataset)
+    else:
+        content = make_encapsulated(pixels, JPEGBaseline8Bit, [[imagecodecs.jpeg8_encode(pixels)]])
+    assert deidentify(content).get("LossyImageCompression") == expected
 
 
 def test_values_that_no_longer_hold_are_removed() -> None:
@@ -123,6 +174,41 @@ def test_an_overlay_among_the_bits_of_the_pixels_is_cleared() -> None:
     dataset.add_new(0x60000102, "US", 15)
     made = deidentify(file_bytes(dataset), Options())
     assert made.PixelData == pixels.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("behind", [b"Smith John 19510203", b"!"])
+def test_bytes_behind_the_pixels_are_cut_off(kind: str, behind: bytes) -> None:
+    pixels = np.arange(15 * 15, dtype=kind).reshape(15, 15)
+    data = pixels.tobytes()
+    made = deidentify(make_dicom(pixels, PixelData=data + behind + bytes(len(data + behind) % 2)), Options())
+    assert made.PixelData == data + bytes(len(data) % 2)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_bits_that_are_not_stored_are_cleared(order: str) -> None:
+    pixels = np.random.default_rng(3).integers(0, 4096, (16, 16)).astype("u2")
+    dataset = make_dataset(pixels, BitsStored=12, HighBit=11)
+    hidden = pixels | (np.random.default_rng(4).integers(0, 16, (16, 16)) << 12).astype("u2")
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if order == "<" else ExplicitVRBigEndian
+    dataset.PixelData = hidden.astype(f"{order}u2").tobytes()
+    assert deidentify(file_bytes(dataset), Options()).PixelData == pixels.astype(f"{order}u2").tobytes()
+
+
+def test_signs_and_padding_values_stay_the_same_bytes() -> None:
+    signed = np.random.default_rng(3).integers(-2048, 2048, (16, 16)).astype("i2")
+    content = make_dicom(signed, BitsStored=12, HighBit=11)
+    assert deidentify(content, Options()).PixelData == signed.tobytes()
+    unsigned = np.random.default_rng(3).integers(0, 4096, (16, 16)).astype("u2")
+    unsigned[:4] = 63536
+    content = make_dicom(unsigned, BitsStored=12, HighBit=11, PixelPaddingValue=63536)
+    assert deidentify(content, Options()).PixelData == unsigned.tobytes()
+
+
+def test_pixels_of_a_second_kind_are_out() -> None:
+    dataset = make_dataset()
+    dataset.add_new(0x7FE00009, "OD", b"Smith   ")
+    assert "DoubleFloatPixelData" not in deidentify(file_bytes(dataset), Options())
 
 
 @pytest.mark.slow

@@ -418,9 +418,7 @@ def test_public_samples_end_written_or_refused(shared_data: Path, tmp_path: Path
     codes = {*Reason, *Refusal} - {Refusal.IDENTITY_LEFT}
     assert {one.reason for one in summary.refused} <= codes
     for original, name in samples_by_entry(out).items():
-        before, after = dcmread(source / original, force=True), dcmread(out / name)
-        pixels = before.get("PixelData", b"")
-        assert after.get("PixelData", b"") == pixels + bytes(len(pixels) % 2), original
+        assert stored(out / name) == stored(source / original), original
 
 
 def test_the_stored_values_of_public_samples_stay_where_rectangles_are_blanked(shared_data: Path, tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
         `TRUNCATED` where a fragment is cut off, or there are not enough of them; `INCONSISTENT` where more frames begin in
         them; `RESOURCE_LIMIT` where there are more than a million.
     """
+    for group in grouped_fragments(data, frames, extended_offsets)[:frames]:
+        yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
+
+
+def grouped_fragments(data: bytes, frames: int, extended_offsets: bytes = b"") -> list[list[slice]]:
+    """Return where the fragments of each frame lie in the data, and after them those that belong to none.
+
+    Parameters and errors are those of `encoded_frames`.
+    """
     table, *fragments = _items(data)
     offsets = _offsets(extended_offsets, 8) or _offsets(data[table], 4)
     _check_excess(data, fragments, frames)
@@ -46,8 +55,7 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
             Reason.TRUNCATED,
             f"The compressed pixel data hold {len(groups)} of {frames} frames. Copy or export the file again.",
         )
-    for group in groups[:frames]:
-        yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
+    return groups
 
 
 def _check_excess(data: bytes, fragments: list[slice], frames: int) -> None:

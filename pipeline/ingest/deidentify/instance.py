@@ -24,7 +24,7 @@ from pipeline.ingest.deidentify.clean import Context, clean, patient_key
 from pipeline.ingest.deidentify.identity import Identity
 from pipeline.ingest.deidentify.mark import mark, set_file_meta
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
-from pipeline.ingest.deidentify.pixels import blank, clear_embedded_overlays, may_show_identity
+from pipeline.ingest.deidentify.pixels import blank, clear_surplus, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy
 from pipeline.ingest.deidentify.verify import left, verify
@@ -182,7 +182,7 @@ def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterato
     if options.boxes or options.clean_pixels:
         yield from blank(dataset, layout, partial(_rectangles, options))
     else:
-        clear_embedded_overlays(dataset, layout)
+        clear_surplus(dataset, layout)
 
 
 def _rectangles(options: Options, stored: NDArray[Any]) -> Iterator[Box]:

@@ -3,10 +3,11 @@
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
+from pipeline.imaging.dicom.header import texts
 from pipeline.ingest.deidentify.options import Keep, Options
+from pipeline.ingest.deidentify.pixels import says_no_annotation
 from pipeline.ingest.deidentify.table import edition
 
-_OLDEST = 89
 PROFILE = ("113100", "Basic Application Confidentiality Profile")
 CLEAN_PIXELS = ("113101", "Clean Pixel Data Option")
 
@@ -17,17 +18,25 @@ def mark(dataset: Dataset, options: Options, is_image: bool) -> None:
     Patient Identity Removed (0012,0062), De-identification Method (0012,0063) and its Code Sequence (0012,0064, CID 7050),
     Burned In Annotation (0028,0301) and Longitudinal Temporal Information Modified (0028,0303).
     """
+    are_pixels_cleaned = is_image and bool(options.boxes or options.clean_pixels)
     codes = [PROFILE]
-    codes += [CLEAN_PIXELS] if options.boxes or options.clean_pixels else []
+    codes += [CLEAN_PIXELS] if are_pixels_cleaned else []
     codes += [(one.code, one.meaning) for one in Keep if one in options.keep]
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = [f"octray: {edition()}", *(meaning[:64] for _, meaning in codes)]
     dataset.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in codes]
     dataset.LongitudinalTemporalInformationModified = "MODIFIED" if Keep.DATES in options.keep else "REMOVED"
     if is_image:
+        _mark_annotation(dataset, are_pixels_cleaned)
+
+
+def _mark_annotation(dataset: Dataset, are_pixels_cleaned: bool) -> None:
+    """Say that nothing is burned in only where pixels were cleaned, the file said so, or the image is an original one."""
+    image_type = [text.strip().upper() for text in texts(dataset, "ImageType")[:2]]
+    if are_pixels_cleaned or says_no_annotation(dataset) or image_type == ["ORIGINAL", "PRIMARY"]:
         dataset.BurnedInAnnotation = "NO"
-    if str(dataset.get("PatientAge") or "").endswith("Y") and int(str(dataset.PatientAge)[:-1]) > _OLDEST:
-        dataset.PatientAge = f"{_OLDEST + 1:03d}Y"
+    else:
+        dataset.pop("BurnedInAnnotation", None)
 
 
 def set_file_meta(dataset: Dataset, syntax: UID) -> None:

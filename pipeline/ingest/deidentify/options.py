@@ -56,6 +56,7 @@ class Refusal(StrEnum):
 
     NOT_DICOM = "not_dicom"
     BURNED_IN = "burned_in"
+    OUTSIDE = "outside"
     NOT_SUPPORTED = "not_supported"
     SAME_UID = "same_uid"
     IDENTITY_LEFT = "identity_left"

@@ -11,37 +11,56 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.bits import Bits
+from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.decoding import stored_values
-from pipeline.imaging.dicom.header import code, texts, value
-from pipeline.imaging.dicom.layout import Layout
+from pipeline.imaging.dicom.header import code, number, texts, value
+from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Layout
 from pipeline.ingest.deidentify.options import Box, Refusal, RefusedError
+from pipeline.ingest.deidentify.surplus import without_surplus
 from pipeline.records import DEFAULT_READING
 
 _MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OT", "SC", "US", "XC"})
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
 _CLASSES = tuple(f"{_STORAGE}.{number}." for number in ("3", "6", "7", "77.1.1", "77.1.4"))
 """Ultrasound (3, 6), Secondary Capture (7), endoscopic and photographic images, each with the classes below it."""
-_SCREENS = frozenset({"SCREEN SAVE", "SCREENSHOT", "SCREEN", "SECONDARY"})
+_SCREENS = frozenset({"SCREENSAVE", "SCREENSHOT", "SCREEN", "SECONDARY"})
+_CAPTURE = (
+    "ConversionType",
+    "SecondaryCaptureDeviceID",
+    "SecondaryCaptureDeviceManufacturer",
+    "SecondaryCaptureDeviceManufacturerModelName",
+    "SecondaryCaptureDeviceSoftwareVersions",
+)
+_OUTSIDE = (
+    "A rectangle to blank lies outside the image of {} rows and {} columns. Give the images of one kind a run of their own."
+)
+_CHUNK = 2**22
 _STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
 def may_show_identity(dataset: Dataset) -> bool:
     """Say whether an image may have the patient's identity among its pixels.
 
-    It may where Burned In Annotation (0028,0301) or Recognizable Visual Features (0028,0302) says YES, and where the first is
-    missing in a kind of image that often has it: secondary capture, ultrasound, photographs, screens.
+    It may where Recognizable Visual Features (0028,0302) says YES, where Burned In Annotation (0028,0301) says anything but NO,
+    and where that is missing in a kind of image that often has it: secondary capture, ultrasound, photographs, screens.
     """
-    if "YES" in (code(dataset, "BurnedInAnnotation"), code(dataset, "RecognizableVisualFeatures")):
+    if code(dataset, "RecognizableVisualFeatures") == "YES":
         return True
-    if code(dataset, "BurnedInAnnotation") == "NO":
-        return False
-    image_type = {text.strip().upper() for text in texts(dataset, "ImageType")[2:]}
+    if any(text.strip() for text in texts(dataset, "BurnedInAnnotation")):
+        return not says_no_annotation(dataset)
+    image_type = {text.upper().replace("_", "").replace(" ", "") for text in texts(dataset, "ImageType")[2:]}
     return (
         code(dataset, "Modality") in _MODALITIES
         or f"{value(dataset, 'SOPClassUID')}.".startswith(_CLASSES)
-        or value(dataset, "ConversionType") is not None
+        or any(value(dataset, keyword) is not None for keyword in _CAPTURE)
         or bool(image_type & _SCREENS)
     )
+
+
+def says_no_annotation(dataset: Dataset) -> bool:
+    """Say whether Burned In Annotation (0028,0301) is NO."""
+    return [text.strip().upper() for text in texts(dataset, "BurnedInAnnotation")] == ["NO"]
 
 
 def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iterable[Box]]) -> Iterator[None]:
@@ -68,7 +87,7 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
     UnreadableError
         Where the pixel data cannot be decoded.
     RefusedError
-        Where a pixel is a single bit.
+        Where a pixel is a single bit, or a rectangle lies outside of the frame.
     """
     if layout.bits_allocated < 8:
         raise RefusedError(Refusal.NOT_SUPPORTED, "Pixels of a single bit cannot be blanked. Leave the file out.")
@@ -76,6 +95,8 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
     for stored in stored_values(dataset, layout, DEFAULT_READING):
         frame = np.array(stored)
         for box in boxes(stored):
+            if box.left >= layout.columns or box.top >= layout.rows:
+                raise RefusedError(Refusal.OUTSIDE, _OUTSIDE.format(layout.rows, layout.columns))
             frame[box.top : box.top + box.height, box.left : box.left + box.width] = 0
         frames.append(frame.tobytes())
         yield None
@@ -88,6 +109,8 @@ def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes) -> None:
         representation = "OB"
     dataset[layout.keyword] = DataElement(tag_for_keyword(layout.keyword) or 0, representation, data + bytes(len(data) % 2))
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if layout.transfer_syntax in LOSSY and code(dataset, "LossyImageCompression") not in ("00", "01"):
+        dataset.LossyImageCompression = "01"
     if layout.samples > 1:
         dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
     if layout.bits is not None:
@@ -97,23 +120,69 @@ def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes) -> None:
             delattr(dataset, keyword)
 
 
-def clear_embedded_overlays(dataset: Dataset, layout: Layout) -> None:
-    """Set the bits of the pixels' words to 0 in which overlays lie (PS3.5 8.1.2, retired), in place.
+def clear_surplus(dataset: Dataset, layout: Layout) -> None:
+    """Remove, in place, what lies in and behind the pixel data and is no pixel; all pixels keep their values.
+
+    Bits that are not stored are cleared, overlays among them (PS3.5 8.1.2, retired); signs that reach into them and Pixel
+    Padding Value (0028,0120) stay.
 
     Raises
     ------
     UnreadableError
-        `UNSUPPORTED_ENCODING` where they are compressed with the pixels.
+        `UNSUPPORTED_ENCODING` where overlays are compressed with the pixels, `INCONSISTENT` where High Bit is wrong.
     """
-    if layout.bits is None or not layout.bits.overlays:
-        return
     if layout.transfer_syntax.is_encapsulated:
-        raise UnreadableError(
-            Reason.UNSUPPORTED_ENCODING,
-            "An overlay lies among the compressed bits of the pixels. Export the file uncompressed.",
-        )
-    order = "<" if dataset.original_encoding[1] else ">"
-    words = np.frombuffer(dataset.PixelData, f"{order}u{layout.bits_allocated // 8}")
-    dataset.PixelData = (
-        (words & words.dtype.type(~layout.bits.overlays % 2**layout.bits_allocated)).astype(words.dtype).tobytes()
+        if layout.bits is not None and layout.bits.overlays:
+            raise UnreadableError(
+                Reason.UNSUPPORTED_ENCODING,
+                "An overlay lies among the compressed bits of the pixels. Export the file uncompressed.",
+            )
+        table = value(dataset, "ExtendedOffsetTable")
+        made = without_surplus(dataset.PixelData, layout, table if isinstance(table, bytes) else b"")
+    else:
+        made = _native(dataset, layout)
+    if made != dataset[layout.keyword].value:
+        dataset[layout.keyword].value = made
+    for keyword in PIXEL_KEYWORDS.keys() - {layout.keyword}:
+        dataset.pop(keyword, None)
+
+
+def _native(dataset: Dataset, layout: Layout) -> bytes:
+    bits = layout.rows * layout.columns * layout.samples * layout.bits_allocated
+    if layout.photometric_interpretation == "YBR_FULL_422":
+        bits = bits // 3 * 2
+    data = dataset[layout.keyword].value[: (bits * layout.frames + 7) // 8]
+    if layout.bits is not None and layout.bits.allocated >= 8 and (layout.bits.stored < layout.bits.allocated):
+        order = "<" if dataset.original_encoding[1] else ">"
+        padding = number(dataset, "PixelPaddingValue")
+        data = _only_stored(data, np.dtype(f"{order}u{layout.bits_allocated // 8}"), layout.bits, dataset, padding)
+    return bytes(data + bytes(len(data) % 2))
+
+
+def _only_stored(data: bytes, kind: np.dtype[Any], bits: Bits, dataset: Dataset, padding: float | None) -> bytes:
+    """Clear the bits that are not stored, a piece at a time, so that no second copy of all pixels is held."""
+    words = np.frombuffer(data, kind)
+    signed, kept = number(dataset, "PixelRepresentation") == 1, int(padding or 0) % 2**bits.allocated
+    pieces = (
+        _cleared(words[at : at + _CHUNK].astype(kind.newbyteorder("=")), bits, signed, kept)
+        for at in range(0, words.size, _CHUNK)
     )
+    return b"".join(piece.astype(kind).tobytes() for piece in pieces)
+
+
+def _cleared(words: NDArray[Any], bits: Bits, signed: bool, kept: int) -> NDArray[Any]:
+    """Return words in which the bits outside of the stored ones are 0, or repeat the sign; `kept` is left as it is."""
+    kind = words.dtype.type
+    words = words & kind(~bits.overlays % 2**bits.allocated)
+    stored = ((1 << bits.stored) - 1) << (bits.high + 1 - bits.stored)
+    if (words & kind(bits.below)).any():
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"High Bit is {bits.high} with {bits.stored} bits stored, but the bits below hold values, too. Export it again.",
+        )
+    only = words & kind(stored)
+    negative = (only & kind(1 << bits.high)) != 0
+    above = kind((1 << bits.allocated) - (1 << (bits.high + 1)))
+    extended = np.where(negative, only | above, only) if signed else only
+    is_right = (words == only) | (words == extended) | (words == kind(kept))
+    return np.where(is_right, words, extended)
