@@ -120,10 +120,8 @@ def build_index(
         raise InputError(_nothing_readable(sources, files, quarantine))
     labels = _labels(rules, known, material, used)
     records = _records(outcomes, used, material, _patient_keys(outcomes, used, material, pattern), labels)
-    given = [split for record in records if (split := material.of((record.root, record.source)).split)]
-    splits = _checked(given, records) if given else _assigned(records, rules)
-    records = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return Index(records, quarantine, homes, labels, seed=rules.seed, percent=None if given else rules.percent), known.note
+    divided, percent = _divided(records, material, rules)
+    return Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent), known.note
 
 
 def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
@@ -228,6 +226,16 @@ def _ties(records: Sequence[ImageRecord]) -> tuple[list[str], list[str], list[st
     """Return the patient, the pixels and the study of each frame; none of them may cross splits."""
     patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
     return patients, pixels, [record.key.study_instance_uid for record in records]
+
+
+def _divided(
+    records: Sequence[ImageRecord], material: Material, rules: Rules
+) -> tuple[tuple[ImageRecord, ...], Percent | None]:
+    """Give each record its split; return with them the shares of the splits, None where the table of labels gave them."""
+    given = [split for record in records if (split := material.of((record.root, record.source)).split)]
+    splits = _checked(given, records) if given else _assigned(records, rules)
+    divided = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
+    return divided, None if given else rules.percent
 
 
 def _assigned(records: Sequence[ImageRecord], rules: Rules) -> list[Split]:
