@@ -195,6 +195,13 @@ def test_an_unknown_character_set_gives_way_to_unicode() -> None:
     assert (made.SpecificCharacterSet, made.Manufacturer) == ("ISO_IR 192", "Gerätebau")
 
 
+@pytest.mark.parametrize("uid", ["1.2.999.77", "1.2.999.1.1.1", "0"])
+def test_a_class_that_is_not_the_standards_is_replaced(uid: str) -> None:
+    reference = item(ReferencedSOPClassUID=uid, ReferencedSOPInstanceUID="1.2.999.1.1.1")
+    made = result(make_dicom(SOPInstanceUID="1.2.999.1.1.1", ReferencedImageSequence=[reference]))
+    assert made.ReferencedImageSequence[0].ReferencedSOPClassUID == SECRET.uid(uid)
+
+
 # Times and ages
 
 

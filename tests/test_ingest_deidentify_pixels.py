@@ -22,6 +22,7 @@ from pydicom.uid import (
     SegmentationStorage,
     UltrasoundImageStorage,
     UltrasoundMultiFrameImageStorage,
+    VLWholeSlideMicroscopyImageStorage,
 )
 
 from pipeline.imaging.guard import silence_decoders
@@ -64,6 +65,8 @@ def blanked(pixels: NDArray[Any]) -> NDArray[Any]:
         ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"]}, False),
         ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "AXIAL", "SCREENSAVE"]}, True),
         ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "SCREEN_SAVE"]}, True),
+        ({"SOPClassUID": CTImageStorage, "ImageType": ["DERIVED", "SECONDARY", "OTHER", "DOSE_INFO"]}, True),
+        ({"SOPClassUID": VLWholeSlideMicroscopyImageStorage, "ImageType": ["ORIGINAL", "PRIMARY", "LABEL"]}, True),
         ({"SOPClassUID": CTImageStorage, "SecondaryCaptureDeviceManufacturer": "Grabber"}, True),
         ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "Y"}, True),
         ({"SOPClassUID": CTImageStorage, "BurnedInAnnotation": "UNKNOWN"}, True),
@@ -195,6 +198,16 @@ def test_bits_that_are_not_stored_are_cleared(order: str) -> None:
     assert deidentify(file_bytes(dataset), Options()).PixelData == pixels.astype(f"{order}u2").tobytes()
 
 
+def test_the_padding_byte_of_swapped_words_is_cleared_and_no_other() -> None:
+    pixels = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
+    dataset = make_dataset(pixels)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    dataset.add_new(0x7FE00010, "OW", b"\2\1\4\3\6\5\x08\7!\x09")
+    made = deidentify(file_bytes(dataset), Options())
+    assert made.PixelData == b"\2\1\4\3\6\5\x08\7\0\x09"
+    assert np.array_equal(made.pixel_array, pixels)
+
+
 def test_signs_and_padding_values_stay_the_same_bytes() -> None:
     signed = np.random.default_rng(3).integers(-2048, 2048, (16, 16)).astype("i2")
     content = make_dicom(signed, BitsStored=12, HighBit=11)
@@ -222,3 +235,11 @@ def test_text_is_found_and_blanked_and_the_rest_kept(depth: str) -> None:
     text = pixels == pixels.max()
     assert made[text].max() == 0
     assert np.array_equal(made[80:], pixels[80:])
+
+
+@pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
+def test_a_picture_that_is_taken_for_text_as_a_whole_is_refused_and_not_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(2, 2, 30, 30, 12),))
+    with pytest.raises(RefusedError, match="covers more than a quarter") as caught:
+        deidentify(make_dicom(np.full((40, 48), 100, np.uint16), BurnedInAnnotation="YES"), Options(clean_pixels=True))
+    assert caught.value.refusal is Refusal.BURNED_IN

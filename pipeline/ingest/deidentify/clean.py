@@ -24,7 +24,11 @@ from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list
 
 _PATIENT_ID = Tag("PatientID")
 _PATIENT_NAME = Tag("PatientName")
-_FORMS = {"UI": re.compile(r"[0-9.]{0,64}"), "AS": re.compile(r"[0-9]{3}[DWMY]")}
+_FORMS = {
+    "AS": re.compile(r"[0-9]{3}[DWMY]"),
+    "UI": re.compile(r"[0-9.]{0,64}"),
+    "class": re.compile(r"(1\.2\.840\.10008\.[0-9.]{1,50})?"),
+}
 _ZONE = Tag("TimezoneOffsetFromUTC")
 _STRUCTURED = "clean_structured_content"
 _CLASSES = ("ClassUID", "TransferSyntaxUID", "SOPClassesInStudy", "SOPClassesSupported")
@@ -119,8 +123,8 @@ def _is_code(tag: BaseTag) -> bool:
 
 
 def _is_valid(dataset: Dataset, tag: BaseTag, representation: str) -> bool:
-    """Say whether UIDs and ages have the form of such (PS3.5 6.2, 9.1); anything else could be text."""
-    form = _FORMS.get(representation)
+    """Say whether UIDs and ages have the form of such (PS3.5 6.2, 9.1), and classes are the Standard's."""
+    form = _FORMS["class"] if keyword_for_tag(tag).endswith(_CLASSES) else _FORMS.get(representation)
     return form is None or all(form.fullmatch(str(value).strip()) for value in as_list(dataset[tag].value))
 
 

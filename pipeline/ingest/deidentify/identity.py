@@ -199,6 +199,8 @@ class _Finder:
                 self._add_raw(one, 2 if is_ideographic(one) else _LONG)
 
     def _add_identifier(self, text: str, of_patient: bool) -> None:
+        if text in UID_dictionary:
+            return
         self._add_raw(text, _LONG)
         if len(text) >= _SHORTEST:
             self.found["identifiers"].add(folded(text))
@@ -218,7 +220,7 @@ def _forms(year: str, month: str, day: str) -> tuple[str, ...]:
         f"{year}{month}{day}",
         *(sign.join((year, month, day)) for sign in "-:./"),
         *(sign.join((day, month, year)) for sign in "-./"),
-        *(sign.join((month, day, year)) for sign in "-/"),
+        *(sign.join((month, day, year)) for sign in "-./"),
         *(sign.join((plain_day, plain_month, year)) for sign in "-./"),
         *(sign.join((one, name, year)) for sign in "- " for one in (day, plain_day)),
         *(f"{name} {one}, {year}" for one in (day, plain_day)),

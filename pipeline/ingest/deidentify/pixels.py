@@ -24,7 +24,8 @@ _MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OT", "SC", "US", "XC"})
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
 _CLASSES = tuple(f"{_STORAGE}.{number}." for number in ("3", "6", "7", "77.1.1", "77.1.4"))
 """Ultrasound (3, 6), Secondary Capture (7), endoscopic and photographic images, each with the classes below it."""
-_SCREENS = frozenset({"SCREENSAVE", "SCREENSHOT", "SCREEN", "SECONDARY"})
+_SCREENS = frozenset({"DOSEINFO", "LABEL", "OVERVIEW", "SCREENSAVE", "SCREENSHOT", "SCREEN", "SECONDARY"})
+"""Screens, pages of doses, and slides with their labels, as Image Type (0008,0008) names them, without spaces."""
 _CAPTURE = (
     "ConversionType",
     "SecondaryCaptureDeviceID",
@@ -43,7 +44,7 @@ def may_show_identity(dataset: Dataset) -> bool:
     """Say whether an image may have the patient's identity among its pixels.
 
     It may where Recognizable Visual Features (0028,0302) says YES, where Burned In Annotation (0028,0301) says anything but NO,
-    and where that is missing in a kind of image that often has it: secondary capture, ultrasound, photographs, screens.
+    and where that is missing in a kind of image that often has it: secondary capture, ultrasound, photographs, screens, labels.
     """
     if code(dataset, "RecognizableVisualFeatures") == "YES":
         return True
@@ -151,12 +152,16 @@ def _native(dataset: Dataset, layout: Layout) -> bytes:
     bits = layout.rows * layout.columns * layout.samples * layout.bits_allocated
     if layout.photometric_interpretation == "YBR_FULL_422":
         bits = bits // 3 * 2
-    data = dataset[layout.keyword].value[: (bits * layout.frames + 7) // 8]
+    length = (bits * layout.frames + 7) // 8
+    data = dataset[layout.keyword].value[: length + length % 2]
+    if length % 2:
+        is_swapped = not dataset.original_encoding[1] and dataset[layout.keyword].VR == "OW"
+        data = data[: length - 1] + (b"\0" + data[length:] if is_swapped else data[length - 1 : length] + b"\0")
     if layout.bits is not None and layout.bits.allocated >= 8 and (layout.bits.stored < layout.bits.allocated):
         order = "<" if dataset.original_encoding[1] else ">"
         padding = number(dataset, "PixelPaddingValue")
         data = _only_stored(data, np.dtype(f"{order}u{layout.bits_allocated // 8}"), layout.bits, dataset, padding)
-    return bytes(data + bytes(len(data) % 2))
+    return bytes(data)
 
 
 def _only_stored(data: bytes, kind: np.dtype[Any], bits: Bits, dataset: Dataset, padding: float | None) -> bytes:

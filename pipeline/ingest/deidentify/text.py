@@ -7,13 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.imaging.quality import ocr
-from pipeline.ingest.deidentify.options import Box
+from pipeline.ingest.deidentify.options import Box, Refusal, RefusedError
 
 _MARGIN = 3
+_MOST = 0.25
+"""Part of a frame: what is taken for text over more of it is more likely the picture itself."""
 
 
-def text_boxes(stored: NDArray[Any]) -> Iterator[Box]:
-    """Yield where text stands in a frame, with a margin of a few pixels.
+def text_boxes(stored: NDArray[Any]) -> tuple[Box, ...]:
+    """Return where text stands in a frame, with a margin of a few pixels.
 
     A single character (a side marker such as R or L) names nobody and is left. The frame is looked at twice: from its smallest
     to its largest value, and with its grey levels spread evenly, so that faint text shows, too.
@@ -27,7 +29,23 @@ def text_boxes(stored: NDArray[Any]) -> Iterator[Box]:
     ------
     ConfigError
         Where the extra is not installed.
+    RefusedError
+        `BURNED_IN` where more than a quarter of the frame would be blanked.
     """
+    boxes = tuple(_found(stored))
+    blanked = np.zeros(stored.shape[:2], bool)
+    for box in boxes:
+        blanked[box.top : box.top + box.height, box.left : box.left + box.width] = True
+    if blanked.mean() > _MOST:
+        raise RefusedError(
+            Refusal.BURNED_IN,
+            "What looks like text covers more than a quarter of the picture, which may be the picture itself. Give the "
+            "rectangles with --blank, without --clean-pixels.",
+        )
+    return boxes
+
+
+def _found(stored: NDArray[Any]) -> Iterator[Box]:
     grey = stored.astype(np.float32) if stored.ndim == 2 else stored.max(axis=-1).astype(np.float32)
     for pixels in (_stretched(grey), _equalised(grey)):
         for found in ocr.find_text(pixels):
