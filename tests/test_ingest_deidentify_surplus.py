@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from pipeline.imaging.dicom.codecs import register
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
@@ -45,6 +46,11 @@ ENCODERS: dict[str, Any] = {
 
 def even(encoded: bytes) -> bytes:
     return encoded + bytes(len(encoded) % 2)
+
+
+@pytest.fixture(autouse=True)
+def decoders() -> None:
+    register()
 
 
 def deidentify(content: bytes) -> Dataset:

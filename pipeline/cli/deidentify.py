@@ -136,7 +136,9 @@ def _report(summary: "Summary", key: Path) -> None:
     counts = Counter((refused.reason, refused.message) for refused in summary.refused)
     lines += [f"{count} refused: {reason}: {message}" for (reason, message), count in sorted(counts.items())]
     if counts:
-        lines.append("Which files they are: octray deidentify --show-crosswalk. It names patients; keep it to yourself.")
+        lines.append(
+            f"Which files they are: octray deidentify --show-crosswalk --key {key}. It names patients; keep it to yourself."
+        )
     lines.append(
         f"The key {key.name} opens the crosswalk and links new files with these: keep it safe, never beside the files."
     )
