@@ -224,9 +224,11 @@ def test_a_graph_that_cannot_be_loaded_leaves_it_not_ready(tmp_path: Path, caplo
 )
 def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content: bytes, reason: str) -> None:
     response = client.post("/v1/predict", files=files(content))
-    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [(failure.source, failure.reason.value) for failure in problem.failures] == [("file0.dcm", reason)]
+    assert {*response.json()["failures"][0]} == {"source", "frame_number", "reason", "message"}
+    assert "errors" not in response.json()
     assert "Doe" not in response.text
 
 

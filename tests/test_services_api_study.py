@@ -68,7 +68,7 @@ def test_a_volume_that_breaks_off_counts_for_nothing(client: TestClient, damaged
 
 def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) -> None:
     response = client.post("/v1/predict", files=files(make_volume(damaged=2)))
-    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [failure.source for failure in problem.failures] == ["file0.dcm"]
 
@@ -76,7 +76,7 @@ def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) ->
 def test_a_study_has_so_much_time(bundle: Bundle) -> None:
     with running(create_app(bundle, Settings(study_seconds=0.0))) as client:
         response = client.post("/v1/predict", files=files(make_dicom(), make_dicom()))
-    problem = check_problem(response, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [failure.reason for failure in problem.failures] == ["resource_limit"] * 2
     assert problem.failures[0].message.startswith("The study took longer than the 0 seconds that the service gives one. Send")
@@ -104,7 +104,7 @@ def test_a_frame_that_is_refused_leaves_the_others_of_its_file(tmp_path: Path) -
     assert [frame["frame_number"] for frame in answer["frames"]] == [1, 3]
     assert [(failure["frame_number"], failure["reason"]) for failure in answer["failures"]] == [(2, "blank")]
     assert all("its shorter side needs at least 64" in frame["flags"][0] for frame in answer["frames"])
-    check_problem(blank, 422, "None of the files can be read whole", "urn:octray:problem:unreadable-study")
+    check_problem(blank, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
 
 
 def test_dicom_files_that_state_no_study_belong_to_what_they_are_sent_with(client: TestClient) -> None:

@@ -74,10 +74,10 @@ def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
             f"data.labels: training needs two labels or more; the index has {known or 'none'}. "
             "Ingest again with --labels or --label-from, and studies of each label."
         )
-    if data.normal_label is not None and data.normal_label not in labels:
+    if labels and data.normal_label is not None and data.normal_label not in labels:
         faults.append(
             f"data.normal_label: {data.normal_label} is not one of the labels {', '.join(labels)}. "
-            f"Say which one means no finding, for example data.normal_label={labels[0] if labels else 'null'}, "
+            f"Say which one means no finding, for example data.normal_label={labels[0]}, "
             "or set data.normal_label=null."
         )
     if faults:

@@ -48,7 +48,7 @@ class UnreadableStudyError(InputError):
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
-        super().__init__("None of the files can be read whole; `failures` says why.")
+        super().__init__("None of the files can be scored; `failures` says why.")
 
 
 class StudyMismatchError(InputError):
@@ -56,7 +56,7 @@ class StudyMismatchError(InputError):
 
 
 _TYPES: Mapping[type[OctrayError], tuple[int, str, str]] = {
-    UnreadableStudyError: (422, "unreadable-study", "No readable file"),
+    UnreadableStudyError: (422, "unreadable-study", "No file can be scored"),
     StudyMismatchError: (422, "several-studies", "Files of more than one study"),
     UnreadableError: (422, "unreadable-file", "File cannot be read"),
     WorkerError: (503, "no-worker", "Files cannot be read now"),
@@ -96,4 +96,5 @@ def _plain(status: int, detail: str, errors: tuple[InvalidField, ...] | None = N
 async def _answer(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     headers = error.headers if isinstance(error, HTTPException) else RETRY if problem.status == 503 else None
-    return Response(problem.model_dump_json(exclude_none=True), problem.status, headers, MEDIA_TYPE)
+    unused = {name for name in ("errors", "failures") if getattr(problem, name) is None}
+    return Response(problem.model_dump_json(exclude=unused), problem.status, headers, MEDIA_TYPE)
