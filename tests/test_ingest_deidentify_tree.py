@@ -329,7 +329,8 @@ def test_every_member_of_an_archive_is_written_or_refused(tmp_path: Path) -> Non
 def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    (source / "a.dcm").write_bytes(make_dicom(PatientID="MRN778812", BodyPartExamined="MRN778812"))
+    pixels = np.frombuffer(b"Whitfield".ljust(16), np.uint8).reshape(4, 4)
+    (source / "a.dcm").write_bytes(make_dicom(pixels, PatientName="Whitfield^Ann"))
     summary = run(source, tmp_path / "out")
     assert [one.reason for one in summary.refused] == [Refusal.IDENTITY_LEFT]
     assert tree(tmp_path / "out") == {}
@@ -363,6 +364,14 @@ def test_two_runs_with_one_key_do_not_meddle(studies: Path, tmp_path: Path) -> N
     with Run(job), pytest.raises(InputError, match=r"Another octray uses the key of my.key.crosswalk"):
         deidentify_tree([studies], job, silent)
     assert len(deidentify_tree([studies], job, silent).names) == 2
+
+
+def test_an_output_that_is_a_file_is_refused(studies: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(InputError, match=r"out is a file\. The output must be a folder"):
+        run(studies, out)
+    assert out.read_text() == "mine"
 
 
 def test_what_a_killed_run_left_is_removed(studies: Path, tmp_path: Path) -> None:

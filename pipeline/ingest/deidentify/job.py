@@ -41,6 +41,8 @@ class Job:
             Where text is to be found and the extra for it is not installed.
         """
         output = self.out.resolve()
+        if output.exists() and not output.is_dir():
+            raise InputError(f"{as_text(self.out.name)} is a file. The output must be a folder, new or of earlier runs.")
         for source in (source.resolve() for source in sources):
             if not source.exists():
                 raise InputError(f"There is no file or folder {as_text(source.name)}. Check the path.")
