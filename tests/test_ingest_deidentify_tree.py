@@ -404,12 +404,14 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_ends_it(tmp_path: Path
     assert {entry["name"] for entry in entries(out)} == set(tree(out))
 
 
-def stored(path: Path) -> list[str]:
-    """The hashes of the stored values of each frame; nothing for a file without pixels."""
+def stored(path: Path, is_corner_blank: bool = False) -> list[str]:
+    """The hashes of the stored values of each frame, its first pixel set to 0 if asked; nothing for a file without pixels."""
     dataset, syntax, _ = parse(path.read_bytes(), Limits())
     if "PixelData" not in dataset:
         return []
-    frames = stored_values(dataset, read_layout(dataset, syntax, Limits()), Reading())
+    frames = [frame.copy() for frame in stored_values(dataset, read_layout(dataset, syntax, Limits()), Reading())]
+    for frame in frames if is_corner_blank else ():
+        frame[0, 0] = 0
     return [stored_sha256(frame) for frame in frames]
 
 
@@ -432,7 +434,7 @@ def test_public_samples_end_written_or_refused(shared_data: Path, tmp_path: Path
 
 def test_the_stored_values_of_public_samples_stay_where_rectangles_are_blanked(shared_data: Path, tmp_path: Path) -> None:
     source, out = shared_data / "dicom-samples" / "files", tmp_path / "out"
-    run(source, out, Options(boxes=(Box(10**6, 10**6, 1, 1),)))
+    run(source, out, Options(boxes=(Box(0, 0, 1, 1),)))
     written = samples_by_entry(out)
     assert sum(len(stored(out / name)) for name in written.values()) > 150
-    assert {original for original, name in written.items() if stored(source / original) != stored(out / name)} == set()
+    assert {original for original, name in written.items() if stored(source / original, True) != stored(out / name)} == set()
