@@ -2,13 +2,13 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from pipeline.cells import as_it_was, guarded
 from pipeline.records import Check, ImageRecord, InstanceKey, Quarantined, Split
 
 LABEL = "label."
@@ -32,7 +32,6 @@ _COLUMNS = {
     "file_sha256": pa.string(),
     "flags": pa.list_(pa.string()),
 }
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number", "root")
 
 
@@ -76,7 +75,7 @@ def quarantine_to_csv(quarantine: Sequence[Quarantined]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(_QUARANTINE_COLUMNS)
-    table.writerows([_inert(getattr(row, name)) for name in _QUARANTINE_COLUMNS] for row in quarantine)
+    table.writerows([_cell(getattr(row, name)) for name in _QUARANTINE_COLUMNS] for row in quarantine)
     return text.getvalue().encode()
 
 
@@ -85,9 +84,9 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     return tuple(
         Quarantined(
-            source=_as_it_was(row["source"]),
+            source=as_it_was(row["source"]),
             reason=row["reason"],
-            message=_as_it_was(row["message"]),
+            message=as_it_was(row["message"]),
             frame_number=int(row["frame_number"]) if row["frame_number"] else None,
             root=int(row.get("root", 0)),
         )
@@ -95,9 +94,5 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
     )
 
 
-def _inert(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def _as_it_was(text: str) -> str:
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+def _cell(value: object) -> object:
+    return guarded(value) if isinstance(value, str) else value

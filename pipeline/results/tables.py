@@ -6,11 +6,11 @@ does text that has one before such a start, so that whoever takes one apostrophe
 """
 
 import csv
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cells import guarded
 from pipeline.records import FramePrediction, Prediction, Quarantined
 from pipeline.results.files import replacing
 
@@ -30,7 +30,6 @@ PREDICTION_COLUMNS = (
 )
 FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
 DIGITS = 4
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
@@ -40,7 +39,7 @@ def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
 
 def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
     """Write one row for each file or frame that was not scored, and only the header where there is none."""
-    rows = ((text(item.source), item.frame_number or "", text(item.reason), text(item.message)) for item in failures)
+    rows = ((guarded(item.source), item.frame_number or "", guarded(item.reason), guarded(item.message)) for item in failures)
     _write(path, FAILURE_COLUMNS, rows)
 
 
@@ -77,20 +76,15 @@ def number(value: float) -> str:
     return f"{round(value, DIGITS) + 0.0:.{DIGITS}f}"
 
 
-def text(value: str) -> str:
-    """Return a text cell that no spreadsheet takes for a formula (OWASP, "CSV injection")."""
-    return f"'{value}" if _FORMULA.match(value) else value
-
-
 def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...]:
     key = prediction.key
     return (
-        text(frame.source),
-        text(key.study_instance_uid),
-        text(key.series_instance_uid),
-        text(key.sop_instance_uid),
+        guarded(frame.source),
+        guarded(key.study_instance_uid),
+        guarded(key.series_instance_uid),
+        guarded(key.sop_instance_uid),
         key.frame_number,
-        text(prediction.label),
+        guarded(prediction.label),
         number(prediction.logit),
         number(prediction.probability),
         "true" if prediction.positive else "false",
