@@ -23,7 +23,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBasel
 from pipeline.imaging.dicom.codecs import register
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.records import Limits, Preprocessing, Reading
+from pipeline.intake import Limits, Reading
+from pipeline.records import Preprocessing
 
 SIZE, ROUNDS = 224, 9
 LEVELS = 6

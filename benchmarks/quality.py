@@ -21,7 +21,8 @@ from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.ingest.phantom_oct import draw_volume
 from pipeline.ingest.phantom_xray import draw_chest
-from pipeline.records import Check, FloatArray, Frame, Gate, InstanceKey
+from pipeline.intake import Check, Gate
+from pipeline.records import FloatArray, Frame, InstanceKey
 
 CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))
 B_SCAN = Gate(modalities=("OPT",))

@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline.imaging.grayscale import Rendering, Window, render
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, Stored, decode_jpeg, decode_jpeg_2000, whole_box
-from pipeline.records import Fit, Limits, Preprocessing
+from pipeline.intake import Limits
+from pipeline.records import Fit, Preprocessing
 
 SIZES = (112, 224, 320, 512)
 EVERY = 40

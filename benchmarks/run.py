@@ -14,11 +14,12 @@ from benchmarks import peers
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.phantom import write_phantom
+from pipeline.intake import Limits
 from pipeline.model.architectures import create_network
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.weights import load_weights
-from pipeline.records import Frame, Limits, Preprocessing
+from pipeline.records import Frame, Preprocessing
 from pipeline.score.gradcam import grad_cams
 
 SIZE, STUDIES, ROUNDS = 224, 32, 5

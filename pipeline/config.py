@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.records import Activation, Check, Fit, Gate, Limits, Policy, Preprocessing
+from pipeline.intake import Check, Gate, Limits, Policy
+from pipeline.records import Activation, Fit, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -17,18 +17,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from pipeline.evaluate.metrics import Sample
+from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import (
-    Activation,
-    Check,
-    Frame,
-    FramePrediction,
-    InstanceKey,
-    OperatingPoint,
-    Policy,
-    Prediction,
-    Preprocessing,
-)
+from pipeline.records import Activation, Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.records import Reading
+from pipeline.intake import Reading
 
 
 def count(number: int) -> Iterator[int]:

@@ -14,7 +14,7 @@ from pipeline.cli import ingest, phantom
 from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import load_index
-from pipeline.records import Check
+from pipeline.intake import Check
 from tests.builders import make_pixels
 
 

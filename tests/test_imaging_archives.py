@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files import archives, members
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
-from pipeline.records import Limits, Reading
+from pipeline.intake import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
 
 

@@ -7,7 +7,8 @@ from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, R
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import Bits, aligned
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame, Reading
+from pipeline.intake import Reading
+from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.test_imaging_encodings import LOSSLESS, RAMP, sha256
 

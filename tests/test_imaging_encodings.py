@@ -14,7 +14,8 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame, Reading
+from pipeline.intake import Reading
+from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.ljpeg import encode_lossless
 

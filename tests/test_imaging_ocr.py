@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import ConfigError
 from pipeline.imaging.quality.gate import assess, check_tools
 from pipeline.imaging.quality.ocr import Box, find_text
-from pipeline.records import Check, FloatArray, Gate, Policy
+from pipeline.intake import Check, Gate, Policy
+from pipeline.records import FloatArray
 from tests.builders import make_frame
 
 TEXT = "DOE JANE 1970"

@@ -14,7 +14,8 @@ from scipy import ndimage
 from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.ingest.frames import prepared_frames
-from pipeline.records import Fit, ImageRecord, Limits, Preprocessing, Reading, Split
+from pipeline.intake import Limits, Reading
+from pipeline.records import Fit, ImageRecord, Preprocessing, Split
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor
 from services.api.settings import Settings

@@ -24,7 +24,8 @@ from pipeline.imaging.reduced import (
 )
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.phantom_xray import draw_chest
-from pipeline.records import Fit, Frame, Limits, Preprocessing, Reading
+from pipeline.intake import Limits, Reading
+from pipeline.records import Fit, Frame, Preprocessing
 from tests.builders import make_encapsulated
 
 U12 = Stored(12, signed=False)

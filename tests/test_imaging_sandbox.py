@@ -18,7 +18,7 @@ from pipeline.errors import InputError, OctrayError, Reason, UnreadableError, Wo
 from pipeline.imaging.ahead import BYTES_AHEAD
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.records import Limits
+from pipeline.intake import Limits
 from tests.builders import make_dicom
 from tests.sandbox_tasks import (
     abort,
@@ -276,7 +276,7 @@ with Sandbox(2) as sandbox:
 
 SLEEPERS = """
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.records import Limits
+from pipeline.intake import Limits
 from tests.sandbox_tasks import sleep_after_its_number
 
 with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:

@@ -13,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
-from pipeline.records import Limits, Reading
+from pipeline.intake import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_pixels, make_zip
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.imaging.vendor.heidelberg_e2e import from_ufloat16
-from pipeline.records import Frame, Limits, Reading
+from pipeline.intake import Limits, Reading
+from pipeline.records import Frame
 from tests.builders import make_zip
 
 Scans = NDArray[Any]

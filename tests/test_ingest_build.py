@@ -26,7 +26,8 @@ from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.phantom import write_phantom
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
-from pipeline.records import Check, Gate, Policy, Preprocessing, Split
+from pipeline.intake import Check, Gate, Policy
+from pipeline.records import Preprocessing, Split
 from tests.builders import make_dicom
 
 ALL_TRAIN = (98, 1, 1, 0)

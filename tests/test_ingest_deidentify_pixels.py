@@ -31,7 +31,7 @@ from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.records import Limits
+from pipeline.intake import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import file_bytes
 

@@ -17,7 +17,7 @@ from pipeline.imaging.dicom.codecs import register
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.records import Limits
+from pipeline.intake import Limits
 from tests.builders import make_encapsulated
 
 SECRET = b"Smith John 1951-02-03"

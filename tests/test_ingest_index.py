@@ -17,7 +17,8 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.ingest.index import FILES, Index, difference, load_index, write_index
 from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
-from pipeline.records import Check, ImageRecord, Quarantined, Split
+from pipeline.intake import Check
+from pipeline.records import ImageRecord, Quarantined, Split
 from tests.builders import make_key
 
 

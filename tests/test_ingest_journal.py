@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, _modules, appearance, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
-from pipeline.records import Check, Gate, Limits, Policy, Reading
+from pipeline.intake import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_key
 
 PLACE = ("/data", "a/ä.dcm")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Bundle
-from pipeline.records import Check, Flag, Quarantined
+from pipeline.records import Quarantined
 from pipeline.results.report import write_report
 from pipeline.results.worklist import Picture, ReportFrame, worklist
 from tests.builders import make_bundle, make_key, make_prediction, make_result

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Check, Flag, FramePrediction, Quarantined
+from pipeline.intake import Check, Flag
+from pipeline.records import FramePrediction, Quarantined
 from pipeline.results import tables
 from tests.builders import make_prediction, make_result
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.records import Check, Frame, Limits, Policy, Quarantined
+from pipeline.intake import Check, Limits, Policy
+from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Scored, score_folder
 from pipeline.score.predictor import Predictor

@@ -12,8 +12,9 @@ from safetensors.numpy import load, save
 
 from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
 from pipeline.imaging.preprocess import prepare
+from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import Check, OperatingPoint, Policy, Preprocessing
+from pipeline.records import OperatingPoint, Preprocessing
 from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor
 from tests.builders import make_bundle, make_frame, make_graph, make_key, make_pixels, make_quality
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.records import Frame, Gate
+from pipeline.intake import Gate
+from pipeline.records import Frame
 
 
 def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:

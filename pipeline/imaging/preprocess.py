@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.imaging.borders import mask_white_borders
-from pipeline.records import Fit, FloatArray, Limits, Preprocessing, Reading
+from pipeline.intake import Limits, Reading
+from pipeline.records import Fit, FloatArray, Preprocessing
 
 Box = tuple[float, float, float, float]
 

@@ -18,7 +18,8 @@ from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import JPEG_OFFSET, decode_jpeg, whole_box
-from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Limits, Reading
+from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.records import Frame, InstanceKey
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

@@ -20,7 +20,7 @@ from pipeline.errors import Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import read_ahead
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
 from pipeline.imaging.worker import OUT_OF_MEMORY
-from pipeline.records import Limits
+from pipeline.intake import Limits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -11,7 +11,8 @@ from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.imaging.vendor import vendor_reader
-from pipeline.records import DEFAULT_READING, Frame, Reading
+from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.records import Frame
 
 __all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
 

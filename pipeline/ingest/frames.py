@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import InputError, UnreadableError
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
-from pipeline.records import FloatArray, Frame, ImageRecord, Limits, Preprocessing, Reading
+from pipeline.intake import Limits, Reading
+from pipeline.records import FloatArray, Frame, ImageRecord, Preprocessing
 
 _WORKERS = 2
 _AHEAD = 8

@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.errors import InputError, UnreadableError
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
-from pipeline.records import Check, InstanceKey
+from pipeline.intake import Check
+from pipeline.records import InstanceKey
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0

@@ -11,7 +11,8 @@ from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id
-from pipeline.records import DEFAULT_READING, Check, Frame, Gate, InstanceKey, Reading
+from pipeline.intake import DEFAULT_READING, Check, Gate, Reading
+from pipeline.records import Frame, InstanceKey
 
 _PASSING = (Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH)
 """Failures that another run may not meet: they depend on the machine and on what else runs there."""

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import BundleError
-from pipeline.records import Activation, Check, Gate, OperatingPoint, Policy, Preprocessing
+from pipeline.intake import Check, Gate, Policy
+from pipeline.records import Activation, OperatingPoint, Preprocessing
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,7 +40,7 @@ class IntendedUse(_Part):
 
 
 class Quality(_Part):
-    """What happens to a frame that the quality gate finds fault with; as in `records.Gate`."""
+    """What happens to a frame that the quality gate finds fault with; as in `intake.Gate`."""
 
     policies: Mapping[Check, Policy]
     smallest_side: int

@@ -12,9 +12,10 @@ from pipeline.errors import BundleError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.quality.gate import admit, check_tools
+from pipeline.intake import Flag, Limits
 from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine
-from pipeline.records import Flag, FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Limits, Prediction
+from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
 from pipeline.score.gradcam import grad_cams
 
 FRAMES_AT_ONCE = 32

@@ -11,7 +11,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.header import value
 from pipeline.imaging.guard import check_inflated
 from pipeline.imaging.identity import derived_uid
-from pipeline.records import Limits
+from pipeline.intake import Limits
 
 LAST_PIXEL_TAG = 0x7FE00010
 _UID_CHARACTERS = frozenset("0123456789.")

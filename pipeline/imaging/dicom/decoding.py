@@ -16,7 +16,7 @@ from pipeline.imaging.dicom.codecs import CODESTREAMS, PLUGIN, register
 from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
-from pipeline.records import Reading
+from pipeline.intake import Reading
 
 Values = NDArray[Any]
 

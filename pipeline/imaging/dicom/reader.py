@@ -26,7 +26,8 @@ from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
-from pipeline.records import DEFAULT_READING, Frame, InstanceKey, Reading
+from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.records import Frame, InstanceKey
 
 PREFIX = b"DICM"
 PREAMBLE = 128

@@ -12,7 +12,7 @@ from pipeline.imaging.files.archives import ZIP, find_members, is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.records import Limits, Reading
+from pipeline.intake import Limits, Reading
 
 _HEAD = 512
 _DICOMDIR = Limits(file_bytes=dicomdir.MOST_BYTES, frame_seconds=30.0)

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from pipeline.errors import ConfigError, Reason, UnreadableError
 from pipeline.imaging.quality import header, ocr, pixels, position
 from pipeline.imaging.quality.look import Look
-from pipeline.records import Check, Flag, Frame, Gate, Policy
+from pipeline.intake import Check, Flag, Gate, Policy
+from pipeline.records import Frame
 
 _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
     {

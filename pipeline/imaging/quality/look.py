@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.imaging.borders import white_borders
-from pipeline.records import FloatArray, Frame, Gate
+from pipeline.intake import Gate
+from pipeline.records import FloatArray, Frame
 
 SIDE = 96
 """The shorter side of the small copy has at least this many pixels, where the frame has."""

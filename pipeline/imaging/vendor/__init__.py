@@ -9,7 +9,8 @@ from pipeline.imaging.vendor.heidelberg_vol import read_vol
 from pipeline.imaging.vendor.topcon import MAGIC as TOPCON
 from pipeline.imaging.vendor.topcon import read_topcon
 from pipeline.imaging.vendor.zeiss import is_named_img, read_img
-from pipeline.records import Frame, Reading
+from pipeline.intake import Reading
+from pipeline.records import Frame
 
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 

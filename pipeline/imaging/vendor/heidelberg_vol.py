@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, spacing, to_frame, volume_uids
-from pipeline.records import DEFAULT_READING, Frame, Reading
+from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.records import Frame
 
 MAGIC = b"HSF-OCT-"
 ROOT_NOTE = "The file holds reflectivity: the grey levels are its fourth root, as HEYEX displays it."

@@ -18,7 +18,8 @@ from pipeline.imaging.dicom.codestream import codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids
-from pipeline.records import DEFAULT_READING, Frame, Limits, Reading
+from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.records import Frame
 
 MAGIC = b"FOCT"
 _HEADER_BYTES = 15

@@ -9,7 +9,8 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.grayscale import apply_range
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.volume import Volume, to_frame, volume_uids
-from pipeline.records import DEFAULT_READING, Frame, Reading
+from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.records import Frame
 
 DEPTH = 1024
 _NAME = re.compile(r"(\d{2,4})x(\d{1,4})_.*?_(OD|OS)_.*cube_(z|raw)\.img", re.IGNORECASE)

@@ -28,7 +28,7 @@ from pipeline.ingest.deidentify.pixels import blank, clear_surplus, may_show_ide
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy
 from pipeline.ingest.deidentify.verify import left, verify
-from pipeline.records import Limits, Reading
+from pipeline.intake import Limits, Reading
 
 HEAD = 512
 _DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."
