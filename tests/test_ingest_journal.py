@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.journal import Journal, _modules, appearance, binding
+from pipeline.ingest.appearance import appearance
+from pipeline.ingest.journal import Journal, _modules, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.intake import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_key

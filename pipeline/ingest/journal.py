@@ -16,8 +16,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, UnreadableError
+from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile
+from pipeline.ingest.appearance import Look, appearance
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.intake import Check
 from pipeline.records import InstanceKey
@@ -36,9 +37,6 @@ _SCHEMA = (
     "PRIMARY KEY (root, source)) WITHOUT ROWID",
 )
 _PLAIN = tuple(field.name for field in fields(SeenFrame) if field.name not in ("key", "flags", "rejection"))
-
-Look = tuple[int, int, int]
-"""What `StudyFile.stat` says."""
 
 Place = tuple[str, str]
 """A source folder, and the path of a file below it."""
@@ -245,14 +243,6 @@ def _check_owner(head: bytes) -> None:
     """Find out from the first bytes of a file whether octray made it; an empty one belongs to nobody."""
     if head and not (head.startswith(_MAGIC) and head[68:72] == _APPLICATION.to_bytes(4)):
         raise InputError(f"The {JOURNAL} that is there was not made by octray. Give --out another folder.")
-
-
-def appearance(file: StudyFile) -> Look | None:
-    """Return what a file looks like without being opened; None where it cannot be looked at."""
-    try:
-        return file.stat()
-    except UnreadableError:
-        return None
 
 
 def _to_text(read: ReadFile) -> str:

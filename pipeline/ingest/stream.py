@@ -1,6 +1,5 @@
 """Reads the files of an ingest in worker processes, where the journal does not know them, and writes each there at once."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,12 +7,12 @@ from functools import partial
 from pipeline.imaging.files.study_file import Refusal
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.journal import Journal, Look, Place, appearance
+from pipeline.ingest.appearance import Look, appearance, settled
+from pipeline.ingest.journal import Journal, Place
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.reading import Failure, How, ReadFile, collect, read_file
 from pipeline.progress import Progress
 
-_FRESH_NS = 2_000_000_000
 """FAT file systems keep the time of a change to two seconds."""
 
 Outcomes = Mapping[FileId, ReadFile]
@@ -77,18 +76,13 @@ def _refused(refusal: Refusal) -> ReadFile:
     return ReadFile(failure=Failure(refusal.reason.value, refusal.message))
 
 
-def _settled(looks: Look | None) -> Look | None:
-    """Return what a file looks like unless it was just written: it may change once more and look the same."""
-    return looks if looks and abs(time.time_ns() - looks[1]) > _FRESH_NS else None
-
-
 def _read(sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How) -> Iterator[tuple[FileId, Look | None, ReadFile]]:
     """Yield each file with how it looked before it was read, and what is in it."""
     looked: dict[FileId, Look | None] = {}
 
     def begun() -> Iterator[StudyFile]:
         for file_id, file in files.items():
-            looked[file_id] = _settled(appearance(file))
+            looked[file_id] = settled(appearance(file))
             yield file
 
     for file_id, results in zip(files, sandbox.map(partial(read_file, how=how), begun()), strict=True):

@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
+from pipeline.ingest.appearance import Look
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.journal import binding
@@ -21,9 +21,6 @@ from pipeline.ingest.reading import How
 from pipeline.intake import Reading
 
 _DIGITS = 32
-
-Look = tuple[int, int, int]
-"""What `StudyFile.stat` says."""
 
 
 def done_path(key: Path) -> Path:
@@ -40,14 +37,6 @@ def bound_to(options: Options, reading: Reading, out: Path) -> str:
         if part.is_file():
             digest.update(part.read_bytes())
     return digest.hexdigest()
-
-
-def look(file: StudyFile) -> Look | None:
-    """Return what a file looks like without being opened; None where it cannot be looked at, or may not be read."""
-    try:
-        return file.stat() if file.refusal is None else None
-    except UnreadableError:
-        return None
 
 
 class Done:

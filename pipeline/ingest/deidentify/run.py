@@ -9,8 +9,9 @@ from pathlib import Path
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.sandbox import Sandbox
+from pipeline.ingest.appearance import Look, appearance, settled
 from pipeline.ingest.deidentify import crosswalk
-from pipeline.ingest.deidentify.done import Done, Look, bound_to, done_path, look
+from pipeline.ingest.deidentify.done import Done, bound_to, done_path
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
@@ -105,7 +106,7 @@ class Run:
 
     def knows(self, file: StudyFile) -> bool:
         """Say whether a file was dealt with before, and neither it nor what was made of it has changed since."""
-        return self._known(file, look(file)) is not None
+        return self._known(file, appearance(file)) is not None
 
     def deidentify(self, files: Sequence[StudyFile], progress: Progress = silent) -> list[Made | Refused]:
         """De-identify files, those not that are known; what became of each stands at its position.
@@ -115,12 +116,13 @@ class Run:
         InputError
             Where no worker can be started within the limits, or the new files cannot be written.
         """
-        looks = [look(file) for file in files]
+        looks = [appearance(file) for file in files]
+        lasting = [settled(one) for one in looks]
         known = {number: self._known(file, looks[number]) for number, file in enumerate(files)}
         unknown = [number for number, outcome in known.items() if outcome is None]
         with closing(self._clean([files[number] for number in unknown])) as results:
             for number, (part, steps) in zip(unknown, progress(results, "de-identifying", len(unknown)), strict=True):
-                known[number] = self._one(files[number], looks[number], part, steps)
+                known[number] = self._one(files[number], lasting[number], part, steps)
         return [outcome for outcome in known.values() if outcome is not None]
 
     def _clean(self, files: Sequence[StudyFile]) -> Generator[tuple[Path, Iterator[str | Deidentified | None]], None, None]:
@@ -141,7 +143,7 @@ class Run:
             refused = Refused(file.source, reason, message, self._alias(file))
             return refused if refused.alias in self._aliases else None
         name, names_patient, *made_looks = noted
-        made = look(StudyFile(self.out / name, name))
+        made = appearance(StudyFile(self.out / name, name))
         return Made(name, names_patient) if name in self._originals and made == tuple(made_looks) else None
 
     def leave_out(self, file: StudyFile, reason: str, message: str, sha256: str = "") -> Refused:
@@ -187,7 +189,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.replace(path)
         self._originals[made.name] = sha256
-        if looked and (looks := look(StudyFile(path, made.name))):
+        if looked and (looks := appearance(StudyFile(path, made.name))):
             self._done.put(file, looked, [made.name, made.names_patient, *looks])
         return Made(made.name, made.names_patient)
 
