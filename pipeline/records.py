@@ -32,6 +32,15 @@ class Activation(StrEnum):
     SIGMOID = "sigmoid"
 
 
+class State(StrEnum):
+    """What a result says, in one word; `not_scorable` comes with a reason instead of numbers."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    UNCERTAIN = "uncertain"
+    NOT_SCORABLE = "not_scorable"
+
+
 class Fit(StrEnum):
     """How a frame of any shape comes onto the square grid of the network, its aspect ratio kept.
 
@@ -122,6 +131,8 @@ class Frame:
         Top, left, rows and columns of the box that the whole frame then takes on `pixels`, in their pixels.
     notes
         What was assumed on the way to grey levels, in sentences.
+    file_sha256
+        Hash of the bytes of the file, or of the member of an archive; empty where it was not asked for.
     """
 
     pixels: FloatArray
@@ -147,6 +158,7 @@ class Frame:
     whole_shape: tuple[int, int] | None = None
     whole_box: tuple[float, float, float, float] | None = None
     notes: tuple[str, ...] = ()
+    file_sha256: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -291,6 +303,9 @@ class Prediction:
         Whether the probability reaches the label's operating point.
     bundle_id
         Identity of the bundle that said it.
+    conformal_set
+        What cannot be ruled out at the bundle's error rate: of "present" and "absent", one or both; empty where the bundle has
+        no conformal thresholds for the label.
     """
 
     key: InstanceKey
@@ -299,6 +314,14 @@ class Prediction:
     probability: float
     positive: bool
     bundle_id: str
+    conformal_set: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> State:
+        """Uncertain where neither presence nor absence can be ruled out; otherwise what the operating point says."""
+        if len(self.conformal_set) > 1:
+            return State.UNCERTAIN
+        return State.POSITIVE if self.positive else State.NEGATIVE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -328,7 +351,21 @@ class Heatmap:
 class FramePrediction:
     """All labels of one frame, in the bundle's order, with their heatmaps where they were asked for.
 
-    `flags` is what the quality gate found in the frame and let pass.
+    Parameters
+    ----------
+    key, source, laterality
+        As in `Frame`.
+    predictions
+        One for each label.
+    heatmaps
+        One for each label, or none.
+    flags
+        What the quality gate found in the frame and let pass.
+    distance
+        How far the frame lies from those that the bundle was trained on, in units of the bundle's threshold: above 1 it is
+        refused; None where the bundle has no reference.
+    input_sha256
+        `file_sha256` of the frame.
     """
 
     key: InstanceKey
@@ -336,3 +373,6 @@ class FramePrediction:
     predictions: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...] = field(default=())
     flags: tuple[Flag, ...] = ()
+    laterality: str = ""
+    distance: float | None = None
+    input_sha256: str = ""

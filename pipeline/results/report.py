@@ -10,7 +10,6 @@ from pipeline.records import Prediction, Quarantined
 from pipeline.results.files import replacing
 from pipeline.results.markup import count, figure, percent, table
 from pipeline.results.style import STYLE
-from pipeline.results.tables import state
 from pipeline.results.worklist import ReportFrame, Study, findings, worklist
 
 FRAMES_SHOWN = 3
@@ -154,8 +153,8 @@ class _Page:
         return escape(top.label), percent(top.probability), self._state(top)
 
     def _state(self, prediction: Prediction) -> str:
-        kind = "normal" if prediction.positive and prediction.label == self._manifest.normal_label else state(prediction)
-        return f'<span class="state {kind}">{state(prediction)}</span>'
+        kind = "normal" if prediction.positive and prediction.label == self._manifest.normal_label else prediction.state
+        return f'<span class="state {kind}">{prediction.state}</span>'
 
     def _top(self, frame: ReportFrame) -> Prediction:
         predictions = frame.prediction.predictions

@@ -58,17 +58,12 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
                 "logit": float(number(prediction.logit)),
                 "probability": float(number(prediction.probability)),
                 "positive": prediction.positive,
-                "state": state(prediction),
+                "state": prediction.state.value,
             }
             for prediction in frame.predictions
         ],
         "flags": [{"check": flag.check.value, "message": flag.message} for flag in frame.flags],
     }
-
-
-def state(prediction: Prediction) -> str:
-    """Return `positive` or `negative`."""
-    return "positive" if prediction.positive else "negative"
 
 
 def number(value: float) -> str:
@@ -88,7 +83,7 @@ def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...
         number(prediction.logit),
         number(prediction.probability),
         "true" if prediction.positive else "false",
-        state(prediction),
+        prediction.state.value,
         prediction.bundle_id,
         ";".join(flag.check for flag in frame.flags),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from pipeline.records import FramePrediction, Prediction
 
@@ -16,13 +16,13 @@ class Picture:
     label
         The finding.
     path
-        The PNG file.
+        The PNG file; below the folder of results where it is relative.
     has_positive_evidence
         As in `Heatmap`.
     """
 
     label: str
-    path: Path
+    path: PurePath
     has_positive_evidence: bool
 
 

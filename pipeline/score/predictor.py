@@ -108,6 +108,8 @@ class Predictor:
                 predictions=self._predictions(item.frame.key, logits[index], calibrated[index]),
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
                 flags=item.flags,
+                laterality=item.frame.laterality,
+                input_sha256=item.frame.file_sha256,
             )
             for index, item in enumerate(admitted)
         ]

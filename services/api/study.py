@@ -13,7 +13,6 @@ from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
-from pipeline.results.tables import state
 from pipeline.score.batch import batches
 from pipeline.score.overlay import full_scale, render
 from pipeline.score.predictor import Admitted, Predictor
@@ -179,7 +178,7 @@ def _frame_answer(
             logit=prediction.logit,
             probability=prediction.probability,
             positive=prediction.positive,
-            state=state(prediction),
+            state=prediction.state,
             heatmap=heatmaps.get(prediction.label),
         )
         for prediction in predicted.predictions
