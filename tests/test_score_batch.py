@@ -1,27 +1,25 @@
 """Streaming a folder: order, failures, batches across files, and that stopping stops the reading."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError
+from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.intake import Check, Limits, Policy
 from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
-from pipeline.score.batch import Scored, score_folder
+from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom, make_frame, make_quality
 from tests.fuzz.bombs import endless_items
 from tests.test_services_api_study import make_volume
-
-Item = TypeVar("Item")
 
 
 @pytest.fixture
@@ -42,6 +40,14 @@ def studies(tmp_path: Path) -> Path:
     (root / "b" / "05x.dcm").write_bytes(b"this is only text")
     (root / "c.dcm").write_bytes(make_dicom(PixelData=None))
     return root
+
+
+def score_folder(root: Path, predictor: Predictor, batch_size: int = 16) -> Generator[Scored | Quarantined, None, None]:
+    """All that comes of the files of a folder, taken as one study."""
+    with closing(score_studies([("all", list(discover(root)))], predictor, batch_size)) as items:
+        for item in items:
+            if not isinstance(item, Ended):
+                yield item
 
 
 def name(item: Scored | Quarantined) -> tuple[str, int | None]:
@@ -101,27 +107,42 @@ def test_one_file_can_be_scored(studies: Path, predictor: Predictor) -> None:
     assert name(item) == ("00.png", 1)
 
 
-def test_an_empty_folder_gives_nothing(tmp_path: Path, predictor: Predictor) -> None:
-    (tmp_path / "empty").mkdir()
-    assert list(score_folder(tmp_path / "empty", predictor)) == []
+def test_no_studies_give_nothing(predictor: Predictor) -> None:
+    assert list(score_studies([], predictor)) == []
 
 
-def test_a_missing_folder_is_said(tmp_path: Path, predictor: Predictor) -> None:
-    with pytest.raises(InputError, match="missing"):
-        list(score_folder(tmp_path / "missing", predictor))
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_study_ends_behind_its_last_frame_or_failure(studies: Path, predictor: Predictor, batch_size: int) -> None:
+    files = {file.source: file for file in discover(studies)}
+    members = {"first": ["a.dcm", "b/00.png"], "failed": ["b/05x.dcm"], "last": ["b/01.png", "c.dcm"]}
+    given = [(study, [files[source] for source in sources]) for study, sources in members.items()]
+    seen: list[str] = []
+    for item in score_studies(given, predictor, batch_size):
+        seen.append(item.study if isinstance(item, Ended) else name(item)[0])
+    assert seen == [*["a.dcm"] * 7, "b/00.png", "first", "b/05x.dcm", "failed", "b/01.png", "c.dcm", "last"]
 
 
-def test_progress_sees_every_file(studies: Path, predictor: Predictor) -> None:
-    seen: list[int | None] = []
+def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predictor) -> None:
+    (file,) = (file for file in discover(studies) if file.source == "b/00.png")
+    taken = 0
 
-    def count(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-        seen.append(total)
-        for item in items:
-            yield item
-            seen.append(1)
+    def endless() -> Iterator[tuple[int, list[StudyFile]]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken, [file]
 
-    list(score_folder(studies, predictor, count))
-    assert seen == [16, *[1] * 16]
+    with closing(score_studies(endless(), predictor, batch_size=4)) as items:
+        for _ in range(20):
+            next(items)
+    assert taken < 20 + ITEMS_AHEAD + 4
+
+
+def test_heatmaps_are_left_out_where_not_wanted(studies: Path, predictor: Predictor) -> None:
+    files = [file for file in discover(studies) if file.source == "b/00.png"]
+    scored, _ = score_studies([("one", files)], predictor, heatmaps=False)
+    assert isinstance(scored, Scored)
+    assert scored.prediction.heatmaps == ()
 
 
 def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, predictor: Predictor) -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a study once it is scored: all that tables and report show, as JSON whose bytes depend on the results alone."""
+"""What is kept of a scored study: all that tables and report show, as JSON whose bytes depend on the results alone."""
 
 import json
 from collections.abc import Mapping

@@ -1,16 +1,14 @@
-"""Scores a folder: decodes ahead in worker processes, puts frames of all studies into batches, and streams what is found."""
+"""Scores studies: decodes ahead in worker processes, puts frames of all studies into batches, and streams what is found."""
 
-import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.progress import Progress, silent
+from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.records import Frame, FramePrediction, Quarantined
 from pipeline.score.predictor import Admitted, Predictor
 
@@ -18,6 +16,7 @@ DECODERS = 2
 BATCH_PIXELS = 2**25  # 128 MiB as float32: three radiographs, or a hundred B-scans
 
 Item = TypeVar("Item")
+Study = TypeVar("Study")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,40 +27,59 @@ class Scored:
     prediction: FramePrediction
 
 
-def score_folder(
-    root: Path, predictor: Predictor, progress: Progress = silent, batch_size: int = 16
-) -> Generator[Scored | Quarantined, None, None]:
-    """Score every study file below a folder; what cannot be read or is not meant for the bundle comes out as a failure.
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[Study]):
+    """Says that everything of a study has come out."""
+
+    study: Study
+
+
+def score_studies(
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]], predictor: Predictor, batch_size: int = 16, heatmaps: bool = True
+) -> Generator[Scored | Quarantined | Ended[Study], None, None]:
+    """Score studies as they come; what cannot be read or is not meant for the bundle comes out as a failure.
 
     Parameters
     ----------
-    root
-        A folder, or one file.
+    studies
+        Anything that names a study, with its files; taken as needed.
     predictor
         What scores.
-    progress
-        Is shown the files as they are done.
     batch_size
         Frames that are scored at once, across files and studies.
+    heatmaps
+        Whether predictions carry heatmaps.
 
     Yields
     ------
-    Scored or Quarantined
-        In the order of `discover`, and within a file in the order of its frames. Held in memory are one batch of at most
-        `BATCH_PIXELS`, and what `Sandbox.map` lets wait. Closing the iterator ends the decoding.
-
-    Raises
-    ------
-    InputError
-        Where `root` cannot be listed.
+    Scored, Quarantined or Ended
+        In the order of the studies, their files and the frames of these, and `Ended` behind the last of each study. Held in
+        memory are one batch of at most `BATCH_PIXELS`, and what `Sandbox.map` lets wait. Closing the iterator ends all reading.
     """
-    files = list(discover(root))
     with Sandbox(DECODERS, predictor.reading.limits) as sandbox:
-        read = sandbox.map(partial(read_frames, reading=predictor.reading), files)
-        outcomes = (_outcome(file, frames) for file, frames in zip(files, read, strict=True))
-        items = itertools.chain.from_iterable(progress(outcomes, "Scoring", len(files)))
-        for batch in batches((_admit(item, predictor) for item in items), batch_size):
-            yield from _score(batch, predictor)
+        items = _items(studies, sandbox, predictor)
+        for batch in batches(items, batch_size):
+            yield from _score(batch, predictor, heatmaps)
+
+
+def _items(
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, predictor: Predictor
+) -> Iterator[Admitted | Quarantined | Ended[Study]]:
+    """Read the files of all studies, several at a time, and mark where each study ends."""
+    begun: deque[tuple[StudyFile, Ended[Study] | None]] = deque()
+
+    def files() -> Iterator[StudyFile]:
+        for study, members in studies:
+            for file in members:
+                begun.append((file, Ended(study) if file is members[-1] else None))
+                yield file
+
+    for frames in sandbox.map(partial(read_frames, reading=predictor.reading), files()):
+        file, end = begun.popleft()
+        for item in _outcome(file, frames):
+            yield _admit(item, predictor)
+        if end:
+            yield end
 
 
 def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) -> Iterator[list[Item]]:
@@ -107,9 +125,11 @@ def _admit(item: Frame | Quarantined, predictor: Predictor) -> Admitted | Quaran
         return Quarantined(item.source, error.reason, str(error), item.key.frame_number)
 
 
-def _score(pending: list[Admitted | Quarantined], predictor: Predictor) -> Iterator[Scored | Quarantined]:
+def _score(
+    pending: list[Admitted | Quarantined | Ended[Study]], predictor: Predictor, heatmaps: bool
+) -> Iterator[Scored | Quarantined | Ended[Study]]:
     admitted = [item for item in pending if isinstance(item, Admitted)]
-    predictions = iter(predictor.predict_admitted(admitted))
+    predictions = iter(predictor.predict_admitted(admitted, heatmaps))
     for item in pending:
         yield Scored(item.frame, next(predictions)) if isinstance(item, Admitted) else item
 

@@ -1,0 +1,109 @@
+"""Which files make a study, and how one sees that they changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from pipeline.imaging.dicom.study import stated_study
+from pipeline.imaging.sources import StudyFile, discover
+from pipeline.intake import Limits
+from pipeline.job.work import Grouping, Shard, StudyFiles, packed, unpacked
+from tests.builders import make_dataset, make_dicom, make_zip
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Two studies scattered over two folders, an archive, a picture, text and a link that leads out."""
+    root = tmp_path / "studies"
+    for folder in ("a", "b"):
+        (root / folder).mkdir(parents=True)
+        for number in (1, 2):
+            (root / folder / f"{number}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{number}"))
+    (root / "c.zip").write_bytes(make_zip({"3.dcm": make_dicom(StudyInstanceUID="1.2.1"), "x.txt": b"text"}))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / "d.png")
+    (root / "e.dcm").write_bytes(make_dicom(StudyInstanceUID=None))
+    (root / "f.dcm").symlink_to(tmp_path / "outside.dcm")
+    (tmp_path / "outside.dcm").write_bytes(make_dicom())
+    return root
+
+
+def grouped(root: Path, grouping: Grouping | None = None, shard: Shard = Shard()) -> list[StudyFiles]:  # noqa: B008
+    return (grouping or Grouping()).studies(discover(root), Limits(), shard)
+
+
+def test_files_of_one_study_come_together_wherever_they_lie(studies: Path) -> None:
+    found = {study.key: [file.source for file in study.files] for study in grouped(studies)}
+    assert found == {
+        "study:1.2.1": ["a/1.dcm", "b/1.dcm", "c.zip/3.dcm"],
+        "study:1.2.2": ["a/2.dcm", "b/2.dcm"],
+        "file:c.zip/x.txt": ["c.zip/x.txt"],
+        "file:d.png": ["d.png"],
+        "file:e.dcm": ["e.dcm"],
+        "file:f.dcm": ["f.dcm"],
+    }
+
+
+def test_files_are_the_same_after_they_were_stored(studies: Path) -> None:
+    for study in grouped(studies):
+        assert unpacked(packed(study, studies), studies) == study.files
+
+
+def test_every_study_is_in_one_shard(studies: Path) -> None:
+    whole = [study.key for study in grouped(studies)]
+    parts = [[study.key for study in grouped(studies, shard=Shard(number, 3))] for number in (1, 2, 3)]
+    assert sorted(key for part in parts for key in part) == sorted(whole)
+
+
+def test_a_fingerprint_changes_with_the_files_of_its_study_alone(studies: Path) -> None:
+    grouping = Grouping()
+    before = {study.key: study.fingerprint for study in grouped(studies, grouping)}
+    assert before == {study.key: study.fingerprint for study in grouped(studies)}
+    (studies / "b" / "4.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.2"))
+    after = {study.key: study.fingerprint for study in grouped(studies, grouping)}
+    assert {key for key in after if after[key] != before[key]} == {"study:1.2.2"}
+
+
+def stated(path: Path) -> str:
+    (uid,) = stated_study(StudyFile(path, path.name))
+    return uid
+
+
+def test_the_study_of_a_deflated_file_is_found(tmp_path: Path) -> None:
+    dataset = make_dataset(StudyInstanceUID="1.2.9")
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    assert stated(tmp_path / "x.dcm") == "1.2.9"
+
+
+def test_the_study_of_a_file_with_a_long_header_is_found(tmp_path: Path) -> None:
+    dataset = make_dataset(StudyInstanceUID="1.2.9")
+    dataset.add_new(0x00091010, "UN", bytes(2**17))
+    dataset.add_new(0x00090010, "LO", "OCTRAY TEST")
+    dataset.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    assert stated(tmp_path / "x.dcm") == "1.2.9"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", make_dicom()[:200], make_dicom(StudyInstanceUID="")])
+def test_what_states_no_study_is_one_of_its_own(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.dcm").write_bytes(content)
+    assert stated(tmp_path / "x.dcm") == ""
+
+
+def test_the_study_is_that_of_the_frames(tmp_path: Path, shared_data: Path) -> None:
+    from pipeline.errors import UnreadableError
+    from pipeline.imaging.sources import read_frames
+
+    compared = 0
+    for file in discover(shared_data / "dicom-samples"):
+        (uid,) = stated_study(file)
+        try:
+            frame = next(read_frames(file), None)
+        except UnreadableError:
+            continue
+        if uid and frame:
+            assert frame.key.study_instance_uid == uid, file.source
+            compared += 1
+    assert compared > 60
