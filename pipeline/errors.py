@@ -46,6 +46,10 @@ class DownloadError(OctrayError):
     """Weights or data could not be fetched, or are not what their checksum says."""
 
 
+class LedgerError(OctrayError):
+    """The database that holds the ledger cannot be used."""
+
+
 class Reason(StrEnum):
     """Why a file or a frame could not be read or was refused; stable codes that others may rely on.
 

@@ -3,7 +3,8 @@
 import io
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,21 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from pipeline.evaluate.metrics import Sample
+from pipeline.imaging.sources import discover
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import Activation, Frame, FramePrediction, InstanceKey, OperatingPoint, Prediction, Preprocessing
+from pipeline.records import (
+    Activation,
+    Frame,
+    FramePrediction,
+    InstanceKey,
+    OperatingPoint,
+    Prediction,
+    Preprocessing,
+    Quarantined,
+)
+from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.predictor import Predictor
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -237,3 +250,11 @@ def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: 
     """What a bundle's manifest says of the quality gate: it refuses what the bundle was not made for, unless told otherwise."""
     refused = {Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}
     return {"policies": refused | dict(policies or {}), "smallest_side": smallest_side}
+
+
+def score_folder(root: Path, predictor: Predictor, batch_size: int = 16) -> Generator[Scored | Quarantined, None, None]:
+    """All that comes of the files of a folder, taken as one study."""
+    with closing(score_studies([("all", list(discover(root)))], predictor, batch_size)) as items:
+        for item in items:
+            if not isinstance(item, Ended):
+                yield item

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.server_postgres import postgres_url  # noqa: F401 - a fixture
+
 settings.register_profile("octray", deadline=None)
 settings.load_profile("octray")
 

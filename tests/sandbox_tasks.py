@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.sources import read_frames
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
+from pipeline.records import Frame
 
 
 def count(number: int) -> Iterator[int]:
@@ -40,6 +42,12 @@ def crash(number: int) -> Iterator[int]:
 def abort(_: object) -> Iterator[int]:
     yield 1
     os.abort()
+
+
+def crash_on_name(file: StudyFile, reading: Reading) -> Iterator[Frame]:
+    if file.source.startswith("crash"):
+        os.abort()
+    yield from read_frames(file, reading)
 
 
 def hang(_: object) -> Iterator[int]:

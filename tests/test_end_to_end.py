@@ -32,11 +32,11 @@ from pipeline.ingest.phantom import write_phantom
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.records import Fit, FloatArray, Frame, Preprocessing, Split
-from pipeline.score.batch import Scored, score_folder
+from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
 from services.api.app import create_app
 from services.api.settings import Settings
-from tests.builders import make_bundle, make_dicom
+from tests.builders import make_bundle, make_dicom, score_folder
 from tests.conftest import Trained
 
 # One pixel path

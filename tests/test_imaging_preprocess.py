@@ -16,12 +16,12 @@ from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.ingest.frames import prepared_frames
 from pipeline.intake import Limits, Reading
 from pipeline.records import Fit, ImageRecord, Preprocessing, Split
-from pipeline.score.batch import Scored, score_folder
+from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
 from services.api.settings import Settings
 from services.api.study import score_study
 from services.api.uploads import Upload
-from tests.builders import make_bundle, make_encapsulated, make_pixels
+from tests.builders import make_bundle, make_encapsulated, make_pixels, score_folder
 
 SIDES = st.integers(1, 400)
 FITS = st.sampled_from(list(Fit))

@@ -10,7 +10,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.intake import Limits
-from pipeline.job.work import Grouping, Shard, StudyFiles, packed, unpacked
+from pipeline.job.shard import Shard
+from pipeline.job.work import Grouping, StudyFiles, packed, unpacked
 from tests.builders import make_dataset, make_dicom, make_zip
 
 

@@ -1,7 +1,7 @@
 """Streaming a folder: order, failures, batches across files, and that stopping stops the reading."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_dicom, make_frame, make_quality
+from tests.builders import make_bundle, make_dicom, make_frame, make_quality, score_folder
 from tests.fuzz.bombs import endless_items
 from tests.test_services_api_study import make_volume
 
@@ -40,14 +40,6 @@ def studies(tmp_path: Path) -> Path:
     (root / "b" / "05x.dcm").write_bytes(b"this is only text")
     (root / "c.dcm").write_bytes(make_dicom(PixelData=None))
     return root
-
-
-def score_folder(root: Path, predictor: Predictor, batch_size: int = 16) -> Generator[Scored | Quarantined, None, None]:
-    """All that comes of the files of a folder, taken as one study."""
-    with closing(score_studies([("all", list(discover(root)))], predictor, batch_size)) as items:
-        for item in items:
-            if not isinstance(item, Ended):
-                yield item
 
 
 def name(item: Scored | Quarantined) -> tuple[str, int | None]:

@@ -1,7 +1,8 @@
 """Progress bars on standard error."""
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -20,3 +21,35 @@ def bar(items: Iterable[Item], description: str, total: int | None = None) -> It
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+class Advance(Protocol):
+    """Moves a bar."""
+
+    def __call__(self, total: int, done: int, failed: int) -> None:
+        """So many of `total` studies are done now, and so many files and frames were not scored."""
+
+
+@contextmanager
+def study_bar(description: str) -> Iterator[Advance]:
+    """Show a bar of studies with their rate, the time left, and what was not scored."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} not scored"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=None, rate="", failed=0)
+
+        def advance(total: int, done: int, failed: int) -> None:
+            speed = progress.tasks[task].speed
+            rate = f"{speed:.1f} a second" if speed else ""
+            progress.update(task, total=total, completed=done, failed=failed, rate=rate)
+
+        yield advance

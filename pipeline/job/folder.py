@@ -3,9 +3,8 @@
 import fcntl
 import hashlib
 import json
-import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
@@ -23,18 +22,8 @@ PREDICTIONS, PARQUET, FAILURES = "predictions.csv", "predictions.parquet", "fail
 REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
 _LEDGER, _RUN, _LOCK, _UNSAVED = "ledger.sqlite", "run.json", "lock", "unsaved.jsonl"
-_MADE = (
-    PREDICTIONS,
-    PARQUET,
-    FAILURES,
-    REPORT,
-    "report-*.html",
-    f"{HEATMAPS}/*_f[0-9][0-9][0-9][0-9]*_*.png",
-    f"{TRACES}/*.trace.json",
-    f"{OBJECTS}/*.dcm",
-    f"{STATE}/{_LEDGER}*",
-    f"{STATE}/{_UNSAVED}",
-)
+_PIECES = (f"{HEATMAPS}/*_f[0-9][0-9][0-9][0-9]*_*.png", f"{TRACES}/*.trace.json", f"{OBJECTS}/*.octray.dcm")
+_WHOLE = (PREDICTIONS, PARQUET, FAILURES, REPORT, "report-*.html", f"{STATE}/{_LEDGER}*", f"{STATE}/{_UNSAVED}")
 _ROOMS = ("errors.py", "records.py", "intake.py", "cells.py", "imaging", "evaluate", "model", "score", "results", "job")
 _LIBRARIES = ("highdicom", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "scipy", "tifffile")
 
@@ -81,7 +70,7 @@ class ResultsFolder:
         except BlockingIOError:
             lock.close()
             raise InputError(
-                f"Another octray writes its results to {self.path.resolve().name}. Wait until it is done, or give another --out."
+                f"Another octray writes to {self.path.resolve().name}. Wait until it is done, or give another --out."
             ) from None
         self._lock = lock
         return self
@@ -126,9 +115,17 @@ class ResultsFolder:
 
     def clear(self) -> None:
         """Remove what octray wrote here, and nothing else."""
-        for pattern in _MADE:
+        for pattern in _WHOLE:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
+        self.keep_pieces(frozenset())
+
+    def keep_pieces(self, names: Collection[str]) -> None:
+        """Remove the pictures and the like that octray wrote, but for those of these names, and nothing that others wrote."""
+        for pattern in _PIECES:
+            for path in self.path.glob(pattern):
+                if path.relative_to(self.path).as_posix() not in names:
+                    path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -159,4 +156,4 @@ def _modules(place: Traversable) -> list[Traversable]:
 
 def base_of(studies: Path) -> Path:
     """Return the folder below which the sources of `discover` lie."""
-    return Path(os.path.abspath(studies if studies.is_dir() else studies.parent))
+    return (studies if studies.is_dir() else studies.parent).absolute()

@@ -13,6 +13,7 @@ from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.intake import Limits
+from pipeline.job.shard import Shard
 
 _SCANNERS = 2
 
@@ -35,26 +36,6 @@ class StudyFiles:
     key: str
     files: tuple[StudyFile, ...]
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several parts into which studies are divided by their key, so that machines share them without talking.
-
-    Parameters
-    ----------
-    number
-        From 1 to `of`.
-    of
-        How many parts there are.
-    """
-
-    number: int = 1
-    of: int = 1
-
-    def has(self, key: str) -> bool:
-        """Say whether a study belongs to this part; each belongs to exactly one."""
-        return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:8]) % self.of == self.number - 1
 
 
 class Grouping:
@@ -94,6 +75,11 @@ class Grouping:
         return [StudyFiles(key, tuple(file for file, _ in group), _fingerprint(group)) for key, group in groups.items()]
 
 
+def changed_at(study: StudyFiles) -> float:
+    """Return when a file of a study was last written, moved or touched, in seconds since 1970, by the clock of its disk."""
+    return max((_changed(file.path) for file in study.files), default=0.0)
+
+
 def packed(study: StudyFiles, base: Path) -> bytes:
     """Return the files of a study as JSON, their paths below `base`."""
     return json.dumps([_file(file, base) for file in study.files], separators=(",", ":")).encode()
@@ -117,6 +103,13 @@ def _looks(file: StudyFile) -> tuple[int, int, int] | None:
         return file.stat()
     except UnreadableError:
         return None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_ctime
+    except OSError:
+        return 0.0
 
 
 def _fingerprint(group: Iterable[tuple[StudyFile, tuple[int, int, int] | None]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import guarded
-from pipeline.records import FramePrediction, Prediction, Quarantined
+from pipeline.records import FramePrediction, Prediction, Quarantined, State
 from pipeline.results.files import replacing
 
 PREDICTION_COLUMNS = (
@@ -63,6 +63,17 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
             for prediction in frame.predictions
         ],
         "flags": [{"check": flag.check.value, "message": flag.message} for flag in frame.flags],
+    }
+
+
+def failure_record(failure: Quarantined) -> dict[str, Any]:
+    """Return a file or frame that was not scored as a JSON object; its state is `not_scorable`."""
+    return {
+        "source": failure.source,
+        "frame_number": failure.frame_number,
+        "state": State.NOT_SCORABLE.value,
+        "reason": str(failure.reason),
+        "message": failure.message,
     }
 
 

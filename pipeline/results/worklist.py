@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from pipeline.records import FramePrediction, Prediction
+from pipeline.records import FramePrediction, Prediction, State
+
+URGENT = 2
+"""Rank of a study with a finding that is positive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +69,28 @@ def worklist(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[S
     return tuple(sorted(studies, key=lambda study: urgency(study.frames[0].prediction.predictions, normal_label), reverse=True))
 
 
-def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[bool, float]:
-    """Return what frames are sorted by: whether a finding is positive, and the highest probability among those that count."""
+def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[int, float]:
+    """Return what frames are sorted by: a rank, and the highest probability among the findings that give it.
+
+    The rank is `URGENT` where a finding is positive, 1 where one is uncertain, else 0.
+    """
     found = findings(predictions, normal_label)
-    positive = [prediction.probability for prediction in found if prediction.positive]
-    return bool(positive), max(positive or [prediction.probability for prediction in found], default=0.0)
+    ranks = {State.POSITIVE: URGENT, State.UNCERTAIN: 1}
+    return max(((ranks.get(one.state, 0), one.probability) for one in found), default=(0, 0.0))
+
+
+def urgency_of(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[int, float]:
+    """Return the urgency of a study: that of its most urgent frame."""
+    return max((urgency(frame.prediction.predictions, normal_label) for frame in frames), default=(0, 0.0))
 
 
 def findings(predictions: Sequence[Prediction], normal_label: str | None) -> list[Prediction]:
-    """Return the labels other than the normal one: positives first, then by falling probability."""
+    """Return the labels other than the normal one: positives first, then uncertain ones, each by falling probability."""
     others = [prediction for prediction in predictions if prediction.label != normal_label]
-    return sorted(others, key=lambda prediction: (not prediction.positive, -prediction.probability))
+    order = (State.POSITIVE, State.UNCERTAIN)
+    return sorted(others, key=lambda one: (*(one.state is not state for state in order), -one.probability))
 
 
 def _study(uid: str, group: list[ReportFrame], normal_label: str | None) -> Study:
     frames = sorted(group, key=lambda frame: urgency(frame.prediction.predictions, normal_label), reverse=True)
-    return Study(uid, tuple(frames), urgency(frames[0].prediction.predictions, normal_label)[0])
+    return Study(uid, tuple(frames), urgency_of(frames, normal_label)[0] == URGENT)

@@ -53,4 +53,4 @@ def _in_whole(file: StudyFile) -> str:
 
 
 def _is_behind(tag: BaseTag, *_: object) -> bool:
-    return tag > _STUDY
+    return bool(tag > _STUDY)

@@ -1,0 +1,214 @@
+"""A folder of studies into a folder of results: plans the studies, has them scored, and writes what people read."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.imaging.sources import StudyFile, discover
+from pipeline.job.folder import ResultsFolder, base_of, code_version
+from pipeline.job.loop import Loop
+from pipeline.job.scorer import Scorer
+from pipeline.job.shard import Shard
+from pipeline.job.summary import summarise
+from pipeline.job.unsaved import Unsaved
+from pipeline.job.work import Grouping, StudyFiles, changed_at, packed
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.types import Order, StudyWork
+from pipeline.model.bundle import Bundle
+from pipeline.progress import Progress
+from pipeline.results.record import StudyRecord
+from pipeline.results.totals import Totals
+from pipeline.score.predictor import Predictor
+
+
+class Audience(Protocol):
+    """Who is told how a job goes."""
+
+    def planned(self, total: int, records: Iterator[StudyRecord]) -> None:
+        """So many studies are there; `records` are those of the ones that an earlier run has finished."""
+
+    def done(self, record: StudyRecord) -> None:
+        """A study is finished: what it says is in the ledger, and its pictures are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be scored, and what is to be written.
+
+    Parameters
+    ----------
+    studies
+        A folder, or one file.
+    out
+        Folder of the results.
+    heatmaps
+        Whether heatmaps are drawn.
+    shard
+        Which part of the studies.
+    ledger
+        Address of the database that holds the ledger; empty: a file among the results.
+    """
+
+    studies: Path
+    out: Path
+    heatmaps: bool = True
+    shard: Shard = field(default_factory=Shard)
+    ledger: str = ""
+
+    def facts(self, bundle_id: str) -> dict[str, object]:
+        """Return all that results depend on beside the studies themselves: results with other facts are begun anew."""
+        return {
+            "bundle": bundle_id,
+            "studies": os.fsencode(self.studies.absolute()).hex(),
+            "heatmaps": self.heatmaps,
+            "shard": [self.shard.number, self.shard.of],
+            "ledger": self.ledger,
+            "code": code_version(),
+        }
+
+
+class Job:
+    """One request on its way; `score` once for a folder, or again and again for one in which studies arrive.
+
+    Parameters
+    ----------
+    request
+        What to do.
+    bundle, predictor
+        What scores.
+    folder
+        Entered already.
+    audience
+        Who is told.
+    progress
+        Shows how the report is written.
+
+    Attributes
+    ----------
+    totals
+        Of the last time that tables and report were written.
+    faults
+        Why pictures could not be drawn, one for each.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        predictor: Predictor,
+        bundle: Bundle,
+        folder: ResultsFolder,
+        audience: Audience,
+        progress: Progress,
+    ) -> None:
+        self._request = request
+        self._bundle = bundle
+        self._folder = folder
+        self._audience = audience
+        self._progress = progress
+        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.heatmaps)
+        self._grouping = Grouping()
+        self.faults: list[str] = []
+        self.totals = Totals()
+
+    def score(self) -> None:
+        """Score everything that is there and not finished yet, and write tables and report, even where that is interrupted."""
+        with self._ledger() as ledger:
+            studies = self._studies(discover(self._request.studies))
+            _plan(ledger, studies, self._scorer.base)
+            ledger.keep({study.key for study in studies})
+            try:
+                self._work(ledger, len(studies))
+            finally:
+                with undisturbed():
+                    self._write(ledger)
+
+    def watch(self, quiet: float, pause: Callable[[float], None] = time.sleep) -> None:
+        """Score studies as they arrive, each once nothing of it has changed for `quiet` seconds, until interrupted.
+
+        Results of studies whose files have been taken away stay.
+        """
+        with self._ledger() as ledger:
+            while True:
+                found = discover(self._request.studies, self._grouping.is_known)
+                studies = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
+                if _plan(ledger, studies, self._scorer.base) or ledger.unfinished():
+                    try:
+                        self._work(ledger, len(studies))
+                    finally:
+                        with undisturbed():
+                            self._write(ledger)
+                pause(max(1.0, quiet / 4))
+
+    @contextmanager
+    def _ledger(self) -> Iterator[Ledger]:
+        run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id))
+        with Ledger(self._request.ledger or self._folder.ledger, run.key) as ledger:
+            if run.goes_on:
+                ledger.take_over()
+                _reopen(ledger, self._folder.path)
+            yield ledger
+
+    def _studies(self, files: Iterator[StudyFile]) -> list[StudyFiles]:
+        return self._grouping.studies(files, self._scorer.predictor.reading.limits, self._request.shard)
+
+    def _work(self, ledger: Ledger, total: int) -> None:
+        finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
+        self._audience.planned(total, finished)
+        loop = Loop(ledger, Unsaved(self._folder.unsaved), self._audience.done)
+        try:
+            loop.work(self._scorer.outcomes)
+        finally:
+            self.faults += loop.faults
+
+    def _write(self, ledger: Ledger) -> None:
+        self._folder.keep_pieces(_pieces(ledger))  # not those of studies that changed, or that a kill cut off
+        self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold interrupts back until the block is done, so that tables and report are never left half written."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: held.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _plan(ledger: Ledger, studies: list[StudyFiles], base: Path) -> int:
+    """Enter studies into the ledger; return how many are new or have changed."""
+    return ledger.add(
+        StudyWork(study.key, position, study.fingerprint, packed(study, base)) for position, study in enumerate(studies)
+    )
+
+
+def _reopen(ledger: Ledger, folder: Path) -> None:
+    """Have studies scored again of which something is gone that was written."""
+    lost = [
+        outcome.id
+        for outcome in ledger.outcomes(Order.POSITION)
+        if any(_size(folder / output.name) != output.size for output in outcome.outputs)
+    ]
+    ledger.reopen(lost)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _pieces(ledger: Ledger) -> set[str]:
+    return {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}

@@ -1,0 +1,123 @@
+"""Scores claimed studies on this machine, and writes what belongs to each of them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import Reason
+from pipeline.imaging.sources import StudyFile
+from pipeline.job.outputs import Drawer, Drawings
+from pipeline.job.work import unpacked
+from pipeline.ledger.types import Claim, Outcome
+from pipeline.records import Quarantined
+from pipeline.results.record import StudyRecord
+from pipeline.results.worklist import ReportFrame, urgency_of
+from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.predictor import Predictor
+
+MOST_ATTEMPTS = 3
+"""How often a study is tried that kills the process that reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A study that was scored.
+
+    Parameters
+    ----------
+    claim
+        The study.
+    outcome
+        What the ledger keeps of it; None where it killed the process that read it, and is to be tried again.
+    faults
+        Why pictures of it could not be drawn, one for each.
+    """
+
+    claim: Claim
+    outcome: Outcome | None
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Study:
+    """A study of which not everything is known or written."""
+
+    claim: Claim
+    frames: list[ReportFrame] = field(default_factory=list)
+    failures: list[Quarantined] = field(default_factory=list)
+    drawings: Drawings = field(default_factory=Drawings)
+
+    def is_to_be_tried_again(self) -> bool:
+        crashed = any(failure.reason == Reason.DECODER_CRASH for failure in self.failures)
+        return crashed and self.claim.attempt < MOST_ATTEMPTS
+
+    def record(self) -> StudyRecord:
+        kind, _, stated = self.claim.key.partition(":")
+        uid = stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
+        return StudyRecord(uid, tuple(self.frames), tuple(self.failures))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scorer:
+    """Scores studies with one bundle.
+
+    Parameters
+    ----------
+    predictor
+        What scores.
+    base
+        Folder below which the sources of the studies lie.
+    folder
+        That of the results.
+    heatmaps
+        Whether heatmaps are drawn.
+    """
+
+    predictor: Predictor
+    base: Path
+    folder: Path
+    heatmaps: bool = True
+
+    def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
+        """Score studies in the order of their claims, which are taken as needed; a study is done when all of it is written."""
+        begun: deque[_Study] = deque()
+        ended: deque[_Study] = deque()
+
+        def studies() -> Iterator[tuple[_Study, tuple[StudyFile, ...]]]:
+            for claim in claims:
+                begun.append(_Study(claim))
+                yield begun[-1], unpacked(claim.work, self.base)
+
+        with (
+            Drawer(self.folder, self.predictor.manifest) as drawer,
+            closing(score_studies(studies(), self.predictor, heatmaps=self.heatmaps)) as items,
+        ):
+            for item in items:
+                if isinstance(item, Scored):
+                    begun[0].frames.append(drawer.draw(item, begun[0].drawings))
+                elif isinstance(item, Ended):
+                    ended.append(begun.popleft())
+                else:
+                    begun[0].failures.append(item)
+                while ended and ended[0].drawings.is_done():
+                    yield self._done(ended.popleft())
+            yield from map(self._done, ended)
+
+    def _done(self, study: _Study) -> Done:
+        outputs, faults = study.drawings.outputs()
+        if study.is_to_be_tried_again():
+            return Done(study.claim, None)
+        urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
+        return Done(study.claim, Outcome(study.claim.id, study.record().to_json(), *urgency, outputs), faults)
+
+
+def killed(claim: Claim, base: Path) -> Done:
+    """Return what is said of a study whose worker was killed: it is to be tried again, or was tried often enough."""
+    if claim.attempt < MOST_ATTEMPTS:
+        return Done(claim, None)
+    message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
+    study = _Study(claim)
+    study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in unpacked(claim.work, base))
+    return Done(claim, Outcome(claim.id, study.record().to_json(), 0, 0.0))

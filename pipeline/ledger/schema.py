@@ -1,0 +1,31 @@
+"""The tables of a ledger, on SQLite and on PostgreSQL."""
+
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text
+
+VERSION = 1
+PENDING, HELD, FINISHED = 0, 1, 2
+
+metadata = MetaData()
+
+about = Table("octray_ledger", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+studies = Table(
+    "octray_studies",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("work", LargeBinary, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("record", LargeBinary),
+    Column("rank", SmallInteger),
+    Column("probability", Double),
+    Column("outputs", Text),
+    Index("octray_studies_key", "run", "key", unique=True),
+    Index("octray_studies_state", "run", "state", "position"),
+)

@@ -1,0 +1,86 @@
+"""What goes into a ledger and comes out of it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Order(StrEnum):
+    """In which order outcomes are read: as the studies were found, or the most urgent first."""
+
+    POSITION = "position"
+    URGENCY = "urgency"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyWork:
+    """A study that is to be worked on.
+
+    Parameters
+    ----------
+    key
+        Names it within its run.
+    position
+        Its place among the others.
+    fingerprint
+        Changes where the study does.
+    work
+        What the worker has to know; the ledger does not look into it.
+    """
+
+    key: str
+    position: int
+    fingerprint: str
+    work: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A study that one owner works on until its lease runs out; `attempt` starts at 1, the rest as in `StudyWork`."""
+
+    id: int
+    key: str
+    fingerprint: str
+    attempt: int
+    work: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that was written, known by its content.
+
+    Parameters
+    ----------
+    name
+        Path below the folder of results, with forward slashes.
+    sha256
+        Of its bytes; empty where it could not be written.
+    size
+        In bytes.
+    """
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a study.
+
+    Parameters
+    ----------
+    id
+        As in its `Claim`.
+    record
+        What is kept of it; the ledger does not look into it.
+    rank, probability
+        How urgent it is: a higher rank comes first, and within it a higher probability.
+    outputs
+        The files that were written.
+    """
+
+    id: int
+    record: bytes
+    rank: int
+    probability: float
+    outputs: tuple[Output, ...] = ()

@@ -1,0 +1,81 @@
+"""A PostgreSQL server of the tests' own: started in a temporary folder, on loopback, and ended with the tests."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_SECONDS = 60
+
+
+def find_programs() -> Path | None:
+    """Return the folder of `initdb` and `postgres`; Debian does not put it on the PATH."""
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if found := shutil.which("initdb"):
+        places.append(Path(found).resolve().parent)
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
+    """Run a server, and give the address of its database."""
+    programs = find_programs()
+    assert programs is not None
+    folder = Path(tempfile.mkdtemp(prefix="octray-postgres-"))
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if as_user:
+        shutil.chown(folder, "postgres")
+    port = free_port()
+    subprocess.run(
+        [*as_user, programs / "initdb", "--auth=trust", "--username=octray", "--encoding=UTF8", "-D", folder / "data"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    command = [*as_user, programs / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    try:
+        _await(port)
+        yield f"postgresql://octray@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _await(port: int) -> None:
+    import pg8000.exceptions
+    import pg8000.native
+
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        try:
+            pg8000.native.Connection("octray", host="127.0.0.1", port=port, database="postgres").close()
+            return
+        except (pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Address of a PostgreSQL database; tests that need it are skipped where there is no server."""
+    if find_programs() is None:
+        pytest.skip("PostgreSQL is not here: install Debian's package postgresql")
+    with running_postgres() as url:
+        yield url

@@ -1,0 +1,259 @@
+"""A folder of results: runs that are killed go on, two do not mix, and what is finished is not scored again."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cli.main import main
+from pipeline.errors import LedgerError
+from pipeline.imaging.sources import StudyFile
+from pipeline.job.loop import Loop
+from pipeline.job.scorer import Done, killed
+from pipeline.job.unsaved import Unsaved
+from pipeline.job.work import StudyFiles, packed
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.types import Claim, Order, Outcome, StudyWork
+from pipeline.model.bundle import Bundle
+from pipeline.results.record import StudyRecord
+from pipeline.score import batch
+from tests.builders import make_bundle, make_dicom
+from tests.sandbox_tasks import crash_on_name
+from tests.server_postgres import find_programs, running_postgres
+from tests.test_cli_score import contents, rows
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Sixty files of thirty studies, scattered; two of them unreadable."""
+    root = tmp_path / "studies"
+    for folder in ("a", "b"):
+        (root / folder).mkdir(parents=True)
+        for number in range(30):
+            pixels = np.random.default_rng(number).integers(0, 4000, (40, 50), np.uint16)
+            content = make_dicom(pixels, StudyInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.{ord(folder)}")
+            (root / folder / f"{number:02}.dcm").write_bytes(content)
+    (root / "b" / "text.dcm").write_text("not DICOM")
+    (root / "b" / "cut.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.3")[:-500])
+    return root
+
+
+def arguments(studies: Path, bundle: Bundle, out: Path, *more: str) -> list[str]:
+    return ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), *more]
+
+
+def start(*given: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli.main", *given]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(arguments(studies, bundle, tmp_path / "whole")) == 1
+    killed, seconds, ended = tmp_path / "killed", 1.6, None
+    while ended is None:
+        with start(*arguments(studies, bundle, killed, "--json")) as process:
+            try:
+                process.wait(seconds)
+                ended = process.returncode
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+        seconds += 0.5
+    assert ended == 1
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_a_kill_in_the_middle_keeps_what_was_finished(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    with start(*arguments(studies, bundle, out, "--json")) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+    state = json.loads((out / ".octray" / "run.json").read_text())
+    with Ledger(f"sqlite:///{out / '.octray' / 'ledger.sqlite'}", state["run"]) as ledger:
+        assert ledger.unfinished() < 30
+    assert main(arguments(studies, bundle, out)) == 1
+    assert len(rows(out / "predictions.csv")) == 2 * 60
+
+
+def test_a_second_run_scores_only_what_is_new_or_has_changed(
+    studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    main(arguments(studies, bundle, out))
+    before = contents(out)
+    scored: list[str] = []
+    take = Loop._take
+
+    def note(self: Loop, done: Done) -> None:
+        scored.append(done.claim.key)
+        take(self, done)
+
+    monkeypatch.setattr(Loop, "_take", note)
+    assert main(arguments(studies, bundle, out)) == 1
+    assert scored == []
+    assert contents(out) == before
+    Image.fromarray(np.arange(2500, dtype=np.uint8).reshape(50, 50)).save(studies / "new.png")
+    (studies / "a" / "05.dcm").write_bytes((studies / "a" / "06.dcm").read_bytes())
+    (studies / "b" / "07.dcm").unlink()
+    main(arguments(studies, bundle, out))
+    assert sorted(scored) == ["file:new.png", "study:1.2.5", "study:1.2.6", "study:1.2.7"]
+    main(arguments(studies, bundle, tmp_path / "fresh"))
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_another_bundle_begins_anew(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    main(arguments(studies, bundle, tmp_path / "results"))
+    other = make_bundle(tmp_path / "other", temperature=3.0)
+    main(arguments(studies, other, tmp_path / "results"))
+    main(arguments(studies, other, tmp_path / "fresh"))
+    assert contents(tmp_path / "results") == contents(tmp_path / "fresh")
+
+
+def test_a_heatmap_that_is_gone_is_drawn_again(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    main(arguments(studies, bundle, out))
+    before = contents(out)
+    for path in sorted((out / "heatmaps").iterdir())[:3]:
+        path.unlink()
+    main(arguments(studies, bundle, out))
+    assert contents(out) == before
+
+
+def test_a_second_run_on_one_folder_is_refused(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    (out / ".octray").mkdir(parents=True)
+    with (out / ".octray" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(arguments(studies, bundle, out)) == 2
+    assert "Another octray writes to results. Wait until it is done, or give another --out." in capsys.readouterr().err
+    assert main(arguments(studies, bundle, out)) == 1
+
+
+def test_shards_share_the_studies(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    main(arguments(studies, bundle, tmp_path / "whole"))
+    parts = []
+    for number in (1, 2, 3):
+        main(arguments(studies, bundle, tmp_path / f"part{number}", "--shard", f"{number}/3"))
+        parts += rows(tmp_path / f"part{number}" / "predictions.csv")
+    whole = rows(tmp_path / "whole" / "predictions.csv")
+    assert sorted(map(str, parts)) == sorted(map(str, whole))
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", ""])
+def test_a_wrong_shard_is_said(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", "x", "--bundle", "x", "--out", "x", "--shard", shard])
+    assert caught.value.code == 2
+    assert "must read I/N" in capsys.readouterr().err
+
+
+def test_no_heatmaps_are_drawn_where_none_are_wanted(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    assert main(arguments(studies, bundle, tmp_path / "results", "--no-heatmaps")) == 1
+    assert list((tmp_path / "results" / "heatmaps").iterdir()) == []
+    assert "<img" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_watched_folder_is_scored_as_studies_arrive(bundle: Bundle, tmp_path: Path) -> None:
+    studies, out = tmp_path / "inbox", tmp_path / "results"
+    studies.mkdir()
+    with start(*arguments(studies, bundle, out, "--json", "--watch", "0.5")) as process:
+        assert process.stdout is not None
+        for number in range(2):
+            (studies / f"{number}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{number}"))
+            assert json.loads(process.stdout.readline())["source"] == f"{number}.dcm"
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+    assert process.returncode == 130
+    assert [row["source"] for row in rows(out / "predictions.csv")] == ["0.dcm", "0.dcm", "1.dcm", "1.dcm"]
+
+
+def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(tmp_path: Path) -> None:
+    if find_programs() is None:
+        pytest.skip("PostgreSQL is not here: install Debian's package postgresql")
+    works = [StudyWork(f"study:{number}", number, "f", b"[]") for number in range(3)]
+    first, second = StudyRecord("1.2.3", ()).to_json(), StudyRecord("", ()).to_json()
+    path, unchanged = tmp_path / "unsaved.jsonl", works[:2]
+    with running_postgres() as url:
+        ledger = Ledger(url, "run")
+        ledger.add(works)
+        done = [(claim, Outcome(claim.id, first, 2, 0.9)) for claim in ledger.claim("a", 3, 100.0)]
+    with ledger, pytest.raises(LedgerError, match="cannot be reached"):
+        Unsaved(path, patience=1.0).guard(ledger, "a", done)
+    with path.open("a") as file:
+        file.write('{"key": "study:3", "cut')
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
+        other.add([*unchanged, StudyWork("study:2", 2, "changed", b"[]")])
+        scored: list[str] = []
+
+        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+            for claim in claims:
+                scored.append(claim.key)
+                yield Done(claim, Outcome(claim.id, second, 0, 0.0))
+
+        kept = Unsaved(path)
+        assert [outcome for claim in other.claim("b", 9, 100.0) if (outcome := kept.take(claim))]
+        other.release("b")
+        Loop(other, kept, lambda record: None).work(score)
+        records = {outcome.key: outcome.record for outcome in other.outcomes(Order.POSITION)}
+    assert scored == ["study:2"]
+    assert records == {"study:0": first, "study:1": first, "study:2": second}
+
+
+def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_scored(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("a", "crash", "z"):
+        (studies / f"{name}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{ord(name[0])}"))
+    tried: list[int] = []
+    take = Loop._take
+
+    def note(self: Loop, done: Done) -> None:
+        tried.extend([done.claim.attempt] if done.claim.key == f"study:1.2.{ord('c')}" else [])
+        take(self, done)
+
+    monkeypatch.setattr(Loop, "_take", note)
+    monkeypatch.setattr(batch, "read_frames", crash_on_name)
+    assert main(arguments(studies, bundle, tmp_path / "results")) == 1
+    assert tried == [1, 2, 3]
+    (failure,) = rows(tmp_path / "results" / "failures.csv")
+    assert (failure["source"], failure["reason"]) == ("crash.dcm", "decoder_crash")
+    assert [row["source"] for row in rows(tmp_path / "results" / "predictions.csv")[::2]] == ["a.dcm", "z.dcm"]
+
+
+def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path: Path) -> None:
+    file = StudyFile(tmp_path / "x.dcm", "x.dcm")
+    tried: list[int] = []
+
+    def dies(claims: Iterable[Claim]) -> Iterator[Done]:
+        for claim in claims:
+            tried.append(claim.attempt)
+            yield killed(claim, tmp_path)
+
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
+        ledger.add([StudyWork("study:1.2.3", 0, "f", packed(StudyFiles("study:1.2.3", (file,), "f"), tmp_path))])
+        told: list[StudyRecord] = []
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(dies)
+    assert tried == [1, 2, 3]
+    (record,) = told
+    assert record.study_instance_uid == "1.2.3"
+    assert [(failure.source, failure.reason) for failure in record.failures] == [("x.dcm", "decoder_crash")]

@@ -1,0 +1,233 @@
+"""The ledger, on SQLite and on PostgreSQL: what is claimed is held by one, and what is finished stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import LedgerError
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
+
+LONG = 1000.0
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+def run() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def ledger(url: str, run: str) -> Iterator[Ledger]:
+    with Ledger(url, run) as ledger:
+        yield ledger
+
+
+def works(count: int, fingerprint: str = "f") -> list[StudyWork]:
+    return [StudyWork(f"study:{number}", number, fingerprint, b"[%d]" % number) for number in range(count)]
+
+
+def outcome(claim: Claim, rank: int = 0, probability: float = 0.5) -> Outcome:
+    return Outcome(claim.id, b'{"of":"%s"}' % claim.key.encode(), rank, probability, (Output("a.png", "0" * 64, 3),))
+
+
+def keys(ledger: Ledger, order: Order = Order.POSITION) -> list[str]:
+    return [stored.key for stored in ledger.outcomes(order)]
+
+
+def test_studies_are_claimed_in_order_and_once(ledger: Ledger) -> None:
+    assert ledger.add(works(5)) == 5
+    first, second = ledger.claim("a", 3, LONG), ledger.claim("b", 3, LONG)
+    assert [claim.key for claim in first + second] == [f"study:{number}" for number in range(5)]
+    assert [(claim.work, claim.attempt, claim.fingerprint) for claim in first[:1]] == [(b"[0]", 1, "f")]
+    assert ledger.claim("c", 3, LONG) == []
+    assert ledger.unfinished() == 5
+
+
+def test_what_is_finished_comes_back_in_both_orders(ledger: Ledger) -> None:
+    ledger.add(works(5))
+    urgency = {"study:0": (0, 0.9), "study:1": (2, 0.1), "study:2": (2, 0.8), "study:3": (0, 0.9), "study:4": (1, 0.7)}
+    claims = ledger.claim("a", 10, LONG)
+    outcomes = [outcome(claim, *urgency[claim.key]) for claim in reversed(claims)]
+    assert ledger.finish("a", outcomes) == {claim.id for claim in claims}
+    assert keys(ledger) == list(urgency)
+    assert keys(ledger, Order.URGENCY) == ["study:2", "study:1", "study:4", "study:0", "study:3"]
+    stored = next(ledger.outcomes(Order.POSITION))
+    assert (stored.record, stored.outputs) == (outcomes[-1].record, outcomes[-1].outputs)
+    assert ledger.unfinished() == 0
+
+
+def test_a_second_result_and_a_late_one_are_dropped(ledger: Ledger) -> None:
+    ledger.add(works(2))
+    first, second = ledger.claim("a", 2, LONG)
+    ledger.release("a")
+    (again,) = ledger.claim("b", 1, LONG)
+    assert again.id == first.id
+    assert ledger.finish("a", [outcome(first, probability=0.1), outcome(second)]) == set()
+    assert ledger.finish("b", [outcome(again, probability=0.9)]) == {first.id}
+    assert ledger.finish("b", [outcome(again, probability=0.2)]) == set()
+    assert [stored.probability for stored in ledger.outcomes(Order.POSITION)] == [0.9]
+
+
+def test_a_lease_runs_out_unless_it_is_extended(ledger: Ledger) -> None:
+    ledger.add(works(2))
+    (kept,) = ledger.claim("alive", 1, 0.2)
+    (lost,) = ledger.claim("dead", 1, 0.2)
+    ledger.beat("alive", LONG)
+    time.sleep(0.3)
+    (again,) = ledger.claim("b", 5, LONG)
+    assert (again.id, again.attempt) == (lost.id, 1)
+    assert ledger.finish("dead", [outcome(lost)]) == set()
+    assert ledger.finish("alive", [outcome(kept)]) == {kept.id}
+
+
+def test_an_attempt_counts_where_the_worker_was_killed(ledger: Ledger) -> None:
+    ledger.add(works(1))
+    attempts = []
+    for _ in range(3):
+        (claim,) = ledger.claim("a", 1, LONG)
+        attempts.append(claim.attempt)
+        ledger.retry("a", [claim.id])
+    assert attempts == [1, 2, 3]
+    ledger.retry("b", [claim.id])  # who does not hold it cannot count
+    (claim,) = ledger.claim("a", 1, LONG)
+    assert claim.attempt == 4
+
+
+def test_a_study_that_changes_is_worked_on_again_and_others_stay(ledger: Ledger) -> None:
+    ledger.add(works(3))
+    ledger.finish("a", [outcome(claim) for claim in ledger.claim("a", 3, LONG)])
+    before, changed, _ = works(3)
+    assert ledger.add([before, StudyWork(changed.key, 7, "other", b"new")]) == 1
+    assert keys(ledger) == ["study:0", "study:2"]
+    (claim,) = ledger.claim("a", 3, LONG)
+    assert (claim.key, claim.work, claim.fingerprint, claim.attempt) == ("study:1", b"new", "other", 1)
+    ledger.finish("a", [outcome(claim)])
+    assert keys(ledger) == ["study:0", "study:2", "study:1"]
+
+
+def test_studies_that_are_gone_are_forgotten(ledger: Ledger) -> None:
+    ledger.add(works(4))
+    ledger.finish("a", [outcome(claim) for claim in ledger.claim("a", 2, LONG)])
+    ledger.keep({"study:1", "study:3"})
+    assert keys(ledger) == ["study:1"]
+    assert [claim.key for claim in ledger.claim("a", 9, LONG)] == ["study:3"]
+
+
+def test_who_starts_alone_takes_over_and_may_open_studies_again(ledger: Ledger) -> None:
+    ledger.add(works(3))
+    done, *_ = ledger.claim("dead", 3, LONG)
+    ledger.finish("dead", [outcome(done)])
+    ledger.take_over()
+    ledger.reopen([done.id])
+    assert [claim.key for claim in ledger.claim("a", 9, LONG)] == ["study:0", "study:1", "study:2"]
+    assert keys(ledger) == []
+
+
+def test_runs_do_not_see_each_other(ledger: Ledger, url: str) -> None:
+    ledger.add(works(2))
+    with Ledger(url, uuid.uuid4().hex) as other:
+        assert other.add(works(3)) == 3
+        other.take_over()
+        assert len(other.claim("a", 9, LONG)) == 3
+        other.remove()
+        assert other.unfinished() == 0
+    assert len(ledger.claim("a", 9, LONG)) == 2
+
+
+def test_many_workers_never_hold_the_same_study(url: str, run: str) -> None:
+    count = 400
+    with Ledger(url, run) as ledger:
+        ledger.add(works(count))
+
+    def worker(owner: str) -> list[str]:
+        seen = []
+        with Ledger(url, run) as mine:
+            while claims := mine.claim(owner, 7, LONG):
+                seen += [claim.key for claim in claims]
+                assert len(mine.finish(owner, [outcome(claim) for claim in claims])) == len(claims)
+        return seen
+
+    with ThreadPoolExecutor(8) as pool:
+        seen = Counter(key for found in pool.map(worker, "abcdefgh") for key in found)
+    assert set(seen.values()) == {1}
+    assert len(seen) == count
+    with Ledger(url, run) as ledger:
+        assert keys(ledger) == [f"study:{number}" for number in range(count)]
+
+
+KILLED = """
+import os, sys
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.types import Outcome
+with Ledger(sys.argv[1], sys.argv[2]) as ledger:
+    print("ready", flush=True)
+    while claims := ledger.claim("killed", 3, 1000.0):
+        ledger.finish("killed", [Outcome(claim.id, b"killed", 0, 0.5) for claim in claims])
+        print(len(claims), flush=True)
+"""
+
+
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(url: str, run: str) -> None:
+    count = 3000
+    with Ledger(url, run) as ledger:
+        ledger.add(works(count))
+        said = 0
+        for _ in range(3):
+            with subprocess.Popen([sys.executable, "-c", KILLED, url, run], stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+                said += sum(int(process.stdout.readline()) for _ in range(5))
+                os.kill(process.pid, signal.SIGKILL)
+                said += sum(int(line) for line in process.stdout if line.endswith("\n"))
+            ledger.take_over()
+        finished = len(keys(ledger))
+        assert said <= finished < count
+        while claims := ledger.claim("a", 100, LONG):
+            assert len(ledger.finish("a", [outcome(claim) for claim in claims])) == len(claims)
+        records = Counter(stored.record == b"killed" for stored in ledger.outcomes(Order.POSITION))
+        assert records == {True: finished, False: count - finished}
+
+
+@pytest.mark.parametrize("address", ["", "no address", "mysql://user:secret@host/x", "oracle+cx://user:secret@host/x"])
+def test_an_unknown_address_is_said_without_its_password(address: str) -> None:
+    with pytest.raises(LedgerError, match=r"It reads sqlite:///PATH or postgresql://") as caught:
+        Ledger(address, "run")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_cannot_be_reached_is_said_without_its_password() -> None:
+    with pytest.raises(LedgerError, match="cannot be reached or used") as caught:
+        Ledger("postgresql://user:secret@127.0.0.1:1/x", "run")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_ledger_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.sqlite").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(f"sqlite:///{tmp_path / 'x.sqlite'}", "run")
+
+
+def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
+    Ledger(url, "run").__exit__(None, None, None)
+    with sqlite3.connect(tmp_path / "x.sqlite") as database:
+        database.execute("UPDATE octray_ledger SET version = 99")
+    database.close()
+    with pytest.raises(LedgerError, match="newer octray"):
+        Ledger(url, "run")
