@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.server_orthanc import orthanc  # noqa: F401
+
 settings.register_profile("octray", deadline=None)
 settings.load_profile("octray")
 

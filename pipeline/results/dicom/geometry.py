@@ -16,6 +16,7 @@ LONGEST_SIDE = 256
 """Rows or columns of a map at most: a cell of a heatmap still has dozens of them, and a volume of maps stays small."""
 _UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _UNKNOWN_MM = 1.0
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
 _TOLERANCE = 1e-3
 
 
@@ -37,7 +38,7 @@ class Space:
         For each frame the centre of its first pixel in mm, Image Position (Patient) (0020,0032); all are distinct.
     is_synthetic
         Whether the source says nothing usable, so that the space is the instance's own: first pixels at the origin, one frame
-        behind the other, pixels of 1 mm where no other spacing is known.
+        behind the other in the order in which highdicom sorts them, pixels of 1 mm where no other spacing is known.
     """
 
     frame_of_reference_uid: str
@@ -58,21 +59,21 @@ def space_of(source: Source, frame_numbers: Sequence[int]) -> Space:
     thickness = _positive(_numbers(scopes[0], "PixelMeasuresSequence", "SliceThickness"))
     orientation, spacing = min(orientations), min(spacings)
     is_whole = (
-        reference
+        reference not in ("", *source.uids)
         and (len(orientations), len(spacings), len(set(positions))) == (1, 1, len(positions))
         and _is_orthonormal(orientation)
         and len(spacing) == 2
-        and min(spacing) > 0
-        and all(len(position) == 3 for position in positions)
+        and _are_lengths(spacing)
+        and all(len(position) == 3 and max(map(abs, position)) < _LARGEST_MM for position in positions)
     )
     if is_whole:
         return Space(reference, orientation, (spacing[0], spacing[1]), thickness, positions, is_synthetic=False)
     return Space(
         derived_uid(source.uids[2].encode(), "frame of reference"),
         _UPRIGHT,
-        pixel_spacing(scopes[0]) or (_UNKNOWN_MM, _UNKNOWN_MM),
+        known if (known := pixel_spacing(scopes[0])) and _are_lengths(known) else (_UNKNOWN_MM, _UNKNOWN_MM),
         thickness,
-        tuple((0.0, 0.0, (number - 1) * thickness) for number in frame_numbers),
+        tuple((0.0, 0.0, (1 - number) * thickness) for number in frame_numbers),
         is_synthetic=True,
     )
 
@@ -98,7 +99,12 @@ def _numbers(scope: Scope, macro: str, keyword: str) -> tuple[float, ...]:
 
 
 def _positive(found: tuple[float, ...]) -> float:
-    return found[0] if len(found) == 1 and found[0] > 0 else _UNKNOWN_MM
+    return found[0] if len(found) == 1 and _are_lengths(found) else _UNKNOWN_MM
+
+
+def _are_lengths(found: tuple[float, ...]) -> bool:
+    """Say whether numbers can be lengths of something in a patient: others break arithmetic, and a file may hold any."""
+    return min(found) > _SMALLEST_MM and max(found) < _LARGEST_MM
 
 
 def _is_orthonormal(orientation: tuple[float, ...]) -> bool:

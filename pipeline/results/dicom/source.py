@@ -39,6 +39,7 @@ _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _AGE = re.compile(r"\d{3}[DWMY]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_DATE, _NO_TIME = "19000101", "000000"
+_LONGEST_STUDY_ID = 16
 _MOST = 100_000
 
 
@@ -143,6 +144,8 @@ def _text(dataset: Dataset, keyword: str) -> str:
         return text if _TIME.fullmatch(text) else ""
     if kind == "AS":
         return text if _AGE.fullmatch(text) else ""
+    if keyword == "StudyID" and len(text) > _LONGEST_STUDY_ID:
+        return ""  # nothing is found by it, and a part of it would be another
     return text if text in _TERMS.get(keyword, {text}) else ""
 
 

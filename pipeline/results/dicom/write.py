@@ -56,12 +56,28 @@ def write_objects(
     Raises
     ------
     UnreadableError
-        Where the file cannot be read.
+        Where the file cannot be read; nothing else, whatever the bytes are.
     """
     if not results or not is_dicom(content[: PREAMBLE + 4]):
         return
     guard.silence_decoders()
-    limits = limits or Limits()
+    objects = _objects(content, results, manifest, kinds, pictures, limits or Limits())
+    while True:
+        with guard.translated("No DICOM object could be made for this file. Leave out --dicom for it, or export it again."):
+            found = next(objects, None)
+        if found is None:
+            return
+        yield found
+
+
+def _objects(
+    content: bytes,
+    results: Sequence[FramePrediction],
+    manifest: Manifest,
+    kinds: Collection[Kind],
+    pictures: Pictures,
+    limits: Limits,
+) -> Iterator[tuple[str, bytes]]:
     author = Author(read_source(content, limits), manifest, _sha256(content, results))
     ordered = sorted(results, key=lambda result: result.key.frame_number)
     if Kind.SR in kinds:
