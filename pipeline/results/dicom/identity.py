@@ -65,7 +65,7 @@ class Author:
             "instance_number": instance_number,
             "manufacturer": "octray",
             "manufacturer_model_name": f"octray {self.manifest.provenance.config_name}"[:64],
-            "software_versions": (version(), f"bundle {self.manifest.bundle_id}"),
+            "software_versions": [version(), f"bundle {self.manifest.bundle_id}"],
             "device_serial_number": self.manifest.bundle_id,
         }
 
