@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.records import Fit, Heatmap, Preprocessing
-from pipeline.score.overlay import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, colours, display_shape, full_scale, onto_frame, render
+from pipeline.score.overlay import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, colours, display_shape, full_scale, render
 from tests.builders import make_pixels
 
 SIZE = 56

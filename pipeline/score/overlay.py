@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.imaging.preprocess import Placement, bright_height, placement
+from pipeline.imaging.heatmap_grid import onto_frame
+from pipeline.imaging.preprocess import bright_height, placement
 from pipeline.records import FloatArray, Heatmap, Preprocessing
 
 Colours = NDArray[np.uint8]
@@ -49,30 +50,6 @@ def full_scale(temperature: float, cells: int) -> float:
         Number of cells of the heatmap.
     """
     return temperature * math.log(2) / (DOUBLING_AREA * cells)
-
-
-def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
-    """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
-
-    Parameters
-    ----------
-    values
-        float32 array of shape (map_rows, map_columns); its cells tile the square that the network sees.
-    box
-        Where the whole frame lies on that square, in network pixels.
-    size
-        Side of the square, in network pixels.
-    shape
-        Rows and columns of the result, which covers the whole frame.
-
-    Returns
-    -------
-    FloatArray
-        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 where the network saw nothing.
-    """
-    rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
-    columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
-    return np.asarray(rows @ values @ columns.T, np.float32)
 
 
 def render(
@@ -119,15 +96,6 @@ def colours() -> Colours:
     places = np.linspace(0, 255, len(_PLASMA))
     channels = [np.interp(np.arange(256), places, channel) for channel in zip(*_PLASMA, strict=True)]
     return np.asarray(np.rint(np.stack(channels, axis=1)), np.uint8)
-
-
-def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
-    """Weights of shape (length, cells) that take cells to the centres of `length` pixels of a frame at start..start+extent."""
-    places = start + (np.arange(length) + 0.5) * extent / length
-    centres = np.clip(places * cells / size - 0.5, 0, cells - 1)
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)))
-    weights[(places < 0) | (places > size)] = 0
-    return np.asarray(weights, np.float32)
 
 
 def _blend(grey: Colours, share: FloatArray) -> Colours:

@@ -1,0 +1,39 @@
+"""Maps a heatmap from the square that the network sees back onto the grid of its frame; pure."""
+
+import numpy as np
+
+from pipeline.imaging.preprocess import Placement
+from pipeline.records import FloatArray
+
+
+def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
+    """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
+
+    Parameters
+    ----------
+    values
+        float32 array of shape (map_rows, map_columns); its cells tile the square that the network sees.
+    box
+        Where the whole frame lies on that square, in network pixels.
+    size
+        Side of the square, in network pixels.
+    shape
+        Rows and columns of the result, which covers the whole frame.
+
+    Returns
+    -------
+    FloatArray
+        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 where the network saw nothing.
+    """
+    rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
+    columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
+    return np.asarray(rows @ values @ columns.T, np.float32)
+
+
+def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
+    """Weights of shape (length, cells) that take cells to the centres of `length` pixels of a frame at start..start+extent."""
+    places = start + (np.arange(length) + 0.5) * extent / length
+    centres = np.clip(places * cells / size - 0.5, 0, cells - 1)
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)))
+    weights[(places < 0) | (places > size)] = 0
+    return np.asarray(weights, np.float32)

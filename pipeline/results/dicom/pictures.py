@@ -1,0 +1,70 @@
+"""The picture of a frame beside itself with its heatmap, as Secondary Capture (PS3.3 A.8.1) in RGB."""
+
+import hashlib
+import io
+
+import numpy as np
+from highdicom.sc import SCImage
+from highdicom.sr import CodedConcept
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from pipeline.imaging.dicom import header
+from pipeline.results.dicom.identity import NOT_FOR_DIAGNOSIS, Author, describe_image, finished, stand_in
+from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom.source import Source, element
+
+_PURPOSE = CodedConcept("121322", "DCM", "Source image for image processing operation")
+
+
+def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> bytes:
+    """Write one picture.
+
+    Parameters
+    ----------
+    author
+        Who writes it.
+    frame_number
+        Which frame of the source it shows, from 1 on.
+    label
+        Whose heatmap it shows.
+    png
+        The picture as a PNG file.
+
+    Returns
+    -------
+    bytes
+        The DICOM file, uncompressed. Burned In Annotation (0028,0301) is what the source says of its own pixels, as the text
+        that octray adds names nobody; it is left out where the source does not say it.
+    """
+    source = author.source
+    with Image.open(io.BytesIO(png)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    place = author.manifest.labels.index(label)
+    number = ((source.instance_number - 1) * source.frames + frame_number - 1) * len(author.manifest.labels) + place + 1
+    capture = SCImage.from_ref_dataset(
+        stand_in(source),
+        pixels,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),
+        **author.arguments(Kind.SC, number, frame_number, label, hashlib.sha256(png).hexdigest()),
+    )
+    capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
+    capture.DerivationDescription = (
+        f"Frame {frame_number} of the source image beside itself with the heatmap of {label}: the part of the logit that each "
+        f"place contributes, in colour. {NOT_FOR_DIAGNOSIS}"
+    )
+    describe_image(capture, source)
+    capture.SourceImageSequence = [_reference(source, frame_number)]
+    if (burned_in := header.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):
+        capture.BurnedInAnnotation = burned_in
+    return finished(capture, author)
+
+
+def _reference(source: Source, frame_number: int) -> Dataset:
+    image, reference = stand_in(source, frame_number), Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [_PURPOSE]
+    return reference

@@ -1,0 +1,77 @@
+"""Results about real bytes, with heatmaps that have one brightest cell, for the tests of what is written as DICOM."""
+
+import io
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from pipeline.imaging.sources import StudyFile, read_frames
+from pipeline.ingest.phantom import Modality, write_phantom
+from pipeline.intake import Check, Flag
+from pipeline.model.bundle import Manifest
+from pipeline.records import FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom.write import write_objects
+
+CELLS = 4
+
+
+def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePrediction, ...]:
+    """What a bundle might say of every frame of a file."""
+    (folder / "scored.dcm").write_bytes(content)
+    frames = read_frames(StudyFile(folder / "scored.dcm", "scored.dcm"))
+    return tuple(result(frame.key, manifest, frame.laterality) for frame in frames)
+
+
+def result(key: InstanceKey, manifest: Manifest, laterality: str = "") -> FramePrediction:
+    labels = manifest.labels
+    predictions = tuple(
+        Prediction(key, label, 1.5, 0.8123456 - 0.2 * number, number < 1, manifest.bundle_id, conformal(number))
+        for number, label in enumerate(labels)
+    )
+    heatmaps = tuple(Heatmap(values(key.frame_number, number), label, "x", True) for number, label in enumerate(labels))
+    flags = (Flag(Check.SATURATED, "Much of the frame is white."),)
+    return FramePrediction(key, "scored.dcm", predictions, heatmaps, flags, laterality, 0.41237)
+
+
+def conformal(number: int) -> tuple[str, ...]:
+    return ("present", "absent") if number == 1 else ()
+
+
+def values(frame_number: int, label: int) -> np.ndarray:
+    """A heatmap whose brightest cell is another one for each frame and label."""
+    cells = np.random.default_rng([frame_number, label]).random((CELLS, CELLS), np.float32)
+    cells.flat[(5 + 3 * frame_number + label) % cells.size] = 2.5
+    return cells
+
+
+def png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 90, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def written(content: bytes, results: tuple[FramePrediction, ...], manifest: Manifest) -> dict[str, bytes]:
+    pictures = {(results[0].key.frame_number, manifest.labels[-1]): png()}
+    return dict(write_objects(content, results, manifest, tuple(Kind), pictures))
+
+
+def of_kind(objects: Mapping[str, bytes], kind: Kind) -> list[Dataset]:
+    found = (content for name, content in objects.items() if f"-{kind.value}" in name)
+    return [dcmread(io.BytesIO(content)) for content in found]
+
+
+def phantom(folder: Path, modality: Modality) -> bytes:
+    """The bytes of one synthetic study: a radiograph or a volume of B-scans."""
+    write_phantom(folder, modality, 6, seed=4)
+    return next(iter(sorted(folder.rglob("*.dcm")))).read_bytes()
+
+
+def rg1() -> bytes:
+    """RG1 of pydicom-data: a real radiograph without Frame of Reference and Imager Pixel Spacing."""
+    return (resources.files("data_store") / "data" / "RG1_UNCR.dcm").read_bytes()
