@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.job import outputs
-from pipeline.job.job import undisturbed
+from pipeline.job.signals import undisturbed
 from pipeline.model.bundle import Bundle
 from tests.builders import make_bundle, make_dicom
 
@@ -100,7 +100,7 @@ def test_the_same_input_gives_the_same_bytes_and_an_older_run_leaves_no_trace(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     (second / "heatmaps").mkdir(parents=True)
-    (second / "heatmaps" / "9.9_f0001_PNEUMONIA_01234567.png").write_bytes(b"of an older run")
+    (second / "heatmaps" / "9.9_f0001_PNEUMONIA_01234567.jpg").write_bytes(b"of an older run")
     (second / "heatmaps" / "mine.png").write_bytes(b"not of octray")
     score(studies, bundle.path, first)
     score(studies, bundle.path, second)
@@ -150,18 +150,18 @@ def test_few_large_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monke
     studies.mkdir()
     (studies / "volume.dcm").write_bytes(make_dicom(np.zeros((12, 30, 40), np.uint8)))
     waiting: list[int] = []
-    begin = outputs.Drawer._begin
+    begin = outputs.Writer._begin
 
     def count(drawer: Any, *more: Any) -> Any:
         picture = begin(drawer, *more)
         waiting.append(len(drawer._waiting))
         return picture
 
-    monkeypatch.setattr(outputs.Drawer, "_begin", count)
-    monkeypatch.setattr(outputs, "_DRAWN_PIXELS", 3 * 1200)
+    monkeypatch.setattr(outputs.Writer, "_begin", count)
+    monkeypatch.setattr(outputs, "_AHEAD_PIXELS", 3 * 1200)
     assert score(studies, bundle.path, tmp_path / "three") == 0
     assert max(waiting) == 3
-    monkeypatch.setattr(outputs, "_DRAWN_PIXELS", 1)
+    monkeypatch.setattr(outputs, "_AHEAD_PIXELS", 1)
     waiting.clear()
     assert score(studies, bundle.path, tmp_path / "one") == 0
     assert max(waiting) == 1

@@ -13,8 +13,10 @@ from PIL import Image
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Bundle
 from pipeline.records import Quarantined
-from pipeline.results.report import write_report
-from pipeline.results.worklist import Picture, ReportFrame, worklist
+from pipeline.results.record import StudyRecord
+from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
+from pipeline.results.totals import Totals
+from pipeline.results.worklist import Picture, ReportFrame, study_of, urgency_of
 from tests.builders import make_bundle, make_key, make_prediction, make_result
 
 VOID = {"meta", "img", "br"}
@@ -61,12 +63,23 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Picture:
-    Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.png")
-    return Picture("PNEUMONIA", tmp_path / "picture.png", has_positive_evidence=True)
+    Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.jpg")
+    return Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True)
+
+
+def records_of(frames: list[ReportFrame], normal_label: str | None = "NORMAL") -> list[StudyRecord]:
+    """Studies in the order in which the ledger gives them: the most urgent first."""
+    groups: dict[str, list[ReportFrame]] = {}
+    for frame in frames:
+        groups.setdefault(frame.prediction.key.study_instance_uid, []).append(frame)
+    records = [StudyRecord(uid, tuple(group)) for uid, group in groups.items()]
+    return sorted(records, key=lambda record: urgency_of(record.frames, normal_label), reverse=True)
 
 
 def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
-    write_report(tmp_path / "report.html", bundle.manifest, frames, failures or [])
+    label = bundle.manifest.normal_label
+    records = [*records_of(frames, label), StudyRecord("", (), tuple(failures or ()))]
+    write_report(tmp_path, bundle.manifest, iter(records), iter(failures or ()), Totals.of(records, label))
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -82,13 +95,13 @@ def test_a_positive_comes_before_a_higher_probability_that_is_negative() -> None
     low = make_result(make_prediction("A", 0.2, positive=True), make_prediction("B", 0.1, positive=False))
     high_key = make_key(number=2)
     high = make_result(make_prediction("A", 0.1, False, key=high_key), make_prediction("B", 0.8, False, key=high_key))
-    studies = worklist([ReportFrame(high), ReportFrame(low)], None)
-    assert [study.urgent for study in studies] == [True, False]
+    first, second = records_of([ReportFrame(high), ReportFrame(low)], None)
+    assert [study_of("", record.frames, None).urgent for record in (first, second)] == [True, False]
 
 
 def test_frames_of_one_study_stand_together_the_most_urgent_first() -> None:
     frames = [make_scored(1, 0.3, frame_number=1), make_scored(2, 0.6), make_scored(1, 0.8, frame_number=2)]
-    first, second = worklist(frames, "NORMAL")
+    first, second = (study_of("", record.frames, "NORMAL") for record in records_of(frames))
     assert [frame.prediction.key.frame_number for frame in first.frames] == [2, 1]
     assert len(second.frames) == 1
 
@@ -170,3 +183,50 @@ def test_a_study_of_several_files_says_so(tmp_path: Path, bundle: Bundle) -> Non
     text = Page(write(tmp_path, bundle, frames)).text
     for part in ("1. patient/study/a.dcm and 1 more file", "a.dcm, frame 1", "b.dcm, frame 2"):
         assert part in text
+
+
+def test_many_studies_fill_several_pages_that_lead_to_each_other(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "report-9.html").write_text("of an earlier run")
+    count = 2 * STUDIES_A_PAGE + 5
+    frames = [make_scored(number, (count - number) / count / 2) for number in range(count)]
+    write(tmp_path, bundle, frames, [Quarantined("x.dcm", "not_an_image", "No image.")])
+    names = ["report.html", "report-2.html", "report-3.html"]
+    assert sorted(path.name for path in tmp_path.glob("report*.html")) == sorted(names)
+    pages = [Page((tmp_path / name).read_text(encoding="utf-8")) for name in names]
+    ranks = [re.findall(r"(\d+)\. study(\d+)\.dcm", page.text) for page in pages]
+    assert [len(found) for found in ranks] == [STUDIES_A_PAGE, STUDIES_A_PAGE, 5]
+    assert [int(rank) - 1 for found in ranks for rank, _ in found] == list(range(count))
+    assert [int(number) for found in ranks for _, number in found] == list(range(count))
+    for page in pages:
+        links = {str(attributes["href"]) for attributes in page.all("a")}
+        assert set(names) <= links | {"report.html"}
+    assert ["x.dcm" in page.text for page in pages] == [True, False, False]
+    write(tmp_path, bundle, frames[:3])
+    assert [path.name for path in tmp_path.glob("report*.html")] == ["report.html"]
+
+
+def test_more_failures_than_anyone_reads_are_left_to_the_table(tmp_path: Path, bundle: Bundle) -> None:
+    failures = [Quarantined(f"{number}.dcm", "not_an_image", "No image.") for number in range(FAILURES_SHOWN + 3)]
+    text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)], failures)).text
+    assert f"These are the first {FAILURES_SHOWN}; failures.csv has the other 3, too." in text
+    assert text.count(".dcmall") <= FAILURES_SHOWN
+
+
+def test_each_eye_has_its_result(tmp_path: Path, bundle: Bundle) -> None:
+    frames = []
+    for number, (side, value) in enumerate([("R", 0.2), ("R", 0.9), ("L", 0.1), ("", 0.3)], 1):
+        scored = make_scored(1, value, "oct.dcm", number)
+        frames.append(replace(scored, prediction=replace(scored.prediction, laterality=side)))
+    text = " ".join(Page(write(tmp_path, bundle, frames)).text.split())
+    assert "Right (OD): PNEUMONIA 90.0% positive (2 frames)" in text
+    assert "Left (OS): PNEUMONIA 10.0% negative (1 frame)" in text
+
+
+def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(1, 0.45), make_scored(2, 0.4), make_scored(3, 0.6)]
+    result = frames[1].prediction
+    unsure = tuple(replace(one, conformal_set=("present", "absent")) for one in result.predictions)
+    frames[1] = replace(frames[1], prediction=replace(result, predictions=unsure))
+    page = Page(write(tmp_path, bundle, frames))
+    assert re.findall(r"\d\. (study\d)\.dcm", page.text) == ["study3", "study2", "study1"]
+    assert "uncertain" in page.text

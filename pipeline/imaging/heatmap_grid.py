@@ -1,5 +1,7 @@
 """Maps a heatmap from the square that the network sees back onto the grid of its frame; pure."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from pipeline.imaging.preprocess import Placement
@@ -30,6 +32,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     return np.asarray(rows @ values @ columns.T, np.float32)
 
 
+@lru_cache(maxsize=64)
 def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
     """Weights of shape (length, cells) that take cells to the centres of `length` pixels of a frame at start..start+extent."""
     places = start + (np.arange(length) + 0.5) * extent / length

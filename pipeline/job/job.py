@@ -1,7 +1,6 @@
 """A folder of studies into a folder of results: plans the studies, has them scored, and writes what people read."""
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pipeline.job.folder import ResultsFolder, base_of, code_version
 from pipeline.job.loop import Loop
 from pipeline.job.scorer import Scorer
 from pipeline.job.shard import Shard
+from pipeline.job.signals import undisturbed
 from pipeline.job.summary import summarise
 from pipeline.job.unsaved import Unsaved
 from pipeline.job.work import Grouping, StudyFiles, changed_at, packed
@@ -168,22 +168,6 @@ class Job:
     def _write(self, ledger: Ledger) -> None:
         self._folder.keep_pieces(_pieces(ledger))  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold interrupts back until the block is done, so that tables and report are never left half written."""
-    held: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: held.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if held:
-        raise KeyboardInterrupt
 
 
 def _plan(ledger: Ledger, studies: list[StudyFiles], base: Path) -> int:

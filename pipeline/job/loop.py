@@ -11,6 +11,7 @@ from itertools import chain
 
 from pipeline.errors import LedgerError
 from pipeline.job.scorer import Done
+from pipeline.job.signals import undisturbed
 from pipeline.job.unsaved import Unsaved
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Claim, Outcome
@@ -84,12 +85,13 @@ class Loop:
 
     def _save(self) -> None:
         """Put what is done into the ledger, and tell of what it took: another may have finished a study in the meantime."""
-        ready, self._ready = self._ready, []
-        taken = self._unsaved.guard(self._ledger, self._owner, ready) if ready else set()
-        self._saved_at = time.monotonic()
-        for claim, outcome in ready:
-            if claim.id in taken:
-                self._tell(StudyRecord.from_json(outcome.record))
+        with undisturbed():
+            ready, self._ready = self._ready, []
+            taken = self._unsaved.guard(self._ledger, self._owner, ready) if ready else set()
+            self._saved_at = time.monotonic()
+            for claim, outcome in ready:
+                if claim.id in taken:
+                    self._tell(StudyRecord.from_json(outcome.record))
 
     @contextmanager
     def _beating(self) -> Iterator[None]:

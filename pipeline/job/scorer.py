@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import Reason
 from pipeline.imaging.sources import StudyFile
-from pipeline.job.outputs import Drawer, Drawings
+from pipeline.job.outputs import Pieces, Writer
 from pipeline.job.work import unpacked
 from pipeline.ledger.types import Claim, Outcome
 from pipeline.records import Quarantined
@@ -47,7 +47,7 @@ class _Study:
     claim: Claim
     frames: list[ReportFrame] = field(default_factory=list)
     failures: list[Quarantined] = field(default_factory=list)
-    drawings: Drawings = field(default_factory=Drawings)
+    pieces: Pieces = field(default_factory=Pieces)
 
     def is_to_be_tried_again(self) -> bool:
         crashed = any(failure.reason == Reason.DECODER_CRASH for failure in self.failures)
@@ -91,22 +91,22 @@ class Scorer:
                 yield begun[-1], unpacked(claim.work, self.base)
 
         with (
-            Drawer(self.folder, self.predictor.manifest) as drawer,
+            Writer(self.folder, self.predictor.manifest) as writer,
             closing(score_studies(studies(), self.predictor, heatmaps=self.heatmaps)) as items,
         ):
             for item in items:
                 if isinstance(item, Scored):
-                    begun[0].frames.append(drawer.draw(item, begun[0].drawings))
+                    begun[0].frames.append(writer.draw(item, begun[0].pieces))
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
                 else:
                     begun[0].failures.append(item)
-                while ended and ended[0].drawings.is_done():
+                while ended and ended[0].pieces.is_done():
                     yield self._done(ended.popleft())
             yield from map(self._done, ended)
 
     def _done(self, study: _Study) -> Done:
-        outputs, faults = study.drawings.outputs()
+        outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
         urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)

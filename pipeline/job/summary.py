@@ -1,10 +1,9 @@
 """Tables and report of a folder of results, written from the ledger alone: the same records give the same bytes."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from pipeline.job.folder import FAILURES, PREDICTIONS, REPORT
+from pipeline.job.folder import FAILURES, PREDICTIONS
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
@@ -32,13 +31,9 @@ def summarise(folder: Path, ledger: Ledger, bundle: Bundle, progress: Progress =
     """
     write_predictions(folder / PREDICTIONS, _frames(ledger))
     write_failures(folder / FAILURES, _failures(ledger))
-    frames = [
-        replace(frame, pictures=tuple(replace(one, path=folder / one.path) for one in frame.pictures))
-        for record in _records(ledger, Order.URGENCY)
-        for frame in record.frames
-    ]
-    write_report(folder / REPORT, bundle.manifest, frames, list(_failures(ledger)), progress)
-    return Totals.of(_records(ledger, Order.POSITION), bundle.manifest.normal_label)
+    totals = Totals.of(_records(ledger, Order.POSITION), bundle.manifest.normal_label)
+    write_report(folder, bundle.manifest, _records(ledger, Order.URGENCY), _failures(ledger), totals, progress)
+    return totals
 
 
 def _records(ledger: Ledger, order: Order) -> Iterator[StudyRecord]:

@@ -4,12 +4,11 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
 from pipeline.results.worklist import Picture
-
-_JPEG_QUALITY = 85
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -24,22 +23,21 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
     yield "</tbody></table>"
 
 
-def figure(picture: Picture, name: str) -> str:
-    """Return a heatmap as a figure that needs no other file: the picture as JPEG within the page, with a text alternative.
+def figure(picture: Picture, folder: Path, name: str) -> str:
+    """Return a heatmap as a figure that needs no other file: the picture within the page, with a text alternative.
 
     A picture that is missing or damaged becomes a sentence instead.
     """
     evidence = "positive evidence" if picture.has_positive_evidence else "no positive evidence"
     description = f"{name}, and beside it the same with the heatmap of {picture.label}: {evidence}"
-    buffer = io.BytesIO()
     try:
-        with Image.open(picture.path) as image:
-            size = f'width="{image.width}" height="{image.height}"'
-            image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        content = (folder / picture.path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            kind, size = image.get_format_mimetype(), f'width="{image.width}" height="{image.height}"'
     except OSError:
         return f'<p class="soft">The heatmap of {escape(picture.label)} could not be drawn.</p>'
-    content = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{escape(description)}" {size} src="data:image/jpeg;base64,{content}"></figure>'
+    encoded = base64.b64encode(content).decode()
+    return f'<figure><img alt="{escape(description)}" {size} src="data:{kind};base64,{encoded}"></figure>'
 
 
 def count(number: int, noun: str) -> str:

@@ -1,7 +1,9 @@
-"""`report.html`: one page that opens from disk and prints, the most urgent study first; it loads nothing and runs no script."""
+"""`report.html`: pages that open from disk and print, the most urgent study first; they load nothing and run no script."""
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.model.bundle import Manifest
@@ -9,70 +11,100 @@ from pipeline.progress import Progress, silent
 from pipeline.records import Prediction, Quarantined
 from pipeline.results.files import replacing
 from pipeline.results.markup import count, figure, percent, table
+from pipeline.results.record import StudyRecord
 from pipeline.results.style import STYLE
-from pipeline.results.worklist import ReportFrame, Study, findings, worklist
+from pipeline.results.totals import Totals
+from pipeline.results.worklist import ReportFrame, Study, findings, study_of
 
+STUDIES_A_PAGE = 100
+FAILURES_SHOWN = 500
 FRAMES_SHOWN = 3
 PICTURES_A_FRAME = 2
+WRITING = "Writing the report"
 NOT_A_DEVICE = "Not a medical device; not for diagnosis."
 
 
 def write_report(
-    path: Path,
+    folder: Path,
     manifest: Manifest,
-    frames: Sequence[ReportFrame],
-    failures: Sequence[Quarantined],
+    records: Iterator[StudyRecord],
+    failures: Iterator[Quarantined],
+    totals: Totals,
     progress: Progress = silent,
 ) -> None:
-    """Write the report; the file appears whole or not at all, and holds no date, so that equal input gives equal bytes.
+    """Write `report.html`, and further pages where there are more than `STUDIES_A_PAGE` studies.
+
+    Each page appears whole or not at all, and holds no date, so that equal input gives equal bytes; one page is in memory.
 
     Parameters
     ----------
-    path
-        The HTML file.
+    folder
+        That of the results; pictures are read from it one at a time. Pages of an earlier report are removed.
     manifest
         Of the bundle that scored.
-    frames
-        What was scored, in any order; pictures are read from disk one at a time.
+    records
+        The studies, most urgent first; those without a scored frame are passed over.
     failures
-        What was not, with the reasons.
+        What was not scored, with the reasons.
+    totals
+        Counts of all of it.
     progress
         Is shown the studies as they are written.
     """
-    page = _Page(manifest, progress)
-    studies = worklist(frames, manifest.normal_label)
-    with replacing(path) as file:
-        file.writelines(f"{part}\n" for part in page.parts(studies, failures))
+    pages = max(1, math.ceil(totals.studies / STUDIES_A_PAGE))
+    found = (
+        study_of(record.study_instance_uid, record.frames, manifest.normal_label) for record in records if record.frames
+    )
+    rest = iter(progress(found, WRITING, totals.studies))
+    for number in range(1, pages + 1):
+        page = _Page(folder, manifest, totals, number, pages)
+        with replacing(folder / page_name(number)) as file:
+            shown = list(islice(rest, STUDIES_A_PAGE))
+            file.writelines(f"{part}\n" for part in page.parts(shown, failures if number == 1 else iter(())))
+    for old in folder.glob("report-*.html"):
+        if not (old.stem[7:].isdecimal() and 2 <= int(old.stem[7:]) <= pages):
+            old.unlink()
+
+
+def page_name(number: int) -> str:
+    """Return the name of a page of the report, from 1 on."""
+    return "report.html" if number == 1 else f"report-{number}.html"
 
 
 class _Page:
-    """Holds what every part of the page needs of the bundle."""
+    """Holds what every part of one page needs."""
 
-    def __init__(self, manifest: Manifest, progress: Progress) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, totals: Totals, number: int, pages: int) -> None:
+        self._folder = folder
         self._manifest = manifest
-        self._progress = progress
+        self._totals = totals
+        self._number = number
+        self._pages = pages
         self._points = {point.label: point for point in manifest.operating_points}
 
-    def parts(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
+    def parts(self, studies: Sequence[Study], failures: Iterator[Quarantined]) -> Iterator[str]:
+        first = (self._number - 1) * STUDIES_A_PAGE + 1
         yield _HEAD
-        yield from self._header(studies, failures)
-        yield "<main>"
-        yield from self._overview(studies)
+        yield from self._header()
+        yield '<main id="main">'
+        yield from self._overview(studies, first)
         if studies:
             yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point of the label.</p>'
-        for rank, study in enumerate(self._progress(studies, "Writing the report", len(studies)), 1):
+        for rank, study in enumerate(studies, first):
             yield from self._study(rank, study)
-        yield from _failures(failures)
+        yield from self._others()
+        yield from self._failures(failures)
         yield "</main>"
         yield from self._footer()
         yield "</body></html>"
 
-    def _header(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
-        frames = sum(len(study.frames) for study in studies)
-        urgent = sum(study.urgent for study in studies)
-        numbers = (len(studies), urgent, frames, len(failures))
-        refused = '<a href="#not-scored">not scored</a>' if failures else "not scored"
+    def _header(self) -> Iterator[str]:
+        totals = self._totals
+        page = "" if self._number == 1 else page_name(1)
+        refused = f'<a href="{page}#not-scored">not scored</a>' if totals.failures else "not scored"
+        numbers = (totals.studies, totals.urgent, totals.frames, totals.failures)
         names = ("studies", "with a finding", "frames scored", refused)
+        yield '<a class="skip" href="#main">To the worklist</a>'
         yield "<header><h1>octray report</h1>"
         yield f'<p class="warning">{NOT_A_DEVICE} For research only; every result needs a reader.</p>'
         yield f"<p>{self._purpose()}</p>"
@@ -80,6 +112,17 @@ class _Page:
             f"<li><b>{number}</b>{name}</li>" for number, name in zip(numbers, names, strict=True)
         )
         yield "</ul></header>"
+
+    def _others(self) -> Iterator[str]:
+        """Lead to the other pages: the neighbours, the first and the last."""
+        if self._pages == 1:
+            return
+        near = {1, self._pages, *range(max(1, self._number - 3), min(self._pages, self._number + 3) + 1)}
+        yield '<nav aria-label="Pages of the report"><p>Pages, most urgent first: '
+        for number in sorted(near):
+            current = ' aria-current="page"' if number == self._number else ""
+            yield f'<a href="{page_name(number)}"{current}>{number}</a> '
+        yield f"of {self._pages}</p></nav>"
 
     def _purpose(self) -> str:
         manifest, use = self._manifest, self._manifest.intended_use
@@ -91,8 +134,9 @@ class _Page:
         )
         return escape(sentence)
 
-    def _overview(self, studies: Sequence[Study]) -> Iterator[str]:
+    def _overview(self, studies: Sequence[Study], first: int) -> Iterator[str]:
         yield "<h2>Worklist, most urgent first</h2>"
+        yield from self._others()
         if not studies:
             yield "<p>No study was scored.</p>"
             return
@@ -103,7 +147,7 @@ class _Page:
                 *self._cells(study.frames[0]),
                 _marks(study.frames),
             )
-            for rank, study in enumerate(studies, 1)
+            for rank, study in enumerate(studies, first)
         )
         yield from table(("#Rank", "Study", *_CELLS, "Quality"), rows)
 
@@ -113,6 +157,7 @@ class _Page:
         yield f'<section class="study{urgent}" id="study-{rank}"><div class="title">'
         yield f"<h3>{rank}. {escape(_study_name(study))}</h3>{self._state(top)}</div>"
         yield f'<p class="soft">{count(len(study.frames), "frame")}; Study Instance UID {escape(study.study_instance_uid)}</p>'
+        yield from self._eyes(study)
         named = list(zip(_frame_names(study), study.frames, strict=True))
         for name, frame in named[:FRAMES_SHOWN]:
             yield from self._frame(name, frame)
@@ -122,6 +167,15 @@ class _Page:
             yield from table(("Frame", *_CELLS, "Quality"), cells)
             yield "</details>"
         yield "</section>"
+
+    def _eyes(self, study: Study) -> Iterator[str]:
+        """Say for each eye, or side, what its most urgent frame says."""
+        for side, eye in _SIDES.items():
+            frames = [frame for frame in study.frames if frame.prediction.laterality == side]
+            if frames:
+                top = self._top(frames[0])
+                yield f"<p>{eye}: {escape(top.label)} {percent(top.probability)} {self._state(top)}"
+                yield f" ({count(len(frames), 'frame')})</p>"
 
     def _frame(self, name: str, frame: ReportFrame) -> Iterator[str]:
         yield f'<article class="frame"><div class="labels"><h4>{escape(name)}</h4>'
@@ -134,7 +188,7 @@ class _Page:
         positive = [prediction.label for prediction in found if prediction.positive]
         wanted = positive[:PICTURES_A_FRAME] or [prediction.label for prediction in found[:1]]
         pictures = {picture.label: picture for picture in frame.pictures}
-        yield from (figure(pictures[label], name) for label in wanted if label in pictures)
+        yield from (figure(pictures[label], self._folder, name) for label in wanted if label in pictures)
         yield "</article>"
 
     def _bar(self, prediction: Prediction) -> str:
@@ -160,6 +214,19 @@ class _Page:
         predictions = frame.prediction.predictions
         return (findings(predictions, self._manifest.normal_label) or list(predictions))[0]
 
+    def _failures(self, failures: Iterator[Quarantined]) -> Iterator[str]:
+        shown = list(islice(failures, FAILURES_SHOWN))
+        if not shown:
+            return
+        yield '<h2 id="not-scored">Not scored</h2>'
+        yield "<p>The model did not look at these; that says nothing about the patient.</p>"
+        if (rest := self._totals.failures - len(shown)) > 0:
+            yield f"<p>These are the first {len(shown)}; <code>failures.csv</code> has the other {rest}, too.</p>"
+        rows = (
+            (escape(item.source), str(item.frame_number or "all"), escape(item.reason), escape(item.message)) for item in shown
+        )
+        yield from table(("File", "#Frame", "Reason", "What it means"), rows)
+
     def _footer(self) -> Iterator[str]:
         yield "<footer><h2>About these results</h2>"
         yield f"<p>{_PROBABILITIES}</p><p>{_HEATMAPS if self._manifest.heatmap.exact else _NO_HEATMAPS}</p>"
@@ -183,17 +250,6 @@ def _marks(frames: Sequence[ReportFrame]) -> str:
     return ", ".join(check.replace("_", " ") for check in checks)
 
 
-def _failures(failures: Sequence[Quarantined]) -> Iterator[str]:
-    if not failures:
-        return
-    yield '<h2 id="not-scored">Not scored</h2>'
-    yield "<p>The model did not look at these; that says nothing about the patient.</p>"
-    rows = (
-        (escape(item.source), str(item.frame_number or "all"), escape(item.reason), escape(item.message)) for item in failures
-    )
-    yield from table(("File", "#Frame", "Reason", "What it means"), rows)
-
-
 def _frame_names(study: Study) -> list[str]:
     results = [frame.prediction for frame in study.frames]
     if len({result.source for result in results}) == 1:
@@ -201,6 +257,7 @@ def _frame_names(study: Study) -> list[str]:
     return [f"{PurePosixPath(result.source).name}, frame {result.key.frame_number}" for result in results]
 
 
+_SIDES = {"R": "Right (OD)", "L": "Left (OS)", "B": "Both sides (OU)"}
 _CELLS = ("Label", "#Probability", "State")
 _PROBABILITIES = (
     "A probability is calibrated on patients that the model was not trained on; it is positive from the label's operating "

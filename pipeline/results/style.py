@@ -13,6 +13,10 @@ h4 { font-size: 14px; margin: 0 0 6px; font-weight: 600; overflow-wrap: anywhere
 p { margin: 6px 0; max-width: 80ch; }
 a { color: #0b57a4; }
 a:focus-visible, summary:focus-visible { outline: 3px solid #f2a900; outline-offset: 2px; }
+.skip { position: absolute; left: -9999px; }
+.skip:focus { left: 12px; top: 12px; background: #fff; padding: 8px 12px; z-index: 1; }
+nav a { display: inline-block; min-width: 1.6em; padding: 1px 4px; }
+nav a[aria-current] { font-weight: 700; color: var(--ink); text-decoration: none; }
 .warning { background: #fff4d6; border-left: 5px solid #b57900; padding: 8px 14px; margin: 14px 0; font-weight: 600;
   max-width: none; }
 .soft { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
@@ -42,6 +46,7 @@ th { font-size: 13px; color: var(--soft); font-weight: 600; }
 .bar u { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); }
 .state { font-size: 12px; font-weight: 700; border-radius: 999px; padding: 1px 10px; white-space: nowrap; color: #fff;
   background: var(--alert); }
+.state.uncertain { color: var(--ink); background: #fff; border: 1.5px dashed var(--ink); }
 .state.negative { color: var(--ink); background: #e3e8ed; }
 .state.normal { background: var(--calm); }
 figure { margin: 0; }

@@ -1,4 +1,4 @@
-"""Frames grouped into studies and put into the order in which a reader should look at them; pure."""
+"""In which order a reader should look at studies and frames; pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,17 +56,10 @@ class Study:
     urgent: bool
 
 
-def worklist(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[Study, ...]:
-    """Group frames by study and sort the studies, most urgent first.
-
-    A study with a positive label other than `normal_label` comes before one without; within each, the higher the probability
-    of such a label, the earlier. What is equal keeps the order given.
-    """
-    groups: dict[str, list[ReportFrame]] = {}
-    for frame in frames:
-        groups.setdefault(frame.prediction.key.study_instance_uid, []).append(frame)
-    studies = [_study(uid, group, normal_label) for uid, group in groups.items()]
-    return tuple(sorted(studies, key=lambda study: urgency(study.frames[0].prediction.predictions, normal_label), reverse=True))
+def study_of(uid: str, frames: Iterable[ReportFrame], normal_label: str | None) -> Study:
+    """Return a study with its frames in the order in which a reader should look at them; what is equal keeps its order."""
+    ranked = sorted(frames, key=lambda frame: urgency(frame.prediction.predictions, normal_label), reverse=True)
+    return Study(uid, tuple(ranked), urgency_of(ranked, normal_label)[0] == URGENT)
 
 
 def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[int, float]:
@@ -89,8 +82,3 @@ def findings(predictions: Sequence[Prediction], normal_label: str | None) -> lis
     others = [prediction for prediction in predictions if prediction.label != normal_label]
     order = (State.POSITIVE, State.UNCERTAIN)
     return sorted(others, key=lambda one: (*(one.state is not state for state in order), -one.probability))
-
-
-def _study(uid: str, group: list[ReportFrame], normal_label: str | None) -> Study:
-    frames = sorted(group, key=lambda frame: urgency(frame.prediction.predictions, normal_label), reverse=True)
-    return Study(uid, tuple(frames), urgency_of(frames, normal_label)[0] == URGENT)

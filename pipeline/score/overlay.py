@@ -5,6 +5,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from imagecodecs import jpeg8_encode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +20,7 @@ DOUBLING_AREA = 0.05
 OPACITY = 0.75
 _GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
 _TEXT_SIZE = 16
+_JPEG_QUALITY = 90
 _BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
 _NO_EVIDENCE = "no positive evidence"
 # Nine of the 256 colours of matplotlib's "plasma" (Smith and van der Walt 2015, CC0), evenly spaced: lightness rises evenly.
@@ -52,9 +54,9 @@ def full_scale(temperature: float, cells: int) -> float:
     return temperature * math.log(2) / (DOUBLING_AREA * cells)
 
 
-def render(
+def draw(
     pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float, shape: tuple[int, int] | None = None
-) -> bytes:
+) -> Colours:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
 
     Parameters
@@ -72,16 +74,31 @@ def render(
 
     Returns
     -------
-    bytes
-        A PNG file whose bytes depend on the arguments alone.
+    Colours
+        uint8 array of shape (height, width, 3): a picture that depends on the arguments alone.
     """
     rows, columns = shape or pixels.shape
     height, width = display_shape(rows, columns)
-    grey = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+    levels = Image.fromarray(np.asarray(pixels * np.float32(255) + np.float32(0.5), np.uint8))
+    grey = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR))
     box = placement(rows, columns, preprocessing, bright_height(pixels, preprocessing))
     values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
-    overlay = Image.fromarray(_blend(np.asarray(grey), values / np.float32(full)))
-    return _png(_compose(grey, overlay, heatmap, full))
+    picture = _surround(height, width, heatmap.label, heatmap.has_positive_evidence, full).copy()
+    picture[:height, :width] = grey[..., None]
+    picture[:height, width + _GAP : 2 * width + _GAP] = _blend(grey, values / np.float32(full))
+    return picture
+
+
+def png(picture: Colours) -> bytes:
+    """Return a picture as a PNG file; equal pictures give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def jpeg(picture: Colours) -> bytes:
+    """Return a picture as a JPEG file with colours at full resolution; equal pictures give equal bytes."""
+    return bytes(jpeg8_encode(picture, level=_JPEG_QUALITY, subsampling="444"))
 
 
 def display_shape(rows: int, columns: int) -> tuple[int, int]:
@@ -98,24 +115,35 @@ def colours() -> Colours:
     return np.asarray(np.rint(np.stack(channels, axis=1)), np.uint8)
 
 
-def _blend(grey: Colours, share: FloatArray) -> Colours:
-    """Lay colours over grey levels; `share` of 1 is the last colour, and opacity grows with it so that 0 leaves the picture."""
-    clipped = np.clip(share, 0, 1)
-    opacity = (OPACITY * clipped * (2 - clipped))[..., None]  # rises gently from 0: a root would draw edges there
-    colour = colours()[np.rint(clipped * 255).astype(np.intp)]
-    return np.asarray(np.rint(grey[..., None] * (1 - opacity) + colour * opacity), np.uint8)
+@lru_cache(maxsize=1)
+def _blends() -> Colours:
+    """Return what every grey level looks like under every colour: uint8 array of shape (256 colours, 256 grey levels, 3).
+
+    Opacity grows with the colour so that the first leaves the picture as it is, gently: a root would draw edges there.
+    """
+    share = np.linspace(0, 1, 256)[:, None, None]
+    opacity = OPACITY * share * (2 - share)
+    grey = np.arange(256.0)[None, :, None]
+    return np.asarray(np.rint(grey * (1 - opacity) + colours()[:, None, :] * opacity), np.uint8)
 
 
-def _compose(grey: Image.Image, overlay: Image.Image, heatmap: Heatmap, full: float) -> Image.Image:
-    width, height = grey.width, max(grey.height, _MIN_SCALE)
-    canvas = Image.new("RGB", (2 * width + _GAP + _SCALE_WIDTH, height + _CAPTION), _BACKGROUND)
-    canvas.paste(grey, (0, 0))
-    canvas.paste(overlay, (width + _GAP, 0))
+def _blend(grey: NDArray[np.uint8], share: FloatArray) -> Colours:
+    """Lay colours over grey levels; `share` of 1 and more is the last colour."""
+    colour = np.asarray(np.clip(share, 0, 1) * np.float32(255) + np.float32(0.5), np.intp)
+    blended: Colours = _blends().reshape(-1, 3)[colour * 256 + grey]
+    return blended
+
+
+@lru_cache(maxsize=256)
+def _surround(height: int, width: int, label: str, has_positive_evidence: bool, full: float) -> Colours:
+    """Draw what is the same in many pictures: the background, the scale with its numbers, and the words below."""
+    total = max(height, _MIN_SCALE)
+    canvas = Image.new("RGB", (2 * width + _GAP + _SCALE_WIDTH, total + _CAPTION), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    _draw_scale(canvas, draw, 2 * width + 2 * _GAP, height, full)
-    caption = f"{heatmap.label}: {'part of the logit, per cell' if heatmap.has_positive_evidence else _NO_EVIDENCE}"
-    _write(draw, (_GAP, height + 5), caption, canvas.width - 2 * _GAP)
-    return canvas
+    _draw_scale(canvas, draw, 2 * width + 2 * _GAP, total, full)
+    caption = f"{label}: {'part of the logit, per cell' if has_positive_evidence else _NO_EVIDENCE}"
+    _write(draw, (_GAP, total + 5), caption, canvas.width - 2 * _GAP)
+    return np.asarray(canvas)
 
 
 def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int, full: float) -> None:
@@ -140,9 +168,3 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: 
 @lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_TEXT_SIZE)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -14,7 +14,7 @@ from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
 from pipeline.score.batch import batches
-from pipeline.score.overlay import full_scale, render
+from pipeline.score.overlay import draw, full_scale, png
 from pipeline.score.predictor import Admitted, Predictor
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
@@ -195,9 +195,9 @@ def _frame_answer(
 
 def _heatmap_answer(frame: Frame, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
     full = full_scale(manifest.temperature, heatmap.values.size)
-    png = render(frame.pixels, heatmap, manifest.preprocessing, full, frame.shape)
+    picture = png(draw(frame.pixels, heatmap, manifest.preprocessing, full, frame.shape))
     return HeatmapAnswer(
-        png=base64.b64encode(png).decode("ascii"),
+        png=base64.b64encode(picture).decode("ascii"),
         layer=heatmap.layer,
         has_positive_evidence=heatmap.has_positive_evidence,
     )
