@@ -286,6 +286,25 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ConformalBand:
+    """Where neither presence nor absence of a label can be ruled out, fitted on the calibration split.
+
+    Parameters
+    ----------
+    label
+        The finding.
+    present_from
+        From this calibrated probability on, presence cannot be ruled out; at most the threshold of the operating point.
+    absent_below
+        Below this one, absence cannot; at least that threshold.
+    """
+
+    label: str
+    present_from: float
+    absent_below: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a bundle says of one label in one frame.
 
