@@ -325,6 +325,8 @@ class Prediction:
     conformal_set
         What cannot be ruled out at the bundle's error rate: of "present" and "absent", one or both; empty where the bundle has
         no conformal thresholds for the label.
+    operating_point
+        The threshold of the label that `positive` comes from, in [0, 1]; None where it is not known.
     """
 
     key: InstanceKey
@@ -334,6 +336,7 @@ class Prediction:
     positive: bool
     bundle_id: str
     conformal_set: tuple[str, ...] = ()
+    operating_point: float | None = None
 
     @property
     def state(self) -> State:

@@ -18,15 +18,15 @@ def conformal_bands(
     """Fit the band of each label on the calibration split: split conformal prediction, for each class by itself.
 
     Conditional on the class ("Mondrian"), as in Vovk, "Conditional validity of inductive conformal predictors" (ACML 2012,
-    Machine Learning 2013); finite-sample quantiles as in Angelopoulos and Bates, "A gentle introduction to conformal prediction"
-    (2021). Let n be the number of positive examples and k = floor(alpha (n + 1)). Where a new positive example can be exchanged
-    with those n, its probability lies strictly below their k-th smallest with a chance of at most k / (n + 1), which is at most
-    alpha, ties or not. "present" stays in the set from that value on, and from the operating point's threshold on where that is
-    lower; "absent" likewise up to the k-th largest of the negative examples, and below the threshold. Both steps, and moving
-    each edge outwards to the middle between it and the next probability that was seen, so that rounding does not move a frame
-    across it, only make sets larger. Hence the set holds the truth in at least 1 - alpha of the positive and of the negative
-    frames; and since `present_from` <= threshold <= `absent_below`, it is never empty and agrees with the operating point where
-    it names one side.
+    Machine Learning 2013); finite-sample quantiles as in Angelopoulos and Bates, "A gentle introduction to conformal
+    prediction" (2021). Let n be the number of positive examples and k = floor(alpha (n + 1)). Where a new positive example
+    can be exchanged with those n, its probability lies strictly below their k-th smallest with a chance of at most k / (n +
+    1), at most alpha, ties or not. "present" stays in the set from that value on, and from the operating point's threshold on
+    where that is lower; "absent" likewise up to the k-th largest of the negative examples, and below the threshold. Both
+    steps, and moving each edge outwards to the middle between it and the next probability that was seen, so that rounding
+    does not move a frame across it, only make sets larger. Hence the set holds the truth in at least 1 - alpha of the
+    positive and of the negative frames; and since `present_from` <= threshold <= `absent_below`, it is never empty and agrees
+    with the operating point where it names one side.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import guarded
-from pipeline.records import FramePrediction, Prediction, Quarantined
+from pipeline.records import FramePrediction, Prediction, Quarantined, State
 from pipeline.results.files import replacing
 
 PREDICTION_COLUMNS = (
@@ -20,15 +20,20 @@ PREDICTION_COLUMNS = (
     "series_instance_uid",
     "sop_instance_uid",
     "frame_number",
+    "laterality",
     "label",
     "logit",
     "probability",
     "positive",
     "state",
-    "bundle_id",
+    "operating_point",
+    "conformal_set",
+    "distance",
     "flags",
+    "bundle_id",
+    "input_sha256",
 )
-FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
+FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 DIGITS = 4
 
 
@@ -39,8 +44,7 @@ def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
 
 def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
     """Write one row for each file or frame that was not scored, and only the header where there is none."""
-    rows = ((guarded(item.source), item.frame_number or "", guarded(item.reason), guarded(item.message)) for item in failures)
-    _write(path, FAILURE_COLUMNS, rows)
+    _write(path, FAILURE_COLUMNS, (_failure_row(item) for item in failures))
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:
@@ -51,6 +55,9 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
         "series_instance_uid": frame.key.series_instance_uid,
         "sop_instance_uid": frame.key.sop_instance_uid,
         "frame_number": frame.key.frame_number,
+        "laterality": frame.laterality,
+        "distance": _rounded(frame.distance),
+        "input_sha256": frame.input_sha256,
         "bundle_id": frame.predictions[0].bundle_id if frame.predictions else "",
         "predictions": [
             {
@@ -59,6 +66,8 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
                 "probability": float(number(prediction.probability)),
                 "positive": prediction.positive,
                 "state": prediction.state.value,
+                "operating_point": _rounded(prediction.operating_point),
+                "conformal_set": list(prediction.conformal_set),
             }
             for prediction in frame.predictions
         ],
@@ -79,14 +88,32 @@ def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...
         guarded(key.series_instance_uid),
         guarded(key.sop_instance_uid),
         key.frame_number,
+        guarded(frame.laterality),
         guarded(prediction.label),
         number(prediction.logit),
         number(prediction.probability),
         "true" if prediction.positive else "false",
         prediction.state.value,
-        prediction.bundle_id,
+        _number_or_empty(prediction.operating_point),
+        ";".join(prediction.conformal_set),
+        _number_or_empty(frame.distance),
         ";".join(flag.check for flag in frame.flags),
+        prediction.bundle_id,
+        frame.input_sha256,
     )
+
+
+def _failure_row(item: Quarantined) -> tuple[str | int, ...]:
+    frame_number = item.frame_number or ""
+    return (guarded(item.source), frame_number, State.NOT_SCORABLE.value, guarded(item.reason), guarded(item.message))
+
+
+def _number_or_empty(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(number(value))
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:

@@ -109,9 +109,13 @@ def _admit(item: Frame | Quarantined, predictor: Predictor) -> Admitted | Quaran
 
 def _score(pending: list[Admitted | Quarantined], predictor: Predictor) -> Iterator[Scored | Quarantined]:
     admitted = [item for item in pending if isinstance(item, Admitted)]
-    predictions = iter(predictor.predict_admitted(admitted))
+    results = iter(predictor.predict_admitted(admitted))
     for item in pending:
-        yield Scored(item.frame, next(predictions)) if isinstance(item, Admitted) else item
+        if isinstance(item, Admitted):
+            result = next(results)
+            yield result if isinstance(result, Quarantined) else Scored(item.frame, result)
+        else:
+            yield item
 
 
 def _outcome(file: StudyFile, frames: Iterator[Frame]) -> Iterator[Frame | Quarantined]:
