@@ -140,6 +140,9 @@ class EvaluateSection(Section):
     criterion: str = Field(
         default="youden", pattern=r"^(youden|sensitivity>=0\.\d+)$", description="youden or sensitivity>=0.NN"
     )
+    conformal_alpha: Fraction = Field(
+        default=0.1, description="how often a conformal set may miss the truth; what it leaves open is uncertain"
+    )
 
 
 class TrackingSection(Section):

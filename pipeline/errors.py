@@ -53,7 +53,8 @@ class LedgerError(OctrayError):
 class Reason(StrEnum):
     """Why a file or a frame could not be read or was refused; stable codes that others may rely on.
 
-    From `WRONG_MODALITY` on they are those of the checks of the quality gate.
+    From `WRONG_MODALITY` on they are those of the checks of the quality gate; `OUT_OF_DISTRIBUTION` is what a bundle says of a
+    frame that is unlike all that it was trained on.
     """
 
     NOT_AN_IMAGE = "not_an_image"
@@ -68,6 +69,7 @@ class Reason(StrEnum):
     DECODER_CRASH = "decoder_crash"
     UNSAFE_PATH = "unsafe_path"
     MISSING = "missing"
+    OUT_OF_DISTRIBUTION = "out_of_distribution"
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
     NOT_FRONTAL = "not_frontal"

@@ -286,6 +286,25 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ConformalBand:
+    """Where neither presence nor absence of a label can be ruled out, fitted on the calibration split.
+
+    Parameters
+    ----------
+    label
+        The finding.
+    present_from
+        From this calibrated probability on, presence cannot be ruled out; at most the threshold of the operating point.
+    absent_below
+        Below this one, absence cannot; at least that threshold.
+    """
+
+    label: str
+    present_from: float
+    absent_below: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a bundle says of one label in one frame.
 
@@ -306,6 +325,8 @@ class Prediction:
     conformal_set
         What cannot be ruled out at the bundle's error rate: of "present" and "absent", one or both; empty where the bundle has
         no conformal thresholds for the label.
+    operating_point
+        The threshold of the label that `positive` comes from, in [0, 1]; None where it is not known.
     """
 
     key: InstanceKey
@@ -315,6 +336,7 @@ class Prediction:
     positive: bool
     bundle_id: str
     conformal_set: tuple[str, ...] = ()
+    operating_point: float | None = None
 
     @property
     def state(self) -> State:

@@ -18,9 +18,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from pipeline.evaluate.metrics import Sample
+from pipeline.evaluate.outliers import fit_reference, pooled
+from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.intake import Check, Policy
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
+from pipeline.model.engine import Engine
 from pipeline.records import (
     Activation,
     Frame,
@@ -165,6 +168,24 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         },
     }
     return write_bundle(path, contents, **(fields | overrides))
+
+
+def make_known_pixels(seed: int) -> NDArray[np.float32]:
+    """Always the same picture, but for a little noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.02, (48, 40))
+    return np.clip(make_pixels() + noise, 0, 1).astype(np.float32)
+
+
+def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
+    """The bundle of `make_bundle` that has only ever seen `make_known_pixels`, and refuses what is unlike them."""
+    plain = make_bundle(path, **overrides)
+    grid = np.stack([prepare(make_known_pixels(seed), plain.manifest.preprocessing) for seed in range(60)])
+    seen = [pooled(one) for one in Engine(plain.read(GRAPH)).run(grid)[1]]
+    reference = fit_reference(seen[:30], seen[30:])
+    contents = {name: plain.read(name) for name in plain.manifest.files} | {REFERENCE: reference.to_bytes()}
+    outliers = {"neighbours": reference.neighbours, "threshold": reference.threshold, "calibration_frames": 30}
+    fields = {name: value for name, value in plain.manifest if name not in ("schema_version", "bundle_id", "files")}
+    return write_bundle(path, contents, **(fields | {"outliers": outliers}))
 
 
 def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive: bool = True, **overrides: Any) -> Prediction:

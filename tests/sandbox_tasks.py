@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.sources import read_frames
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
 from pipeline.records import Frame
+from pipeline.score.batch import read_hashed
 
 
 def count(number: int) -> Iterator[int]:
@@ -47,7 +47,7 @@ def abort(_: object) -> Iterator[int]:
 def crash_on_name(file: StudyFile, reading: Reading) -> Iterator[Frame]:
     if file.source.startswith("crash"):
         os.abort()
-    yield from read_frames(file, reading)
+    yield from read_hashed(file, reading)
 
 
 def hang(_: object) -> Iterator[int]:

@@ -139,7 +139,7 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
     assert report.count("<img") == 4
     assert "The heatmap of PNEUMONIA could not be drawn." in report
     error = capsys.readouterr().err
-    assert "Heatmaps that could not be drawn: 1 (No space left on device). The tables are complete." in error
+    assert "Heatmaps or DICOM objects that could not be written: 1 (No space left on device). The tables are complete." in error
     monkeypatch.undo()
     assert score(studies, bundle.path, out) == 0
     assert len(list((out / "heatmaps").iterdir())) == 5
@@ -247,7 +247,7 @@ SCORE_AND_LIST = """
 import sys
 from pipeline.cli.main import main
 code = main(sys.argv[1:])
-heavy = {"torch", "timm", "monai", "mlflow", "sklearn", "matplotlib", "pandas", "pyarrow", "onnx"}
+heavy = {"torch", "timm", "monai", "mlflow", "sklearn", "matplotlib", "highdicom", "onnx"}
 print(code, sorted(heavy & set(sys.modules)))
 """
 

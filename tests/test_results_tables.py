@@ -26,14 +26,33 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     tables.write_predictions(tmp_path / "p.csv", [make_result(normal, make_prediction())])
     content = (tmp_path / "p.csv").read_bytes().decode()
     assert content == (
-        "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,label,logit,probability,positive,state,"
-        "bundle_id,flags\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,NORMAL,-2.0000,0.1000,false,negative,b,\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,PNEUMONIA,1.5000,0.9000,true,positive,b,\r\n"
+        "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,label,logit,probability,"
+        "positive,state,operating_point,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,NORMAL,-2.0000,0.1000,false,negative,,,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,PNEUMONIA,1.5000,0.9000,true,positive,,,,,b,\r\n"
     )
 
 
-def test_what_the_gate_found_stands_at_the_end_of_the_row(tmp_path: Path) -> None:
+def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -> None:
+    uncertain = make_prediction(conformal_set=("present", "absent"), operating_point=0.43215)
+    frame = replace(make_result(uncertain), laterality="L", distance=0.71236, input_sha256="ab")
+    tables.write_predictions(tmp_path / "p.csv", [frame])
+    (row,) = read(tmp_path / "p.csv")
+    expected = {
+        "state": "uncertain",
+        "operating_point": tables.number(0.43215),
+        "conformal_set": "present;absent",
+        "distance": "0.7124",
+        "laterality": "L",
+        "input_sha256": "ab",
+    }
+    assert row | expected == row
+    record = tables.frame_record(frame)
+    assert (record["distance"], record["laterality"], record["input_sha256"]) == (0.7124, "L", "ab")
+    assert record["predictions"][0]["conformal_set"] == ["present", "absent"]
+
+
+def test_what_the_gate_found_stands_in_the_row(tmp_path: Path) -> None:
     flags = (Flag(Check.ROTATED, "Upside down."), Flag(Check.WHITE_BORDERS, "Wedges."))
     frame = replace(make_result(make_prediction()), flags=flags)
     tables.write_predictions(tmp_path / "p.csv", [frame])
@@ -46,13 +65,14 @@ def test_what_the_gate_found_stands_at_the_end_of_the_row(tmp_path: Path) -> Non
 
 def test_failures_are_written_even_when_there_are_none(tmp_path: Path) -> None:
     tables.write_failures(tmp_path / "f.csv", [])
-    assert (tmp_path / "f.csv").read_bytes() == b"source,frame_number,reason,message\r\n"
+    assert (tmp_path / "f.csv").read_bytes() == b"source,frame_number,state,reason,message\r\n"
 
 
 def test_failures_name_file_frame_and_reason(tmp_path: Path) -> None:
     tables.write_failures(tmp_path / "f.csv", [Quarantined("a.dcm", "truncated", "Cut, short."), Quarantined("b", "r", "m", 3)])
     first, second = read(tmp_path / "f.csv")
-    assert first == {"source": "a.dcm", "frame_number": "", "reason": "truncated", "message": "Cut, short."}
+    expected = {"source": "a.dcm", "frame_number": "", "state": "not_scorable", "reason": "truncated", "message": "Cut, short."}
+    assert first == expected
     assert second["frame_number"] == "3"
 
 
@@ -97,5 +117,13 @@ def test_a_frame_record_has_the_numbers_of_the_table() -> None:
     assert record["frame_number"] == 1
     assert record["bundle_id"] == "b"
     assert record["predictions"] == [
-        {"label": "PNEUMONIA", "logit": 1.5, "probability": 0.1235, "positive": True, "state": "positive"}
+        {
+            "label": "PNEUMONIA",
+            "logit": 1.5,
+            "probability": 0.1235,
+            "positive": True,
+            "state": "positive",
+            "operating_point": None,
+            "conformal_set": [],
+        }
     ]

@@ -17,7 +17,15 @@ from pipeline.records import Frame, Quarantined
 from pipeline.score import batch
 from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_dicom, make_frame, make_quality, score_folder
+from tests.builders import (
+    make_bundle,
+    make_dicom,
+    make_frame,
+    make_known_pixels,
+    make_quality,
+    make_wary_bundle,
+    score_folder,
+)
 from tests.fuzz.bombs import endless_items
 from tests.test_services_api_study import make_volume
 
@@ -171,3 +179,13 @@ def test_batches_end_at_frames_or_pixels_and_lose_nothing() -> None:
     assert [[frame.pixels.size for frame in one] for one in found] == [[100, 100], [100, 900], [100, 900], [900, 100]]
     found = list(batch.batches(frames, 4, 500))
     assert [[frame.pixels.size for frame in one] for one in found] == [[100] * 3, [900], [100], [900], [900], [100]]
+
+
+def test_a_frame_unlike_the_training_comes_out_as_a_failure(tmp_path: Path) -> None:
+    stripes = np.tile(np.array([0, 255], np.uint8), (48, 20))
+    volume = np.stack([(make_known_pixels(1) * 255).astype(np.uint8), stripes])
+    (tmp_path / "a.dcm").write_bytes(make_dicom(volume))
+    known, strange = score_folder(tmp_path / "a.dcm", Predictor(make_wary_bundle(tmp_path / "bundle")))
+    assert isinstance(known, Scored)
+    assert isinstance(strange, Quarantined)
+    assert (strange.source, strange.frame_number, strange.reason) == ("a.dcm", 2, "out_of_distribution")

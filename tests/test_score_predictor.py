@@ -13,10 +13,19 @@ from safetensors.numpy import load, save
 from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
 from pipeline.imaging.preprocess import prepare
 from pipeline.intake import Check, Policy
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
-from pipeline.records import OperatingPoint, Preprocessing
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
+from pipeline.records import ConformalBand, FramePrediction, OperatingPoint, Preprocessing, Quarantined, State
 from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor
-from tests.builders import make_bundle, make_frame, make_graph, make_key, make_pixels, make_quality
+from tests.builders import (
+    make_bundle,
+    make_frame,
+    make_graph,
+    make_key,
+    make_known_pixels,
+    make_pixels,
+    make_quality,
+    make_wary_bundle,
+)
 
 
 @pytest.fixture
@@ -168,3 +177,51 @@ def test_a_label_without_an_operating_point_is_refused(tmp_path: Path) -> None:
     points = (OperatingPoint("NORMAL", 0.5, "youden", 0.9, 0.8),)
     with pytest.raises(BundleError, match="no operating point for PNEUMONIA"):
         Predictor(make_bundle(tmp_path / "bundle", operating_points=points))
+
+
+def unlike() -> np.ndarray:
+    """Fine stripes, where `make_known_pixels` has large even fields."""
+    return np.tile(np.array([0.0, 1.0], np.float32), (48, 20))
+
+
+def test_a_frame_unlike_the_training_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    predictor = Predictor(make_wary_bundle(tmp_path / "bundle"))
+    known = [make_frame(pixels=make_known_pixels(seed)) for seed in range(3)]
+    strange = make_frame(pixels=unlike(), key=make_key(7), source="a/b.dcm")
+    frames = [predictor.admit(frame) for frame in (known[0], strange, *known[1:])]
+    first, refused, *rest = predictor.predict_admitted(frames)
+    assert isinstance(refused, Quarantined)
+    assert (refused.source, refused.frame_number, refused.reason) == ("a/b.dcm", 7, Reason.OUT_OF_DISTRIBUTION)
+    assert refused.message.startswith("The frame looks unlike all that the bundle was trained on (distance ")
+    for result, frame in zip([first, *rest], known, strict=True):
+        assert isinstance(result, FramePrediction)
+        assert result.distance is not None
+        assert 0 <= result.distance <= 1
+        (alone,) = predictor.predict([frame])
+        assert alone.distance == result.distance
+    with pytest.raises(UnreadableError, match="refused above 1") as caught:
+        predictor.predict([strange])
+    assert caught.value.reason is Reason.OUT_OF_DISTRIBUTION
+
+
+def test_a_bundle_without_a_reference_refuses_nothing_for_it(bundle: Bundle) -> None:
+    (result,) = Predictor(bundle).predict([make_frame(pixels=unlike())])
+    assert (result.distance, result.predictions[0].conformal_set) == (None, ())
+
+
+def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
+    wary = make_wary_bundle(tmp_path / "bundle")
+    contents = {name: wary.read(name) for name in wary.manifest.files} | {REFERENCE: save({"x": np.zeros(1, np.float32)})}
+    fields = {key: value for key, value in wary.manifest if key not in _OWN}
+    with pytest.raises(BundleError, match=r"reference\.safetensors of bundle bundle cannot be used"):
+        Predictor(write_bundle(wary.path, contents, **fields))
+
+
+def test_inside_its_band_a_label_is_uncertain(tmp_path: Path) -> None:
+    conformal = {"alpha": 0.1, "bands": (ConformalBand("PNEUMONIA", 0.0, 1.1),)}
+    (result,) = Predictor(make_bundle(tmp_path / "bundle", conformal=conformal)).predict([make_frame()])
+    normal, pneumonia = result.predictions
+    assert (pneumonia.conformal_set, pneumonia.state) == (("present", "absent"), State.UNCERTAIN)
+    assert normal.conformal_set == ()
+    assert normal.state is not State.UNCERTAIN
+    assert normal.operating_point == 0.5

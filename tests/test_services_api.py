@@ -227,7 +227,7 @@ def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content:
     problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [(failure.source, failure.reason.value) for failure in problem.failures] == [("file0.dcm", reason)]
-    assert {*response.json()["failures"][0]} == {"source", "frame_number", "reason", "message"}
+    assert {*response.json()["failures"][0]} == {"source", "frame_number", "state", "reason", "message"}
     assert "errors" not in response.json()
     assert "Doe" not in response.text
 

@@ -20,7 +20,7 @@ from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from services.api.app import create_app
 from services.api.settings import Settings
-from tests.builders import make_bundle, make_dataset, make_dicom, make_pixels, make_quality
+from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle
 from tests.test_services_api import check_problem, files, make_png, running
 
 
@@ -158,3 +158,20 @@ def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pyt
         assert client.get("/livez").status_code == 200
     assert "The model cannot be loaded" in caplog.text
     assert "Reshape" not in response.text + caplog.text
+
+
+def test_a_frame_unlike_the_training_is_a_failure_beside_the_others(tmp_path: Path) -> None:
+    stripes = np.tile(np.array([0, 255], np.uint8), (48, 20))
+    known = (make_known_pixels(1) * 255).astype(np.uint8)
+    with running(create_app(make_wary_bundle(tmp_path / "bundle"), Settings())) as client:
+        answer = client.post("/v1/predict?heatmaps=false", files=files(make_dicom(np.stack([stripes, known])))).json()
+        alone = client.post("/v1/predict", files=files(make_dicom(stripes)))
+    (frame,), (failure,) = answer["frames"], answer["failures"]
+    assert (frame["frame_number"], failure["frame_number"]) == (2, 1)
+    assert (failure["reason"], failure["state"]) == ("out_of_distribution", "not_scorable")
+    assert 0 <= frame["distance"] <= 1
+    assert answer["states"] == {label: said["state"] for label, said in frame["labels"].items()}
+    assert {said["operating_point"] for said in frame["labels"].values()} == {0.5}
+    problem = check_problem(alone, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
+    assert problem.failures is not None
+    assert [one.reason for one in problem.failures] == ["out_of_distribution"]

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_config
+from pipeline.evaluate.outliers import load_reference
 from pipeline.ingest.index import Index, load_index
 from pipeline.ingest.tables import LABEL
-from pipeline.model.bundle import METRICS, MODEL_CARD, Bundle, load_bundle
+from pipeline.model.bundle import METRICS, MODEL_CARD, REFERENCE, Bundle, load_bundle
 from pipeline.train.card import model_card
+from pipeline.train.judge import Verdict
 from pipeline.train.material import Material, gather
 from tests.conftest import Trained
 
@@ -45,9 +47,17 @@ def section(card: str, title: str) -> str:
     return card.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
+def verdict_of(bundle: Bundle) -> Verdict:
+    """What a run without a test split would have said."""
+    manifest = bundle.manifest
+    assert manifest.outliers is not None
+    reference = load_reference(bundle.read(REFERENCE), manifest.outliers.neighbours, manifest.outliers.threshold)
+    return Verdict(manifest.temperature, manifest.operating_points, (), reference)
+
+
 def test_sections_stand_in_the_order_of_the_paper(card: str) -> None:
     titles = [line.removeprefix("## ") for line in card.splitlines() if line.startswith("## ")]
-    assert titles == ["Model", "Intended use", "Data", "Figures", "Operating points", "Origin"]
+    assert titles == ["Model", "Intended use", "Data", "Figures", "Operating points", "When it does not answer", "Origin"]
     assert card.startswith("# tiny: NORMAL, PNEUMONIA\n\n**Not a medical device.**")
 
 
@@ -81,10 +91,12 @@ def test_what_is_missing_is_said(material: Material, bundle: Bundle, trained: Tr
     heatmap = manifest.heatmap.model_copy(update={"exact": False, "max_difference": None})
     origin = manifest.provenance.model_copy(update={"git_commit": "", "mlflow_run_id": ""})
     config = load_config(trained.config, ["data.normal_label=null"])
-    card = model_card(config, material, None, manifest.operating_points, heatmap, origin)
+    card = model_card(config, material, verdict_of(bundle), heatmap, origin)
     for sentence in (
         "heatmaps: none: the closed form of Grad-CAM does not hold for this network",
         "Not measured: the index has no test split.",
+        "| NORMAL | no band | too few examples | - | - | - |",
+        "false alarms: not measured on a test split.",
         "label that means no finding: none",
         "modalities: any",
         "commit: not known",
@@ -97,8 +109,9 @@ def test_a_label_cannot_break_its_tables(material: Material, bundle: Bundle, tra
     manifest = bundle.manifest
     strange = replace(material, labels=("A|B", "PNEUMONIA"))
     points = (replace(manifest.operating_points[0], label="A|B"), manifest.operating_points[1])
-    card = model_card(load_config(trained.config), strange, None, points, manifest.heatmap, manifest.provenance)
-    for title in ("Data", "Operating points"):
+    verdict = replace(verdict_of(bundle), points=points)
+    card = model_card(load_config(trained.config), strange, verdict, manifest.heatmap, manifest.provenance)
+    for title in ("Data", "Operating points", "When it does not answer"):
         table = [line.replace(r"\|", "") for line in section(card, title).splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in table}) == 1
     assert r"A\|B" in section(card, "Data")

@@ -22,7 +22,7 @@ from pipeline.config import Config, load_config
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REQUIRED_FILES, WEIGHTS, Bundle, load_bundle
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, REQUIRED_FILES, WEIGHTS, Bundle, load_bundle
 from pipeline.records import Activation, Split
 from pipeline.train.run import train
 from tests.conftest import Trained
@@ -50,7 +50,7 @@ def logits_of(bundle: Bundle, index: Index, split: Split) -> np.ndarray:
 
 
 def test_the_bundle_is_whole_and_the_workspace_is_gone(bundle: Bundle, trained: Trained) -> None:
-    assert set(bundle.manifest.files) == REQUIRED_FILES | PLOTS
+    assert set(bundle.manifest.files) == REQUIRED_FILES | {REFERENCE} | PLOTS
     assert not trained.bundle.with_name("bundle.work").exists()
 
 
@@ -129,7 +129,8 @@ def test_no_test_frame_has_a_part_in_what_is_learned(bundle: Bundle, untested: B
 def test_without_a_test_split_nothing_is_claimed(untested: Bundle) -> None:
     assert json.loads(untested.read(METRICS))["evaluation"] is None
     assert "Not measured: the index has no test split." in untested.read(MODEL_CARD).decode()
-    assert set(untested.manifest.files) == REQUIRED_FILES
+    assert json.loads(untested.read(METRICS))["abstention"] is None
+    assert set(untested.manifest.files) == REQUIRED_FILES | {REFERENCE}
 
 
 def test_a_commit_of_somebody_elses_checkout_is_not_claimed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.cli.progress import Advance
     from pipeline.job.job import Job
     from pipeline.job.shard import Shard
+    from pipeline.results.dicom.kinds import Kind
     from pipeline.results.record import StudyRecord
 
 HELP = "score a folder of studies with a bundle"
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="folder for the results")
     parser.add_argument("--json", action="store_true", help="print one JSON object a frame on standard output")
     parser.add_argument("--no-heatmaps", action="store_true", help="draw no heatmaps")
+    parser.add_argument("--dicom", type=_kinds, default="", metavar="KINDS", help="also write DICOM objects: sr,pm,sc")
     parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on; score a study that was quiet for so long")
     parser.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="score the I-th of N parts of the studies")
     parser.add_argument("--ledger", default="", metavar="URL", help="database of the ledger instead of a file in RESULTS")
@@ -37,12 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
     from pipeline.job.job import Job, Request
+    from pipeline.job.outputs import Wanted
     from pipeline.model.bundle import load_bundle
     from pipeline.score.predictor import Predictor
 
     _check_places(args.studies, args.out)
     bundle = load_bundle(args.bundle)
-    request = Request(args.studies, args.out, not args.no_heatmaps, args.shard, args.ledger)
+    request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger)
     predictor = Predictor(bundle)
     try:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
@@ -121,7 +124,8 @@ def _say(out: Path, job: "Job") -> None:
     )
     if job.faults:
         why = ", ".join(sorted(set(job.faults)))
-        sys.stderr.write(f"Heatmaps that could not be drawn: {len(job.faults)} ({why}). The tables are complete.\n")
+        missing = f"Heatmaps or DICOM objects that could not be written: {len(job.faults)} ({why})."
+        sys.stderr.write(f"{missing} The tables are complete.\n")
     for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
         sys.stderr.write(f"  {out / name}\n")
 
@@ -142,6 +146,15 @@ def _check_places(studies: Path, out: Path) -> None:
 
 def _name(path: Path) -> str:
     return path.resolve().name
+
+
+def _kinds(text: str) -> "frozenset[Kind]":
+    from pipeline.results.dicom.kinds import Kind
+
+    try:
+        return frozenset(Kind(name) for name in text.split(",") if text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must name some of {', '.join(Kind)}, with commas between") from None
 
 
 def _seconds(text: str) -> float:

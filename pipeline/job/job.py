@@ -11,6 +11,7 @@ from typing import Protocol
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.folder import ResultsFolder, base_of, code_version
 from pipeline.job.loop import Loop
+from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Scorer
 from pipeline.job.shard import Shard
 from pipeline.job.signals import undisturbed
@@ -46,8 +47,8 @@ class Request:
         A folder, or one file.
     out
         Folder of the results.
-    heatmaps
-        Whether heatmaps are drawn.
+    wanted
+        What is written beside tables and report.
     shard
         Which part of the studies.
     ledger
@@ -56,7 +57,7 @@ class Request:
 
     studies: Path
     out: Path
-    heatmaps: bool = True
+    wanted: Wanted = field(default_factory=Wanted)
     shard: Shard = field(default_factory=Shard)
     ledger: str = ""
 
@@ -65,7 +66,8 @@ class Request:
         return {
             "bundle": bundle_id,
             "studies": os.fsencode(self.studies.absolute()).hex(),
-            "heatmaps": self.heatmaps,
+            "heatmaps": self.wanted.heatmaps,
+            "objects": sorted(self.wanted.objects),
             "shard": [self.shard.number, self.shard.of],
             "ledger": self.ledger,
             "code": code_version(),
@@ -110,7 +112,7 @@ class Job:
         self._folder = folder
         self._audience = audience
         self._progress = progress
-        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.heatmaps)
+        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted)
         self._grouping = Grouping()
         self.faults: list[str] = []
         self.totals = Totals()

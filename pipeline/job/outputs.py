@@ -3,30 +3,65 @@
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from pipeline.job.folder import HEATMAPS, write_whole
+from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.sources import StudyFile
+from pipeline.intake import Limits
+from pipeline.job.folder import HEATMAPS, OBJECTS, write_whole
+from pipeline.job.objects import Asked, objects_of
 from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
 from pipeline.records import Frame, FramePrediction, Heatmap
+from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.batch import Scored
-from pipeline.score.overlay import draw, full_scale, jpeg
+from pipeline.score.overlay import draw, full_scale, jpeg, png
 
 _WRITERS, _AHEAD, _AHEAD_PIXELS = 2, 64, 2**25
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
+_LIMITS = Limits(frame_seconds=120.0)
+"""Of the processes that make DICOM objects: the report of a long volume takes longer than reading any frame."""
+
 Written = Future[tuple[Output, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is written of a study beside its record.
+
+    Parameters
+    ----------
+    heatmaps
+        Whether there are pictures of heatmaps.
+    objects
+        Which DICOM objects there are for each DICOM file.
+    """
+
+    heatmaps: bool = True
+    objects: frozenset[Kind] = frozenset()
+
+    @property
+    def maps(self) -> bool:
+        """Whether heatmaps have to be computed."""
+        return self.heatmaps or bool(self.objects - {Kind.SR})
 
 
 @dataclass(slots=True)
 class Pieces:
-    """The files of one study that are written or being written."""
+    """The files of one study that are written or being written, and what is still needed to write the last of them.
+
+    `results` and `pictures` are those that DICOM objects are made of; pictures are PNG files by frame number and label.
+    """
 
     under_way: list[tuple[str, Written]] = field(default_factory=list)
+    results: dict[str, list[FramePrediction]] = field(default_factory=dict)
+    pictures: dict[str, dict[tuple[int, str], bytes]] = field(default_factory=dict)
 
     def is_done(self) -> bool:
         """Say whether nothing has to be waited for."""
@@ -57,11 +92,15 @@ class Writer:
         That of the results.
     manifest
         Of the bundle.
+    wanted
+        What is written.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, wanted: Wanted) -> None:
         self._folder = folder
         self._manifest = manifest
+        self._wanted = wanted
+        self._sandbox = Sandbox(_WRITERS, _LIMITS)
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[tuple[Written, int]] = deque()
         (folder / HEATMAPS).mkdir(parents=True, exist_ok=True)
@@ -71,26 +110,26 @@ class Writer:
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._sandbox.close()
 
     def draw(self, item: Scored, pieces: Pieces) -> ReportFrame:
         """Begin to draw the heatmaps of a frame, but for the label of no finding; return what the report shows of it."""
-        pictures = tuple(self._begin(item, heatmap, pieces) for heatmap in shown(item.prediction, self._manifest))
-        return ReportFrame(replace(item.prediction, heatmaps=()), pictures)
+        if self._wanted.objects and item.frame.transfer_syntax_uid:
+            pieces.results.setdefault(item.frame.source, []).append(item.prediction)
+        drawn = shown(item.prediction, self._manifest) if self._wanted.heatmaps or Kind.SC in self._wanted.objects else ()
+        pictures = tuple(self._begin(item, heatmap, pieces) for heatmap in drawn)
+        return ReportFrame(replace(item.prediction, heatmaps=()), pictures if self._wanted.heatmaps else ())
 
-    def submit(self, name: str, write: Callable[[], tuple[Output, ...]], size: int, pieces: Pieces) -> None:
-        """Begin to write files of a study.
+    def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:
+        """Begin to write the DICOM objects of a study whose frames have all been given to `draw`."""
+        drawings = [written for _, written in pieces.under_way]
+        for file in files:
+            if results := pieces.results.pop(file.source, None):
+                write = partial(self._write_objects, file, results, pieces, drawings)
+                self._submit(f"{OBJECTS}/{file.source}", write, 0, pieces)
 
-        Parameters
-        ----------
-        name
-            Of what is written, where it fails.
-        write
-            Returns what it has written.
-        size
-            Pixels that are held until it is done.
-        pieces
-            Of the study.
-        """
+    def _submit(self, name: str, write: Callable[[], tuple[Output, ...]], size: int, pieces: Pieces) -> None:
+        """Begin to write files of a study; `name` is that of what is missing where it fails, `size` the pixels it holds."""
         written = self._pool.submit(write)
         pieces.under_way.append((name, written))
         self._waiting.append((written, size))
@@ -101,13 +140,28 @@ class Writer:
 
     def _begin(self, item: Scored, heatmap: Heatmap, pieces: Pieces) -> Picture:
         name = f"{HEATMAPS}/{picture_name(item.prediction, heatmap.label)}"
-        self.submit(name, lambda: (self._draw(name, item.frame, heatmap),), item.frame.pixels.size, pieces)
+        self._submit(name, partial(self._draw, name, item.frame, heatmap, pieces), item.frame.pixels.size, pieces)
         return Picture(heatmap.label, PurePosixPath(name), heatmap.has_positive_evidence)
 
-    def _draw(self, name: str, frame: Frame, heatmap: Heatmap) -> Output:
+    def _draw(self, name: str, frame: Frame, heatmap: Heatmap, pieces: Pieces) -> tuple[Output, ...]:
         full = full_scale(self._manifest.temperature, heatmap.values.size)
         picture = draw(frame.pixels, heatmap, self._manifest.preprocessing, full, frame.shape)
-        return write_output(self._folder, name, jpeg(picture))
+        if Kind.SC in self._wanted.objects and frame.transfer_syntax_uid:
+            pieces.pictures.setdefault(frame.source, {})[frame.key.frame_number, heatmap.label] = png(picture)
+        return (write_output(self._folder, name, jpeg(picture)),) if self._wanted.heatmaps else ()
+
+    def _write_objects(
+        self, file: StudyFile, results: list[FramePrediction], pieces: Pieces, drawings: list[Written]
+    ) -> tuple[Output, ...]:
+        """Write the DICOM objects of one file, made in a process of their own, since the file is parsed once more for them."""
+        wait(drawings)
+        task = partial(objects_of, manifest=self._manifest, kinds=self._wanted.objects)
+        asked = Asked(file, tuple(results), pieces.pictures.pop(file.source, {}))
+        own = mark(file.source)
+        return tuple(
+            write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content)
+            for name, content in self._sandbox.run(task, asked)
+        )
 
 
 def shown(result: FramePrediction, manifest: Manifest) -> Sequence[Heatmap]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import Reason
 from pipeline.imaging.sources import StudyFile
-from pipeline.job.outputs import Pieces, Writer
+from pipeline.job.outputs import Pieces, Wanted, Writer
 from pipeline.job.work import unpacked
 from pipeline.ledger.types import Claim, Outcome
 from pipeline.records import Quarantined
@@ -71,14 +71,14 @@ class Scorer:
         Folder below which the sources of the studies lie.
     folder
         That of the results.
-    heatmaps
-        Whether heatmaps are drawn.
+    wanted
+        What is written beside the record.
     """
 
     predictor: Predictor
     base: Path
     folder: Path
-    heatmaps: bool = True
+    wanted: Wanted = field(default_factory=Wanted)
 
     def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
         """Score studies in the order of their claims, which are taken as needed; a study is done when all of it is written."""
@@ -91,14 +91,15 @@ class Scorer:
                 yield begun[-1], unpacked(claim.work, self.base)
 
         with (
-            Writer(self.folder, self.predictor.manifest) as writer,
-            closing(score_studies(studies(), self.predictor, heatmaps=self.heatmaps)) as items,
+            Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
+            closing(score_studies(studies(), self.predictor, heatmaps=self.wanted.maps)) as items,
         ):
             for item in items:
                 if isinstance(item, Scored):
                     begun[0].frames.append(writer.draw(item, begun[0].pieces))
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
+                    writer.end(unpacked(ended[-1].claim.work, self.base), ended[-1].pieces)
                 else:
                     begun[0].failures.append(item)
                 while ended and ended[0].pieces.is_done():

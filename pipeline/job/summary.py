@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.job.folder import FAILURES, PREDICTIONS
+from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
 from pipeline.records import FramePrediction, Quarantined
+from pipeline.results.parquet import write_parquet
 from pipeline.results.record import StudyRecord
 from pipeline.results.report import write_report
 from pipeline.results.tables import write_failures, write_predictions
@@ -30,6 +31,7 @@ def summarise(folder: Path, ledger: Ledger, bundle: Bundle, progress: Progress =
         Is shown the studies as the report is written.
     """
     write_predictions(folder / PREDICTIONS, _frames(ledger))
+    write_parquet(folder / PARQUET, _frames(ledger))
     write_failures(folder / FAILURES, _failures(ledger))
     totals = Totals.of(_records(ledger, Order.POSITION), bundle.manifest.normal_label)
     write_report(folder, bundle.manifest, _records(ledger, Order.URGENCY), _failures(ledger), totals, progress)

@@ -15,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import Activation, OperatingPoint, Preprocessing
+from pipeline.records import Activation, ConformalBand, OperatingPoint, Preprocessing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 CONFIG = "config.yaml"
+REFERENCE = "reference.safetensors"
 REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG})
 
 
@@ -73,6 +74,27 @@ class HeatmapSupport(_Part):
     max_difference: float | None
 
 
+class Conformal(_Part):
+    """In which band around its operating point a label is uncertain.
+
+    `alpha` is how often the sets may miss the truth; labels with too few calibration frames have no band.
+    """
+
+    alpha: float
+    bands: tuple[ConformalBand, ...]
+
+
+class Outliers(_Part):
+    """From which distance on a frame is refused, measured against the features in `reference.safetensors`.
+
+    `neighbours` and `threshold` are those of `evaluate.outliers.Reference`; the threshold was fixed on `calibration_frames`.
+    """
+
+    neighbours: int
+    threshold: float
+    calibration_frames: int
+
+
 class Provenance(_Part):
     """Where the bundle comes from."""
 
@@ -102,6 +124,8 @@ class Manifest(_Part):
     heatmap: HeatmapSupport
     intended_use: IntendedUse
     quality: Quality = BEFORE_THE_GATE
+    conformal: Conformal | None = None
+    outliers: Outliers | None = None
     provenance: Provenance
     files: Mapping[str, str]
 
@@ -227,6 +251,8 @@ def _parse_manifest(name: str, text: str) -> Manifest:
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
         raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle anew.") from None
+    if manifest.outliers is not None and REFERENCE not in manifest.files:
+        raise BundleError(f"The bundle {name} has no {REFERENCE}, which its {MANIFEST} needs. Train the bundle anew.")
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
     if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy it again, or train it anew.")

@@ -77,6 +77,7 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
                 "probability": rounded(one.probability),
                 "positive": one.positive,
                 "conformal_set": list(one.conformal_set),
+                "operating_point": None if one.operating_point is None else rounded(one.operating_point),
             }
             for one in result.predictions
         ],

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.cells import guarded
 from pipeline.records import FramePrediction, Prediction, Quarantined, State
 from pipeline.results.files import replacing
+from pipeline.results.record import DIGITS, rounded
 
 PREDICTION_COLUMNS = (
     "source",
@@ -20,16 +21,20 @@ PREDICTION_COLUMNS = (
     "series_instance_uid",
     "sop_instance_uid",
     "frame_number",
+    "laterality",
     "label",
     "logit",
     "probability",
     "positive",
     "state",
-    "bundle_id",
+    "operating_point",
+    "conformal_set",
+    "distance",
     "flags",
+    "bundle_id",
+    "input_sha256",
 )
-FAILURE_COLUMNS = ("source", "frame_number", "reason", "message")
-DIGITS = 4
+FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 
 
 def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
@@ -39,8 +44,7 @@ def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
 
 def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
     """Write one row for each file or frame that was not scored, and only the header where there is none."""
-    rows = ((guarded(item.source), item.frame_number or "", guarded(item.reason), guarded(item.message)) for item in failures)
-    _write(path, FAILURE_COLUMNS, rows)
+    _write(path, FAILURE_COLUMNS, (_failure_row(item) for item in failures))
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:
@@ -51,14 +55,19 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
         "series_instance_uid": frame.key.series_instance_uid,
         "sop_instance_uid": frame.key.sop_instance_uid,
         "frame_number": frame.key.frame_number,
+        "laterality": frame.laterality,
+        "distance": known(frame.distance),
+        "input_sha256": frame.input_sha256,
         "bundle_id": frame.predictions[0].bundle_id if frame.predictions else "",
         "predictions": [
             {
                 "label": prediction.label,
-                "logit": float(number(prediction.logit)),
-                "probability": float(number(prediction.probability)),
+                "logit": rounded(prediction.logit),
+                "probability": rounded(prediction.probability),
                 "positive": prediction.positive,
                 "state": prediction.state.value,
+                "operating_point": known(prediction.operating_point),
+                "conformal_set": list(prediction.conformal_set),
             }
             for prediction in frame.predictions
         ],
@@ -79,7 +88,7 @@ def failure_record(failure: Quarantined) -> dict[str, Any]:
 
 def number(value: float) -> str:
     """Return a number with `DIGITS` digits after the point, and no minus before a zero."""
-    return f"{round(value, DIGITS) + 0.0:.{DIGITS}f}"
+    return f"{rounded(value):.{DIGITS}f}"
 
 
 def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...]:
@@ -90,14 +99,33 @@ def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...
         guarded(key.series_instance_uid),
         guarded(key.sop_instance_uid),
         key.frame_number,
+        guarded(frame.laterality),
         guarded(prediction.label),
         number(prediction.logit),
         number(prediction.probability),
         "true" if prediction.positive else "false",
         prediction.state.value,
-        prediction.bundle_id,
+        _number_or_empty(prediction.operating_point),
+        ";".join(prediction.conformal_set),
+        _number_or_empty(frame.distance),
         ";".join(flag.check for flag in frame.flags),
+        prediction.bundle_id,
+        frame.input_sha256,
     )
+
+
+def _failure_row(item: Quarantined) -> tuple[str | int, ...]:
+    frame_number = item.frame_number or ""
+    return (guarded(item.source), frame_number, State.NOT_SCORABLE.value, guarded(item.reason), guarded(item.message))
+
+
+def _number_or_empty(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def known(value: float | None) -> float | None:
+    """Return a number rounded, or None where it is not known."""
+    return None if value is None else rounded(value)
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:

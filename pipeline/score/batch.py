@@ -1,14 +1,16 @@
 """Scores studies: decodes ahead in worker processes, puts frames of all studies into batches, and streams what is found."""
 
+import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.imaging.sources import StudyFile, read_frames
+from pipeline.imaging.sources import StudyFile, open_file
+from pipeline.intake import Reading
 from pipeline.records import Frame, FramePrediction, Quarantined
 from pipeline.score.predictor import Admitted, Predictor
 
@@ -74,12 +76,20 @@ def _items(
                 begun.append((file, Ended(study) if file is members[-1] else None))
                 yield file
 
-    for frames in sandbox.map(partial(read_frames, reading=predictor.reading), files()):
+    for frames in sandbox.map(partial(read_hashed, reading=predictor.reading), files()):
         file, end = begun.popleft()
         for item in _outcome(file, frames):
             yield _admit(item, predictor)
         if end:
             yield end
+
+
+def read_hashed(file: StudyFile, reading: Reading) -> Iterator[Frame]:
+    """Read the frames of a file, each with the hash of the file; as `read_frames`, and made for worker processes as well."""
+    content, frames = open_file(file, reading)
+    file_sha256 = hashlib.sha256(content).hexdigest()
+    for frame in frames:
+        yield replace(frame, file_sha256=file_sha256)
 
 
 def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) -> Iterator[list[Item]]:
@@ -129,9 +139,13 @@ def _score(
     pending: list[Admitted | Quarantined | Ended[Study]], predictor: Predictor, heatmaps: bool
 ) -> Iterator[Scored | Quarantined | Ended[Study]]:
     admitted = [item for item in pending if isinstance(item, Admitted)]
-    predictions = iter(predictor.predict_admitted(admitted, heatmaps))
+    results = iter(predictor.predict_admitted(admitted, heatmaps))
     for item in pending:
-        yield Scored(item.frame, next(predictions)) if isinstance(item, Admitted) else item
+        if isinstance(item, Admitted):
+            result = next(results)
+            yield result if isinstance(result, Quarantined) else Scored(item.frame, result)
+        else:
+            yield item
 
 
 def _outcome(file: StudyFile, frames: Iterator[Frame]) -> Iterator[Frame | Quarantined]:

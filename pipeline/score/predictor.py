@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
+from pipeline.evaluate.conformal import conformal_set
+from pipeline.evaluate.outliers import Reference, load_reference, pooled
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.quality.gate import admit, check_tools
 from pipeline.intake import Flag, Limits
-from pipeline.model.bundle import GRAPH, WEIGHTS, Bundle, Manifest
+from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
 from pipeline.score.gradcam import grad_cams
 
 FRAMES_AT_ONCE = 32
@@ -62,6 +64,8 @@ class Predictor:
         self._engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
         self._thresholds = _thresholds(bundle.manifest)
+        self._bands = {band.label: band for band in conformal.bands} if (conformal := bundle.manifest.conformal) else {}
+        self._reference = _reference(bundle)
         self._check_shapes()
 
     def admit(self, frame: Frame) -> Admitted:
@@ -87,28 +91,45 @@ class Predictor:
         Raises
         ------
         UnreadableError
-            Where the bundle's quality gate refuses a frame; `admit` tells beforehand.
+            Where the bundle's quality gate refuses a frame, which `admit` tells beforehand, or where a frame is unlike all that
+            the bundle was trained on.
         """
-        return self.predict_admitted([self.admit(frame) for frame in frames], heatmaps)
+        results = []
+        for result in self.predict_admitted([self.admit(frame) for frame in frames], heatmaps):
+            if isinstance(result, Quarantined):
+                raise UnreadableError(Reason(result.reason), result.message)
+            results.append(result)
+        return results
 
-    def predict_admitted(self, admitted: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction]:
-        """Score frames that `admit` has let pass; otherwise as `predict`."""
+    def predict_admitted(self, admitted: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
+        """Score frames that `admit` has let pass, as `predict` does, and refuse none of the others for one of them.
+
+        Returns
+        -------
+        list of FramePrediction or Quarantined
+            In the order of the frames; the latter, with `Reason.OUT_OF_DISTRIBUTION`, where a frame is unlike all that the
+            bundle was trained on.
+        """
         starts = range(0, len(admitted), FRAMES_AT_ONCE)
         return [result for start in starts for result in self._predict(admitted[start : start + FRAMES_AT_ONCE], heatmaps)]
 
-    def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction]:
+    def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction | Quarantined]:
         pixels = np.stack([self._prepared(item.frame) for item in admitted])
         logits, features = self._engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
+        distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
         return [
-            FramePrediction(
+            _refusal(item.frame, distance)
+            if (distance := distances[index]) is not None and not distance <= 1
+            else FramePrediction(
                 key=item.frame.key,
                 source=item.frame.source,
                 predictions=self._predictions(item.frame.key, logits[index], calibrated[index]),
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
                 flags=item.flags,
                 laterality=item.frame.laterality,
+                distance=distance,
                 input_sha256=item.frame.file_sha256,
             )
             for index, item in enumerate(admitted)
@@ -120,7 +141,16 @@ class Predictor:
     def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
         values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)
         return tuple(
-            Prediction(key, label, float(logit), float(probability), bool(probability >= threshold), self.manifest.bundle_id)
+            Prediction(
+                key=key,
+                label=label,
+                logit=float(logit),
+                probability=float(probability),
+                positive=bool(probability >= threshold),
+                bundle_id=self.manifest.bundle_id,
+                conformal_set=conformal_set(float(probability), self._bands.get(label)),
+                operating_point=threshold,
+            )
             for label, logit, probability, threshold in values
         )
 
@@ -149,6 +179,24 @@ def _classifier(bundle: Bundle) -> FloatArray:
         return np.asarray(load(bundle.read(WEIGHTS))[name], np.float32)
     except (SafetensorError, KeyError):
         raise BundleError(f"The weights of bundle {bundle.path.name} have no tensor {name}. {_MEND}") from None
+
+
+def _reference(bundle: Bundle) -> Reference | None:
+    outliers = bundle.manifest.outliers
+    if outliers is None:
+        return None
+    try:
+        return load_reference(bundle.read(REFERENCE), outliers.neighbours, outliers.threshold)
+    except ValueError:
+        raise BundleError(f"The file {REFERENCE} of bundle {bundle.path.name} cannot be used. {_MEND}") from None
+
+
+def _refusal(frame: Frame, distance: float) -> Quarantined:
+    message = (
+        f"The frame looks unlike all that the bundle was trained on (distance {distance:.2f}, refused above 1). "
+        "Score it with a bundle that was made for such images, or have it read without one."
+    )
+    return Quarantined(frame.source, Reason.OUT_OF_DISTRIBUTION, message, frame.key.frame_number)
 
 
 def _thresholds(manifest: Manifest) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from pipeline.evaluate.metrics import Evaluation
 from pipeline.evaluate.report import markdown_table
 from pipeline.model.bundle import HeatmapSupport, Provenance
 from pipeline.records import OperatingPoint, Split
+from pipeline.train.judge import Verdict
 from pipeline.train.material import Material
 
 _DISCLAIMER = (
@@ -18,8 +19,7 @@ _DISCLAIMER = (
 def model_card(
     config: Config,
     material: Material,
-    evaluation: Evaluation | None,
-    points: Sequence[OperatingPoint],
+    verdict: Verdict,
     heatmap: HeatmapSupport,
     origin: Provenance,
 ) -> str:
@@ -30,8 +30,9 @@ def model_card(
         _model(config, heatmap),
         _use(config),
         _data(material, origin),
-        _figures(evaluation),
-        _points(points),
+        _figures(verdict.evaluation),
+        _points(verdict.points),
+        _abstention(config, verdict),
         _origin(origin),
     ]
     return "\n\n".join(parts) + "\n"
@@ -103,6 +104,38 @@ def _points(points: Sequence[OperatingPoint]) -> str:
     ]
     head = "| label | positive from | criterion | sensitivity | specificity |\n|---|---|---|---|---|\n"
     return "## Operating points\n\nChosen on the calibration split, where these figures hold.\n\n" + head + "\n".join(lines)
+
+
+def _abstention(config: Config, verdict: Verdict) -> str:
+    """Say when the bundle does not answer, and how often that happened on the test split."""
+    alpha, reference, measured = config.evaluate.conformal_alpha, verdict.reference, verdict.abstention
+    figures = measured.conformal if measured else {}
+    bands = {band.label: band for band in verdict.bands}
+    lines = ["| label | uncertain from | to below | present covered | absent covered | uncertain |\n|---|---|---|---|---|---|"]
+    for point in verdict.points:
+        band, found = bands.get(point.label), figures.get(point.label, {})
+        edges = (f"{band.present_from:.4f}", f"{band.absent_below:.4f}") if band else ("no band", "too few examples")
+        parts = [_part(found.get(name)) for name in ("covered_positives", "covered_negatives", "uncertain")]
+        lines.append("| " + " | ".join((_cell(point.label), *edges, *parts)) + " |")
+    refused = (
+        f"{measured.refused} of {measured.frames} test frames are refused "
+        f"({measured.refused_low:.3f} to {measured.refused_high:.3f}, 95 % interval)"
+        if measured
+        else "not measured on a test split"
+    )
+    return (
+        "## When it does not answer\n\n"
+        f"A label is uncertain inside a band in which neither side can be ruled out at an error rate of {alpha:g}, fitted on "
+        "the calibration split for frames with and without the label apart; coverage and share of uncertain frames are those "
+        "of the test split.\n\n" + "\n".join(lines) + "\n\n"
+        "A frame is refused where it is unlike all training frames: where the distance of its features to neighbour number "
+        f"{reference.neighbours} among them is above that of 99 % of {reference.calibration_frames} calibration frames; "
+        f"false alarms: {refused}."
+    )
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _cell(text: str) -> str:

@@ -1,16 +1,20 @@
 """What a trained network is worth: calibrated on one split, measured on another, by the graph that scores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.evaluate.calibration import fit_temperature, probabilities
+from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
+from pipeline.evaluate.conformal import conformal_bands
 from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.operating_point import choose_operating_points
+from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.evaluate.report import plots
-from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, OperatingPoint, Split
+from pipeline.model.engine import BATCH, Engine
+from pipeline.records import ConformalBand, FloatArray, OperatingPoint, Split
+from pipeline.train.abstention import Abstention, measure_abstention
 from pipeline.train.material import Material
 
 
@@ -24,16 +28,25 @@ class Verdict:
         Of the calibrated probabilities.
     points
         One operating point for each label.
+    bands
+        Conformal bands of the labels that have enough calibration frames.
+    reference
+        What tells frames that are unlike those of the training.
     evaluation
         None where there is no test split.
+    abstention
+        How often the bundle does not answer, likewise.
     plots
         File names and PNG images.
     """
 
     temperature: float
     points: tuple[OperatingPoint, ...]
-    evaluation: Evaluation | None
-    plots: dict[str, bytes]
+    bands: tuple[ConformalBand, ...]
+    reference: Reference
+    evaluation: Evaluation | None = None
+    abstention: Abstention | None = None
+    plots: dict[str, bytes] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
         """Return the test figures as `test_<metric>` and `test_<label>_<metric>`; what is not defined is left out."""
@@ -47,12 +60,12 @@ class Verdict:
 
 
 def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) -> Verdict:
-    """Fit temperature and operating points on the calibration split, and measure on the test split.
+    """Fit what turns logits into results on the calibration split, and measure on the test split.
 
     Parameters
     ----------
     config
-        Activation, criterion and number of resamples.
+        Activation, criterion, error rate of the conformal sets and number of resamples.
     material
         Targets, patients and splits.
     graph
@@ -66,21 +79,37 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
         Where the calibration split lacks positives or negatives of a label.
     """
     engine, activation = Engine(graph, config.train.threads), config.model.activation
-    calibration, test = material.rows(Split.CALIBRATION), material.rows(Split.TEST)
-    logits = engine.logits(pixels[row] for row in calibration)
-    truth = material.targets[calibration]
-    temperature = fit_temperature(logits, truth, activation)
+    rows = {split: material.rows(split) for split in Split}
+    truth = {split: material.targets[chosen] for split, chosen in rows.items()}
+    _, seen = _run(engine, pixels, bank_rows(rows[Split.TRAIN]))
+    logits, known = _run(engine, pixels, rows[Split.CALIBRATION])
+    temperature = fit_temperature(logits, truth[Split.CALIBRATION], activation)
     chances = probabilities(logits, activation, temperature)
-    points = choose_operating_points(chances, truth, material.labels, config.evaluate.criterion)
-    if not len(test):
-        return Verdict(temperature, points, None, {})
+    points = choose_operating_points(chances, truth[Split.CALIBRATION], material.labels, config.evaluate.criterion)
+    bands = conformal_bands(chances, truth[Split.CALIBRATION], points, config.evaluate.conformal_alpha)
+    verdict = Verdict(temperature, points, bands, fit_reference(seen, known))
+    if not len(rows[Split.TEST]):
+        return verdict
+    logits, features = _run(engine, pixels, rows[Split.TEST])
     sample = Sample(
-        logits=engine.logits(pixels[row] for row in test),
-        targets=material.targets[test],
-        groups=material.patients(test),
+        logits=logits,
+        targets=truth[Split.TEST],
+        groups=material.patients(rows[Split.TEST]),
         labels=material.labels,
         activation=activation,
         temperature=temperature,
         operating_points=points,
     )
-    return Verdict(temperature, points, evaluate(sample, config.evaluate.bootstrap, config.train.seed), plots(sample))
+    return replace(
+        verdict,
+        evaluation=evaluate(sample, config.evaluate.bootstrap, config.train.seed),
+        abstention=measure_abstention(sample, bands, verdict.reference, features),
+        plots=plots(sample),
+    )
+
+
+def _run(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
+    """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames."""
+    batches = [engine.run(pixels[rows[start : start + BATCH]]) for start in range(0, len(rows), BATCH)]
+    logits = np.concatenate([logits for logits, _ in batches])
+    return logits, np.stack([pooled(one) for _, features in batches for one in features])

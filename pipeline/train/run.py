@@ -21,11 +21,14 @@ from pipeline.model.bundle import (
     GRAPH,
     METRICS,
     MODEL_CARD,
+    REFERENCE,
     WEIGHTS,
     Bundle,
+    Conformal,
     HeatmapSupport,
     IntendedUse,
     Normalisation,
+    Outliers,
     Quality,
     write_bundle,
 )
@@ -223,6 +226,7 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
     metrics = {
         "split": Split.TEST.value,
         "evaluation": verdict.evaluation.to_json() if verdict.evaluation else None,
+        "abstention": verdict.abstention.to_json() if verdict.abstention else None,
         "epochs": fitted.course.history,
         "best_epoch": fitted.course.best_epoch,
     }
@@ -230,7 +234,8 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         GRAPH: fitted.graph,
         WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
         METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-        MODEL_CARD: model_card(config, material, verdict.evaluation, verdict.points, fitted.heatmap, origin).encode(),
+        MODEL_CARD: model_card(config, material, verdict, fitted.heatmap, origin).encode(),
+        REFERENCE: verdict.reference.to_bytes(),
         CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
     }
     return write_bundle(
@@ -247,5 +252,11 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         heatmap=fitted.heatmap,
         intended_use=IntendedUse(modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts),
         quality=Quality(policies=gate.policies, smallest_side=gate.smallest_side),
+        conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands),
+        outliers=Outliers(
+            neighbours=verdict.reference.neighbours,
+            threshold=verdict.reference.threshold,
+            calibration_frames=verdict.reference.calibration_frames,
+        ),
         provenance=origin,
     )

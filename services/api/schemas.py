@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline.errors import Reason
-from pipeline.model.bundle import IntendedUse, Manifest, Quality
-from pipeline.records import Activation, OperatingPoint, Preprocessing
+from pipeline.model.bundle import Conformal, IntendedUse, Manifest, Outliers, Quality
+from pipeline.records import Activation, OperatingPoint, Preprocessing, State
 
+ScoredState = Annotated[State, WithJsonSchema({"type": "string", "enum": ["positive", "negative", "uncertain"]})]
 Probability = Annotated[float, Field(ge=0, le=1, description="calibrated")]
 
 
@@ -31,7 +32,11 @@ class LabelAnswer(Answer):
     logit: float = Field(description="output of the network before calibration")
     probability: Probability
     positive: bool = Field(description="whether the probability reaches the label's operating point")
-    state: str = Field(description="positive or negative, in words")
+    state: ScoredState = Field(description="uncertain where the conformal set leaves both open; else what `positive` says")
+    operating_point: float | None = Field(description="positive from this probability on")
+    conformal_set: tuple[Literal["present", "absent"], ...] = Field(
+        description="what cannot be ruled out at the bundle's error rate; empty where the bundle has no band for the label"
+    )
     heatmap: HeatmapAnswer | None = Field(
         default=None,
         description="null for the label that means no finding, and where none was asked for, the bundle has none, or the "
@@ -46,15 +51,20 @@ class FrameAnswer(Answer):
     series_instance_uid: str
     sop_instance_uid: str
     frame_number: int = Field(ge=1)
+    laterality: str = Field(description="R, L, U or B; empty where unknown")
+    distance: float | None = Field(
+        description="how far the frame lies from those of the training, refused above 1; null where the bundle cannot tell"
+    )
     labels: dict[str, LabelAnswer]
     flags: tuple[str, ...] = Field(description="what was assumed, stands out or was left out, in sentences")
 
 
 class Failure(Answer):
-    """A file that could not be read whole, or a frame that the bundle's quality gate refuses."""
+    """A file that could not be read whole, or a frame that is refused by the quality gate or as unlike the training."""
 
     source: str = Field(description="name of the file, without folders")
     frame_number: int | None = Field(default=None, ge=1, description="null where the whole file is meant")
+    state: Literal[State.NOT_SCORABLE] = State.NOT_SCORABLE
     reason: Reason
     message: str
 
@@ -72,6 +82,10 @@ class StudyAnswer(Answer):
     )
     probabilities: dict[str, Probability]
     positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
+    states: dict[str, ScoredState] = Field(
+        description="positive where any frame is, else uncertain where any is, else negative; for the label of no finding, "
+        "negative where any frame is, else uncertain where any is, else positive"
+    )
     frames: tuple[FrameAnswer, ...]
     failures: tuple[Failure, ...] = Field(
         description="files that could not be read whole, of which no frame counts above, and frames that were refused"
@@ -98,6 +112,8 @@ class ModelAnswer(Answer):
     operating_points: tuple[OperatingPoint, ...]
     intended_use: IntendedUse
     quality: Quality
+    conformal: Conformal | None
+    outliers: Outliers | None
     heatmap_layer: str
     created: str
     dataset_name: str

@@ -12,7 +12,8 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
-from pipeline.records import Frame, FramePrediction, Heatmap
+from pipeline.records import Frame, FramePrediction, Heatmap, Prediction, Quarantined
+from pipeline.results.states import study_states
 from pipeline.score.batch import batches
 from pipeline.score.overlay import draw, full_scale, png
 from pipeline.score.predictor import Admitted, Predictor
@@ -64,6 +65,7 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
         model=manifest.provenance.config_name,
         probabilities=_over_frames(study.answers, manifest, lambda label: label.probability),
         positive=_over_frames(study.answers, manifest, lambda label: label.positive),
+        states=study_states(study.predictions, manifest.normal_label),
         frames=tuple(study.answers),
         failures=tuple(study.failures),
     )
@@ -93,6 +95,7 @@ class _Study:
         self._deadline = time.monotonic() + settings.study_seconds
         self._heatmaps = 0
         self.answers: list[FrameAnswer] = []
+        self.predictions: list[tuple[Prediction, ...]] = []
         self.failures: list[Failure] = []
         self._stated: set[str] = set()
         self._derived: set[str] = set()
@@ -102,19 +105,26 @@ class _Study:
         content = upload.file.read()
         drawn = self._heatmaps
         answers: list[FrameAnswer] = []
+        predictions: list[tuple[Prediction, ...]] = []
         refused: list[Failure] = []
         uid = ""
         try:
             for batch in batches(self._admitted(content, upload.source, refused), _BATCH):
-                predictions = self._predictor.predict_admitted(batch, heatmaps=self._max_heatmaps is not None)
-                answers += [self._answer(item.frame, result) for item, result in zip(batch, predictions, strict=True)]
-                uid = batch[0].frame.key.study_instance_uid
+                results = self._predictor.predict_admitted(batch, heatmaps=self._max_heatmaps is not None)
+                for item, result in zip(batch, results, strict=True):
+                    if isinstance(result, Quarantined):
+                        refused.append(_refused(result))
+                        continue
+                    answers.append(self._answer(item.frame, result))
+                    predictions.append(result.predictions)
+                    uid = item.frame.key.study_instance_uid
         except UnreadableError as error:
             self._heatmaps = drawn
             self.failures.append(_failure(upload.source, None, error))
             return
         self.failures += refused
         self.answers += answers
+        self.predictions += predictions
         if uid:
             self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
 
@@ -170,6 +180,10 @@ def _failure(source: str, frame_number: int | None, error: UnreadableError) -> F
     return Failure(source=source, frame_number=frame_number, reason=error.reason, message=str(error))
 
 
+def _refused(result: Quarantined) -> Failure:
+    return Failure(source=result.source, frame_number=result.frame_number, reason=Reason(result.reason), message=result.message)
+
+
 def _frame_answer(
     frame: Frame, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
 ) -> FrameAnswer:
@@ -179,6 +193,8 @@ def _frame_answer(
             probability=prediction.probability,
             positive=prediction.positive,
             state=prediction.state,
+            operating_point=prediction.operating_point,
+            conformal_set=prediction.conformal_set,
             heatmap=heatmaps.get(prediction.label),
         )
         for prediction in predicted.predictions
@@ -188,6 +204,8 @@ def _frame_answer(
         series_instance_uid=frame.key.series_instance_uid,
         sop_instance_uid=frame.key.sop_instance_uid,
         frame_number=frame.key.frame_number,
+        laterality=predicted.laterality,
+        distance=predicted.distance,
         labels=labels,
         flags=(*(flag.message for flag in predicted.flags), *frame.notes, *left_out),
     )

@@ -1,0 +1,102 @@
+"""Whether bundles refuse what they were not made for: `python -m benchmarks.outliers OCT OCT_INDEX XRAY XRAY_INDEX`.
+
+For each bundle: refused frames of its own test split (false alarms), of the other set, and of pictures that are neither. The
+methods are compared on the same features; each has its threshold at 1 % false alarms on the calibration split and sees nothing
+of the foreign pictures. The header's modality plays no part, since these files carry none.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.covariance import LedoitWolf
+from sklearn.preprocessing import normalize
+
+from benchmarks.foreign import foreign_pictures
+from pipeline.errors import UnreadableError
+from pipeline.evaluate.outliers import bank_rows, fit_reference, pooled
+from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.quality.gate import admit
+from pipeline.ingest.frames import prepared_frames
+from pipeline.ingest.index import Index, load_index
+from pipeline.model.bundle import GRAPH, Bundle, load_bundle
+from pipeline.model.engine import Engine
+from pipeline.records import FloatArray, Frame, InstanceKey, Split
+from pipeline.train.abstention import wilson
+
+MOST_FOREIGN_FRAMES = 700
+Array = NDArray[np.float64]
+Score = Callable[[Array], Array]
+
+
+def main(oct_bundle: Path, oct_index: Path, xray_bundle: Path, xray_index: Path) -> int:
+    """Print one table a bundle."""
+    indexes = load_index(oct_index), load_index(xray_index)
+    for path, (own, other) in ((oct_bundle, indexes), (xray_bundle, indexes[::-1])):
+        _judge(load_bundle(path), own, other)
+    return 0
+
+
+def _judge(bundle: Bundle, own: Index, other: Index) -> None:
+    engine, preprocessing = Engine(bundle.read(GRAPH)), bundle.manifest.preprocessing
+
+    def features(index: Index, rows: NDArray[np.int64]) -> Array:
+        frames = prepared_frames([index.records[row] for row in rows], index.sources, preprocessing)
+        return _features(engine, frames)
+
+    rows = {split: np.array([row for row, one in enumerate(own.records) if one.split is split], np.int64) for split in Split}
+    train = features(own, bank_rows(rows[Split.TRAIN]))
+    calibration, test = features(own, rows[Split.CALIBRATION]), features(own, rows[Split.TEST])
+    count = min(len(other.records), MOST_FOREIGN_FRAMES)
+    strangers = features(other, np.linspace(0, len(other.records) - 1, count).astype(np.int64))
+    kinds, pictures = zip(*foreign_pictures(), strict=True)
+    neither = _features(engine, (prepare(picture, preprocessing) for picture in pictures))
+    gated = np.array([_is_gated(bundle, picture) for picture in pictures])
+    print(f"\n{bundle.path.name}: {len(train)} training frames, {len(calibration)} calibration, {len(test)} test")
+    print(f"{len(pictures)} pictures that are neither, of which the quality gate alone refuses {gated.sum()}")
+    print("method                        false alarms             other set  neither  or by the gate  let pass")
+    for name, score in _methods(train, calibration):
+        threshold = np.quantile(score(calibration), 0.99, method="higher")
+        alarms, other_set, refused = (int((score(values) > threshold).sum()) for values in (test, strangers, neither))
+        low, high = wilson(alarms, len(test))
+        either = gated | (score(neither) > threshold)
+        passed = Counter(kind for kind, is_refused in zip(kinds, either, strict=True) if not is_refused)
+        print(
+            f"{name:28}  {alarms:3} ({alarms / len(test):.3f}; {low:.3f} to {high:.3f})  {other_set}/{len(strangers)}  "
+            f"{refused}/{len(pictures)}  {either.sum()}/{len(pictures)}  {dict(passed) or 'none'}",
+            flush=True,
+        )
+
+
+def _methods(train: Array, calibration: Array) -> Iterator[tuple[str, Score]]:
+    for neighbours in (1, 5, 10, 50):
+        reference = fit_reference(train, calibration, neighbours)
+        yield f"{neighbours}. neighbour, unit length", lambda x, r=reference: np.array([r.distance(one) for one in x])
+    yield "Mahalanobis", _mahalanobis(train)
+    unit = _mahalanobis(normalize(train))
+    yield "Mahalanobis, unit length", lambda x: unit(normalize(x))
+
+
+def _mahalanobis(train: Array) -> Score:
+    """Distance to the mean of all training frames, covariance shrunk by Ledoit and Wolf (2004)."""
+    fitted = LedoitWolf().fit(train)
+    return lambda x: np.asarray(fitted.mahalanobis(x), np.float64)
+
+
+def _features(engine: Engine, frames: Iterable[FloatArray]) -> Array:
+    return np.stack([pooled(engine.run(frame[None])[1][0]) for frame in frames])
+
+
+def _is_gated(bundle: Bundle, picture: FloatArray) -> bool:
+    try:
+        admit(Frame(picture, InstanceKey("1", "1", "1", 1), "picture.png", ""), bundle.manifest.gate())
+    except UnreadableError:
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:5])))

@@ -1,0 +1,123 @@
+"""How far a frame lies from those that a bundle was trained on, by the last feature map of the network; numpy alone.
+
+The distance is that to the k-th nearest training frame on features of unit length (Sun et al., "Out-of-distribution detection
+with deep nearest neighbors", ICML 2022). What it was compared with is measured by `benchmarks/outliers.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pipeline.evaluate.calibration import Float64
+from pipeline.records import FloatArray
+
+NEIGHBOURS = 5
+MOST_ROWS = 1000
+FALSE_ALARMS = 0.01
+BANK = "bank"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What distances are measured against.
+
+    Parameters
+    ----------
+    bank
+        float32 of shape (rows, channels): pooled features of training frames, each of unit length.
+    neighbours
+        The k of the k-th nearest.
+    threshold
+        The distance that counts as 1.
+    calibration_frames
+        How many frames the threshold was fixed on; 0 where it came from a bundle.
+    """
+
+    bank: FloatArray
+    neighbours: int
+    threshold: float
+    calibration_frames: int = 0
+
+    def distance(self, features: Float64) -> float:
+        """Return how far a frame lies, in units of the threshold: above 1 it is unlike the training.
+
+        The same bits come out whatever frames come before or after; nan comes out where a feature is nan.
+
+        Parameters
+        ----------
+        features
+            As `pooled` gives them, shape (channels,).
+        """
+        return _raw_distance(self.bank, features, self.neighbours) / self.threshold
+
+    def to_bytes(self) -> bytes:
+        """Return the bank as safetensors; the numbers beside it go into the manifest."""
+        return save({BANK: np.ascontiguousarray(self.bank)})
+
+
+def load_reference(content: bytes, neighbours: int, threshold: float) -> Reference:
+    """Return the reference whose bank `Reference.to_bytes` wrote.
+
+    Raises
+    ------
+    ValueError
+        Where the content is not such a bank, or the numbers do not fit it.
+    """
+    try:
+        bank = load(content)[BANK]
+    except (SafetensorError, KeyError):
+        raise ValueError("no bank of features") from None
+    if bank.ndim != 2 or not 1 <= neighbours <= len(bank) or not threshold > 0:
+        raise ValueError("bank, neighbours and threshold do not belong together")
+    return Reference(np.asarray(bank, np.float32), neighbours, threshold)
+
+
+def pooled(features: FloatArray) -> Float64:
+    """Return the mean over the cells of one frame's feature map.
+
+    Parameters
+    ----------
+    features
+        float32 of shape (channels, map_rows, map_columns).
+    """
+    return np.asarray(features.reshape(len(features), -1).mean(axis=1, dtype=np.float64))
+
+
+def bank_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return at most `MOST_ROWS` of the training frames, evenly spread over their order: the same for the same index."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, MOST_ROWS).astype(np.int64)]
+
+
+def fit_reference(train: ArrayLike, calibration: ArrayLike, neighbours: int = NEIGHBOURS) -> Reference:
+    """Keep the features of training frames, and fix the threshold at 1 % false alarms on the calibration frames.
+
+    Parameters
+    ----------
+    train, calibration
+        Pooled features, shape (n, channels) each. With fewer than 100 calibration frames the threshold is the largest distance
+        among them.
+    neighbours
+        The k of the k-th nearest; no more than there are training frames.
+    """
+    bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32)
+    k = min(neighbours, len(bank))
+    distances = [_raw_distance(bank, one, k) for one in np.asarray(calibration, np.float64)]
+    threshold = float(np.quantile(distances, 1 - FALSE_ALARMS, method="higher"))
+    return Reference(bank, k, max(threshold, np.finfo(np.float32).tiny.item()), len(distances))
+
+
+def _raw_distance(bank: FloatArray, features: Float64, neighbours: int) -> float:
+    """Return the Euclidean distance to the k-th nearest row; each frame by itself, without a matrix product over frames."""
+    cosines = np.einsum("rc,c->r", bank, _unit(features))
+    nearest = np.partition(cosines, len(cosines) - neighbours)[len(cosines) - neighbours]
+    return float(np.sqrt(np.maximum(0.0, 2 - 2 * nearest)))
+
+
+def _unit(features: Float64) -> Float64:
+    """Return features of length one; where all are zero, they stay so and lie as far from every frame as its opposite half."""
+    return np.asarray(features / max(float(np.sqrt(np.sum(features**2))), np.finfo(np.float64).tiny))

@@ -1,0 +1,89 @@
+"""Distances against scikit-learn's neighbours; their bits do not depend on other frames; the threshold and its file."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
+
+from pipeline.evaluate.outliers import MOST_ROWS, Reference, bank_rows, fit_reference, load_reference, pooled
+
+
+def features(n: int, channels: int = 24, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(1.0, size=(n, channels))
+
+
+def test_the_distance_is_that_to_the_kth_neighbour() -> None:
+    train, calibration, new = features(200), features(300, seed=1), features(50, seed=2)
+    reference = fit_reference(train, calibration, neighbours=5)
+    oracle = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(normalize(train))
+    far, _ = oracle.kneighbors(normalize(calibration))
+    threshold = np.sort(far[:, -1])[297 - 1 + 1]  # of 300 at most 1 %, here 2, lie above
+    assert reference.threshold == pytest.approx(threshold, rel=1e-5)
+    assert sum(reference.distance(one) > 1 for one in calibration) == 2
+    near, _ = oracle.kneighbors(normalize(new))
+    np.testing.assert_allclose([reference.distance(one) * reference.threshold for one in new], near[:, -1], rtol=1e-5)
+
+
+@given(st.integers(0, 99), st.integers(1, 7))
+def test_a_distance_has_the_same_bits_alone_and_in_a_batch(seed: int, cells: int) -> None:
+    maps = np.random.default_rng(seed).random((9, 12, cells, cells), dtype=np.float32)
+    reference = fit_reference(features(30, 12), features(20, 12, seed=1))
+    together = [reference.distance(pooled(one)) for one in maps]
+    assert [reference.distance(pooled(one)) for one in maps[::-1]] == together[::-1]
+    assert [reference.distance(pooled(maps[number].copy())) for number in range(9)] == together
+
+
+def test_pooled_is_the_mean_over_cells() -> None:
+    values = np.random.default_rng(0).random((5, 3, 2), dtype=np.float32)
+    np.testing.assert_allclose(pooled(values), values.astype(np.float64).mean((1, 2)), rtol=1e-12)
+    assert pooled(values).dtype == np.float64
+
+
+def test_few_frames_are_enough_and_few_calibration_frames_give_the_largest() -> None:
+    reference = fit_reference(features(2), features(20, seed=1))
+    assert (reference.neighbours, reference.calibration_frames) == (2, 20)
+    assert max(reference.distance(one) for one in features(20, seed=1)) == 1.0
+
+
+def test_features_of_zeros_are_far_and_equal_ones_near() -> None:
+    train = np.repeat(features(1), 9, axis=0)
+    reference = fit_reference(train, train)
+    assert reference.distance(np.zeros(24)) > 1
+    assert reference.distance(np.full(24, np.nan)) != reference.distance(np.full(24, np.nan))  # not a number, and never near
+
+
+def test_the_bank_is_spread_over_the_training_frames() -> None:
+    assert bank_rows(np.arange(10)).tolist() == list(range(10))
+    chosen = bank_rows(np.arange(5, 5 + 3217))
+    assert (len(set(chosen.tolist())), chosen[0], chosen[-1]) == (MOST_ROWS, 5, 3221)
+    assert set(np.diff(chosen).tolist()) == {3, 4}
+
+
+def test_it_is_read_back_with_the_same_bits() -> None:
+    written = fit_reference(features(50), features(50, seed=1))
+    read = load_reference(written.to_bytes(), written.neighbours, written.threshold)
+    assert [read.distance(one) for one in features(9, seed=2)] == [written.distance(one) for one in features(9, seed=2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "neighbours", "threshold"),
+    [
+        (b"not safetensors", 1, 1.0),
+        (save({"other": np.zeros((2, 2), np.float32)}), 1, 1.0),
+        (save({"bank": np.zeros(2, np.float32)}), 1, 1.0),
+        (save({"bank": np.zeros((2, 2), np.float32)}), 3, 1.0),
+        (save({"bank": np.zeros((2, 2), np.float32)}), 1, float("nan")),
+    ],
+)
+def test_what_is_no_reference_is_said(content: bytes, neighbours: int, threshold: float) -> None:
+    with pytest.raises(ValueError, match="bank"):
+        load_reference(content, neighbours, threshold)
+
+
+def test_a_unit_vector_and_its_opposite_are_two_apart() -> None:
+    reference = Reference(np.eye(3, dtype=np.float32)[:1], 1, 0.5)
+    assert reference.distance(np.array([-7.0, 0, 0])) == 4.0
+    assert reference.distance(np.array([7.0, 0, 0])) == 0.0
