@@ -47,9 +47,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What people read; how the run went stands in a folder of its own."""
+    """What people read; times and how the run went stand in folders of their own."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(".octray/")}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith((".octray/", "traces/"))}
 
 
 def without_mark(path: Path) -> str:

@@ -3,13 +3,15 @@
 import fcntl
 import hashlib
 import json
+import platform
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any
 
 from pipeline.errors import InputError
@@ -139,13 +141,15 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def code_version() -> dict[str, str]:
+@cache
+def code_version() -> Mapping[str, str]:
     """Return the versions of what decides about results: octray's own source text, as a hash, and the libraries it runs."""
     digest = hashlib.sha256()
     for room in _ROOMS:
         for module in _modules(resources.files("pipeline") / room):
             digest.update(module.read_bytes())
-    return {"octray": digest.hexdigest(), **{name: metadata.version(name) for name in _LIBRARIES}}
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return MappingProxyType({"octray": digest.hexdigest(), "python": platform.python_version(), **versions})
 
 
 def _modules(place: Traversable) -> list[Traversable]:

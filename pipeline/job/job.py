@@ -70,7 +70,7 @@ class Request:
             "objects": sorted(self.wanted.objects),
             "shard": [self.shard.number, self.shard.of],
             "ledger": self.ledger,
-            "code": code_version(),
+            "code": dict(code_version()),
         }
 
 

@@ -182,6 +182,11 @@ def picture_name(frame: FramePrediction, label: str) -> str:
     return f"{_safe(key.sop_instance_uid)}_f{key.frame_number:04d}_{_safe(label)}_{own}.jpg"
 
 
+def trace_name(study_instance_uid: str, key: str) -> str:
+    """Return a safe name for the trace of a study that no other of a run has."""
+    return f"{_safe(study_instance_uid)}_{mark(key)}.trace.json"
+
+
 def mark(*parts: str) -> str:
     """Return eight characters that are the same for the same parts, and others for others."""
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]

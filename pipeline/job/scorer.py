@@ -4,21 +4,28 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import Reason
 from pipeline.imaging.sources import StudyFile
-from pipeline.job.outputs import Pieces, Wanted, Writer
+from pipeline.job.folder import TRACES, code_version
+from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
-from pipeline.ledger.types import Claim, Outcome
+from pipeline.ledger.types import Claim, Outcome, Output
 from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
+from pipeline.results.trace import FrameFacts, Machinery, trace
 from pipeline.results.worklist import ReportFrame, urgency_of
 from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
 
 MOST_ATTEMPTS = 3
 """How often a study is tried that kills the process that reads it."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,9 @@ class _Study:
     """A study of which not everything is known or written."""
 
     claim: Claim
+    begun_at: str = field(default_factory=_now)
     frames: list[ReportFrame] = field(default_factory=list)
+    facts: list[FrameFacts] = field(default_factory=list)
     failures: list[Quarantined] = field(default_factory=list)
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -53,10 +62,13 @@ class _Study:
         crashed = any(failure.reason == Reason.DECODER_CRASH for failure in self.failures)
         return crashed and self.claim.attempt < MOST_ATTEMPTS
 
-    def record(self) -> StudyRecord:
+    def uid(self) -> str:
+        """Return the UID that the files state, else the derived one; empty where nothing could be read."""
         kind, _, stated = self.claim.key.partition(":")
-        uid = stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
-        return StudyRecord(uid, tuple(self.frames), tuple(self.failures))
+        return stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
+
+    def record(self) -> StudyRecord:
+        return StudyRecord(self.uid(), tuple(self.frames), tuple(self.failures))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +109,7 @@ class Scorer:
             for item in items:
                 if isinstance(item, Scored):
                     begun[0].frames.append(writer.draw(item, begun[0].pieces))
+                    begun[0].facts.append(FrameFacts.of(item.frame))
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
                     writer.end(unpacked(ended[-1].claim.work, self.base), ended[-1].pieces)
@@ -110,8 +123,18 @@ class Scorer:
         outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
+        outputs = (*outputs, self._trace(study))
         urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
         return Done(study.claim, Outcome(study.claim.id, study.record().to_json(), *urgency, outputs), faults)
+
+    def _trace(self, study: _Study) -> Output:
+        """Write how the study was scored."""
+        manifest, engine = self.predictor.manifest, self.predictor.engine
+        results = [(facts, frame.prediction) for facts, frame in zip(study.facts, study.frames, strict=True)]
+        machinery = Machinery(engine.provider, engine.threads, code_version())
+        times = {"begun": study.begun_at, "ended": _now()}
+        content = trace(results, study.failures, manifest, machinery, times)
+        return write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
 
 
 def killed(claim: Claim, base: Path) -> Done:

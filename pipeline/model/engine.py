@@ -32,6 +32,10 @@ class Engine:
     ----------
     size
         Rows and columns of the input, in pixels.
+    threads
+        As given.
+    provider
+        Execution provider that runs the graph.
 
     Raises
     ------
@@ -45,6 +49,8 @@ class Engine:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise BundleError(f"The inference graph cannot be loaded: {_first_line(error)} Train the bundle anew.") from None
         self.size = self._checked_size()
+        self.threads = threads
+        self.provider = str(self._session.get_providers()[0])
 
     def run(self, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return logits (n, labels) and features (n, channels, map_rows, map_columns), both float32.

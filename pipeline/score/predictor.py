@@ -47,6 +47,8 @@ class Predictor:
         That of the bundle.
     reading
         How files are to be read for it: as they were read to train it.
+    engine
+        What runs its graph.
 
     Raises
     ------
@@ -61,7 +63,7 @@ class Predictor:
         self.reading = reading_for(bundle.manifest.preprocessing, Limits())
         self._gate = bundle.manifest.gate()
         check_tools(self._gate)
-        self._engine = Engine(bundle.read(GRAPH), threads)
+        self.engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
         self._thresholds = _thresholds(bundle.manifest)
         self._bands = {band.label: band for band in conformal.bands} if (conformal := bundle.manifest.conformal) else {}
@@ -115,7 +117,7 @@ class Predictor:
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction | Quarantined]:
         pixels = np.stack([self._prepared(item.frame) for item in admitted])
-        logits, features = self._engine.run(pixels)
+        logits, features = self.engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
@@ -160,9 +162,9 @@ class Predictor:
 
     def _check_shapes(self) -> None:
         size, labels = self.manifest.preprocessing.size, len(self.manifest.labels)
-        if self._engine.size != size:
-            raise BundleError(f"The inference graph takes {self._engine.size} pixels, the manifest says {size}. {_MEND}")
-        logits, features = self._engine.run(np.zeros((1, 1, size, size), np.float32))
+        if self.engine.size != size:
+            raise BundleError(f"The inference graph takes {self.engine.size} pixels, the manifest says {size}. {_MEND}")
+        logits, features = self.engine.run(np.zeros((1, 1, size, size), np.float32))
         if logits.shape[1] != labels:
             raise BundleError(f"The inference graph returns {logits.shape[1]} logits for {labels} labels. {_MEND}")
         if self._classifier is not None and self._classifier.shape != (labels, features.shape[1]):
