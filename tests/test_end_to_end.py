@@ -91,7 +91,7 @@ def test_training_batch_and_service_see_the_same_bytes(
 def predictor_and_engine(bundle: Bundle) -> tuple[Predictor, RecordingEngine]:
     """A predictor whose engine has forgotten the frame that checked it."""
     predictor = Predictor(bundle)
-    engine = predictor._engine
+    engine = predictor.engine
     assert isinstance(engine, RecordingEngine)
     engine.taken = []
     return predictor, engine

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dicom", type=_kinds, default="", metavar="KINDS", help="also write DICOM objects: sr,pm,sc")
     parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on; score a study that was quiet for so long")
     parser.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="score the I-th of N parts of the studies")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="score here, or on a Ray cluster")
+    parser.add_argument("--address", default="auto", help="of the Ray cluster, HOST:PORT; auto finds one on this machine")
     parser.add_argument("--ledger", default="", metavar="URL", help="database of the ledger instead of a file in RESULTS")
 
 
@@ -45,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check_places(args.studies, args.out)
     bundle = load_bundle(args.bundle)
-    request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger)
+    cluster = args.address if args.engine == "ray" else ""
+    request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster)
     predictor = Predictor(bundle)
     try:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.errors import ConfigError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.folder import ResultsFolder, base_of, code_version
-from pipeline.job.loop import Loop
+from pipeline.job.loop import Loop, Outcomes
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Scorer
 from pipeline.job.shard import Shard
@@ -53,6 +54,8 @@ class Request:
         Which part of the studies.
     ledger
         Address of the database that holds the ledger; empty: a file among the results.
+    cluster
+        Address of the Ray cluster that scores; empty: this process does.
     """
 
     studies: Path
@@ -60,6 +63,7 @@ class Request:
     wanted: Wanted = field(default_factory=Wanted)
     shard: Shard = field(default_factory=Shard)
     ledger: str = ""
+    cluster: str = ""
 
     def facts(self, bundle_id: str) -> dict[str, object]:
         """Return all that results depend on beside the studies themselves: results with other facts are begun anew."""
@@ -163,9 +167,24 @@ class Job:
         self._audience.planned(total, finished)
         loop = Loop(ledger, Unsaved(self._folder.unsaved), self._audience.done)
         try:
-            loop.work(self._scorer.outcomes)
+            with self._outcomes() as outcomes:
+                loop.work(outcomes)
         finally:
             self.faults += loop.faults
+
+    @contextmanager
+    def _outcomes(self) -> Iterator[Outcomes]:
+        """Give what scores: this process, or a cluster."""
+        if not self._request.cluster:
+            yield self._scorer.outcomes
+            return
+        try:
+            from pipeline.job.cluster import Cluster, Place
+        except ImportError:
+            raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
+        place = Place(self._bundle.path.absolute(), self._scorer.base, self._folder.path.absolute(), self._request.wanted)
+        with Cluster(self._request.cluster, place) as cluster:
+            yield cluster.outcomes
 
     def _write(self, ledger: Ledger) -> None:
         self._folder.keep_pieces(_pieces(ledger))  # not those of studies that changed, or that a kill cut off

@@ -1,0 +1,80 @@
+"""A Ray cluster of the tests' own: nodes of one CPU each on loopback, with a token, ended with the tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.server_postgres import free_port
+
+_SECONDS = 120
+_STORE = str(2**27)
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Where it is, and what a program needs in its environment to be let in."""
+
+    address: str
+    environment: Mapping[str, str]
+
+
+@contextmanager
+def running_ray(nodes: int) -> Iterator[RayCluster]:
+    """Run a cluster of so many nodes."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.urandom(16).hex(),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    common = ["--num-cpus=1", "--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={_STORE}"]
+    head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    try:
+        with ExitStack() as stack:
+            for number in range(nodes):
+                stack.enter_context(_node([*common, *(head if number == 0 else [f"--address={address}"])], environment))
+                _await(address, number + 1, environment)
+            yield RayCluster(address, environment)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _node(arguments: list[str], environment: Mapping[str, str]) -> Iterator[None]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield
+        finally:
+            process.terminate()  # with --block it ends all processes of its node
+
+
+_COUNT = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)
+print(sum(node["Alive"] for node in ray.nodes()))
+"""
+
+
+def _await(address: str, nodes: int, environment: Mapping[str, str]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    command = [sys.executable, "-c", _COUNT, address]
+    while True:
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == str(nodes):
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(done.stderr[-2000:])
+        time.sleep(0.5)
