@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import peers
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.phantom import write_phantom
@@ -65,7 +64,7 @@ def main() -> int:
         print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
         for name, (reference, measured) in rows.items():
             print(f"  {name}: {_ratio(reference, measured):.2f}")
-    return peers.main()
+    return reading.main()
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:

@@ -103,7 +103,7 @@ def answers(bundle: Bundle, folder: Path) -> Iterator[tuple[list[dict[str, Any]]
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
             pass
-        engine = app.state.service.predictor()._engine
+        engine = app.state.service.predictor().engine
         for file in discover(folder):
             engine.taken = []
             response = client.post("/v1/predict?heatmaps=false", files=[("files", (file.source, file.path.read_bytes()))])

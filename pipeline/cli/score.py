@@ -71,7 +71,7 @@ class _Audience:
 
     def __init__(self, advance: "Advance", print_json: bool) -> None:
         self._advance = advance
-        self._print_json = print_json
+        self._out = sys.stdout if print_json else None  # as it is now: a cluster prints what it thinks, which goes elsewhere
         self._is_new = True
         self._total = self._done = self._failed = 0
 
@@ -94,14 +94,14 @@ class _Audience:
     def _print(self, record: "StudyRecord | None") -> None:
         from pipeline.results.tables import failure_record, frame_record
 
-        if record and self._print_json:
+        if record and self._out:
             lines = [
                 frame_record(frame.prediction) | {"heatmaps": {one.label: one.path.as_posix() for one in frame.pictures}}
                 for frame in record.frames
             ]
             lines += [failure_record(failure) for failure in record.failures]
-            sys.stdout.write("".join(f"{json.dumps(line)}\n" for line in lines))
-            sys.stdout.flush()
+            self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
+            self._out.flush()
 
 
 def _run(job: "Job", quiet: float | None) -> bool:

@@ -1,15 +1,17 @@
-"""How far a frame lies from those that a bundle was trained on, by the last feature map of the network; numpy alone.
+"""How far a frame lies from those that a bundle was trained on, by the last feature map of the network.
 
 The distance is that to the k-th nearest training frame on features of unit length (Sun et al., "Out-of-distribution detection
 with deep nearest neighbors", ICML 2022). What it was compared with is measured by `benchmarks/outliers.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy import stats
 
 from pipeline.evaluate.calibration import Float64
 from pipeline.records import FloatArray
@@ -18,6 +20,7 @@ NEIGHBOURS = 5
 MOST_ROWS = 1000
 FALSE_ALARMS = 0.01
 BANK = "bank"
+_FARTHEST = 2.0  # between vectors of length one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,16 +102,32 @@ def fit_reference(train: ArrayLike, calibration: ArrayLike, neighbours: int = NE
     Parameters
     ----------
     train, calibration
-        Pooled features, shape (n, channels) each. With fewer than 100 calibration frames the threshold is the largest distance
-        among them.
+        Pooled features, shape (n, channels) each.
     neighbours
         The k of the k-th nearest; no more than there are training frames.
+
+    Notes
+    -----
+    The threshold is the quantile of the calibration distances. Fewer than 100 frames do not show what one frame in a hundred
+    exceeds: there it is at least the upper limit of a prediction interval for one further frame, log distances taken as normal
+    (Hahn and Meeker 1991, chapter 4), so that it is wide where little is known; with one frame it is out of reach.
     """
     bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32)
     k = min(neighbours, len(bank))
     distances = [_raw_distance(bank, one, k) for one in np.asarray(calibration, np.float64)]
     threshold = float(np.quantile(distances, 1 - FALSE_ALARMS, method="higher"))
+    if len(distances) * FALSE_ALARMS < 1:
+        threshold = max(threshold, _prediction_limit(distances))
     return Reference(bank, k, max(threshold, np.finfo(np.float32).tiny.item()), len(distances))
+
+
+def _prediction_limit(distances: Sequence[float]) -> float:
+    """Return what one further distance exceeds with the probability `FALSE_ALARMS`; at most 2, beyond which there is none."""
+    logs, count = np.log(np.maximum(distances, 1e-6)), len(distances)
+    if count < 2:
+        return _FARTHEST
+    spread = float(logs.std(ddof=1)) * float(np.sqrt(1 + 1 / count)) * float(stats.t.ppf(1 - FALSE_ALARMS, count - 1))
+    return float(min(_FARTHEST, np.exp(logs.mean() + spread)))
 
 
 def _raw_distance(bank: FloatArray, features: Float64, neighbours: int) -> float:

@@ -1,8 +1,10 @@
 """Scores claimed studies on a Ray cluster: actors get the names of files, read and score them, and write to a shared folder."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,6 +66,7 @@ class Cluster:
         self._address = address
         self._place = place
         self._actors: list[Any] = []
+        self._quiet = ExitStack()
 
     def __enter__(self) -> "Cluster":
         if os.environ.get("RAY_AUTH_MODE") != "token":
@@ -77,11 +80,13 @@ class Cluster:
             raise InputError(
                 "The Ray cluster cannot be reached. Check --address, and that the token is that of the cluster."
             ) from None
+        self._quiet.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a process has died, where results are expected
         self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         ray.shutdown()
+        self._quiet.close()
 
     def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
         """Have studies scored by whatever actor is idle, in chunks; those of an actor that died are tried again one by one."""

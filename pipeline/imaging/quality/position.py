@@ -4,6 +4,8 @@ A mirrored frame is not found: the chest is too symmetric for that, and a B-scan
 off is not judged: real radiographs of children show them in every extent.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -71,8 +73,7 @@ def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
     side = len(UPRIGHT_CHEST)
     image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
     coarse = _standard(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
-    positions = [coarse * _standard(np.rot90(UPRIGHT_CHEST, turns)) for turns in range(4)]
-    return np.array([position.mean() for position in positions], np.float32)
+    return np.array([(coarse * turned).mean() for turned in _turned_chests()], np.float32)
 
 
 def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
@@ -120,6 +121,11 @@ def bright_ends(smooth: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, flo
     first, last = place <= _ENDS, place > place[-1] - _ENDS
     top, bottom = (float((bright & end).any(axis=0).sum() / columns) for end in (first, last))
     return top, bottom
+
+
+@cache
+def _turned_chests() -> tuple[FloatArray, ...]:
+    return tuple(_standard(np.rot90(UPRIGHT_CHEST, turns)) for turns in range(4))
 
 
 def _chest_turns(look: Look) -> int:

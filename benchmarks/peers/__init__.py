@@ -1,0 +1,1 @@
+"""What octray is held against, written the way most people would."""
