@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         large = max(20, count // 10)
         plain = _write(root / "plain", large, lambda number: _dicom(whole, number, compressed=False))
         packed = _write(root / "packed", large, lambda number: _dicom(whole, number, compressed=True))
-        print(f"{count} radiographs of {SIZE} px as JPEG, {large} of {whole.shape[0]} x {whole.shape[1]} px as DICOM;")
+        print(f"{count} radiographs of {SIZE} px as JPEG, {large} of {whole.Rows} x {whole.Columns} px as DICOM;")
         print("EfficientNet-Lite0; whole processes, their start included; images a second, as ratios of this run:")
         kinds = (("small JPEG", small, count), ("uncompressed", plain, large), ("JPEG 2000", packed, large))
         for title, folder, number in kinds:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.server_chromium import chromium  # noqa: F401 - a fixture
 from tests.server_orthanc import orthanc  # noqa: F401 - a fixture
 from tests.server_postgres import postgres_url  # noqa: F401 - a fixture
 

@@ -18,6 +18,7 @@ from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals
 from pipeline.results.worklist import Picture, ReportFrame, study_of, urgency_of
 from tests.builders import make_bundle, make_key, make_prediction, make_result
+from tests.server_chromium import Chromium
 
 VOID = {"meta", "img", "br"}
 
@@ -230,3 +231,23 @@ def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: 
     page = Page(write(tmp_path, bundle, frames))
     assert re.findall(r"\d\. (study\d)\.dcm", page.text) == ["study3", "study2", "study1"]
     assert "uncertain" in page.text
+
+
+@pytest.mark.slow
+def test_a_browser_shows_and_prints_it(tmp_path: Path, bundle: Bundle, picture: Picture, chromium: Chromium) -> None:
+    frames = [make_scored(number, 1 - number / 20, pictures=(picture,)) for number in range(12)]
+    write(tmp_path, bundle, frames, [Quarantined("<b>x</b>.dcm", "not_an_image", "No image.")])
+    page = tmp_path / "report.html"
+    shown = Page(chromium.text(page).partition("<!DOCTYPE html>")[2])
+    assert re.findall(r"\d+\. (study\d+)\.dcm", shown.text) == [f"study{number}" for number in range(12)]
+    assert "<b>x</b>.dcm" in shown.text
+    chromium.screenshot(page, tmp_path / "screen.png")
+    with Image.open(tmp_path / "screen.png") as screen:
+        assert screen.size == (1280, 1600)
+        colours = screen.convert("RGB").getcolors(2**21)
+    assert colours is not None
+    assert any(red > 150 and green < 60 for _, (red, green, _) in colours)  # the findings stand out
+    chromium.pdf(page, tmp_path / "page.pdf")
+    content = (tmp_path / "page.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") + content.count(b"/Type /Page/") > 1

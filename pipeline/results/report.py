@@ -16,7 +16,7 @@ from pipeline.results.style import STYLE
 from pipeline.results.totals import Totals
 from pipeline.results.worklist import ReportFrame, Study, findings, study_of
 
-STUDIES_A_PAGE = 100
+STUDIES_A_PAGE = 50
 FAILURES_SHOWN = 500
 FRAMES_SHOWN = 3
 PICTURES_A_FRAME = 2
