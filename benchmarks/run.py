@@ -15,11 +15,11 @@ from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.phantom import write_phantom
 from pipeline.intake import Limits
 from pipeline.model.architectures import create_network
+from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.weights import load_weights
 from pipeline.records import Frame, Preprocessing
-from pipeline.score.gradcam import grad_cams
 
 SIZE, STUDIES, ROUNDS = 224, 32, 5
 
@@ -47,7 +47,7 @@ def main() -> int:
 
         def with_heatmaps() -> None:
             _, features = engine.run(pixels)
-            grad_cams(features, weight)
+            closed_form_maps(features, weight, "grad-cam")
 
         def from_frames() -> None:
             engine.run(_prepared(frames, preprocessing))

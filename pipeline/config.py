@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.intake import Check, Gate, Limits, Policy
-from pipeline.records import Activation, Fit, Preprocessing
+from pipeline.records import Activation, Fit, HeatmapMethod, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -145,6 +145,12 @@ class EvaluateSection(Section):
     )
 
 
+class HeatmapSection(Section):
+    """How the bundle will explain its predictions."""
+
+    method: HeatmapMethod = Field(default="grad-cam", description="grad-cam, grad-cam++, layercam or hirescam")
+
+
 class TrackingSection(Section):
     """MLflow: where runs are recorded."""
 
@@ -166,6 +172,7 @@ class Config(Section):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    heatmap: HeatmapSection = HeatmapSection()
     tracking: TrackingSection = TrackingSection()
 
     def gate(self) -> Gate:

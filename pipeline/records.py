@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.intake import Check, Flag
 
 FloatArray = NDArray[np.float32]
+HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
 
 
 class Split(StrEnum):

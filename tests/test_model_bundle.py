@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
 from pipeline.model.bundle import GRAPH, MANIFEST, MODEL_CARD, Manifest, load_bundle, write_bundle
-from tests.builders import make_bundle, make_wary_bundle
+from tests.builders import make_bundle
 
 WRITTEN_BY_BUNDLE = {"schema_version", "bundle_id", "files"}
 
@@ -136,20 +136,3 @@ def test_a_new_bundle_takes_the_place_of_an_older_one_with_more_files(tmp_path: 
     assert load_bundle(path).manifest.files == first.manifest.files
 
 
-def test_a_bundle_of_schema_one_still_loads_and_has_no_reference(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "bundle").path
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8")) | {"schema_version": 1}
-    older = {name: value for name, value in manifest.items() if name not in ("bundle_id", "conformal", "outliers")}
-    digest = hashlib.sha256(json.dumps(older, sort_keys=True).encode()).hexdigest()[:16]
-    (path / MANIFEST).write_text(json.dumps(older | {"bundle_id": digest}), encoding="utf-8")
-    loaded = load_bundle(path).manifest
-    assert (loaded.schema_version, loaded.conformal, loaded.outliers) == (1, None, None)
-
-
-def test_a_manifest_that_promises_a_reference_must_have_it(tmp_path: Path) -> None:
-    wary = make_wary_bundle(tmp_path / "bundle")
-    contents = {name: wary.read(name) for name in wary.manifest.files if name != "reference.safetensors"}
-    fields = {name: value for name, value in wary.manifest if name not in WRITTEN_BY_BUNDLE}
-    write_bundle(wary.path, contents, **fields)
-    with pytest.raises(BundleError, match=r"has no reference\.safetensors, which its manifest\.json needs"):
-        load_bundle(wary.path)

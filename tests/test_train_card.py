@@ -57,7 +57,8 @@ def verdict_of(bundle: Bundle) -> Verdict:
 
 def test_sections_stand_in_the_order_of_the_paper(card: str) -> None:
     titles = [line.removeprefix("## ") for line in card.splitlines() if line.startswith("## ")]
-    assert titles == ["Model", "Intended use", "Data", "Figures", "Operating points", "When it does not answer", "Origin"]
+    paper = ["Model", "Intended use", "Data", "Figures", "Operating points"]
+    assert titles == [*paper, "When it does not answer", "Heatmaps", "Origin"]
     assert card.startswith("# tiny: NORMAL, PNEUMONIA\n\n**Not a medical device.**")
 
 
@@ -88,12 +89,12 @@ def test_its_operating_points_and_origin_are_those_of_the_manifest(card: str, bu
 
 def test_what_is_missing_is_said(material: Material, bundle: Bundle, trained: Trained) -> None:
     manifest = bundle.manifest
-    heatmap = manifest.heatmap.model_copy(update={"exact": False, "max_difference": None})
+    heatmap = manifest.heatmap.model_copy(update={"exact": False, "computed": "gradient", "max_difference": None})
     origin = manifest.provenance.model_copy(update={"git_commit": "", "mlflow_run_id": ""})
     config = load_config(trained.config, ["data.normal_label=null"])
     card = model_card(config, material, verdict_of(bundle), heatmap, origin)
     for sentence in (
-        "heatmaps: none: the closed form of Grad-CAM does not hold for this network",
+        "heatmaps: grad-cam by gradient: its closed form does not hold for this network",
         "Not measured: the index has no test split.",
         "| NORMAL | no band | too few examples | - | - | - |",
         "false alarms: not measured on a test split.",

@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import Activation, ConformalBand, OperatingPoint, Preprocessing
+from pipeline.records import Activation, ConformalBand, HeatmapMethod, OperatingPoint, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -60,18 +61,54 @@ class Normalisation(_Part):
     std: tuple[float, ...]
 
 
+class ExplanationCheck(_Part):
+    """One question put to the heatmaps when the bundle was written, on frames of the calibration split.
+
+    `value` is what was measured on so many `frames`, and `reference` what it was held against.
+    """
+
+    name: Literal["randomisation", "deletion", "insertion", "pointing", "iou"]
+    frames: int
+    value: float
+    reference: float
+    passed: bool
+
+
 class HeatmapSupport(_Part):
-    """Whether the closed form of Grad-CAM holds for this network, and what it needs.
+    """How heatmaps are made: by the closed form, where it holds for this network, or by a gradient.
 
     `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
-    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and autograd, in
-    logits, measured when the bundle was written, None where the closed form has no meaning.
+    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and `grad-cam`, in
+    logits, measured when the bundle was written, None where the closed form has no meaning; `exact` says that it is small
+    enough. `method` names the map. Schema version 1 had neither `method` nor `computed`: such a bundle has Grad-CAM by the
+    closed form, or no heatmaps.
     """
 
     layer: str
     classifier: str
     exact: bool
     max_difference: float | None
+    method: HeatmapMethod = "grad-cam"
+    computed: Literal["closed_form", "gradient", "none"]
+    checks: tuple[ExplanationCheck, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_version_1(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "computed" not in values:
+            return values | {"computed": "closed_form" if values.get("exact") else "none"}
+        return values
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no check failed; also where none was made."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def caveat(self) -> str:
+        """A sentence for whoever sees the heatmaps; empty where no check failed."""
+        failed = ", ".join(check.name for check in self.checks if not check.passed)
+        return f"The heatmaps of this bundle failed checks ({failed}): do not take them as a reason." if failed else ""
 
 
 class Conformal(_Part):

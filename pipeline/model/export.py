@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.model.architectures import Network, pools_by_average
 from pipeline.model.bundle import HeatmapSupport
+from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray
+from pipeline.model.library import library_maps
+from pipeline.records import FloatArray, HeatmapMethod
 
 HEATMAP_LAYER = "forward_features"
 LOGIT_TOLERANCE = 1e-3
@@ -86,8 +88,8 @@ def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:
     return difference
 
 
-def heatmap_support(network: Network, pixels: FloatArray) -> HeatmapSupport:
-    """Measure whether the closed form of Grad-CAM holds: logit gradient = classifier weight / area, at every cell.
+def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "grad-cam") -> HeatmapSupport:
+    """Measure whether the closed form holds: the same map as that of `grad-cam`, before the library scales it.
 
     Parameters
     ----------
@@ -95,23 +97,44 @@ def heatmap_support(network: Network, pixels: FloatArray) -> HeatmapSupport:
         With its trained classifier.
     pixels
         Real input, float32 of shape (n, 1, size, size) in [0, 1].
+    method
+        Which map.
     """
     network.eval()
     with torch.no_grad():
         _, features = network(torch.from_numpy(pixels))
-        if not pools_by_average(network, features):
-            return HeatmapSupport(layer=HEATMAP_LAYER, classifier=network.classifier_name, exact=False, max_difference=None)
-    features = features.detach().requires_grad_()
-    logits = network.body.forward_head(features)
-    difference = 0.0
-    for label, weight in enumerate(network.classifier.weight):
-        (gradient,) = torch.autograd.grad(logits[:, label].sum(), features, retain_graph=True)
-        by_gradient = torch.relu((gradient.mean((2, 3), keepdim=True) * features).sum(1))
-        closed_form = torch.relu((weight.view(1, -1, 1, 1) * features).sum(1) / features[0, 0].numel())
-        difference = max(difference, float((by_gradient - closed_form).detach().abs().max()))
+        pools = pools_by_average(network, features)
+    difference = _difference(network, features.numpy(), method) if pools else None
+    exact = difference is not None and difference <= HEATMAP_TOLERANCE
     return HeatmapSupport(
         layer=HEATMAP_LAYER,
         classifier=network.classifier_name,
-        exact=difference <= HEATMAP_TOLERANCE,
+        exact=exact,
         max_difference=difference,
+        method=method,
+        computed="closed_form" if exact else "gradient",
     )
+
+
+def _difference(network: Network, features: FloatArray, method: HeatmapMethod) -> float:
+    closed_form = closed_form_maps(features, network.classifier.weight.detach().numpy(), method)
+    return float(np.abs(closed_form - library_maps(network, features, method)).max())
+
+
+def check_feature_map(network: Network, size: int) -> None:
+    """Refuse a network whose last features are no map, before it is trained.
+
+    Raises
+    ------
+    ConfigError
+        Where they are not of shape (batch, channels, rows, columns).
+    """
+    with torch.no_grad():
+        features = network.eval().body.forward_features(torch.zeros(1, len(network.mean[0]), size, size))
+    if features.ndim != 4 or features.shape[1] != network.body.num_features:
+        raise ConfigError(
+            [
+                f"model.architecture: the network's last features have shape {tuple(features.shape)}; heatmaps need (batch, "
+                f"{network.body.num_features} channels, rows, columns). Choose a network that `octray models list` shows."
+            ]
+        )

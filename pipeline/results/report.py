@@ -6,7 +6,7 @@ from html import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from pipeline.model.bundle import Manifest
+from pipeline.model.bundle import HeatmapSupport, Manifest
 from pipeline.progress import Progress, silent
 from pipeline.records import Prediction, Quarantined
 from pipeline.results.files import replacing
@@ -107,6 +107,8 @@ class _Page:
         yield '<a class="skip" href="#main">To the worklist</a>'
         yield "<header><h1>octray report</h1>"
         yield f'<p class="warning">{NOT_A_DEVICE} For research only; every result needs a reader.</p>'
+        if caveat := self._manifest.heatmap.caveat:
+            yield f'<p class="warning">{escape(caveat)}</p>'
         yield f"<p>{self._purpose()}</p>"
         yield '<ul class="figures">' + "".join(
             f"<li><b>{number}</b>{name}</li>" for number, name in zip(numbers, names, strict=True)
@@ -229,7 +231,7 @@ class _Page:
 
     def _footer(self) -> Iterator[str]:
         yield "<footer><h2>About these results</h2>"
-        yield f"<p>{_PROBABILITIES}</p><p>{_HEATMAPS if self._manifest.heatmap.exact else _NO_HEATMAPS}</p>"
+        yield f"<p>{_PROBABILITIES}</p><p>{_heatmaps(self._manifest.heatmap)}</p>"
         points = (self._points[label] for label in self._manifest.labels)
         rows = (
             (escape(point.label), percent(point.threshold), percent(point.sensitivity), percent(point.specificity))
@@ -237,6 +239,13 @@ class _Page:
         )
         yield from table(("Label", "#Operating point", "#Sensitivity", "#Specificity"), rows)
         yield f"<p>{NOT_A_DEVICE}</p></footer>"
+
+
+def _heatmaps(support: HeatmapSupport) -> str:
+    if support.computed == "none":
+        return _NO_HEATMAPS
+    how = "in closed form" if support.computed == "closed_form" else "by a backward pass"
+    return _HEATMAPS.format(method=f"{support.method}, {how}")
 
 
 def _study_name(study: Study) -> str:
@@ -265,7 +274,7 @@ _PROBABILITIES = (
     "frame puts it."
 )
 _HEATMAPS = (
-    "A heatmap shows which part of the label's logit each place of the frame contributes (Grad-CAM in closed form). The "
+    "A heatmap shows which part of the label's logit each place of the frame contributes ({method}). The "
     "colours mean the same in all pictures of one bundle: at the last colour a patch of 5 % of what the network sees doubles "
     "the odds of the label. An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
 )

@@ -1,6 +1,6 @@
 """From frames to predictions with heatmaps: everything a bundle can say, without files and without HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.quality.gate import admit, check_tools
 from pipeline.intake import Flag, Limits
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
+from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
-from pipeline.score.gradcam import grad_cams
 
 FRAMES_AT_ONCE = 32
 
@@ -65,6 +65,7 @@ class Predictor:
         check_tools(self._gate)
         self.engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
+        self._maps = _maps(bundle, self._classifier)
         self._thresholds = _thresholds(bundle.manifest)
         self._bands = {band.label: band for band in conformal.bands} if (conformal := bundle.manifest.conformal) else {}
         self._reference = _reference(bundle)
@@ -88,7 +89,7 @@ class Predictor:
         frames
             Of any shape, from any number of studies; at most `FRAMES_AT_ONCE` are held as tensors at a time.
         heatmaps
-            Whether to add a heatmap for every label; a bundle without exact heatmaps gives none.
+            Whether to add a heatmap for every label; a bundle of schema version 1 without exact heatmaps gives none.
 
         Raises
         ------
@@ -119,7 +120,7 @@ class Predictor:
         pixels = np.stack([self._prepared(item.frame) for item in admitted])
         logits, features = self.engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
-        maps = grad_cams(features, self._classifier) if heatmaps and self._classifier is not None else None
+        maps = self._maps(features) if heatmaps and self._maps is not None else None
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
         return [
             _refusal(item.frame, distance)
@@ -199,6 +200,18 @@ def _refusal(frame: Frame, distance: float) -> Quarantined:
         "Score it with a bundle that was made for such images, or have it read without one."
     )
     return Quarantined(frame.source, Reason.OUT_OF_DISTRIBUTION, message, frame.key.frame_number)
+
+
+def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray] | None:
+    """Return what makes maps of a feature map; torch is imported only where the bundle needs it."""
+    support = bundle.manifest.heatmap
+    if classifier is not None:
+        return lambda features: closed_form_maps(features, classifier, support.method)
+    if support.computed == "gradient":
+        from pipeline.score.gradient import GradientMaps
+
+        return GradientMaps(bundle)
+    return None
 
 
 def _thresholds(manifest: Manifest) -> tuple[float, ...]:

@@ -33,6 +33,7 @@ def model_card(
         _figures(verdict.evaluation),
         _points(verdict.points),
         _abstention(config, verdict),
+        _explanations(heatmap),
         _origin(origin),
     ]
     return "\n\n".join(parts) + "\n"
@@ -41,9 +42,9 @@ def model_card(
 def _model(config: Config, heatmap: HeatmapSupport) -> str:
     grid = config.preprocessing
     heatmaps = (
-        f"exact Grad-CAM by the closed form (largest difference to autograd {heatmap.max_difference:.1e} logits)"
+        f"exact, {heatmap.method} by the closed form (largest difference to grad-cam {heatmap.max_difference:.1e} logits)"
         if heatmap.exact
-        else "none: the closed form of Grad-CAM does not hold for this network"
+        else f"{heatmap.method} by gradient: its closed form does not hold for this network"
     )
     return (
         "## Model\n\n"
@@ -136,6 +137,18 @@ def _abstention(config: Config, verdict: Verdict) -> str:
 
 def _part(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _explanations(heatmap: HeatmapSupport) -> str:
+    if not heatmap.checks:
+        return "## Heatmaps\n\nNot checked."
+    lines = [
+        f"| {check.name} | {check.frames} | {check.value:.3f} | {check.reference:.3f} | {'yes' if check.passed else '**no**'} |"
+        for check in heatmap.checks
+    ]
+    head = "| check | frames | found | held against | passed |\n|---|---|---|---|---|\n"
+    caveat = f"**{heatmap.caveat}**\n\n" if heatmap.caveat else ""
+    return f"## Heatmaps\n\n{caveat}On frames of the calibration split.\n\n" + head + "\n".join(lines)
 
 
 def _cell(text: str) -> str:

@@ -33,16 +33,18 @@ from pipeline.model.bundle import (
     write_bundle,
 )
 from pipeline.model.engine import Engine
-from pipeline.model.export import check_graph, export_graph, heatmap_support
+from pipeline.model.export import check_feature_map, check_graph, export_graph, heatmap_support
 from pipeline.model.weights import load_weights
 from pipeline.progress import Progress, silent, working
 from pipeline.records import FloatArray, Preprocessing, Split
 from pipeline.train.augment import Augmentation
 from pipeline.train.card import model_card
 from pipeline.train.checkpoint import Course
+from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head
 from pipeline.train.judge import Verdict, judge
+from pipeline.train.lesions import lesion_masks
 from pipeline.train.loss import class_weights, remove_class_weights
 from pipeline.train.material import Material, gather
 from pipeline.train.provenance import provenance
@@ -132,6 +134,7 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     torch.manual_seed(settings.seed)
     network = create_network(job.config.model.architecture, len(job.material.labels)).eval()
     load_weights(network, job.config.model.architecture, job.config.model.weights)
+    check_feature_map(network, job.preprocessing.size)
     pixels = _decode(job)
     _fit_head(job, network, pixels)
     course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
@@ -142,7 +145,19 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     verdict = working(job.progress, "measuring the test split", lambda: judge(job.config, job.material, graph, pixels))
     if verdict.evaluation:
         job.tracker.log_metrics(verdict.figures())
-    return _write(job, index, out, network, Fitted(graph, heatmap_support(network, checked), verdict, course))
+    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels))
+    return _write(job, index, out, network, Fitted(graph, heatmap, verdict, course))
+
+
+def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray) -> HeatmapSupport:
+    """Say how heatmaps are made, and what the checks of them found, on frames of the calibration split."""
+    rows = job.material.rows(Split.CALIBRATION)
+    frames = np.ascontiguousarray(pixels[rows[:LESION_FRAMES]])
+    support = heatmap_support(network, frames[:_CHECKED_FRAMES], job.config.heatmap.method)
+    examined = Examined(network, Engine(graph, job.config.train.threads), support, frames, job.config.train.seed)
+    known = rows[:LESION_FRAMES]
+    checks = check_explanations(examined, lambda cells: lesion_masks(job.material, known, job.preprocessing, cells))
+    return support.model_copy(update={"checks": checks})
 
 
 def _decode(job: Job) -> FloatArray:

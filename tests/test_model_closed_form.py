@@ -12,12 +12,21 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from pipeline.model.architectures import Network
+from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
-from pipeline.score.gradcam import grad_cam, grad_cams
 
 SIZE = 96
 LABELS = 3
+
+
+def grad_cams(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return closed_form_maps(features, weights, "grad-cam")
+
+
+def grad_cam(features: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The map of one label in one frame."""
+    return np.asarray(grad_cams(features[None], weight[None])[0, 0])
 
 
 def make_pictures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

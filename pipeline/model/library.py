@@ -1,0 +1,93 @@
+"""Heatmaps by a backward pass through the head, with `grad-cam`, on the absolute scale that the library gives away."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from pipeline.model.architectures import Network
+from pipeline.records import FloatArray, HeatmapMethod
+
+
+class _Head(nn.Module):
+    """The part of a network behind its last feature map, with a layer on which that map can be seen."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.body: Any = network.body
+        self.tap = nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.body.forward_head(self.tap(features))
+        return logits
+
+
+class _Unscaled:
+    """Leaves out what the library does to a map at its end: enlarging it, and scaling it to its own maximum."""
+
+    def compute_cam_per_layer(self, pixels: Tensor, targets: list[Any], eigen_smooth: bool) -> list[FloatArray]:
+        library: Any = self
+        seen = library.activations_and_grads
+        activations, gradients = (found[0].detach().numpy() for found in (seen.activations, seen.gradients))
+        return [library.get_cam_image(pixels, library.target_layers[0], targets, activations, gradients, eigen_smooth)]
+
+    def aggregate_multi_layers(self, maps: list[FloatArray]) -> FloatArray:
+        return np.maximum(maps[0], 0)
+
+
+class _GradCAM(_Unscaled, GradCAM):  # type: ignore[misc]
+    pass
+
+
+class _GradCAMPlusPlus(_Unscaled, GradCAMPlusPlus):  # type: ignore[misc]
+    pass
+
+
+class _LayerCAM(_Unscaled, LayerCAM):  # type: ignore[misc]
+    pass
+
+
+class _HiResCAM(_Unscaled, HiResCAM):  # type: ignore[misc]
+    pass
+
+
+_METHODS: dict[HeatmapMethod, Any] = {
+    "grad-cam": _GradCAM,
+    "grad-cam++": _GradCAMPlusPlus,
+    "layercam": _LayerCAM,
+    "hirescam": _HiResCAM,
+}
+
+
+def library_maps(network: Network, features: FloatArray, method: HeatmapMethod) -> FloatArray:
+    """Return the map of every label in every frame; must not be called from two threads with the same network.
+
+    Parameters
+    ----------
+    network
+        With its trained classifier.
+    features
+        Its last feature map, float32 of shape (n, channels, map_rows, map_columns).
+    method
+        Which map; Grad-CAM++ is a mean over the cells, as in `closed_form_maps`.
+
+    Returns
+    -------
+    FloatArray
+        float32 array of shape (n, labels, map_rows, map_columns), not negative, in logits, not scaled to its maximum.
+    """
+    head = _Head(network).eval()
+    area = features[0, 0].size if method == "grad-cam++" else 1
+    with torch.enable_grad(), _METHODS[method](head, [head.tap]) as library:
+        maps = [_map(library, features, label) for label in range(network.classifier.out_features)]
+    head.zero_grad()
+    return np.ascontiguousarray(np.stack(maps, axis=1) / area, np.float32)
+
+
+def _map(library: Any, features: FloatArray, label: int) -> FloatArray:
+    seen = torch.from_numpy(features).clone().requires_grad_()
+    found: FloatArray = library(seen, [ClassifierOutputTarget(label)] * len(features))
+    return found

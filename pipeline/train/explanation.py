@@ -1,0 +1,177 @@
+"""Questions put to the heatmaps of a trained network before its bundle is written; on frames of the calibration split alone."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from pipeline.model.architectures import Network
+from pipeline.model.bundle import ExplanationCheck, HeatmapSupport
+from pipeline.model.closed_form import closed_form_maps
+from pipeline.model.engine import Engine
+from pipeline.model.library import library_maps
+from pipeline.records import FloatArray
+from pipeline.train.lesions import Masks
+
+FRAMES = 8
+LESION_FRAMES = 64
+_STEPS = 6
+_RANDOM_ORDERS = 2
+APART = 0.5
+"""Rank correlation with the map of the trained network that the map of a random one must stay below."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examined:
+    """What is examined.
+
+    Parameters
+    ----------
+    network
+        With its trained classifier.
+    engine
+        That runs its graph.
+    support
+        How its heatmaps are made.
+    pixels
+        Frames of the calibration split, float32 of shape (n, 1, size, size) in [0, 1].
+    seed
+        Of all that is random.
+    """
+
+    network: Network
+    engine: Engine
+    support: HeatmapSupport
+    pixels: FloatArray
+    seed: int
+
+    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        """Return the maps that `network` would give, of shape (n, labels, map_rows, map_columns)."""
+        with torch.no_grad():
+            features = network(torch.from_numpy(pixels))[1].numpy()
+        if self.support.computed == "closed_form":
+            return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.support.method)
+        return library_maps(network, features, self.support.method)
+
+
+def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Masks]) -> tuple[ExplanationCheck, ...]:
+    """Return what the checks found.
+
+    `randomisation`: the mean rank correlation (Spearman) of a frame's map with that of the network whose layers were made
+    random one group after the other, from the classifier down (Adebayo et al. 2018, arXiv 1810.03292); the smallest along the
+    way must be below `APART`. `deletion` and `insertion` (Petsiuk et al. 2018, arXiv 1806.07421): the mean margin of the label
+    while cells are greyed, or shown, in the order of the map, which must fall, or rise, faster than in random order.
+    `pointing` (Zhang et al. 2018, doi 10.1007/s11263-017-1059-x): how often the hottest cell touches a known lesion, against
+    the part of the cells that do. `iou`: intersection over union of these with the cells of at least half the map's maximum,
+    against that of all cells.
+
+    Parameters
+    ----------
+    examined
+        What is examined; at most `FRAMES` of its frames, and `LESION_FRAMES` for the last two.
+    masks
+        Given rows and columns of a map, the known lesions.
+    """
+    few = examined.pixels[:FRAMES]
+    maps = examined.maps(examined.network, few)
+    labels = np.argmax(examined.engine.logits(iter(few)), axis=1)
+    chosen = maps[np.arange(len(few)), labels]
+    known = masks((maps.shape[2], maps.shape[3]))
+    return (*_randomisation(examined, few, labels, chosen), *_curves(examined, few, labels, chosen), *_lesions(examined, known))
+
+
+def _randomisation(
+    examined: Examined, pixels: FloatArray, labels: NDArray[np.int64], maps: FloatArray
+) -> Iterator[ExplanationCheck]:
+    network = copy.deepcopy(examined.network)
+    generator = torch.Generator().manual_seed(examined.seed)
+    lowest, frames = 1.0, 0
+    for names in _cascade(network):
+        _make_random(network, names, generator)
+        found = examined.maps(network, pixels)[np.arange(len(pixels)), labels]
+        both = [(before, after) for before, after in zip(maps, found, strict=True) if np.ptp(before) > 0]
+        frames = len(both)
+        if both:
+            lowest = min(lowest, float(np.mean([_rank_correlation(*pair) for pair in both])))
+    if frames:
+        yield ExplanationCheck(name="randomisation", frames=frames, value=lowest, reference=APART, passed=lowest < APART)
+
+
+def _cascade(network: Network) -> Iterator[list[str]]:
+    """Yield the names of the parameters that are made random next: the classifier, then the two halves of the other groups."""
+    yield [name for name, _ in network.body.named_parameters() if name.startswith(network.classifier_name.rpartition(".")[0])]
+    groups = network.parameter_groups()
+    middle = len(groups) // 2
+    for half in (groups[middle:], groups[:middle]):
+        yield [name for names in half for name in names]
+
+
+def _make_random(network: Network, names: Sequence[str], generator: torch.Generator) -> None:
+    """Shuffle the weights within each parameter, which keeps their distribution and takes what was learned."""
+    parameters = dict(network.body.named_parameters())
+    with torch.no_grad():
+        for name in names:
+            flat = parameters[name].flatten()
+            parameters[name].copy_(flat[torch.randperm(len(flat), generator=generator)].view_as(parameters[name]))
+
+
+def _rank_correlation(before: FloatArray, after: FloatArray) -> float:
+    """Return Spearman's correlation; 0 where the second map is the same everywhere."""
+    return 0.0 if np.ptp(after) == 0 else float(stats.spearmanr(before.ravel(), after.ravel()).statistic)
+
+
+def _curves(examined: Examined, pixels: FloatArray, labels: NDArray[np.int64], maps: FloatArray) -> Iterator[ExplanationCheck]:
+    rng = np.random.default_rng(examined.seed)
+    frames = [number for number in range(len(pixels)) if maps[number].any()]
+    if not frames:
+        return
+    for name, inserted in (("deletion", False), ("insertion", True)):
+        ordered, chance = [], []
+        for number in frames:
+            cells = maps[number].size
+            heat = np.argsort(-maps[number].ravel(), kind="stable")
+            orders = [heat, *(rng.permutation(cells) for _ in range(_RANDOM_ORDERS))]
+            areas = [_area(examined, pixels[number], order, labels[number], maps.shape[1:], inserted) for order in orders]
+            ordered.append(areas[0])
+            chance.append(float(np.mean(areas[1:])))
+        value, reference = float(np.mean(ordered)), float(np.mean(chance))
+        passed = value > reference if inserted else value < reference
+        yield ExplanationCheck(name=name, frames=len(frames), value=value, reference=reference, passed=passed)
+
+
+def _area(
+    examined: Examined, frame: FloatArray, order: NDArray[np.int64], label: int, shape: tuple[int, ...], inserted: bool
+) -> float:
+    """Return the mean margin of the label over the others while cells change in an order: greyed, or shown on grey."""
+    rows, columns = shape
+    size, grey = frame.shape[-1], np.full_like(frame, frame.mean())
+    frames = []
+    for step in range(_STEPS + 1):
+        changed = np.zeros(rows * columns, bool)
+        changed[order[: round(step / _STEPS * len(order))]] = True
+        place = np.arange(size) * rows // size, np.arange(size) * columns // size
+        mask = changed.reshape(rows, columns)[np.ix_(*place)] != inserted
+        frames.append(np.where(mask, grey, frame))
+    logits = examined.engine.logits(iter(frames))
+    others = np.delete(logits, label, axis=1)
+    return float(np.mean(logits[:, label] - (others.max(axis=1) if others.size else 0)))
+
+
+def _lesions(examined: Examined, masks: Masks) -> Iterator[ExplanationCheck]:
+    hits, overlaps, chances = [], [], []
+    for number in list(masks)[:LESION_FRAMES]:
+        label, mask = masks[number]
+        heat = examined.maps(examined.network, examined.pixels[number : number + 1])[0, label]
+        hot = heat >= heat.max() / 2 if heat.any() else np.zeros_like(mask)
+        hits.append(bool(heat.any() and mask[np.unravel_index(heat.argmax(), heat.shape)]))
+        overlaps.append(float((hot & mask).sum() / (hot | mask).sum()))
+        chances.append(float(mask.mean()))
+    if hits:
+        chance = float(np.mean(chances))
+        for name, value in (("pointing", float(np.mean(hits))), ("iou", float(np.mean(overlaps)))):
+            passed = value > chance
+            yield ExplanationCheck(name=name, frames=len(hits), value=value, reference=chance, passed=passed)

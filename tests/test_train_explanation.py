@@ -1,0 +1,166 @@
+"""Checks of heatmaps: a lawful map passes, one that ignores the network or the picture fails."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.model.architectures import Network, create_network
+from pipeline.model.bundle import ExplanationCheck, load_bundle
+from pipeline.model.engine import Engine
+from pipeline.model.export import export_graph, heatmap_support
+from pipeline.records import FloatArray, Split
+from pipeline.train.explanation import Examined, check_explanations
+from pipeline.train.lesions import Masks, lesion_masks
+from tests.conftest import Trained
+
+SIZE, CELLS = 64, 2
+
+
+def no_masks(_: tuple[int, int]) -> Masks:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def examined() -> Examined:
+    """A small network that was taught where a bright square lies."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = create_network("test_resnet", 2)
+    pixels = torch.rand(24, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) / 4
+    targets = torch.arange(24) % 2
+    for picture, target in zip(pixels, targets.tolist(), strict=True):
+        picture[0, 8:24, 8:24] += 0.7 * target
+        picture[0, 40:56, 40:56] += 0.7 * (1 - target)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    network.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(pixels)[0], targets).backward()
+        optimizer.step()
+    network.eval()
+    frames = pixels.numpy()
+    support = heatmap_support(network, frames[:4])
+    return Examined(network, Engine(export_graph(network, SIZE)), support, frames, 0)
+
+
+def named(checks: tuple[ExplanationCheck, ...]) -> dict[str, ExplanationCheck]:
+    return {check.name: check for check in checks}
+
+
+def test_maps_of_a_network_pass_and_are_the_same_when_checked_again(examined: Examined) -> None:
+    checks = check_explanations(examined, no_masks)
+    assert set(named(checks)) == {"randomisation", "deletion", "insertion"}
+    assert named(checks)["randomisation"].passed
+    assert check_explanations(examined, no_masks) == checks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blind(Examined):
+    """Maps that show the brightness of the picture, whatever the network is."""
+
+    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        cells = pixels.reshape(len(pixels), 1, 4, SIZE // 4, 4, SIZE // 4).mean((3, 5))
+        return np.repeat(cells, 2, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reversed(Examined):
+    """Maps that are hot where the lawful ones are cold."""
+
+    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        found = super(Reversed, self).maps(network, pixels)
+        return found.max(axis=(2, 3), keepdims=True) - found
+
+
+def of(kind: type[Examined], examined: Examined) -> Examined:
+    return kind(examined.network, examined.engine, examined.support, examined.pixels, examined.seed)
+
+
+def test_a_map_that_ignores_the_network_fails_randomisation(examined: Examined) -> None:
+    check = named(check_explanations(of(Blind, examined), no_masks))["randomisation"]
+    assert (check.passed, check.value) == (False, 1.0)
+
+
+def test_a_map_turned_round_fails_where_the_lawful_one_does_better_than_chance(examined: Examined) -> None:
+    lawful, turned = (named(check_explanations(one, no_masks)) for one in (examined, of(Reversed, examined)))
+    assert lawful["deletion"].value < turned["deletion"].value
+    assert lawful["insertion"].value > turned["insertion"].value
+    assert not (turned["deletion"].passed and turned["insertion"].passed)
+
+
+def test_lesions_that_the_map_finds_pass_and_others_fail(examined: Examined) -> None:
+    heat = examined.maps(examined.network, examined.pixels)
+
+    def at(places: NDArray[np.intp]) -> Masks:
+        masks = {}
+        for number, place in enumerate(places):
+            mask = np.zeros(heat.shape[2:], bool)
+            mask.flat[place] = True
+            masks[number] = (number % 2, mask)
+        return masks
+
+    flat = heat[np.arange(24), np.arange(24) % 2].reshape(24, -1)
+    found = named(check_explanations(examined, lambda cells: at(flat.argmax(axis=1))))
+    assert (found["pointing"].value, found["pointing"].passed, found["pointing"].frames) == (1.0, True, 24)
+    assert found["iou"].passed
+    assert found["pointing"].reference == pytest.approx(1 / flat.shape[1])
+    missed = named(check_explanations(examined, lambda cells: at(flat.argmin(axis=1))))
+    assert (missed["pointing"].value, missed["pointing"].passed) == (0.0, False)
+
+
+def test_a_bundle_says_what_its_checks_found(trained: Trained) -> None:
+    bundle = load_bundle(trained.bundle)
+    checks = named(bundle.manifest.heatmap.checks)
+    assert {"randomisation", "deletion", "insertion", "pointing", "iou"} >= set(checks)
+    assert checks
+    card = bundle.read("MODEL_CARD.md").decode()
+    assert "## Heatmaps" in card
+    for check in checks.values():
+        assert f"| {check.name} | {check.frames} | {check.value:.3f} | {check.reference:.3f} |" in card
+    failed = [name for name, check in checks.items() if not check.passed]
+    assert bundle.manifest.heatmap.trusted == (not failed)
+    assert all(name in bundle.manifest.heatmap.caveat for name in failed)
+
+
+def test_lesions_lie_where_the_truth_of_the_phantoms_says(trained: Trained) -> None:
+    from pipeline.config import load_config
+    from pipeline.ingest.index import load_index
+    from pipeline.train.material import gather
+
+    config, truth = load_config(trained.config), json.loads((trained.studies.parent / "truth.json").read_text())
+    material = gather(config, load_index(trained.index))
+    rows = material.rows(Split.TRAIN)
+    masks = lesion_masks(material, rows, config.to_network(), (8, 8))
+    assert masks
+    for number, (label, mask) in masks.items():
+        record = material.records[rows[number]]
+        (frame,) = truth[f"studies/{record.source}"]["frames"]
+        assert material.labels[label] == "PNEUMONIA"
+        assert record.labels["PNEUMONIA"]
+        longest = max(record.rows, record.columns)
+        top = (longest - record.rows) / 2
+        for box in frame["boxes"]:
+            row = int((box["top"] + box["rows"] / 2 + top) * 8 / longest)
+            column = int((box["left"] + box["columns"] / 2 + (longest - record.columns) / 2) * 8 / longest)
+            assert mask[row, column]
+        assert mask.sum() < 64
+    assert lesion_masks(material, rows, config.to_network(), (8, 8)).keys() == masks.keys()
+
+
+def test_studies_without_a_truth_have_no_known_lesions(trained: Trained, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from pipeline.config import load_config
+    from pipeline.ingest.index import load_index
+    from pipeline.train.material import gather
+
+    config = load_config(trained.config)
+    material = replace(gather(config, load_index(trained.index)), sources=(tmp_path,))
+    assert lesion_masks(material, material.rows(Split.TRAIN), config.to_network(), (8, 8)) == {}
+    (tmp_path.parent / "truth.json").write_text("not JSON")
+    assert lesion_masks(material, material.rows(Split.TRAIN), config.to_network(), (8, 8)) == {}
