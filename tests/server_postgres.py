@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,23 +31,20 @@ def running_postgres() -> Iterator[str]:
     programs = find_programs()
     assert programs is not None
     folder = Path(tempfile.mkdtemp(prefix="octray-postgres-"))
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(folder, "postgres")
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses root
+        as_user = {"user": "postgres", "group": "postgres", "extra_groups": ()}
+        shutil.chown(folder, "postgres", "postgres")
     port = free_port()
-    subprocess.run(
-        [*as_user, programs / "initdb", "--auth=trust", "--username=octray", "--encoding=UTF8", "-D", folder / "data"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-    )
-    command = [*as_user, programs / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    initdb = [programs / "initdb", "--auth=trust", "--username=octray", "--encoding=UTF8", "-D", folder / "data"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **as_user)
+    command = [programs / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **as_user)
     try:
         _await(port)
         yield f"postgresql://octray@127.0.0.1:{port}/postgres"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # ends connections that are still open; SIGTERM would wait for them
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,9 +15,8 @@ import pytest
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
-
-LONG = 1000.0
+from pipeline.ledger.types import Order, StudyWork
+from tests.ledgers import LONG, keys, outcome, works
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -34,18 +33,6 @@ def run() -> str:
 def ledger(url: str, run: str) -> Iterator[Ledger]:
     with Ledger(url, run) as ledger:
         yield ledger
-
-
-def works(count: int, fingerprint: str = "f") -> list[StudyWork]:
-    return [StudyWork(f"study:{number}", number, fingerprint, b"[%d]" % number) for number in range(count)]
-
-
-def outcome(claim: Claim, rank: int = 0, probability: float = 0.5) -> Outcome:
-    return Outcome(claim.id, b'{"of":"%s"}' % claim.key.encode(), rank, probability, (Output("a.png", "0" * 64, 3),))
-
-
-def keys(ledger: Ledger, order: Order = Order.POSITION) -> list[str]:
-    return [stored.key for stored in ledger.outcomes(order)]
 
 
 def test_studies_are_claimed_in_order_and_once(ledger: Ledger) -> None:
@@ -78,8 +65,27 @@ def test_a_second_result_and_a_late_one_are_dropped(ledger: Ledger) -> None:
     assert again.id == first.id
     assert ledger.finish("a", [outcome(first, probability=0.1), outcome(second)]) == set()
     assert ledger.finish("b", [outcome(again, probability=0.9)]) == {first.id}
+    assert ledger.finish("b", [outcome(again, probability=0.9)]) == {first.id}  # the caller does not know, and tries again
+    assert ledger.finish("a", [outcome(again, probability=0.9)]) == set()
     assert ledger.finish("b", [outcome(again, probability=0.2)]) == set()
     assert [stored.probability for stored in ledger.outcomes(Order.POSITION)] == [0.9]
+
+
+def test_what_comes_late_of_a_study_that_changed_or_is_gone_is_taken_for_no_other(ledger: Ledger) -> None:
+    ledger.add(works(2))
+    changed, gone = ledger.claim("a", 2, LONG)
+    ledger.keep({changed.key})
+    ledger.add([StudyWork(changed.key, 0, "other", b""), StudyWork("study:new", 1, "f", b"")])
+    assert len(ledger.claim("a", 2, LONG)) == 2
+    assert ledger.finish("a", [outcome(changed), outcome(gone)]) == set()
+    assert ledger.unfinished() == 2
+
+
+def test_nobody_is_given_what_it_holds_already(ledger: Ledger) -> None:
+    ledger.add(works(1))
+    (claim,) = ledger.claim("a", 1, -1.0)
+    assert ledger.claim("a", 1, LONG) == []
+    assert [again.id for again in ledger.claim("b", 1, LONG)] == [claim.id]
 
 
 def test_a_lease_runs_out_unless_it_is_extended(ledger: Ledger) -> None:

@@ -1,19 +1,24 @@
 """Connects to the database of a ledger, within a bounded time, and says in a sentence what is the matter with it."""
 
 import logging
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, literal_column, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
 from pipeline.ledger import schema
 
 _SECONDS = 15.0
 """How long one call to the database may take."""
+
+_TABLES = 0x6F637472
+"""Number of the lock under which tables are made."""
 
 
 def connect(url: str) -> Engine:
@@ -43,11 +48,30 @@ def connect(url: str) -> Engine:
     except NoSuchModuleError:
         raise _wrong_address() from None
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # what it says with a traceback is raised as well
-    if kind == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-    with translated(), engine.begin() as connection:
-        _create(connection)
+    event.listen(engine, "connect", _prepare_sqlite if kind == "sqlite" else _prepare_postgresql)
+    try:
+        _create(engine)
+    except LedgerError:
+        engine.dispose()
+        raise
     return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Give a connection within a transaction that is kept as a whole at the end, or not at all.
+
+    On SQLite it waits here until no other writes, so that what it reads cannot change before it writes.
+
+    Raises
+    ------
+    LedgerError
+        Where anything was raised by the database.
+    """
+    with translated(), engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
 @contextmanager
@@ -72,22 +96,51 @@ def now(engine: Engine) -> ColumnElement[float]:
     return func.extract("epoch", func.clock_timestamp()).cast(schema.studies.c.lease_until.type)
 
 
-def _create(connection: Connection) -> None:
-    try:
+def _create(engine: Engine) -> None:
+    """Make the tables where there are none, one process after the other."""
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES})")
         schema.metadata.create_all(connection)
-    except IntegrityError:  # another process made the tables at the same moment
-        connection.rollback()
-    versions = connection.execute(select(schema.about.c.version)).scalars().all()
-    if not versions:
-        connection.execute(schema.about.insert().values(version=schema.VERSION))
-    elif max(versions) > schema.VERSION:
-        raise LedgerError("The ledger was made by a newer octray. Install that one, or give another ledger.")
+        versions = connection.execute(select(schema.about.c.version)).scalars().all()
+        if not versions:
+            connection.execute(schema.about.insert().values(version=schema.VERSION))
+        elif max(versions) > schema.VERSION:
+            raise LedgerError("The ledger was made by a newer octray. Install that one, or give another ledger.")
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     """Let readers and a writer work side by side; a power cut may cost the last studies, which are then scored again."""
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+    deadline = time.monotonic() + _SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:  # for this alone SQLite does not wait where others have it open
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _prepare_postgresql(connection: Any, _: object) -> None:
+    """Bound what the server does by itself, and have it read by its indices, whatever its statistics say.
+
+    Those describe the table as it was some time ago: nothing pending, or nothing finished. Plans that believe them read
+    everything again for each study.
+    """
+    settings = {
+        "statement_timeout": f"{_SECONDS * 800:.0f}",  # so that the server answers before it is given up
+        "idle_in_transaction_session_timeout": f"{_SECONDS * 2000:.0f}",
+        "enable_seqscan": "off",
+        "enable_bitmapscan": "off",
+        "enable_sort": "off",
+        "jit": "off",
+    }
+    cursor = connection.cursor()
+    for name, value in settings.items():
+        cursor.execute(f"SET {name} = {value}")
+    cursor.close()
+    connection.commit()
 
 
 def _wrong_address() -> LedgerError:
@@ -98,13 +151,38 @@ def _wrong_address() -> LedgerError:
 
 
 def _sentence(error: Exception) -> str:
-    text = str(getattr(error, "orig", None) or error).lower()
-    if "locked" in text:
-        return "The ledger is locked by another program. Close what has it open, and start again."
-    if "full" in text:
-        return "The disk of the ledger is full. Make room, and start again."
-    if "malformed" in text or "not a database" in text:
-        return "The ledger is damaged. Remove it, and score again."
-    if "password" in text or "authentication" in text:
-        return "The database of the ledger does not accept the user or the password. Correct its address."
-    return "The database of the ledger cannot be reached or used. Check that it runs and may be written to, and start again."
+    original = getattr(error, "orig", None) or error
+    told = original.args[0] if original.args else ""
+    text, code = str(original).lower(), told.get("C", "") if isinstance(told, dict) else ""
+    return next(
+        (sentence for marks, codes, sentence in _SENTENCES if code in codes or any(mark in text for mark in marks)), _OTHER
+    )
+
+
+_SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+    (
+        ("database is locked", "table is locked"),
+        ("55P03",),
+        "The ledger is locked by another program. Close what has it open, and start again.",
+    ),
+    (("disk is full",), ("53100",), "The disk of the ledger is full. Make room, and start again."),
+    (("malformed", "not a database"), ("XX001", "XX002"), "The ledger is damaged. Remove it, and score again."),
+    (
+        (),
+        ("28000", "28P01"),
+        "The database of the ledger does not accept the user or the password. Correct its address.",
+    ),
+    (
+        (),
+        ("53300",),
+        "The database of the ledger has no connection left. Raise its max_connections, or start fewer processes.",
+    ),
+    (
+        (),
+        ("57014",),
+        "The database of the ledger is too slow: it has not answered in time. See what else it has to do, and start again.",
+    ),
+)
+"""Marks in what the driver says, or codes of PostgreSQL (its manual, Appendix A), and what is told instead."""
+
+_OTHER = "The database of the ledger cannot be reached or used. Check that it runs and may be written to, and start again."

@@ -26,6 +26,7 @@ studies = Table(
     Column("rank", SmallInteger),
     Column("probability", Double),
     Column("outputs", Text),
-    Index("octray_studies_key", "run", "key", unique=True),
+    Index("octray_studies_key", "key", "run", unique=True),  # the run last: by it alone, the index below is the one to use
     Index("octray_studies_state", "run", "state", "position"),
+    sqlite_autoincrement=True,  # an id is never used again, so that a late outcome finds no other study
 )
