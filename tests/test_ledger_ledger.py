@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Order, StudyWork
+from pipeline.ledger.types import Order, Outcome, StudyWork
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -154,25 +155,54 @@ def test_runs_do_not_see_each_other(ledger: Ledger, url: str) -> None:
     assert len(ledger.claim("a", 9, LONG)) == 2
 
 
-def test_many_workers_never_hold_the_same_study(url: str, run: str) -> None:
-    count = 400
+WORKER = """
+import sys
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.types import Outcome
+url, run, owner = sys.argv[1:]
+with Ledger(url, run) as ledger:
+    ledger.unfinished()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while claims := ledger.claim(owner, 7, 1000.0):
+        print(*(claim.key for claim in claims), flush=True)
+        assert len(ledger.finish(owner, [Outcome(claim.id, owner.encode(), 0, 0.5) for claim in claims])) == len(claims)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 8])
+def test_processes_never_hold_the_same_study(url: str, run: str, processes: int) -> None:
+    count = 1000
     with Ledger(url, run) as ledger:
         ledger.add(works(count))
+        commands = [[sys.executable, "-c", WORKER, url, run, str(number)] for number in range(processes)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = [subprocess.Popen(command, **pipes) for command in commands]
+        assert [worker.stdout.readline() for worker in workers if worker.stdout] == ["ready\n"] * processes
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        with ThreadPoolExecutor(processes) as pool:
+            said = list(pool.map(lambda worker: worker.communicate()[0].split(), workers))
+        assert [worker.returncode for worker in workers] == [0] * processes
+        assert sorted(key for keys in said for key in keys) == sorted(f"study:{number}" for number in range(count))
+        who = {key: str(number) for number, keys in enumerate(said) for key in keys}
+        assert {stored.key: stored.record.decode() for stored in ledger.outcomes(Order.POSITION)} == who
 
-    def worker(owner: str) -> list[str]:
-        seen = []
-        with Ledger(url, run) as mine:
-            while claims := mine.claim(owner, 7, LONG):
-                seen += [claim.key for claim in claims]
-                assert len(mine.finish(owner, [outcome(claim) for claim in claims])) == len(claims)
-        return seen
 
-    with ThreadPoolExecutor(8) as pool:
-        seen = Counter(key for found in pool.map(worker, "abcdefgh") for key in found)
-    assert set(seen.values()) == {1}
-    assert len(seen) == count
-    with Ledger(url, run) as ledger:
-        assert keys(ledger) == [f"study:{number}" for number in range(count)]
+@pytest.mark.slow
+def test_reading_outcomes_takes_memory_for_a_page_only(ledger: Ledger) -> None:
+    ledger.add(works(20_000))
+    while claims := ledger.claim("a", 1000, LONG):
+        ledger.finish("a", [Outcome(claim.id, os.urandom(1000), 0, 0.5) for claim in claims])
+    for order in Order:
+        tracemalloc.start()
+        assert sum(len(stored.record) for stored in ledger.outcomes(order)) == 20_000 * 1000
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 6_000_000  # all of them would be 20 MB and more
 
 
 KILLED = """
