@@ -1,28 +1,38 @@
-"""How many studies a second go through the ledger, in PostgreSQL by eight processes and in SQLite by one."""
+"""How many studies a second go through the ledger, in PostgreSQL by eight processes and in SQLite by one.
+
+What else the machine does at the time lowers what is counted by the clock, so that the processor time of a study stands beside
+it, of the workers and of the server: that is what a machine of known size can be reckoned from.
+"""
 
 import hashlib
 import json
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+
+import pg8000.native
+from sqlalchemy import make_url
 
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Outcome, Output, StudyWork
 from tests.server_postgres import running_postgres
 
-STUDIES, BATCH, ROUNDS = 40_000, 250, 3
+STUDIES, BATCH, ROUNDS = 20_000, 250, 3
 LEASE_SECONDS = 600.0
 
 
 def main() -> int:
-    """Print studies a second of each way, the median of rounds."""
-    print(f"{STUDIES:,} studies of {len(record(0)):,} bytes, claimed {BATCH} at a time; studies a second, in rounds:")
+    """Print the rounds of each way, one line a round."""
+    print(f"{STUDIES:,} studies with records of {len(record(0)):,} bytes, claimed and finished {BATCH} at a time:")
     with tempfile.TemporaryDirectory() as folder:
         show("SQLite, one process", f"sqlite:///{Path(folder) / 'ledger.sqlite'}", 1)
     with running_postgres() as url:
@@ -32,18 +42,23 @@ def main() -> int:
 
 
 def show(name: str, url: str, processes: int) -> None:
-    """Print one line for a database: entering, claiming and finishing, reading back."""
-    rounds = [measure(url, processes) for _ in range(ROUNDS)]
-    for what, figures in zip(("entered", "claimed and finished", "read back"), zip(*rounds, strict=True), strict=True):
-        print(f"  {name}, {what}: {', '.join(f'{figure:,.0f}' for figure in figures)}", flush=True)
+    """Print what a database does."""
+    for _ in range(ROUNDS):
+        entered, worked, read, client, server = measure(url, processes)
+        print(
+            f"  {name}: {worked:,.0f} studies a second claimed and finished ({client:.0f} us of workers and {server:.0f} us of "
+            f"server a study); {entered:,.0f} entered, {read:,.0f} read back by urgency",
+            flush=True,
+        )
 
 
-def measure(url: str, processes: int) -> tuple[float, float, float]:
-    """Return studies a second that are entered, worked through, and read back by urgency."""
+def measure(url: str, processes: int) -> tuple[float, float, float, float, float]:
+    """Return studies a second that are entered, worked through, read back; and microseconds a study of workers and server."""
     run = uuid.uuid4().hex
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes + 1)
-    workers = [context.Process(target=work, args=(url, run, f"owner-{number}", barrier)) for number in range(processes)]
+    barrier, spent = context.Barrier(processes + 1), context.Value("d", 0.0)
+    given = [(url, run, f"owner-{number}", barrier, spent) for number in range(processes)]
+    workers = [context.Process(target=work, args=one) for one in given]
     with Ledger(url, run) as ledger:
         start = time.perf_counter()
         ledger.add(works())
@@ -51,33 +66,53 @@ def measure(url: str, processes: int) -> tuple[float, float, float]:
         for worker in workers:
             worker.start()
         barrier.wait()
-        start = time.perf_counter()
+        start, before = time.perf_counter(), server_seconds(url)
         barrier.wait()
         worked = time.perf_counter() - start
         for worker in workers:
             worker.join()
+        after = server_seconds(url)
         start = time.perf_counter()
         read = sum(1 for _ in ledger.outcomes(Order.URGENCY))
         seconds = time.perf_counter() - start
-        ledger.remove()
     if read != STUDIES:
         raise SystemExit(f"{read} of {STUDIES} studies came back.")
-    return STUDIES / entered, STUDIES / worked, STUDIES / seconds
+    micro = 1e6 / STUDIES
+    return STUDIES / entered, STUDIES / worked, STUDIES / seconds, micro * spent.value, micro * (after - before)
 
 
-def work(url: str, run: str, owner: str, barrier: Barrier) -> None:
-    """Claim and finish until nothing is left; what is finished is made beforehand, so that only the ledger is measured."""
+def work(url: str, run: str, owner: str, barrier: Barrier, spent: "Synchronized[float]") -> None:
+    """Claim and finish until nothing is left; records are made beforehand, so that only the ledger is measured."""
     records = [record(number) for number in range(BATCH)]
     draw = random.Random(owner)  # noqa: S311 - not a secret
     with Ledger(url, run) as ledger:
         ledger.unfinished()
         barrier.wait()
+        start = time.process_time()
         while claims := ledger.claim(owner, BATCH, LEASE_SECONDS):
-            ledger.finish(
-                owner,
-                [Outcome(one.id, held, 1, draw.random(), OUTPUTS) for one, held in zip(claims, records, strict=False)],
-            )
+            pairs = zip(claims, records, strict=False)
+            ledger.finish(owner, [Outcome(claim.id, kept, 1, draw.random(), OUTPUTS) for claim, kept in pairs])
+        with spent.get_lock():
+            spent.value += time.process_time() - start
         barrier.wait()
+
+
+def server_seconds(url: str) -> float:
+    """Return the processor time of a PostgreSQL server on this machine so far, that of ended connections included."""
+    if url.startswith("sqlite"):
+        return 0.0
+    address = make_url(url)
+    connection = pg8000.native.Connection(
+        address.username, host=address.host, port=address.port or 5432, database=address.database
+    )
+    ((server,),) = connection.run("SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)")
+    connection.close()
+    fields = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            fields[path.parent.name] = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+    own = sum(sum(map(int, values[11:13])) for pid, values in fields.items() if server in (pid, values[1]))
+    return (own + sum(map(int, fields[server][13:15]))) / os.sysconf("SC_CLK_TCK")
 
 
 def works() -> Iterator[StudyWork]:
