@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def library_maps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], torc
 
 def check_heatmaps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], torch.nn.Module]) -> None:
     assert bundle.manifest.heatmap.exact
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"outliers": None}))  # RG1 is unlike any phantom
     found = np.array([[heatmap.values for heatmap in one.heatmaps] for one in Predictor(bundle).predict(frames)])
     expected = library_maps(bundle, frames, last)
     assert found.shape == expected.shape
