@@ -80,7 +80,7 @@ def records_of(frames: list[ReportFrame], normal_label: str | None = "NORMAL") -
 def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
     label = bundle.manifest.normal_label
     records = [*records_of(frames, label), StudyRecord("", (), tuple(failures or ()))]
-    write_report(tmp_path, bundle.manifest, iter(records), iter(failures or ()), Totals.of(records, label))
+    write_report(tmp_path, bundle, iter(records), iter(failures or ()), Totals.of(records, label))
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -223,6 +223,32 @@ def test_each_eye_has_its_result(tmp_path: Path, bundle: Bundle) -> None:
     assert "Left (OS): PNEUMONIA 10.0% negative (1 frame)" in text
 
 
+def test_what_is_positive_in_a_less_urgent_frame_is_said_of_study_and_eye(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", ("NORMAL", "PNEUMONIA", "EFFUSION"))
+    frames = []
+    for number, (pneumonia, effusion) in enumerate([(0.9, 0.1), (0.8, 0.1), (0.7, 0.1), (0.1, 0.6)], 1):
+        key = make_key(number)
+        values = {"NORMAL": 0.05, "PNEUMONIA": pneumonia, "EFFUSION": effusion}
+        predictions = (make_prediction(label, value, value > 0.5, key=key) for label, value in values.items())
+        result = make_result(*predictions, source="oct.dcm")
+        frames.append(ReportFrame(replace(result, laterality="R")))
+    page = Page(re.sub(r"<details>.*?</details>", "", write(tmp_path, bundle, frames), flags=re.DOTALL))
+    text = " ".join(page.text.split())
+    said = "PNEUMONIA 90.0% positive; EFFUSION 60.0% positive (4 frames)"
+    assert f"All frames: {said}" in text
+    assert f"Right (OD): {said}" in text
+    assert "also EFFUSION" in text
+
+
+def test_the_first_page_has_an_excerpt_of_the_model_card_and_each_has_the_limits(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(number, 0.9) for number in range(STUDIES_A_PAGE + 1)]
+    first = Page(write(tmp_path, bundle, frames)).text
+    second = Page((tmp_path / "report-2.html").read_text(encoding="utf-8")).text
+    assert first.count("From the model card") == 2
+    assert second.count("From the model card") == 1
+    assert all("neither earlier studies" in text for text in (first, second))
+
+
 def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: Bundle) -> None:
     frames = [make_scored(1, 0.45), make_scored(2, 0.4), make_scored(3, 0.6)]
     result = frames[1].prediction
@@ -231,6 +257,17 @@ def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: 
     page = Page(write(tmp_path, bundle, frames))
     assert re.findall(r"\d\. (study\d)\.dcm", page.text) == ["study3", "study2", "study1"]
     assert "uncertain" in page.text
+
+
+@pytest.mark.slow
+def test_frames_that_are_folded_on_screen_are_printed(tmp_path: Path, bundle: Bundle, chromium: Chromium) -> None:
+    content = write(tmp_path, bundle, [make_scored(1, 0.9 - number / 200, "oct.dcm", number) for number in range(1, 120)])
+    (tmp_path / "unfolded.html").write_text(content.replace("<details>", "<details open>"), encoding="utf-8")
+    pages = []
+    for name in ("report", "unfolded"):
+        chromium.pdf(tmp_path / f"{name}.html", tmp_path / f"{name}.pdf")
+        pages.append(max(int(number) for number in re.findall(rb"/Count (\d+)", (tmp_path / f"{name}.pdf").read_bytes())))
+    assert pages[0] == pages[1] > 3
 
 
 @pytest.mark.slow

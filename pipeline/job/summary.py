@@ -34,7 +34,7 @@ def summarise(folder: Path, ledger: Ledger, bundle: Bundle, progress: Progress =
     write_parquet(folder / PARQUET, _frames(ledger))
     write_failures(folder / FAILURES, _failures(ledger))
     totals = Totals.of(_records(ledger, Order.POSITION), bundle.manifest.normal_label)
-    write_report(folder, bundle.manifest, _records(ledger, Order.URGENCY), _failures(ledger), totals, progress)
+    write_report(folder, bundle, _records(ledger, Order.URGENCY), _failures(ledger), totals, progress)
     return totals
 
 

@@ -6,15 +6,16 @@ from html import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from pipeline.model.bundle import HeatmapSupport, Manifest
+from pipeline.model.bundle import MODEL_CARD, Bundle, HeatmapSupport
 from pipeline.progress import Progress, silent
-from pipeline.records import Prediction, Quarantined
+from pipeline.records import Prediction, Quarantined, State
+from pipeline.results.card import excerpt
 from pipeline.results.files import replacing
 from pipeline.results.markup import count, figure, percent, table
 from pipeline.results.record import StudyRecord
 from pipeline.results.style import STYLE
 from pipeline.results.totals import Totals
-from pipeline.results.worklist import ReportFrame, Study, findings, study_of
+from pipeline.results.worklist import ReportFrame, Study, decisive, findings, study_of
 
 STUDIES_A_PAGE = 50
 FAILURES_SHOWN = 500
@@ -26,7 +27,7 @@ NOT_A_DEVICE = "Not a medical device; not for diagnosis."
 
 def write_report(
     folder: Path,
-    manifest: Manifest,
+    bundle: Bundle,
     records: Iterator[StudyRecord],
     failures: Iterator[Quarantined],
     totals: Totals,
@@ -40,8 +41,8 @@ def write_report(
     ----------
     folder
         That of the results; pictures are read from it one at a time. Pages of an earlier report are removed.
-    manifest
-        Of the bundle that scored.
+    bundle
+        That scored; the first page shows an excerpt of its model card.
     records
         The studies, most urgent first; those without a scored frame are passed over.
     failures
@@ -53,11 +54,11 @@ def write_report(
     """
     pages = max(1, math.ceil(totals.studies / STUDIES_A_PAGE))
     found = (
-        study_of(record.study_instance_uid, record.frames, manifest.normal_label) for record in records if record.frames
+        study_of(record.study_instance_uid, record.frames, bundle.manifest.normal_label) for record in records if record.frames
     )
     rest = iter(progress(found, WRITING, totals.studies))
     for number in range(1, pages + 1):
-        page = _Page(folder, manifest, totals, number, pages)
+        page = _Page(folder, bundle, totals, number, pages)
         with replacing(folder / page_name(number)) as file:
             shown = list(islice(rest, STUDIES_A_PAGE))
             file.writelines(f"{part}\n" for part in page.parts(shown, failures if number == 1 else iter(())))
@@ -74,13 +75,14 @@ def page_name(number: int) -> str:
 class _Page:
     """Holds what every part of one page needs."""
 
-    def __init__(self, folder: Path, manifest: Manifest, totals: Totals, number: int, pages: int) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, totals: Totals, number: int, pages: int) -> None:
         self._folder = folder
-        self._manifest = manifest
+        self._bundle = bundle
+        self._manifest = bundle.manifest
         self._totals = totals
         self._number = number
         self._pages = pages
-        self._points = {point.label: point for point in manifest.operating_points}
+        self._points = {point.label: point for point in bundle.manifest.operating_points}
 
     def parts(self, studies: Sequence[Study], failures: Iterator[Quarantined]) -> Iterator[str]:
         first = (self._number - 1) * STUDIES_A_PAGE + 1
@@ -109,7 +111,7 @@ class _Page:
         yield f'<p class="warning">{NOT_A_DEVICE} For research only; every result needs a reader.</p>'
         if caveat := self._manifest.heatmap.caveat:
             yield f'<p class="warning">{escape(caveat)}</p>'
-        yield f"<p>{self._purpose()}</p>"
+        yield f'<p>{self._purpose()} <a href="{page}#model-card">From the model card</a></p>'
         yield '<ul class="figures">' + "".join(
             f"<li><b>{number}</b>{name}</li>" for number, name in zip(numbers, names, strict=True)
         )
@@ -146,7 +148,8 @@ class _Page:
             (
                 str(rank),
                 f'<a href="#study-{rank}">{escape(_study_name(study))}</a>',
-                *self._cells(study.frames[0]),
+                self._labels(study),
+                *self._cells(study.frames[0])[1:],
                 _marks(study.frames),
             )
             for rank, study in enumerate(studies, first)
@@ -159,7 +162,7 @@ class _Page:
         yield f'<section class="study{urgent}" id="study-{rank}"><div class="title">'
         yield f"<h3>{rank}. {escape(_study_name(study))}</h3>{self._state(top)}</div>"
         yield f'<p class="soft">{count(len(study.frames), "frame")}; Study Instance UID {escape(study.study_instance_uid)}</p>'
-        yield from self._eyes(study)
+        yield from self._whole(study)
         named = list(zip(_frame_names(study), study.frames, strict=True))
         for name, frame in named[:FRAMES_SHOWN]:
             yield from self._frame(name, frame)
@@ -170,14 +173,30 @@ class _Page:
             yield "</details>"
         yield "</section>"
 
-    def _eyes(self, study: Study) -> Iterator[str]:
-        """Say for each eye, or side, what its most urgent frame says."""
+    def _whole(self, study: Study) -> Iterator[str]:
+        """Say what all frames of a study say together, where it has several, and those of each eye or side."""
+        groups = {"All frames": study.frames} if len(study.frames) > 1 else {}
         for side, eye in _SIDES.items():
-            frames = [frame for frame in study.frames if frame.prediction.laterality == side]
+            groups[eye] = tuple(frame for frame in study.frames if frame.prediction.laterality == side)
+        for name, frames in groups.items():
             if frames:
-                top = self._top(frames[0])
-                yield f"<p>{eye}: {escape(top.label)} {percent(top.probability)} {self._state(top)}"
-                yield f" ({count(len(frames), 'frame')})</p>"
+                said = "; ".join(
+                    f"{escape(one.label)} {percent(one.probability)} {self._state(one)}" for one in self._said(frames)
+                )
+                yield f"<p>{name}: {said} ({count(len(frames), 'frame')})</p>"
+
+    def _said(self, frames: Sequence[ReportFrame]) -> list[Prediction]:
+        """Return every finding that is positive or uncertain in any frame; the most probable one where there is none."""
+        normal = self._manifest.normal_label
+        every = decisive([frame.prediction.predictions for frame in frames], normal)
+        found = findings(every, normal) or every
+        return [one for one in found if one.state is not State.NEGATIVE] or found[:1]
+
+    def _labels(self, study: Study) -> str:
+        """Name the most urgent label of a study, and what else is positive in any of its frames."""
+        top = self._top(study.frames[0]).label
+        also = [one.label for one in self._said(study.frames) if one.state is State.POSITIVE and one.label != top]
+        return escape(top) + (f'<div class="soft">also {escape(", ".join(also))}</div>' if also else "")
 
     def _frame(self, name: str, frame: ReportFrame) -> Iterator[str]:
         yield f'<article class="frame"><div class="labels"><h4>{escape(name)}</h4>'
@@ -238,6 +257,10 @@ class _Page:
             for point in points
         )
         yield from table(("Label", "#Operating point", "#Sensitivity", "#Specificity"), rows)
+        yield f"<h2>Limits</h2><ul>{''.join(f'<li>{limit}</li>' for limit in _LIMITS)}</ul>"
+        if self._number == 1:
+            yield '<h2 id="model-card">From the model card</h2>'
+            yield from excerpt(self._bundle.read(MODEL_CARD).decode("utf-8", "replace"))
         yield f"<p>{NOT_A_DEVICE}</p></footer>"
 
 
@@ -277,6 +300,13 @@ _HEATMAPS = (
     "A heatmap shows which part of the label's logit each place of the frame contributes ({method}). The "
     "colours mean the same in all pictures of one bundle: at the last colour a patch of 5 % of what the network sees doubles "
     "the odds of the label. An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
+)
+_LIMITS = (
+    "A negative label does not say that nothing is there: of findings that the model was not trained on it says nothing.",
+    "Each frame is looked at alone: neither earlier studies nor other views nor what is known of the patient count.",
+    "The figures hold for patients like those that they were measured on; devices, protocols and how common a finding is "
+    "change them.",
+    "What was refused or could not be read was not looked at.",
 )
 _NO_HEATMAPS = "This bundle has no exact heatmaps, so that none are shown."
 _HEAD = f"""<!DOCTYPE html>

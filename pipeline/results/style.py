@@ -52,6 +52,7 @@ th { font-size: 13px; color: var(--soft); font-weight: 600; }
 figure { margin: 0; }
 figure img { max-width: 100%; height: auto; border-radius: 4px; display: block; border: 1px solid #101010; }
 details { margin-top: 12px; }
+footer ul { max-width: 80ch; padding-left: 20px; }
 summary { cursor: pointer; color: #0b57a4; }
 footer { padding-bottom: 40px; }
 @media screen and (max-width: 760px) { .frame { display: block; } .frame > * + * { margin-top: 10px; } }
@@ -64,6 +65,7 @@ footer { padding-bottom: 40px; }
   h2, h2 + .soft, .title, .title + .soft { break-after: avoid; }
   .study { padding: 10px 14px; }
   .frame { grid-template-columns: 170px minmax(0, 1fr); }
+  details::details-content { content-visibility: visible; block-size: auto; }
   a { color: inherit; text-decoration: none; }
 }
 """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from pipeline.records import FramePrediction, Prediction, State
+from pipeline.results.states import study_states
 
 URGENT = 2
 """Rank of a study with a finding that is positive."""
@@ -75,6 +76,19 @@ def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tupl
 def urgency_of(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[int, float]:
     """Return the urgency of a study: that of its most urgent frame."""
     return max((urgency(frame.prediction.predictions, normal_label) for frame in frames), default=(0, 0.0))
+
+
+def decisive(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> list[Prediction]:
+    """Return for each label the prediction that decides its state in `study_states`.
+
+    Of the frames that say that state it is the most probable one, and for the label of no finding the least probable one.
+    """
+    every = [list(predictions) for predictions in frames]
+    chosen = []
+    for label, state in study_states(every, normal_label).items():
+        saying = [one for predictions in every for one in predictions if one.label == label and one.state is state]
+        chosen.append((min if label == normal_label else max)(saying, key=lambda one: one.probability))
+    return chosen
 
 
 def findings(predictions: Sequence[Prediction], normal_label: str | None) -> list[Prediction]:

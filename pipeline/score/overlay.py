@@ -20,6 +20,7 @@ DOUBLING_AREA = 0.05
 OPACITY = 0.75
 _GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
 _TEXT_SIZE = 16
+_SURROUNDS = 32  # of up to 2 MiB: radiographs of one archive may all differ in shape
 _JPEG_QUALITY = 90
 _BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
 _NO_EVIDENCE = "no positive evidence"
@@ -84,7 +85,7 @@ def draw(
     box = placement(rows, columns, preprocessing, bright_height(pixels, preprocessing))
     values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
     picture = _surround(height, width, heatmap.label, heatmap.has_positive_evidence, full).copy()
-    picture[:height, :width] = grey[..., None]
+    picture[:height, :width] = np.asarray(Image.fromarray(grey).convert("RGB"))
     picture[:height, width + _GAP : 2 * width + _GAP] = _blend(grey, values / np.float32(full))
     return picture
 
@@ -116,25 +117,29 @@ def colours() -> Colours:
 
 
 @lru_cache(maxsize=1)
-def _blends() -> Colours:
-    """Return what every grey level looks like under every colour: uint8 array of shape (256 colours, 256 grey levels, 3).
+def _blends() -> NDArray[np.uint32]:
+    """Return what every grey level looks like under every colour: uint32 array of shape (256 colours * 256 grey levels,).
+
+    The first three bytes of each are red, green and blue: whole words are looked up in a sixth of the time of three bytes.
 
     Opacity grows with the colour so that the first leaves the picture as it is, gently: a root would draw edges there.
     """
     share = np.linspace(0, 1, 256)[:, None, None]
     opacity = OPACITY * share * (2 - share)
     grey = np.arange(256.0)[None, :, None]
-    return np.asarray(np.rint(grey * (1 - opacity) + colours()[:, None, :] * opacity), np.uint8)
+    words = np.zeros((256, 256, 4), np.uint8)
+    words[..., :3] = np.rint(grey * (1 - opacity) + colours()[:, None, :] * opacity)
+    return words.view(np.uint32).ravel()
 
 
 def _blend(grey: NDArray[np.uint8], share: FloatArray) -> Colours:
     """Lay colours over grey levels; `share` of 1 and more is the last colour."""
-    colour = np.asarray(np.clip(share, 0, 1) * np.float32(255) + np.float32(0.5), np.intp)
-    blended: Colours = _blends().reshape(-1, 3)[colour * 256 + grey]
-    return blended
+    colour = np.asarray(np.clip(share, 0, 1) * np.float32(255) + np.float32(0.5), np.uint16)
+    words = _blends().take(colour << 8 | grey, mode="clip")  # none is outside; other modes check and copy
+    return words.view(np.uint8).reshape(*grey.shape, 4)[..., :3]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_SURROUNDS)
 def _surround(height: int, width: int, label: str, has_positive_evidence: bool, full: float) -> Colours:
     """Draw what is the same in many pictures: the background, the scale with its numbers, and the words below."""
     total = max(height, _MIN_SCALE)
