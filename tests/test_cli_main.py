@@ -213,7 +213,7 @@ def test_networks_are_listed_by_family(capsys: pytest.CaptureFixture[str]) -> No
     ("name", "lines"),
     [
         ("resnet18", ["family: ResNet", "parameters: 11,689,512", "features: 512", "heatmaps: exact, from the forward pass"]),
-        ("mobilenetv3_small_050", ["family: MobileNet", "heatmaps: none yet: no closed form for this head"]),
+        ("mobilenetv3_small_050", ["family: MobileNet", "heatmaps: by gradient, with torch"]),
     ],
 )
 def test_a_network_is_described(name: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{family}: {' '.join(names)}")
         return 0
     found = architectures.describe(args.name)
-    heatmaps = "exact, from the forward pass" if found.exact_heatmaps else "none yet: no closed form for this head"
+    heatmaps = "exact, from the forward pass" if found.exact_heatmaps else "by gradient, with torch"
     print(f"name: {found.name}")
     print(f"family: {found.family}")
     print(f"parameters: {found.parameters:,}")
