@@ -58,19 +58,11 @@ def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:
     """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep, none where there is none."""
     columns = pixels.shape[1]
     white = pixels[0] >= NEARLY_WHITE
-    if not white.any() or not (stretches := _long(white, columns)).any():
+    if not white.any() or not _long(white, columns).any():
         return np.zeros((0, columns), bool)
-    # White outside of the long stretches is no part of them at any depth either.
-    long = _long(_depth(pixels, white & (stretches > 0)), columns)
+    long = _long(_depth(pixels, white), columns)
     mask: NDArray[np.bool_] = np.arange(long.max())[:, None] < long
-    return mask if _white_pixels(pixels, mask) >= 0.5 * long.sum() else mask[:0]
-
-
-def _white_pixels(pixels: FloatArray, mask: NDArray[np.bool_]) -> int:
-    """Count the fully white pixels within a mask of the first rows."""
-    starts = range(0, len(mask), _ROWS_AT_ONCE)
-    rows = (slice(start, min(start + _ROWS_AT_ONCE, len(mask))) for start in starts)
-    return sum(int(np.count_nonzero((pixels[some] >= np.float32(WHITE)) & mask[some])) for some in rows)
+    return mask if np.mean(pixels[: len(mask)][mask] >= np.float32(WHITE)) >= 0.5 else mask[:0]
 
 
 def _depth(pixels: FloatArray, white: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -88,21 +80,7 @@ def _depth(pixels: FloatArray, white: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:
-    """Return the depth of white along an edge without its peaks that are shorter than a wedge, and with its gaps closed.
-
-    That is a grey closing by `GAP` pixels, then a grey opening by a wedge's length.
-    """
-    length = max(3, columns // STRETCH)
-    closed = _lowest(_highest(depth.astype(np.int64), GAP), GAP)
-    long: NDArray[Any] = _highest(_lowest(closed, length), length, origin=length % 2 - 1)
+    """Return the depth of white along an edge without its peaks that are shorter than a wedge, and with its gaps closed."""
+    closed = ndimage.grey_closing(depth.astype(np.int64), GAP, mode="nearest")
+    long: NDArray[Any] = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
     return long
-
-
-def _highest(values: NDArray[Any], length: int, origin: int = 0) -> NDArray[Any]:
-    highest: NDArray[Any] = ndimage.maximum_filter1d(values, length, mode="nearest", origin=origin)
-    return highest
-
-
-def _lowest(values: NDArray[Any], length: int) -> NDArray[Any]:
-    lowest: NDArray[Any] = ndimage.minimum_filter1d(values, length, mode="nearest")
-    return lowest
