@@ -42,9 +42,11 @@ STRICT = Limits(frame_seconds=1.0, worker_bytes=2**29)
 
 
 def is_running(process: int) -> bool:
-    stat = Path(f"/proc/{process}/stat")
+    """Say whether any thread of a process is left; its first one is a zombie already while others still end."""
+    place = Path(f"/proc/{process}")
     try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(list((place / "task").iterdir())) > 1
     except OSError:
         return False
 
