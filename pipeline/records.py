@@ -78,6 +78,33 @@ class InstanceKey:
     frame_number: int
 
 
+@dataclass(frozen=True, slots=True)
+class FrameFacts:
+    """A frame without its pixels: what it is and how it was read.
+
+    Parameters
+    ----------
+    key, source, laterality, transfer_syntax_uid, photometric_interpretation, notes, file_sha256
+        As in `Frame`.
+    rows, columns
+        Of the frame in its file.
+    decoded_rows, decoded_columns
+        At which it was decoded: fewer where a reduced resolution was enough.
+    """
+
+    key: InstanceKey
+    source: str
+    laterality: str
+    transfer_syntax_uid: str
+    photometric_interpretation: str
+    rows: int
+    columns: int
+    decoded_rows: int
+    decoded_columns: int
+    notes: tuple[str, ...]
+    file_sha256: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One image as a reader would see it.
@@ -166,6 +193,21 @@ class Frame:
     def shape(self) -> tuple[int, int]:
         """Rows (0028,0010) and columns (0028,0011) of the frame in its file, at whatever resolution it was decoded."""
         return self.whole_shape or (self.pixels.shape[0], self.pixels.shape[1])
+
+    def facts(self) -> FrameFacts:
+        """Return the frame without its pixels."""
+        return FrameFacts(
+            self.key,
+            self.source,
+            self.laterality,
+            self.transfer_syntax_uid,
+            self.photometric_interpretation,
+            *self.shape,
+            self.pixels.shape[0],
+            self.pixels.shape[1],
+            self.notes,
+            self.file_sha256,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,9 +273,9 @@ def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: 
     return {"policies": refused | dict(policies or {}), "smallest_side": smallest_side}
 
 
-def score_folder(root: Path, predictor: Predictor, batch_size: int = 16) -> Generator[Scored | Quarantined, None, None]:
+def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[Scored | Quarantined, None, None]:
     """All that comes of the files of a folder, taken as one study."""
-    with closing(score_studies([("all", list(discover(root)))], predictor, batch_size)) as items:
+    with closing(score_studies([("all", list(discover(root)))], predictor, cores)) as items:
         for item in items:
             if not isinstance(item, Ended):
                 yield item

@@ -17,8 +17,8 @@ from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
-from pipeline.records import Frame
-from pipeline.score.batch import read_hashed
+from pipeline.records import Quarantined
+from pipeline.score.admission import Admission, Admitted, read_admitted
 
 
 def count(number: int) -> Iterator[int]:
@@ -44,10 +44,10 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(file: StudyFile, reading: Reading) -> Iterator[Frame]:
+def crash_on_name(file: StudyFile, admission: Admission) -> Iterator[Admitted | Quarantined]:
     if file.source.startswith("crash"):
         os.abort()
-    yield from read_hashed(file, reading)
+    yield from read_admitted(file, admission)
 
 
 def hang(_: object) -> Iterator[int]:

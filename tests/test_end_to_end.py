@@ -82,7 +82,7 @@ def test_training_batch_and_service_see_the_same_bytes(
     scored = [item for item in score_folder(mixed, batch[0]) if isinstance(item, Scored)]
     served = list(answers(bundle, mixed))
     assert len(training) == len(scored) >= 7
-    assert [item.frame.source for item in scored] == [record.source for record in index.records]
+    assert [item.facts.source for item in scored] == [record.source for record in index.records]
     assert batch[1].taken == training
     assert [content for _, contents in served for content in contents] == training
     logits = [[value.logit for value in item.prediction.predictions] for item in scored]

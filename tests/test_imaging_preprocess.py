@@ -13,9 +13,11 @@ from scipy import ndimage
 
 from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
+from pipeline.imaging.sources import locate
 from pipeline.ingest.frames import prepared_frames
 from pipeline.intake import Limits, Reading
 from pipeline.records import Fit, ImageRecord, Preprocessing, Split
+from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
 from services.api.settings import Settings
@@ -202,10 +204,10 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     predictor = Predictor(bundle)
     (scored,) = score_folder(tmp_path / "studies", predictor)
     assert isinstance(scored, Scored)
-    assert scored.frame.pixels.shape == (100, 90)
-    assert scored.frame.shape == (200, 180)
+    assert (scored.facts.decoded_rows, scored.facts.decoded_columns) == (100, 90)
+    assert (scored.facts.rows, scored.facts.columns) == (200, 180)
     record = ImageRecord(
-        key=scored.frame.key,
+        key=scored.facts.key,
         root=0,
         source="a.dcm",
         patient_key="P1",
@@ -218,6 +220,8 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     )
     (trained,) = prepared_frames([record], [tmp_path / "studies"], preprocessing)
     answer = score_study([Upload("a.dcm", io.BytesIO(content))], predictor, Settings(max_heatmaps=9), heatmaps=True)
-    assert prepare(scored.frame.pixels, preprocessing, scored.frame.whole_box).tobytes() == trained.tobytes()
+    (admitted,) = read_admitted(locate(tmp_path / "studies", "a.dcm"), predictor.admission)
+    assert isinstance(admitted, Admitted)
+    assert admitted.pixels.tobytes() == trained.tobytes()
     for prediction in scored.prediction.predictions:
         assert answer.frames[0].labels[prediction.label].logit == prediction.logit

@@ -134,5 +134,3 @@ def test_a_new_bundle_takes_the_place_of_an_older_one_with_more_files(tmp_path: 
     assert not (path / "plots" / "roc.png").exists()
     assert (path / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert load_bundle(path).manifest.files == first.manifest.files
-
-

@@ -10,7 +10,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import BundleError
-from pipeline.model.engine import BATCH, Engine
+from pipeline.model.engine import Engine
 from tests.builders import make_graph
 
 
@@ -97,5 +97,5 @@ def test_it_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_many_frames_give_the_logits_of_each() -> None:
     engine = Engine(make_graph())
-    frames = np.random.default_rng(0).random((BATCH + 3, 1, 32, 32), dtype=np.float32)
+    frames = np.random.default_rng(0).random((2 * engine.frames_at_once + 1, 1, 32, 32), dtype=np.float32)
     np.testing.assert_array_equal(engine.logits(iter(frames)), engine.run(frames)[0])

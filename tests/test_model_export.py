@@ -50,3 +50,15 @@ def test_the_closed_form_is_measured(network, pixels: np.ndarray) -> None:  # ty
 def test_a_head_with_a_norm_has_no_closed_form(pixels: np.ndarray) -> None:
     support = heatmap_support(create_network("test_convnext", 2).eval(), pixels)
     assert (support.exact, support.max_difference) == (False, None)
+
+
+@pytest.mark.parametrize("architecture", ["tf_efficientnet_lite0", "resnet18"])
+def test_logits_depend_neither_on_the_batch_nor_on_the_threads(architecture: str) -> None:
+    graph = export_graph(create_network(architecture, 2).eval(), 96)
+    frames = np.random.default_rng(0).random((16, 1, 96, 96), dtype=np.float32)
+    expected = np.concatenate([Engine(graph, 1).run(frame[None])[0] for frame in frames])
+    for threads in (1, 2):
+        engine = Engine(graph, threads)
+        for size in (2, 3, 8, 16):
+            found = [engine.run(frames[start : start + size])[0] for start in range(0, 16, size)]
+            np.testing.assert_array_equal(np.concatenate(found), expected)

@@ -10,7 +10,8 @@ from PIL import Image
 from pipeline.cli.main import main
 from pipeline.imaging.sources import locate
 from pipeline.model.bundle import load_bundle
-from pipeline.score.batch import read_hashed
+from pipeline.records import FramePrediction
+from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom
 
@@ -33,8 +34,10 @@ def test_what_it_names_gives_the_same_bits_again(tmp_path: Path) -> None:
         for frame in trace["frames"]:
             file = locate(studies, frame["source"])
             assert hashlib.sha256(file.path.read_bytes()).hexdigest() == frame["input_sha256"]
-            again = list(read_hashed(file, predictor.reading))[frame["frame_number"] - 1]
-            (result,) = predictor.predict([again])
+            again = list(read_admitted(file, predictor.admission))[frame["frame_number"] - 1]
+            assert isinstance(again, Admitted)
+            (result,) = predictor.predict_admitted([again])
+            assert isinstance(result, FramePrediction)
             assert {one.label: one.logit for one in result.predictions} == frame["logits"]
             compared += 1
     assert compared == 4

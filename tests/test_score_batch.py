@@ -52,13 +52,16 @@ def studies(tmp_path: Path) -> Path:
 
 def name(item: Scored | Quarantined) -> tuple[str, int | None]:
     return (
-        (item.source, item.frame_number) if isinstance(item, Quarantined) else (item.frame.source, item.frame.key.frame_number)
+        (item.source, item.frame_number) if isinstance(item, Quarantined) else (item.facts.source, item.facts.key.frame_number)
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_results_come_in_the_order_of_the_files_and_frames(studies: Path, predictor: Predictor, batch_size: int) -> None:
-    items = list(score_folder(studies, predictor, batch_size=batch_size))
+@pytest.mark.parametrize(("frames_at_once", "cores"), [(1, 4), (4, 1), (100, 2)])
+def test_results_come_in_the_order_of_the_files_and_frames(
+    studies: Path, predictor: Predictor, frames_at_once: int, cores: int
+) -> None:
+    predictor.engine.frames_at_once = frames_at_once
+    items = list(score_folder(studies, predictor, cores))
     expected = [("a.dcm", number) for number in range(1, 8)]
     for number in range(12):
         expected.append((f"b/{number:02}.png", 1))
@@ -73,7 +76,7 @@ def test_a_frame_gets_in_a_folder_what_it_gets_alone(studies: Path, predictor: P
         (expected,) = predictor.predict([frame])
         assert item.prediction.predictions == expected.predictions
         assert item.prediction.heatmaps[1].values.tobytes() == expected.heatmaps[1].values.tobytes()
-        np.testing.assert_array_equal(item.frame.pixels, frame.pixels)
+        assert item.facts == replace(frame.facts(), file_sha256=item.facts.file_sha256)
 
 
 def readable(file: StudyFile) -> Iterator[Frame]:
@@ -111,13 +114,14 @@ def test_no_studies_give_nothing(predictor: Predictor) -> None:
     assert list(score_studies([], predictor)) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_every_study_ends_behind_its_last_frame_or_failure(studies: Path, predictor: Predictor, batch_size: int) -> None:
+@pytest.mark.parametrize("frames_at_once", [1, 3, 100])
+def test_every_study_ends_behind_its_last_frame_or_failure(studies: Path, predictor: Predictor, frames_at_once: int) -> None:
+    predictor.engine.frames_at_once = frames_at_once
     files = {file.source: file for file in discover(studies)}
     members = {"first": ["a.dcm", "b/00.png"], "failed": ["b/05x.dcm"], "last": ["b/01.png", "c.dcm"]}
     given = [(study, [files[source] for source in sources]) for study, sources in members.items()]
     seen: list[str] = []
-    for item in score_studies(given, predictor, batch_size):
+    for item in score_studies(given, predictor):
         seen.append(item.study if isinstance(item, Ended) else name(item)[0])
     assert seen == [*["a.dcm"] * 7, "b/00.png", "first", "b/05x.dcm", "failed", "b/01.png", "c.dcm", "last"]
 
@@ -132,10 +136,10 @@ def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predicto
             taken += 1
             yield taken, [file]
 
-    with closing(score_studies(endless(), predictor, batch_size=4)) as items:
+    with closing(score_studies(endless(), predictor)) as items:
         for _ in range(20):
             next(items)
-    assert taken < 20 + ITEMS_AHEAD + 4
+    assert taken < 20 + ITEMS_AHEAD + 8
 
 
 def test_heatmaps_are_left_out_where_not_wanted(studies: Path, predictor: Predictor) -> None:
@@ -143,12 +147,14 @@ def test_heatmaps_are_left_out_where_not_wanted(studies: Path, predictor: Predic
     scored, _ = score_studies([("one", files)], predictor, heatmaps=False)
     assert isinstance(scored, Scored)
     assert scored.prediction.heatmaps == ()
+    assert scored.view is None
 
 
 def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, predictor: Predictor) -> None:
     (studies / "b" / "02x.dcm").write_bytes(endless_items(100_000))
     (studies / "b" / "04x.dcm").write_bytes(make_volume(damaged=3))
-    predictor.reading = replace(predictor.reading, limits=Limits(frame_seconds=1.0))
+    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=1.0))
+    predictor.admission = replace(predictor.admission, reading=reading)
     items = list(score_folder(studies, predictor))
     failures = {name(item): item for item in items if isinstance(item, Quarantined)}
     assert failures["b/02x.dcm", None].reason == "resource_limit"
@@ -160,25 +166,19 @@ def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, pre
 
 def test_stopping_early_stops_the_decoding(studies: Path, predictor: Predictor) -> None:
     before = threading.active_count()
-    items = score_folder(studies, predictor, batch_size=1)
+    items = score_folder(studies, predictor)
     next(items)
     items.close()
     assert threading.active_count() == before
 
 
-def test_a_frame_larger_than_a_batch_passes_alone(studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [name(item) for item in score_folder(studies, predictor)]
-    monkeypatch.setattr(batch, "BATCH_PIXELS", 1)
-    assert [name(item) for item in score_folder(studies, predictor)] == expected
-
-
-def test_batches_end_at_frames_or_pixels_and_lose_nothing() -> None:
-    small, large = make_frame(pixels=np.zeros((10, 10), np.float32)), make_frame(pixels=np.zeros((90, 10), np.float32))
-    frames = [small, small, small, large, small, large, large, small]
-    found = list(batch.batches(frames, 2, 1000))
-    assert [[frame.pixels.size for frame in one] for one in found] == [[100, 100], [100, 900], [100, 900], [900, 100]]
-    found = list(batch.batches(frames, 4, 500))
-    assert [[frame.pixels.size for frame in one] for one in found] == [[100] * 3, [900], [100], [900], [900], [100]]
+def test_batches_end_at_frames_or_items_and_lose_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "ITEMS_AT_ONCE", 4)
+    frame, failure = predictor.admission.admit(make_frame()), Quarantined("a.dcm", "no_pixels", "")
+    items = [frame, frame, failure, frame, frame, *[failure] * 5, frame]
+    found = list(batch.batches(items, 2))
+    assert [len(one) for one in found] == [2, 3, 4, 2]
+    assert [item for one in found for item in one] == items
 
 
 def test_a_frame_unlike_the_training_comes_out_as_a_failure(tmp_path: Path) -> None:

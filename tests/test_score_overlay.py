@@ -13,8 +13,9 @@ from PIL import Image
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.records import Fit, Heatmap, Preprocessing
-from pipeline.score.overlay import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, colours, display_shape, draw, full_scale, jpeg, png
-from tests.builders import make_pixels
+from pipeline.score.overlay import Colours, colours, draw, full_scale, jpeg, png
+from pipeline.score.view import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, display_shape, view_of
+from tests.builders import make_frame, make_pixels
 
 SIZE = 56
 CELLS = 7
@@ -28,6 +29,10 @@ def make_heatmap(values: np.ndarray | None = None) -> Heatmap:
 
 def mapped(values: np.ndarray, preprocessing: Preprocessing, rows: int, columns: int) -> np.ndarray:
     return onto_frame(values, placement(rows, columns, preprocessing), SIZE, (rows, columns))
+
+
+def drawn(pixels: np.ndarray, heatmap: Heatmap) -> Colours:
+    return draw(view_of(make_frame(pixels=pixels), PAD), heatmap, SIZE, 1.0)
 
 
 def opened(content: bytes, kind: str) -> np.ndarray:
@@ -76,7 +81,7 @@ def test_the_picture_shows_the_frame_and_beside_it_the_heat() -> None:
     values = np.zeros((CELLS, CELLS))
     values[1, 1] = 1.0
     pixels = np.full((280, 280), 0.5, np.float32)
-    picture = draw(pixels, make_heatmap(values), PAD, 1.0).astype(int)
+    picture = drawn(pixels, make_heatmap(values)).astype(int)
     left, right = picture[:280, :280], picture[:280, 288:568]
     assert (left == 128).all()
     assert np.abs(right[60, 60] - 128).max() > 60
@@ -87,28 +92,26 @@ def test_the_same_evidence_has_the_same_colour_in_every_picture() -> None:
     weak, strong = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
     weak[1, 1], strong[1, 1], strong[5, 5] = 0.3, 0.3, 0.9
     pixels = make_pixels(280, 280)
-    first, second = (draw(pixels, make_heatmap(values), PAD, 1.0)[:120, 288:408] for values in (weak, strong))
+    first, second = (drawn(pixels, make_heatmap(values))[:120, 288:408] for values in (weak, strong))
     np.testing.assert_array_equal(first, second)
 
 
 def test_above_full_scale_the_colour_stays() -> None:
     pixels = make_pixels(280, 280)
-    first, second = (
-        draw(pixels, make_heatmap(np.full((CELLS, CELLS), value)), PAD, 1.0)[:280, :568] for value in (1.0, 5.0)
-    )
+    first, second = (drawn(pixels, make_heatmap(np.full((CELLS, CELLS), value)))[:280, :568] for value in (1.0, 5.0))
     np.testing.assert_array_equal(first, second)
 
 
 def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None:
     pixels = make_pixels(280, 280)
-    empty = draw(pixels, make_heatmap(), PAD, 1.0)
+    empty = drawn(pixels, make_heatmap())
     np.testing.assert_array_equal(empty[:280, :280], empty[:280, 288:568])
-    little = draw(pixels, make_heatmap(np.full((CELLS, CELLS), 1e-9)), PAD, 1.0)
+    little = drawn(pixels, make_heatmap(np.full((CELLS, CELLS), 1e-9)))
     assert (empty[280:] != little[280:]).any()
 
 
 def test_equal_arguments_give_equal_bytes() -> None:
-    first, second = (draw(make_pixels(), make_heatmap(), PAD, 1.0) for _ in range(2))
+    first, second = (drawn(make_pixels(), make_heatmap()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert (png(first), jpeg(first)) == (png(second), jpeg(second))
 
@@ -116,7 +119,7 @@ def test_equal_arguments_give_equal_bytes() -> None:
 def test_files_show_the_picture() -> None:
     values = np.zeros((CELLS, CELLS))
     values[1, 1] = 1.0
-    picture = draw(make_pixels(280, 280), make_heatmap(values), PAD, 1.0)
+    picture = drawn(make_pixels(280, 280), make_heatmap(values))
     np.testing.assert_array_equal(opened(png(picture), "PNG"), picture)
     assert np.abs(opened(jpeg(picture), "JPEG").astype(int) - picture).mean() < 1.5
 
@@ -132,12 +135,12 @@ def test_frames_are_drawn_small_enough_and_in_their_aspect(rows: int, columns: i
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (300, 4000)])
 def test_odd_frames_are_drawn(shape: tuple[int, int]) -> None:
-    draw(np.zeros(shape, np.float32), make_heatmap(np.ones((CELLS, CELLS))), PAD, 1.0)
+    drawn(np.zeros(shape, np.float32), make_heatmap(np.ones((CELLS, CELLS))))
 
 
 def test_a_long_label_is_cut_and_not_drawn_outside() -> None:
     heatmap = Heatmap(np.ones((CELLS, CELLS), np.float32), "a very long label " * 40, "features", True)
-    assert draw(make_pixels(280, 280), heatmap, PAD, 1.0).shape[1] < 700
+    assert drawn(make_pixels(280, 280), heatmap).shape[1] < 700
 
 
 def test_full_scale_is_a_patch_of_five_percent_that_doubles_the_odds() -> None:

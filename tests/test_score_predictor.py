@@ -15,7 +15,7 @@ from pipeline.imaging.preprocess import prepare
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.records import ConformalBand, FramePrediction, OperatingPoint, Preprocessing, Quarantined, State
-from pipeline.score.predictor import FRAMES_AT_ONCE, Predictor
+from pipeline.score.predictor import Predictor
 from tests.builders import (
     make_bundle,
     make_frame,
@@ -80,7 +80,7 @@ def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path, bundle
 
 def test_a_frame_has_the_same_result_whatever_stands_beside_it(bundle: Bundle) -> None:
     predictor = Predictor(bundle)
-    count = FRAMES_AT_ONCE + 3
+    count = predictor.engine.frames_at_once * 2 + 1
     frames = [make_frame(pixels=make_pixels(40 + seed, 50, seed), key=make_key(seed + 1)) for seed in range(count)]
     together = predictor.predict(frames)
     for frame, result in zip(frames, together, strict=True):
@@ -188,7 +188,7 @@ def test_a_frame_unlike_the_training_is_refused_and_the_others_are_not(tmp_path:
     predictor = Predictor(make_wary_bundle(tmp_path / "bundle"))
     known = [make_frame(pixels=make_known_pixels(seed)) for seed in range(3)]
     strange = make_frame(pixels=unlike(), key=make_key(7), source="a/b.dcm")
-    frames = [predictor.admit(frame) for frame in (known[0], strange, *known[1:])]
+    frames = [predictor.admission.admit(frame) for frame in (known[0], strange, *known[1:])]
     first, refused, *rest = predictor.predict_admitted(frames)
     assert isinstance(refused, Quarantined)
     assert (refused.source, refused.frame_number, refused.reason) == ("a/b.dcm", 7, Reason.OUT_OF_DISTRIBUTION)

@@ -1,10 +1,14 @@
 """Progress bars on standard error."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+
+_REFRESH_SECONDS = 0.1
+"""Working out a rate takes longer than many a study."""
 
 
 def bar(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
@@ -47,7 +51,14 @@ def study_bar(description: str) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=None, rate="", failed=0)
 
+        shown_at = 0.0
+
         def advance(total: int, done: int, failed: int) -> None:
+            nonlocal shown_at
+            now = time.monotonic()
+            if done < total and now - shown_at < _REFRESH_SECONDS:
+                return
+            shown_at = now
             speed = progress.tasks[task].speed
             rate = f"{speed:.1f} a second" if speed else ""
             progress.update(task, total=total, completed=done, failed=failed, rate=rate)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     cluster = args.address if args.engine == "ray" else ""
     request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster)
-    predictor = Predictor(bundle)
+    predictor = Predictor(bundle, threads=1)
     try:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
             job = Job(request, predictor, bundle, folder, _Audience(advance, args.json), bar)

@@ -132,13 +132,18 @@ class ResultsFolder:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or not there; it survives that this process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    finally:
+    except FileNotFoundError:
+        if path.parent.exists():
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 @cache

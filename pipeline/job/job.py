@@ -25,6 +25,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals
+from pipeline.score.batch import usable_cores
 from pipeline.score.predictor import Predictor
 
 
@@ -116,7 +117,7 @@ class Job:
         self._folder = folder
         self._audience = audience
         self._progress = progress
-        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted)
+        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
         self._grouping = Grouping()
         self.faults: list[str] = []
         self.totals = Totals()
@@ -160,7 +161,7 @@ class Job:
             yield ledger
 
     def _studies(self, files: Iterator[StudyFile]) -> list[StudyFiles]:
-        return self._grouping.studies(files, self._scorer.predictor.reading.limits, self._request.shard)
+        return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
 
     def _work(self, ledger: Ledger, total: int) -> None:
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))

@@ -16,13 +16,14 @@ from pipeline.job.folder import HEATMAPS, OBJECTS, write_whole
 from pipeline.job.objects import Asked, objects_of
 from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
-from pipeline.records import Frame, FramePrediction, Heatmap
+from pipeline.records import FrameFacts, FramePrediction, Heatmap
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.batch import Scored
 from pipeline.score.overlay import draw, full_scale, jpeg, png
+from pipeline.score.view import View
 
-_WRITERS, _AHEAD, _AHEAD_PIXELS = 2, 64, 2**25
+_WRITERS, _AHEAD = 2, 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 _LIMITS = Limits(frame_seconds=120.0)
@@ -102,7 +103,7 @@ class Writer:
         self._wanted = wanted
         self._sandbox = Sandbox(_WRITERS, _LIMITS)
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
-        self._waiting: deque[tuple[Written, int]] = deque()
+        self._waiting: deque[Written] = deque()
         (folder / HEATMAPS).mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Writer":
@@ -114,10 +115,10 @@ class Writer:
 
     def draw(self, item: Scored, pieces: Pieces) -> ReportFrame:
         """Begin to draw the heatmaps of a frame, but for the label of no finding; return what the report shows of it."""
-        if self._wanted.objects and item.frame.transfer_syntax_uid:
-            pieces.results.setdefault(item.frame.source, []).append(item.prediction)
-        drawn = shown(item.prediction, self._manifest) if self._wanted.heatmaps or Kind.SC in self._wanted.objects else ()
-        pictures = tuple(self._begin(item, heatmap, pieces) for heatmap in drawn)
+        if self._wanted.objects and item.facts.transfer_syntax_uid:
+            pieces.results.setdefault(item.facts.source, []).append(item.prediction)
+        view = item.view if self._wanted.heatmaps or Kind.SC in self._wanted.objects else None
+        pictures = tuple(self._begin(item, view, one, pieces) for one in shown(item.prediction, self._manifest) if view)
         return ReportFrame(replace(item.prediction, heatmaps=()), pictures if self._wanted.heatmaps else ())
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:
@@ -126,28 +127,26 @@ class Writer:
         for file in files:
             if results := pieces.results.pop(file.source, None):
                 write = partial(self._write_objects, file, results, pieces, drawings)
-                self._submit(f"{OBJECTS}/{file.source}", write, 0, pieces)
+                self._submit(f"{OBJECTS}/{file.source}", write, pieces)
 
-    def _submit(self, name: str, write: Callable[[], tuple[Output, ...]], size: int, pieces: Pieces) -> None:
-        """Begin to write files of a study; `name` is that of what is missing where it fails, `size` the pixels it holds."""
+    def _submit(self, name: str, write: Callable[[], tuple[Output, ...]], pieces: Pieces) -> None:
+        """Begin to write files of a study; `name` is that of what is missing where it fails."""
         written = self._pool.submit(write)
         pieces.under_way.append((name, written))
-        self._waiting.append((written, size))
-        while len(self._waiting) > _AHEAD or (
-            len(self._waiting) > 1 and sum(waiting for _, waiting in self._waiting) > _AHEAD_PIXELS
-        ):
-            self._waiting.popleft()[0].exception()
+        self._waiting.append(written)
+        if len(self._waiting) > _AHEAD:
+            self._waiting.popleft().exception()
 
-    def _begin(self, item: Scored, heatmap: Heatmap, pieces: Pieces) -> Picture:
+    def _begin(self, item: Scored, view: View, heatmap: Heatmap, pieces: Pieces) -> Picture:
         name = f"{HEATMAPS}/{picture_name(item.prediction, heatmap.label)}"
-        self._submit(name, partial(self._draw, name, item.frame, heatmap, pieces), item.frame.pixels.size, pieces)
+        self._submit(name, partial(self._draw, name, item.facts, view, heatmap, pieces), pieces)
         return Picture(heatmap.label, PurePosixPath(name), heatmap.has_positive_evidence)
 
-    def _draw(self, name: str, frame: Frame, heatmap: Heatmap, pieces: Pieces) -> tuple[Output, ...]:
+    def _draw(self, name: str, facts: FrameFacts, view: View, heatmap: Heatmap, pieces: Pieces) -> tuple[Output, ...]:
         full = full_scale(self._manifest.temperature, heatmap.values.size)
-        picture = draw(frame.pixels, heatmap, self._manifest.preprocessing, full, frame.shape)
-        if Kind.SC in self._wanted.objects and frame.transfer_syntax_uid:
-            pieces.pictures.setdefault(frame.source, {})[frame.key.frame_number, heatmap.label] = png(picture)
+        picture = draw(view, heatmap, self._manifest.preprocessing.size, full)
+        if Kind.SC in self._wanted.objects and facts.transfer_syntax_uid:
+            pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, heatmap.label] = png(picture)
         return (write_output(self._folder, name, jpeg(picture)),) if self._wanted.heatmaps else ()
 
     def _write_objects(

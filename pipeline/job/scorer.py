@@ -12,10 +12,10 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
-from pipeline.ledger.types import Claim, Outcome, Output
-from pipeline.records import Quarantined
+from pipeline.ledger.types import Claim, Outcome
+from pipeline.records import FrameFacts, Quarantined
 from pipeline.results.record import StudyRecord
-from pipeline.results.trace import FrameFacts, Machinery, trace
+from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import ReportFrame, urgency_of
 from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
@@ -52,6 +52,7 @@ class _Study:
     """A study of which not everything is known or written."""
 
     claim: Claim
+    files: tuple[StudyFile, ...]
     begun_at: str = field(default_factory=_now)
     frames: list[ReportFrame] = field(default_factory=list)
     facts: list[FrameFacts] = field(default_factory=list)
@@ -85,12 +86,15 @@ class Scorer:
         That of the results.
     wanted
         What is written beside the record.
+    cores
+        How many it keeps at work.
     """
 
     predictor: Predictor
     base: Path
     folder: Path
     wanted: Wanted = field(default_factory=Wanted)
+    cores: int = 1
 
     def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
         """Score studies in the order of their claims, which are taken as needed; a study is done when all of it is written."""
@@ -99,42 +103,41 @@ class Scorer:
 
         def studies() -> Iterator[tuple[_Study, tuple[StudyFile, ...]]]:
             for claim in claims:
-                begun.append(_Study(claim))
-                yield begun[-1], unpacked(claim.work, self.base)
+                begun.append(_Study(claim, unpacked(claim.work, self.base)))
+                yield begun[-1], begun[-1].files
 
+        tracer = self._tracer()
         with (
             Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
-            closing(score_studies(studies(), self.predictor, heatmaps=self.wanted.maps)) as items,
+            closing(score_studies(studies(), self.predictor, self.cores, self.wanted.maps)) as items,
         ):
             for item in items:
                 if isinstance(item, Scored):
                     begun[0].frames.append(writer.draw(item, begun[0].pieces))
-                    begun[0].facts.append(FrameFacts.of(item.frame))
+                    begun[0].facts.append(item.facts)
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
-                    writer.end(unpacked(ended[-1].claim.work, self.base), ended[-1].pieces)
+                    writer.end(ended[-1].files, ended[-1].pieces)
                 else:
                     begun[0].failures.append(item)
                 while ended and ended[0].pieces.is_done():
-                    yield self._done(ended.popleft())
-            yield from map(self._done, ended)
+                    yield self._done(ended.popleft(), tracer)
+            while ended:
+                yield self._done(ended.popleft(), tracer)
 
-    def _done(self, study: _Study) -> Done:
+    def _done(self, study: _Study, tracer: Tracer) -> Done:
         outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
-        outputs = (*outputs, self._trace(study))
-        urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
-        return Done(study.claim, Outcome(study.claim.id, study.record().to_json(), *urgency, outputs), faults)
-
-    def _trace(self, study: _Study) -> Output:
-        """Write how the study was scored."""
-        manifest, engine = self.predictor.manifest, self.predictor.engine
         results = [(facts, frame.prediction) for facts, frame in zip(study.facts, study.frames, strict=True)]
-        machinery = Machinery(engine.provider, engine.threads, code_version())
-        times = {"begun": study.begun_at, "ended": _now()}
-        content = trace(results, study.failures, manifest, machinery, times)
-        return write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
+        content = tracer.trace(results, study.failures, {"begun": study.begun_at, "ended": _now()})
+        trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
+        urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
+        return Done(study.claim, Outcome(study.claim.id, study.record().to_json(), *urgency, (*outputs, trace)), faults)
+
+    def _tracer(self) -> Tracer:
+        engine = self.predictor.engine
+        return Tracer(self.predictor.manifest, Machinery(engine.provider, engine.threads, code_version()))
 
 
 def killed(claim: Claim, base: Path) -> Done:
@@ -142,6 +145,6 @@ def killed(claim: Claim, base: Path) -> Done:
     if claim.attempt < MOST_ATTEMPTS:
         return Done(claim, None)
     message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
-    study = _Study(claim)
-    study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in unpacked(claim.work, base))
+    study = _Study(claim, unpacked(claim.work, base))
+    study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in study.files)
     return Done(claim, Outcome(claim.id, study.record().to_json(), 0, 0.0))

@@ -13,8 +13,9 @@ from pipeline.records import FloatArray
 INPUT = "pixels"
 OUTPUTS = ("logits", "features")
 ERRORS_ONLY = 3
-BATCH = 32
-"""Frames in one call, where a caller has many."""
+_CPU = "CPUExecutionProvider"
+ON_CPU, ON_CUDA = 2, 32
+"""Frames in one call: on processors few, whose activations stay in the cache (DECISIONS.md)."""
 
 
 class Engine:
@@ -36,6 +37,8 @@ class Engine:
         As given.
     provider
         Execution provider that runs the graph.
+    frames_at_once
+        How many frames one call takes best.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class Engine:
         self.size = self._checked_size()
         self.threads = threads
         self.provider = str(self._session.get_providers()[0])
+        self.frames_at_once = ON_CPU if self.provider == _CPU else ON_CUDA
 
     def run(self, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return logits (n, labels) and features (n, channels, map_rows, map_columns), both float32.
@@ -65,8 +69,12 @@ class Engine:
             raise BundleError("The inference graph returns logits that are not numbers. Train the bundle anew.")
         return logits, features
 
+    def calls(self, cores: int) -> int:
+        """Return how many calls at a time keep so many cores at work; one, where a single call takes all there is."""
+        return max(1, cores // self.threads) if self.threads and self.provider == _CPU else 1
+
     def logits(self, frames: Iterable[FloatArray]) -> FloatArray:
-        """Return the logits (n, labels) of frames of shape (1, size, size), run `BATCH` at a time.
+        """Return the logits (n, labels) of frames of shape (1, size, size), run as many at a time as it takes best.
 
         Raises
         ------
@@ -74,7 +82,7 @@ class Engine:
             Where a logit is not a finite number.
         """
         rest = iter(frames)
-        batches = iter(lambda: list(islice(rest, BATCH)), [])
+        batches = iter(lambda: list(islice(rest, self.frames_at_once)), [])
         return np.concatenate([self.run(np.stack(batch))[0] for batch in batches])
 
     def _checked_size(self) -> int:
@@ -102,7 +110,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 def _providers() -> list[str]:
     available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    return [name for name in ("CUDAExecutionProvider", _CPU) if name in available]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """`predictions.parquet`: the rows and columns of `predictions.csv`, with types, for those who read tables with programs."""
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ from pipeline.records import FramePrediction, Prediction
 from pipeline.results.record import rounded
 from pipeline.results.tables import known
 
-_ROWS = 65_536
+_ROWS = 8_192
 _TEXT, _WHOLE, _NUMBER, _TRUTH = "string", "int32", "double", "bool"
 _TYPES = {
     "source": _TEXT,
@@ -39,15 +40,20 @@ def write_parquet(path: Path, frames: Iterable[FramePrediction]) -> None:
     what is not known is null.
     """
     import pyarrow
+    from pyarrow.json import ParseOptions, ReadOptions, read_json
     from pyarrow.parquet import ParquetWriter
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _TYPES.items()])
     rows = (_row(frame, prediction) for frame in frames for prediction in frame.predictions)
+    parsing = ParseOptions(explicit_schema=schema)
     temporary = path.with_name(f".{path.name}.part")
     try:
         with ParquetWriter(temporary, schema) as writer:
             for group in _groups(rows):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                # By way of JSON, since making a table of Python objects imports pandas, which takes a second.
+                lines = "\n".join(map(json.dumps, group)).encode()
+                options = ReadOptions(use_threads=False, block_size=len(lines) + 1)
+                writer.write_table(read_json(pyarrow.BufferReader(lines), options, parsing))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,32 +1,46 @@
-"""Scores studies: decodes ahead in worker processes, puts frames of all studies into batches, and streams what is found."""
+"""Scores studies: reads ahead in worker processes, runs the network on frames of all studies, and streams what is found."""
 
-import hashlib
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.imaging.sources import StudyFile, open_file
-from pipeline.intake import Reading
-from pipeline.records import Frame, FramePrediction, Quarantined
-from pipeline.score.predictor import Admitted, Predictor
+from pipeline.imaging.sources import StudyFile
+from pipeline.records import FrameFacts, FramePrediction, Quarantined
+from pipeline.score.admission import Admitted, read_admitted
+from pipeline.score.predictor import Predictor
+from pipeline.score.view import View
 
-DECODERS = 2
-BATCH_PIXELS = 2**25  # 128 MiB as float32: three radiographs, or a hundred B-scans
+LEAST_READERS = 2
+"""Processes that read files, even where there are fewer cores: one of them may wait for a disk or a network."""
+ITEMS_AT_ONCE = 64
+"""Frames, failures and ends of studies in one batch, at most."""
 
-Item = TypeVar("Item")
 Study = TypeVar("Study")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A frame and what the bundle says of it."""
+    """A frame and what the bundle says of it.
 
-    frame: Frame
+    Parameters
+    ----------
+    facts
+        The frame without its pixels.
+    prediction
+        What the bundle says.
+    view
+        What its heatmaps are drawn on; None where they are not wanted.
+    """
+
+    facts: FrameFacts
     prediction: FramePrediction
+    view: View | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +50,18 @@ class Ended(Generic[Study]):
     study: Study
 
 
+Item = Admitted | Quarantined | Ended[Study]
+Result = Scored | Quarantined | Ended[Study]
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def score_studies(
-    studies: Iterable[tuple[Study, Sequence[StudyFile]]], predictor: Predictor, batch_size: int = 16, heatmaps: bool = True
-) -> Generator[Scored | Quarantined | Ended[Study], None, None]:
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]], predictor: Predictor, cores: int = 1, heatmaps: bool = True
+) -> Generator[Result[Study], None, None]:
     """Score studies as they come; what cannot be read or is not meant for the bundle comes out as a failure.
 
     Parameters
@@ -47,8 +70,8 @@ def score_studies(
         Anything that names a study, with its files; taken as needed.
     predictor
         What scores.
-    batch_size
-        Frames that are scored at once, across files and studies.
+    cores
+        How many to keep at work: with as many processes that read, and calls of the network at a time.
     heatmaps
         Whether predictions carry heatmaps.
 
@@ -56,17 +79,32 @@ def score_studies(
     ------
     Scored, Quarantined or Ended
         In the order of the studies, their files and the frames of these, and `Ended` behind the last of each study. Held in
-        memory are one batch of at most `BATCH_PIXELS`, and what `Sandbox.map` lets wait. Closing the iterator ends all reading.
+        memory are a few batches of frames on the network's grid, and what `Sandbox.map` lets wait. Closing the iterator ends
+        all reading.
     """
-    with Sandbox(DECODERS, predictor.reading.limits) as sandbox:
-        items = _items(studies, sandbox, predictor)
-        for batch in batches(items, batch_size):
-            yield from _score(batch, predictor, heatmaps)
+    calls = predictor.engine.calls(cores)
+    begun: deque[tuple[list[Item[Study]], Future[list[FramePrediction | Quarantined]]]] = deque()
+    with (
+        Sandbox(max(LEAST_READERS, cores), predictor.admission.reading.limits) as sandbox,
+        ThreadPoolExecutor(calls, thread_name_prefix="network") as pool,
+    ):
+        try:
+            items = _items(studies, sandbox, predictor, heatmaps)
+            for batch in batches(items, predictor.engine.frames_at_once):
+                begun.append((batch, pool.submit(predictor.predict_admitted, frames_of(batch), heatmaps)))
+                if len(begun) > 2 * calls:
+                    first, results = begun.popleft()
+                    yield from scored(first, results.result())
+            while begun:
+                first, results = begun.popleft()
+                yield from scored(first, results.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _items(
-    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, predictor: Predictor
-) -> Iterator[Admitted | Quarantined | Ended[Study]]:
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, predictor: Predictor, drawn: bool
+) -> Iterator[Item[Study]]:
     """Read the files of all studies, several at a time, and mark where each study ends."""
     begun: deque[tuple[StudyFile, Ended[Study] | None]] = deque()
 
@@ -76,83 +114,50 @@ def _items(
                 begun.append((file, Ended(study) if file is members[-1] else None))
                 yield file
 
-    for frames in sandbox.map(partial(read_hashed, reading=predictor.reading), files()):
+    task = partial(read_admitted, admission=replace(predictor.admission, drawn=drawn))
+    for outcome in sandbox.map(task, files()):
         file, end = begun.popleft()
-        for item in _outcome(file, frames):
-            yield _admit(item, predictor)
+        yield from _outcome(file, outcome)
         if end:
             yield end
 
 
-def read_hashed(file: StudyFile, reading: Reading) -> Iterator[Frame]:
-    """Read the frames of a file, each with the hash of the file; as `read_frames`, and made for worker processes as well."""
-    content, frames = open_file(file, reading)
-    file_sha256 = hashlib.sha256(content).hexdigest()
-    for frame in frames:
-        yield replace(frame, file_sha256=file_sha256)
-
-
-def batches(items: Iterable[Item], size: int, most_pixels: int | None = None) -> Iterator[list[Item]]:
-    """Group items, so that a group has at most `size` frames and at most `most_pixels`; a larger frame is a group of its own.
-
-    Parameters
-    ----------
-    items
-        Frames, admitted or not, and whatever else comes among them, which counts for nothing.
-    size
-        Most frames of a group.
-    most_pixels
-        Most pixels of a group; `BATCH_PIXELS` where it is None.
-    """
-    most = BATCH_PIXELS if most_pixels is None else most_pixels
-    batch: list[Item] = []
-    frames = pixels = 0
+def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study]]]:
+    """Group items, so that a group has at most `size` frames and `ITEMS_AT_ONCE` items."""
+    batch: list[Item[Study]] = []
+    frames = 0
     for item in items:
-        if frames and pixels + _pixels(item) > most:
-            yield batch
-            batch, frames, pixels = [], 0, 0
         batch.append(item)
-        frames += isinstance(item, Frame | Admitted)
-        pixels += _pixels(item)
-        if frames == size:
+        frames += isinstance(item, Admitted)
+        if frames == size or len(batch) == ITEMS_AT_ONCE:
             yield batch
-            batch, frames, pixels = [], 0, 0
+            batch, frames = [], 0
     if batch:
         yield batch
 
 
-def _pixels(item: object) -> int:
-    frame = item.frame if isinstance(item, Admitted) else item
-    return frame.pixels.size if isinstance(frame, Frame) else 0
+def frames_of(batch: Sequence[Item[Study]]) -> list[Admitted]:
+    """Return the frames among the items of a batch."""
+    return [item for item in batch if isinstance(item, Admitted)]
 
 
-def _admit(item: Frame | Quarantined, predictor: Predictor) -> Admitted | Quarantined:
-    if isinstance(item, Quarantined):
-        return item
-    try:
-        return predictor.admit(item)
-    except UnreadableError as error:
-        return Quarantined(item.source, error.reason, str(error), item.key.frame_number)
-
-
-def _score(
-    pending: list[Admitted | Quarantined | Ended[Study]], predictor: Predictor, heatmaps: bool
-) -> Iterator[Scored | Quarantined | Ended[Study]]:
-    admitted = [item for item in pending if isinstance(item, Admitted)]
-    results = iter(predictor.predict_admitted(admitted, heatmaps))
-    for item in pending:
+def scored(batch: Sequence[Item[Study]], results: Iterable[FramePrediction | Quarantined]) -> Iterator[Result[Study]]:
+    """Yield the items of a batch in their order, with what the network says of its frames in place of these."""
+    rest = iter(results)
+    for item in batch:
         if isinstance(item, Admitted):
-            result = next(results)
-            yield result if isinstance(result, Quarantined) else Scored(item.frame, result)
+            result = next(rest)
+            yield result if isinstance(result, Quarantined) else Scored(item.facts, result, item.view)
         else:
             yield item
 
 
-def _outcome(file: StudyFile, frames: Iterator[Frame]) -> Iterator[Frame | Quarantined]:
+def _outcome(file: StudyFile, items: Iterator[Admitted | Quarantined]) -> Iterator[Admitted | Quarantined]:
+    """Yield what came of a file; where reading it broke off, the last is a failure."""
     done = 0
     try:
-        for frame in frames:
-            yield frame
+        for item in items:
+            yield item
             done += 1
     except UnreadableError as error:
         yield _failed(file, done, error.reason, str(error))

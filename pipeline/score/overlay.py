@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.imaging.heatmap_grid import onto_frame
-from pipeline.imaging.preprocess import bright_height, placement
-from pipeline.records import FloatArray, Heatmap, Preprocessing
+from pipeline.records import FloatArray, Heatmap
+from pipeline.score.view import View
 
 Colours = NDArray[np.uint8]
 
-MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 560
 DOUBLING_AREA = 0.05
 OPACITY = 0.75
 _GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
@@ -55,38 +54,30 @@ def full_scale(temperature: float, cells: int) -> float:
     return temperature * math.log(2) / (DOUBLING_AREA * cells)
 
 
-def draw(
-    pixels: FloatArray, heatmap: Heatmap, preprocessing: Preprocessing, full: float, shape: tuple[int, int] | None = None
-) -> Colours:
+def draw(view: View, heatmap: Heatmap, size: int, full: float) -> Colours:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
 
     Parameters
     ----------
-    pixels
-        float32 array of shape (rows, columns) in [0, 1], as in `Frame`.
+    view
+        Of the frame, as its network saw it.
     heatmap
         Of that frame.
-    preprocessing
-        Of the bundle that made the heatmap.
+    size
+        Side of the square that the network sees, in network pixels.
     full
         Heatmap value of the last colour, in logits; see `full_scale`. Larger values look the same.
-    shape
-        Rows and columns of the frame in its file; None where `pixels` have as many.
 
     Returns
     -------
     Colours
         uint8 array of shape (height, width, 3): a picture that depends on the arguments alone.
     """
-    rows, columns = shape or pixels.shape
-    height, width = display_shape(rows, columns)
-    levels = Image.fromarray(np.asarray(pixels * np.float32(255) + np.float32(0.5), np.uint8))
-    grey = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR))
-    box = placement(rows, columns, preprocessing, bright_height(pixels, preprocessing))
-    values = onto_frame(heatmap.values, box, preprocessing.size, (height, width))
+    height, width = view.grey.shape
+    values = onto_frame(heatmap.values, view.box, size, (height, width))
     picture = _surround(height, width, heatmap.label, heatmap.has_positive_evidence, full).copy()
-    picture[:height, :width] = np.asarray(Image.fromarray(grey).convert("RGB"))
-    picture[:height, width + _GAP : 2 * width + _GAP] = _blend(grey, values / np.float32(full))
+    picture[:height, :width] = view.grey[..., None]
+    picture[:height, width + _GAP : 2 * width + _GAP] = _blend(view.grey, values / np.float32(full))
     return picture
 
 
@@ -100,12 +91,6 @@ def png(picture: Colours) -> bytes:
 def jpeg(picture: Colours) -> bytes:
     """Return a picture as a JPEG file with colours at full resolution; equal pictures give equal bytes."""
     return bytes(jpeg8_encode(picture, level=_JPEG_QUALITY, subsampling="444"))
-
-
-def display_shape(rows: int, columns: int) -> tuple[int, int]:
-    """Return the rows and columns at which a frame is drawn: aspect kept, neither too small to see nor too large."""
-    factor = min(np.clip(rows, MIN_HEIGHT, MAX_HEIGHT) / rows, MAX_WIDTH / columns)
-    return max(1, round(rows * factor)), max(1, round(columns * factor))
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """From frames to predictions with heatmaps: everything a bundle can say, without files and without HTTP."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +12,14 @@ from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.conformal import conformal_set
 from pipeline.evaluate.outliers import Reference, load_reference, pooled
-from pipeline.imaging.preprocess import prepare, reading_for
-from pipeline.imaging.quality.gate import admit, check_tools
-from pipeline.intake import Flag, Limits
+from pipeline.imaging.preprocess import reading_for
+from pipeline.imaging.quality.gate import check_tools
+from pipeline.intake import Limits
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, Frame, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
-
-FRAMES_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Admitted:
-    """A frame that a bundle's quality gate lets pass, and how it is marked."""
-
-    frame: Frame
-    flags: tuple[Flag, ...]
+from pipeline.records import FloatArray, Frame, FrameFacts, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
+from pipeline.score.admission import Admission, Admitted
 
 
 class Predictor:
@@ -45,8 +36,8 @@ class Predictor:
     ----------
     manifest
         That of the bundle.
-    reading
-        How files are to be read for it: as they were read to train it.
+    admission
+        What it asks of files and frames.
     engine
         What runs its graph.
 
@@ -60,9 +51,9 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
-        self.reading = reading_for(bundle.manifest.preprocessing, Limits())
-        self._gate = bundle.manifest.gate()
-        check_tools(self._gate)
+        preprocessing = bundle.manifest.preprocessing
+        self.admission = Admission(reading_for(preprocessing, Limits()), bundle.manifest.gate(), preprocessing)
+        check_tools(self.admission.gate)
         self.engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
         self._maps = _maps(bundle, self._classifier)
@@ -71,41 +62,32 @@ class Predictor:
         self._reference = _reference(bundle)
         self._check_shapes()
 
-    def admit(self, frame: Frame) -> Admitted:
-        """Let a frame pass that the bundle was made for and that is good enough for it.
-
-        Raises
-        ------
-        UnreadableError
-            Where the bundle's quality gate refuses it.
-        """
-        return Admitted(frame, admit(frame, self._gate))
-
     def predict(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
         """Score frames, in their order; a frame's result does not depend on the frames beside it.
 
         Parameters
         ----------
         frames
-            Of any shape, from any number of studies; at most `FRAMES_AT_ONCE` are held as tensors at a time.
+            Of any shape, from any number of studies.
         heatmaps
             Whether to add a heatmap for every label; a bundle of schema version 1 without exact heatmaps gives none.
 
         Raises
         ------
         UnreadableError
-            Where the bundle's quality gate refuses a frame, which `admit` tells beforehand, or where a frame is unlike all that
-            the bundle was trained on.
+            Where the bundle's quality gate refuses a frame, which `admission` tells beforehand, or where a frame is unlike all
+            that the bundle was trained on.
         """
+        admission = replace(self.admission, drawn=False)
         results = []
-        for result in self.predict_admitted([self.admit(frame) for frame in frames], heatmaps):
+        for result in self.predict_admitted([admission.admit(frame) for frame in frames], heatmaps):
             if isinstance(result, Quarantined):
                 raise UnreadableError(Reason(result.reason), result.message)
             results.append(result)
         return results
 
     def predict_admitted(self, admitted: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
-        """Score frames that `admit` has let pass, as `predict` does, and refuse none of the others for one of them.
+        """Score frames that `admission` has let pass, as `predict` does, and refuse none of the others for one of them.
 
         Returns
         -------
@@ -113,33 +95,30 @@ class Predictor:
             In the order of the frames; the latter, with `Reason.OUT_OF_DISTRIBUTION`, where a frame is unlike all that the
             bundle was trained on.
         """
-        starts = range(0, len(admitted), FRAMES_AT_ONCE)
-        return [result for start in starts for result in self._predict(admitted[start : start + FRAMES_AT_ONCE], heatmaps)]
+        most = self.engine.frames_at_once
+        starts = range(0, len(admitted), most)
+        return [result for start in starts for result in self._predict(admitted[start : start + most], heatmaps)]
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction | Quarantined]:
-        pixels = np.stack([self._prepared(item.frame) for item in admitted])
-        logits, features = self.engine.run(pixels)
+        logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps and self._maps is not None else None
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
         return [
-            _refusal(item.frame, distance)
+            _refusal(item.facts, distance)
             if (distance := distances[index]) is not None and not distance <= 1
             else FramePrediction(
-                key=item.frame.key,
-                source=item.frame.source,
-                predictions=self._predictions(item.frame.key, logits[index], calibrated[index]),
+                key=item.facts.key,
+                source=item.facts.source,
+                predictions=self._predictions(item.facts.key, logits[index], calibrated[index]),
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
                 flags=item.flags,
-                laterality=item.frame.laterality,
+                laterality=item.facts.laterality,
                 distance=distance,
-                input_sha256=item.frame.file_sha256,
+                input_sha256=item.facts.file_sha256,
             )
             for index, item in enumerate(admitted)
         ]
-
-    def _prepared(self, frame: Frame) -> FloatArray:
-        return prepare(frame.pixels, self.manifest.preprocessing, frame.whole_box, frame.whole_shape)
 
     def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
         values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)
@@ -194,12 +173,12 @@ def _reference(bundle: Bundle) -> Reference | None:
         raise BundleError(f"The file {REFERENCE} of bundle {bundle.path.name} cannot be used. {_MEND}") from None
 
 
-def _refusal(frame: Frame, distance: float) -> Quarantined:
+def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
     message = (
         f"The frame looks unlike all that the bundle was trained on (distance {distance:.2f}, refused above 1). "
         "Score it with a bundle that was made for such images, or have it read without one."
     )
-    return Quarantined(frame.source, Reason.OUT_OF_DISTRIBUTION, message, frame.key.frame_number)
+    return Quarantined(facts.source, Reason.OUT_OF_DISTRIBUTION, message, facts.key.frame_number)
 
 
 def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray] | None:

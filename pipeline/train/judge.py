@@ -12,7 +12,7 @@ from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.evaluate.report import plots
-from pipeline.model.engine import BATCH, Engine
+from pipeline.model.engine import Engine
 from pipeline.records import ConformalBand, FloatArray, OperatingPoint, Split
 from pipeline.train.abstention import Abstention, measure_abstention
 from pipeline.train.material import Material
@@ -110,6 +110,7 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
 
 def _run(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
     """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames."""
-    batches = [engine.run(pixels[rows[start : start + BATCH]]) for start in range(0, len(rows), BATCH)]
+    most = engine.frames_at_once
+    batches = [engine.run(pixels[rows[start : start + most]]) for start in range(0, len(rows), most)]
     logits = np.concatenate([logits for logits, _ in batches])
     return logits, np.stack([pooled(one) for _, features in batches for one in features])

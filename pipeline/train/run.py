@@ -51,7 +51,6 @@ from pipeline.train.provenance import provenance
 from pipeline.train.tracking import RunFacts, Tracker, flatten
 from pipeline.train.workspace import Workspace, open_workspace
 
-_BATCH = 32
 _CHECKED_FRAMES = 4
 
 
@@ -199,9 +198,10 @@ def _features(
     """Return the pooled features of some frames, computed only when they are asked for, and the shape they will have."""
 
     def compute() -> Iterator[FloatArray]:
-        starts = range(0, len(rows), _BATCH)
+        most = engine.frames_at_once
+        starts = range(0, len(rows), most)
         for start in job.progress(starts, "computing features", len(starts)):
-            _, features = engine.run(pixels[rows[start : start + _BATCH]])
+            _, features = engine.run(pixels[rows[start : start + most]])
             with torch.no_grad():
                 yield from network.pooled(torch.from_numpy(features)).numpy()
 

@@ -74,6 +74,6 @@ class Service:
 def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
-    with Sandbox(1, predictor.reading.limits) as sandbox:
+    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
         list(sandbox.run(iter, ()))
     return predictor

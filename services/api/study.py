@@ -4,27 +4,27 @@ import base64
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import Manifest
-from pipeline.records import Frame, FramePrediction, Heatmap, Prediction, Quarantined
+from pipeline.records import FrameFacts, FramePrediction, Heatmap, Prediction, Quarantined
 from pipeline.results.states import study_states
-from pipeline.score.batch import batches
+from pipeline.score.admission import read_admitted_bytes
+from pipeline.score.batch import Item, Result, Scored, batches, frames_of, scored
 from pipeline.score.overlay import draw, full_scale, png
-from pipeline.score.predictor import Admitted, Predictor
+from pipeline.score.predictor import Predictor
+from pipeline.score.view import View
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.settings import Settings
 from services.api.uploads import Upload
 
 Value = TypeVar("Value", bool, float)
-
-_BATCH = 16
 
 
 def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Settings, heatmaps: bool) -> StudyAnswer:
@@ -53,7 +53,7 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
         Where no process can be started that reads files.
     """
     manifest = predictor.manifest
-    with Sandbox(1, predictor.reading.limits) as sandbox:
+    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
         study = _Study(predictor, sandbox, settings, heatmaps)
         for upload in uploads:
             study.add(upload)
@@ -89,6 +89,7 @@ class _Study:
     def __init__(self, predictor: Predictor, sandbox: Sandbox, settings: Settings, heatmaps: bool) -> None:
         self._predictor = predictor
         self._sandbox = sandbox
+        self._admission = replace(predictor.admission, drawn=heatmaps)
         self._manifest = predictor.manifest
         self._max_heatmaps = settings.max_heatmaps if heatmaps else None
         self._seconds = settings.study_seconds
@@ -109,15 +110,13 @@ class _Study:
         refused: list[Failure] = []
         uid = ""
         try:
-            for batch in batches(self._admitted(content, upload.source, refused), _BATCH):
-                results = self._predictor.predict_admitted(batch, heatmaps=self._max_heatmaps is not None)
-                for item, result in zip(batch, results, strict=True):
-                    if isinstance(result, Quarantined):
-                        refused.append(_refused(result))
-                        continue
-                    answers.append(self._answer(item.frame, result))
-                    predictions.append(result.predictions)
-                    uid = item.frame.key.study_instance_uid
+            for item in self._results(content, upload.source):
+                if isinstance(item, Quarantined):
+                    refused.append(_refused(item))
+                elif isinstance(item, Scored):
+                    answers.append(self._answer(item))
+                    predictions.append(item.prediction.predictions)
+                    uid = item.facts.key.study_instance_uid
         except UnreadableError as error:
             self._heatmaps = drawn
             self.failures.append(_failure(upload.source, None, error))
@@ -128,18 +127,19 @@ class _Study:
         if uid:
             self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
 
-    def _admitted(self, content: bytes, source: str, refused: list[Failure]) -> Iterator[Admitted]:
-        """Yield the frames that pass the bundle's quality gate; why others do not is added to `refused`."""
-        read = partial(read_frames_from_bytes, source=source, reading=self._predictor.reading)
+    def _results(self, content: bytes, source: str) -> Iterator[Result[None]]:
+        """Yield what comes of every frame of a file."""
+        most = self._predictor.engine.frames_at_once
+        for batch in batches(self._items(content, source), most):
+            results = self._predictor.predict_admitted(frames_of(batch), heatmaps=self._max_heatmaps is not None)
+            yield from scored(batch, results)
+
+    def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
+        read = partial(read_admitted_bytes, source=source, admission=self._admission)
         self._check_time()
-        for frame in self._sandbox.run(read, content):
+        for item in self._sandbox.run(read, content):
             self._check_time()
-            try:
-                admitted = self._predictor.admit(frame)
-            except UnreadableError as error:
-                refused.append(_failure(source, frame.key.frame_number, error))
-            else:
-                yield admitted
+            yield item
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
@@ -164,16 +164,18 @@ class _Study:
                 "files before it. Send each study in a request of its own."
             )
 
-    def _answer(self, frame: Frame, predicted: FramePrediction) -> FrameAnswer:
+    def _answer(self, item: Scored) -> FrameAnswer:
         """Draw the findings' heatmaps, all of them or, where they would be too many, none."""
-        shown = [heatmap for heatmap in predicted.heatmaps if heatmap.label != self._manifest.normal_label]
+        if item.view is None:
+            return _frame_answer(item.facts, item.prediction, {})
+        shown = [heatmap for heatmap in item.prediction.heatmaps if heatmap.label != self._manifest.normal_label]
         most = self._max_heatmaps or 0
         if self._heatmaps + len(shown) > most:
             left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
-            return _frame_answer(frame, predicted, {}, (left_out,))
+            return _frame_answer(item.facts, item.prediction, {}, (left_out,))
         self._heatmaps += len(shown)
-        heatmaps = {heatmap.label: _heatmap_answer(frame, heatmap, self._manifest) for heatmap in shown}
-        return _frame_answer(frame, predicted, heatmaps)
+        heatmaps = {heatmap.label: _heatmap_answer(item.view, heatmap, self._manifest) for heatmap in shown}
+        return _frame_answer(item.facts, item.prediction, heatmaps)
 
 
 def _failure(source: str, frame_number: int | None, error: UnreadableError) -> Failure:
@@ -185,7 +187,7 @@ def _refused(result: Quarantined) -> Failure:
 
 
 def _frame_answer(
-    frame: Frame, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
+    facts: FrameFacts, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
 ) -> FrameAnswer:
     labels = {
         prediction.label: LabelAnswer(
@@ -200,20 +202,20 @@ def _frame_answer(
         for prediction in predicted.predictions
     }
     return FrameAnswer(
-        source=frame.source,
-        series_instance_uid=frame.key.series_instance_uid,
-        sop_instance_uid=frame.key.sop_instance_uid,
-        frame_number=frame.key.frame_number,
+        source=facts.source,
+        series_instance_uid=facts.key.series_instance_uid,
+        sop_instance_uid=facts.key.sop_instance_uid,
+        frame_number=facts.key.frame_number,
         laterality=predicted.laterality,
         distance=predicted.distance,
         labels=labels,
-        flags=(*(flag.message for flag in predicted.flags), *frame.notes, *left_out),
+        flags=(*(flag.message for flag in predicted.flags), *facts.notes, *left_out),
     )
 
 
-def _heatmap_answer(frame: Frame, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
+def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
     full = full_scale(manifest.temperature, heatmap.values.size)
-    picture = png(draw(frame.pixels, heatmap, manifest.preprocessing, full, frame.shape))
+    picture = png(draw(view, heatmap, manifest.preprocessing.size, full))
     return HeatmapAnswer(
         png=base64.b64encode(picture).decode("ascii"),
         layer=heatmap.layer,

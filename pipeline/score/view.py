@@ -1,0 +1,43 @@
+"""A frame as people see it beside a heatmap: small, and with the place that the network's square has on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.imaging.preprocess import Placement, bright_height, placement
+from pipeline.records import Frame, Preprocessing
+
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 560
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A frame at the size at which it is drawn.
+
+    Parameters
+    ----------
+    grey
+        uint8 array of shape (height, width), as `display_shape` gives them.
+    box
+        Where the whole frame lies on the network's square, in network pixels.
+    """
+
+    grey: NDArray[np.uint8]
+    box: Placement
+
+
+def view_of(frame: Frame, preprocessing: Preprocessing) -> View:
+    """Make the view of a frame for a network that sees it by way of `preprocessing`."""
+    rows, columns = frame.shape
+    height, width = display_shape(rows, columns)
+    levels = Image.fromarray(np.asarray(frame.pixels * np.float32(255) + np.float32(0.5), np.uint8))
+    grey = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR))
+    return View(grey, placement(rows, columns, preprocessing, bright_height(frame.pixels, preprocessing)))
+
+
+def display_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Return the rows and columns at which a frame is drawn: aspect kept, neither too small to see nor too large."""
+    factor = min(np.clip(rows, MIN_HEIGHT, MAX_HEIGHT) / rows, MAX_WIDTH / columns)
+    return max(1, round(rows * factor)), max(1, round(columns * factor))
