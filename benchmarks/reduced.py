@@ -17,12 +17,22 @@ from PIL import Image
 
 from pipeline.imaging.grayscale import Rendering, Window, render
 from pipeline.imaging.preprocess import prepare, reading_for
-from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, Stored, decode_jpeg, decode_jpeg_2000, whole_box
+from pipeline.imaging.reduced import (
+    BLOCK_OFFSET,
+    JPEG_2000_OFFSET,
+    Stored,
+    block_averages,
+    decode_jpeg,
+    decode_jpeg_2000,
+    whole_box,
+)
 from pipeline.intake import Limits
 from pipeline.records import Fit, Preprocessing
 
 SIZES = (112, 224, 320, 512)
 EVERY = 40
+
+_BLOCKS = "averages of blocks"
 
 Values = NDArray[Any]
 
@@ -30,7 +40,7 @@ Values = NDArray[Any]
 def main() -> int:
     """Print for each encoding the mean over an image, its worst case over all images, and the worst of a single pixel."""
     images = list(_radiographs()) + [image for folder in sys.argv[1:] for image in _pictures(Path(folder))]
-    for name in ("JPEG 2000 5/3", "JPEG 2000 9/7", "HTJ2K", "JPEG"):
+    for name in ("JPEG 2000 5/3", "JPEG 2000 9/7", "HTJ2K", "JPEG", _BLOCKS):
         found = [case for pixels, bits in images for case in _cases(name, pixels, bits)]
         means, largest = zip(*found, strict=True)
         print(
@@ -60,15 +70,16 @@ def _cases(name: str, pixels: Values, bits: int) -> Iterator[tuple[float, float]
     centre, width = (black + white) / 2, white - black + 1
     windows = (Window(centre, width), Window(centre, max(1, 0.4 * width)), Window(centre, 0.5 * width, "SIGMOID"))
     for size in SIZES:
-        decoded = _decode(name, encoded, size, wide)
+        decoded = _decode(name, encoded, whole, size, wide)
         if decoded is None:
             continue
-        box = whole_box(whole.shape, decoded.shape, JPEG_OFFSET if name == "JPEG" else JPEG_2000_OFFSET)
+        box = whole_box(whole.shape, decoded.shape, BLOCK_OFFSET if name in ("JPEG", _BLOCKS) else JPEG_2000_OFFSET)
         for fit in (Fit.PAD, Fit.CROP):
             for window in windows:
                 grid = Preprocessing(size, fit)
                 expected = prepare(render(whole, Rendering(voi=window))[0], grid)
-                difference = np.abs(prepare(render(decoded, Rendering(voi=window))[0], grid, box) - expected) * 255
+                reduced = prepare(render(decoded, Rendering(voi=window))[0], grid, box, whole.shape)
+                difference = np.abs(reduced - expected) * 255
                 yield float(difference.mean()), float(difference.max())
 
 
@@ -77,6 +88,8 @@ def _encode(name: str, pixels: Values, bits: int) -> tuple[bytes, Values]:
     if name == "JPEG":
         encoded = imagecodecs.jpeg8_encode((pixels >> (bits - 8)).astype(np.uint8), level=90)
         return encoded, imagecodecs.jpeg8_decode(encoded)
+    if name == _BLOCKS:
+        return b"", pixels
     if name == "HTJ2K":
         return imagecodecs.htj2k_encode(pixels, reversible=True), pixels
     reversible = name.endswith("5/3")
@@ -91,10 +104,13 @@ def _encode(name: str, pixels: Values, bits: int) -> tuple[bytes, Values]:
     return encoded, imagecodecs.jpeg2k_decode(encoded)
 
 
-def _decode(name: str, encoded: bytes, size: int, bits: int) -> Values | None:
+def _decode(name: str, encoded: bytes, whole: Values, size: int, bits: int) -> Values | None:
     side = reading_for(Preprocessing(size, exact_decoding=False), Limits()).side
     if side is None:
         return None
+    if name == _BLOCKS:
+        averages = block_averages(whole, side, bits)
+        return None if averages is whole else averages
     return decode_jpeg(encoded, side) if name == "JPEG" else decode_jpeg_2000(encoded, side, Stored(bits, signed=False))
 
 

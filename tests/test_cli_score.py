@@ -145,7 +145,7 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
     assert len(list((out / "heatmaps").iterdir())) == 5
 
 
-def test_few_large_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()
     (studies / "volume.dcm").write_bytes(make_dicom(np.zeros((12, 30, 40), np.uint8)))
@@ -158,13 +158,9 @@ def test_few_large_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monke
         return picture
 
     monkeypatch.setattr(outputs.Writer, "_begin", count)
-    monkeypatch.setattr(outputs, "_AHEAD_PIXELS", 3 * 1200)
-    assert score(studies, bundle.path, tmp_path / "three") == 0
+    monkeypatch.setattr(outputs, "_AHEAD", 3)
+    assert score(studies, bundle.path, tmp_path / "results") == 0
     assert max(waiting) == 3
-    monkeypatch.setattr(outputs, "_AHEAD_PIXELS", 1)
-    waiting.clear()
-    assert score(studies, bundle.path, tmp_path / "one") == 0
-    assert max(waiting) == 1
 
 
 def test_a_folder_with_nothing_readable_ends_with_2_and_still_lists_why(

@@ -14,9 +14,10 @@ from pydicom.dataset import Dataset
 from pipeline.errors import UnreadableError
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
+    BLOCK_OFFSET,
     JPEG_2000_OFFSET,
-    JPEG_OFFSET,
     Stored,
+    block_averages,
     decode_jpeg,
     decode_jpeg_2000,
     reduced_shape,
@@ -26,7 +27,7 @@ from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.phantom_xray import draw_chest
 from pipeline.intake import Limits, Reading
 from pipeline.records import Fit, Frame, Preprocessing
-from tests.builders import make_encapsulated
+from tests.builders import make_dicom, make_encapsulated
 
 U12 = Stored(12, signed=False)
 SIZE = 96
@@ -99,7 +100,7 @@ def test_samples_of_scaled_jpeg_lie_where_the_box_says(columns: int) -> None:
     values = decode_jpeg(jpeg((ramp(80, columns) // 8).astype(np.uint8)), 20)
     assert values is not None
     assert values.shape == reduced_shape((80, columns), 2)
-    _, left, _, wide = whole_box((80, columns), values.shape, JPEG_OFFSET)
+    _, left, _, wide = whole_box((80, columns), values.shape, BLOCK_OFFSET)
     centres = (np.arange(values.shape[1]) + 0.5 - left) * columns / wide - 0.5
     np.testing.assert_allclose(values[0, 2:-3], centres[2:-3], atol=1)
 
@@ -163,11 +164,33 @@ def test_a_shape_that_no_halving_gives_is_an_error() -> None:
         whole_box((100, 100), (50, 49), 0)
 
 
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4"]))
+def test_blocks_are_averaged(rows: int, columns: int, side: int, kind: str) -> None:
+    bits = 8 * np.dtype(kind).itemsize
+    limits = np.iinfo(kind)
+    values = np.random.default_rng(rows).integers(limits.min, limits.max, (rows, columns), kind, endpoint=True)
+    found = block_averages(values, side, bits)
+    block = 1
+    while min(rows, columns) >= 2 * block * side:
+        block *= 2
+    assert found.dtype == values.dtype
+    assert found.shape == (-(-rows // block), -(-columns // block))
+    padded = np.pad(values.astype(float), ((0, -rows % block), (0, -columns % block)), mode="edge")
+    expected = padded.reshape(found.shape[0], block, found.shape[1], block).mean((1, 3))
+    assert np.abs(found - expected).max() <= 0.5
+
+
 SYNTAXES = {
     "JPEG 2000": (uid.JPEG2000Lossless, 12, lambda pixels: j2k(pixels)),
     "lossy JPEG 2000": (uid.JPEG2000, 12, lambda pixels: j2k(pixels, reversible=False)),
     "HTJ2K": (uid.HTJ2KLossless, 16, htj2k),
     "JPEG": (uid.JPEGBaseline8Bit, 8, jpeg),
+}
+AVERAGED = {
+    "uncompressed": (uid.ExplicitVRLittleEndian, 12, None),
+    "uncompressed, 8 bits": (uid.ExplicitVRLittleEndian, 8, None),
+    "JPEG-LS": (uid.JPEGLSLossless, 12, lambda pixels: imagecodecs.jpegls_encode(pixels, level=0)),
+    "lossless JPEG": (uid.JPEGLosslessSV1, 16, lambda pixels: imagecodecs.ljpeg_encode(pixels, bitspersample=16)),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "window": {"WindowCenter": 0.45, "WindowWidth": 0.5},
@@ -177,13 +200,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def radiograph(name: str, way: str) -> bytes:
-    syntax, bits, encode = SYNTAXES[name]
+    syntax, bits, encode = (SYNTAXES | AVERAGED)[name]
     pixels = chest(bits)
     header = {key: value * 2**bits if isinstance(value, float) else value for key, value in WAYS[way].items()}
+    if encode is None:
+        return make_dicom(pixels, BitsStored=bits, HighBit=bits - 1, **header)
     return make_encapsulated(pixels, syntax, [[encode(pixels)]], BitsStored=bits, HighBit=bits - 1, **header)
 
 
-@pytest.mark.parametrize("name", SYNTAXES)
+@pytest.mark.parametrize("name", SYNTAXES | AVERAGED)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_network_sees_what_it_would_see_of_the_whole_frame(name: str, way: str) -> None:
     content = radiograph(name, way)
@@ -197,7 +222,7 @@ def test_the_network_sees_what_it_would_see_of_the_whole_frame(name: str, way: s
         assert difference.mean() * 255 < 0.6
 
 
-@pytest.mark.parametrize("name", SYNTAXES)
+@pytest.mark.parametrize("name", SYNTAXES | AVERAGED)
 def test_a_frame_that_was_not_decoded_whole_has_no_hashes(name: str) -> None:
     content = radiograph(name, "window")
     frame, whole = read(content, Reading(side=64)), read(content, Reading())
@@ -253,6 +278,12 @@ def test_frames_whose_stored_values_are_no_plain_brightness_are_decoded_whole(he
     extra = header | table if "PhotometricInterpretation" in header else header
     content = make_encapsulated(pixels, uid.JPEG2000Lossless, [[j2k(pixels)]], BitsStored=12, HighBit=11, **extra)
     assert read(content, Reading(side=64)).pixels.shape == pixels.shape
+    assert read(make_dicom(pixels, BitsStored=12, HighBit=11, **extra), Reading(side=64)).pixels.shape == pixels.shape
+
+
+def test_values_of_a_few_bits_are_not_averaged() -> None:
+    content = make_dicom(np.tile(np.uint8([0, 1]), (256, 128)), BitsStored=1, HighBit=0)
+    assert read(content, Reading(side=64)).pixels.shape == (256, 256)
 
 
 @pytest.mark.parametrize("name", SYNTAXES)

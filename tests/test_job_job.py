@@ -83,7 +83,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
 def test_a_kill_in_the_middle_keeps_what_was_finished(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
     for number in range(600):  # so many that the ledger is written to more than once
-        (studies / f"{number:03}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.3.{number}", SOPInstanceUID=f"1.3.{number}.1"))
+        content = make_dicom(StudyInstanceUID=f"1.3.{number}", SOPInstanceUID=f"1.3.{number}.1")
+        (studies / f"{number:03}.dcm").write_bytes(content)
     with start(*arguments(studies, bundle, out, "--json")) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -17,7 +17,7 @@ from pipeline.imaging.dicom.codestream import check_scans, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, stored_sha256
-from pipeline.imaging.reduced import JPEG_OFFSET, decode_jpeg, whole_box
+from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, whole_box
 from pipeline.intake import DEFAULT_READING, Limits, Reading
 from pipeline.records import Frame, InstanceKey
 
@@ -227,7 +227,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], grey: NDArray[Any], i
         notes=notes,
     )
     if (decoded := (pixels.shape[0], pixels.shape[1])) != file.shape:
-        return replace(frame, whole_shape=file.shape, whole_box=whole_box(file.shape, decoded, JPEG_OFFSET))
+        return replace(frame, whole_shape=file.shape, whole_box=whole_box(file.shape, decoded, BLOCK_OFFSET))
     if not file.hashes:
         return frame
     return replace(frame, pixel_sha256=pixel_sha256(grey), stored_sha256=stored_sha256(stored))

@@ -1,7 +1,8 @@
-"""Decodes JPEG 2000 and JPEG pictures at a half, a quarter ... of their resolution, which costs a fraction of the time.
+"""Decodes pictures at a half, a quarter ... of their resolution, which costs a fraction of the time.
 
-The samples of a reduced picture do not lie where a plain division by the factor would put them, so whoever resizes one has to
-ask `whole_box` where the whole picture lies on it; without that the error is several times as large (DECISIONS.md).
+JPEG 2000 and JPEG carry smaller pictures within them; of what does not, blocks of pixels are averaged. The samples of a reduced
+picture do not lie where a plain division by the factor would put them, so whoever resizes one has to ask `whole_box` where the
+whole picture lies on it; without that the error is several times as large (DECISIONS.md).
 """
 
 import io
@@ -18,8 +19,8 @@ Box = tuple[float, float, float, float]
 
 JPEG_2000_OFFSET = 0.5
 """The low-pass samples of a wavelet transformation lie at every second pixel's centre, the first at the first (T.800 F.3)."""
-JPEG_OFFSET = 0.0
-"""A scaled inverse DCT gives averages of blocks, which begin at the corner of the first pixel (T.81 A.3.3)."""
+BLOCK_OFFSET = 0.0
+"""Averages of blocks begin at the corner of the first pixel; a scaled inverse DCT gives such averages (T.81 A.3.3)."""
 _JPEG_LEVELS = 3
 _SOC, _SIZ, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF52, 0xFF53, 0xFF90
 
@@ -62,7 +63,7 @@ def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -
     decoded
         Those of the reduced picture.
     offset
-        `JPEG_2000_OFFSET` or `JPEG_OFFSET`: place of the first sample, in pixels of the whole picture.
+        `JPEG_2000_OFFSET` or `BLOCK_OFFSET`: place of the first sample, in pixels of the whole picture.
 
     Returns
     -------
@@ -171,3 +172,41 @@ def decode_jpeg(encoded: bytes, side: int) -> Values | None:
     except Exception:  # as above
         return None
     return values if values.shape == reduced_shape(shape, count) else None
+
+
+def block_averages(values: Values, side: int, bits: int) -> Values:
+    """Average blocks of 2, 4 ... pixels a side, of the largest size that leaves at least `side` pixels on the shorter side.
+
+    Parameters
+    ----------
+    values
+        Integers of shape (rows, columns).
+    side
+        Least pixels of the shorter side.
+    bits
+        Bits that a value has, so that sums need no wider words than they fill.
+
+    Returns
+    -------
+    Values
+        Integers of the same type, rounded, of shape (ceil(rows / 2**n), ceil(columns / 2**n)); the last blocks repeat the last
+        row and column where they are not whole. The values themselves where n is 0.
+    """
+    count = levels((values.shape[0], values.shape[1]), side)
+    if not count:
+        return values
+    unsigned = values.dtype.kind == "u"
+    wide = np.dtype(np.uint16 if unsigned and bits + 2 * count <= 16 else np.int32 if bits + 2 * count < 32 else np.int64)
+    sums = _summed(_summed(values, 2**count, wide).T, 2**count, wide).T
+    averages: Values = (sums + wide.type(2 ** (2 * count - 1))) >> wide.type(2 * count)
+    return np.ascontiguousarray(averages, values.dtype)
+
+
+def _summed(values: Values, block: int, wide: np.dtype[Any]) -> Values:
+    """Add up every `block` rows."""
+    whole = len(values) - len(values) % block
+    sums = np.zeros((-(-len(values) // block), values.shape[1]), wide)
+    for row in range(block):
+        sums[: whole // block] += values[row:whole:block]
+        sums[whole // block :] += values[min(whole + row, len(values) - 1) :][:1]
+    return sums

@@ -12,10 +12,11 @@ from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import aligned
-from pipeline.imaging.dicom.codecs import CODESTREAMS, PLUGIN, register
+from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, PLUGIN, register
 from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
+from pipeline.imaging.reduced import block_averages
 from pipeline.intake import Reading
 
 Values = NDArray[Any]
@@ -46,7 +47,19 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
             raise UnreadableError(
                 Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
             )
-        yield _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
+        values = _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
+        yield values if reading.side is None else _averaged(values, layout, reading.side)
+
+
+def _averaged(values: Values, layout: Layout, side: int) -> Values:
+    """Average blocks of pixels of a grey frame that its codec could not decode at a reduced resolution.
+
+    A frame of JPEG 2000 stays whole, since `whole_box` takes a reduced one for what its wavelets give; values of a few bits,
+    since averages would be rounded to them.
+    """
+    if layout.bits is None or values.shape != (layout.rows, layout.columns) or layout.transfer_syntax in JPEG_2000:
+        return values
+    return block_averages(values, side, layout.bits.stored) if layout.bits.stored >= 8 else values
 
 
 def _options(layout: Layout) -> dict[str, Any]:
@@ -65,7 +78,8 @@ def _native(dataset: Dataset, layout: Layout) -> Iterator[Values]:
     if layout.bits_allocated == 1:
         return _single_bits(np.frombuffer(little_endian(dataset, "PixelData"), np.uint8), layout)
     decoder = get_decoder(layout.transfer_syntax)
-    return (array for array, _ in decoder.iter_array(dataset, allow_excess_frames=False, **_options(layout)))
+    frames = decoder.iter_array(dataset, allow_excess_frames=False, view_only=True, **_options(layout))
+    return (array for array, _ in frames)
 
 
 def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:

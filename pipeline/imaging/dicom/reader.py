@@ -25,7 +25,7 @@ from pipeline.imaging.dicom.reducible import is_reducible
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
-from pipeline.imaging.reduced import JPEG_2000_OFFSET, JPEG_OFFSET, whole_box
+from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
 from pipeline.intake import DEFAULT_READING, Reading
 from pipeline.records import Frame, InstanceKey
 
@@ -148,7 +148,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
 
 
 def _whole_box(layout: Layout, decoded: tuple[int, int]) -> tuple[float, float, float, float]:
-    offset = JPEG_2000_OFFSET if layout.transfer_syntax in JPEG_2000 else JPEG_OFFSET
+    offset = JPEG_2000_OFFSET if layout.transfer_syntax in JPEG_2000 else BLOCK_OFFSET
     return whole_box((layout.rows, layout.columns), decoded, offset)
 
 
