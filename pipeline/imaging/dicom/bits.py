@@ -81,7 +81,8 @@ def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
         return words
     unsigned = words.view(f"u{words.itemsize}")
     if words.dtype.kind == "u" and bits.high == bits.stored - 1:
-        return unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
+        kept: NDArray[Any] = unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
+        return kept
     unsigned = unsigned & np.asarray(~bits.overlays % 2**bits.allocated, unsigned.dtype)
     if bits.below and (unsigned & np.asarray(bits.below, unsigned.dtype)).any():
         raise UnreadableError(
