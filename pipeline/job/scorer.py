@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from pipeline.errors import Reason
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
@@ -108,6 +110,7 @@ class Scorer:
 
         tracer = self._tracer()
         with (
+            threadpool_limits(1, "blas"),  # its threads would spin for the cores that read and score
             Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
             closing(score_studies(studies(), self.predictor, self.cores, self.wanted.maps)) as items,
         ):
