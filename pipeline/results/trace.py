@@ -107,7 +107,10 @@ def _frame(facts: FrameFacts, result: FramePrediction) -> dict[str, Any]:
     return {
         "source": facts.source,
         "input_sha256": facts.file_sha256,
-        **asdict(facts.key),
+        "study_instance_uid": facts.key.study_instance_uid,
+        "series_instance_uid": facts.key.series_instance_uid,
+        "sop_instance_uid": facts.key.sop_instance_uid,
+        "frame_number": facts.key.frame_number,
         "transfer_syntax_uid": facts.transfer_syntax_uid,
         "photometric_interpretation": facts.photometric_interpretation,
         "decoder": PLUGIN if UID(facts.transfer_syntax_uid) in DECODER_DEPENDENCIES else "",

@@ -104,5 +104,5 @@ def reduced(pixels: FloatArray, side: int) -> FloatArray:
     block = max(1, min(pixels.shape) // side)
     rows, columns = pixels.shape[0] // block, pixels.shape[1] // block
     down = pixels[: rows * block, : columns * block].reshape(rows, block, columns * block).sum(axis=1)
-    averages: FloatArray = down.reshape(rows, columns, block).sum(axis=2) / np.float32(block * block)
+    averages: FloatArray = sum(down[:, column::block] for column in range(block)) / np.float32(block * block)
     return averages
