@@ -1,8 +1,9 @@
 """Whether bundles refuse what they were not made for: `python -m benchmarks.outliers OCT OCT_INDEX XRAY XRAY_INDEX`.
 
-For each bundle: refused frames of its own test split (false alarms), of the other set, and of pictures that are neither. The
-methods are compared on the same features; each has its threshold at 1 % false alarms on the calibration split and sees nothing
-of the foreign pictures. The header's modality plays no part, since these files carry none.
+For each bundle: refused frames of its own test split (false alarms), of the other set, and of pictures that are neither, first
+with the threshold that the bundle carries. Other methods are compared on the same features; each has its threshold at 1 % false
+alarms on the calibration split and sees nothing of the foreign pictures. The header's modality plays no part, since these files
+carry none.
 """
 
 import sys
@@ -17,12 +18,12 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.foreign import foreign_pictures
 from pipeline.errors import UnreadableError
-from pipeline.evaluate.outliers import bank_rows, fit_reference, pooled
+from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference, pooled
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.bundle import GRAPH, Bundle, load_bundle
+from pipeline.model.bundle import GRAPH, REFERENCE, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.records import FloatArray, Frame, InstanceKey, Split
 from pipeline.train.abstention import wilson
@@ -58,8 +59,8 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
     print(f"\n{bundle.path.name}: {len(train)} training frames, {len(calibration)} calibration, {len(test)} test")
     print(f"{len(pictures)} pictures that are neither, of which the quality gate alone refuses {gated.sum()}")
     print("method                        false alarms             other set  neither  or by the gate  let pass")
-    for name, score in _methods(train, calibration):
-        threshold = np.quantile(score(calibration), 0.99, method="higher")
+    methods = [(name, score, _threshold(score(calibration))) for name, score in _methods(train, calibration)]
+    for name, score, threshold in (_own(bundle), *methods):
         alarms, other_set, refused = (int((score(values) > threshold).sum()) for values in (test, strangers, neither))
         low, high = wilson(alarms, len(test))
         either = gated | (score(neither) > threshold)
@@ -69,6 +70,19 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
             f"{refused}/{len(pictures)}  {either.sum()}/{len(pictures)}  {dict(passed) or 'none'}",
             flush=True,
         )
+
+
+def _own(bundle: Bundle) -> tuple[str, Score, float]:
+    """Return what the bundle does, which refuses what is farther than 1."""
+    outliers = bundle.manifest.outliers
+    if outliers is None:
+        raise SystemExit(f"The bundle {bundle.path.name} refuses nothing: it was written by an earlier octray.")
+    reference = load_reference(bundle.read(REFERENCE), outliers.neighbours, outliers.threshold)
+    return "the bundle", lambda x: np.array([reference.distance(one) for one in x]), 1.0
+
+
+def _threshold(distances: Array) -> float:
+    return float(np.quantile(distances, 0.99, method="higher"))
 
 
 def _methods(train: Array, calibration: Array) -> Iterator[tuple[str, Score]]:

@@ -1,15 +1,19 @@
 """How fast `octray score` is, as a whole process: against the straightforward loop, and against the engine alone.
 
 `python -m benchmarks.score [COUNT]` (1000 unless told otherwise) writes as many radiographs of 224 pixels as JPEG, and a
-tenth as many of 2,000 pixels as DICOM, uncompressed and lossless JPEG 2000, trains a bundle on some, and prints ratios.
+tenth as many of 2,000 pixels as DICOM, uncompressed and lossless JPEG 2000, trains a bundle on some, and prints ratios. Rates
+are those of a run that is under way: the time for all files less that for the first few, so that no start counts.
 """
 
 import io
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -20,45 +24,57 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
-from pipeline.imaging.preprocess import prepare
-from pipeline.imaging.sources import discover, read_frames
+from pipeline.imaging.sources import discover
 from pipeline.model.bundle import GRAPH, load_bundle
 from pipeline.model.engine import Engine
+from pipeline.score.admission import Admitted, read_admitted
+from pipeline.score.batch import usable_cores
 from pipeline.score.predictor import Predictor
+from tests.server_ray import RayCluster, running_ray
 
 SIZE = 224
-LOOP_COUNT, LOOP_START, LEARNED = 40, 10, 120
+LEARNED, FEW, LOOP_COUNT = 120, 10, 40
+ROUNDS = 3
 MOST_REFUSED = 0.1
-_BATCH = 16
+_USUAL_BATCH = 16
 
 
 def main(arguments: list[str]) -> int:
     """Print one ratio a line."""
     count = int(arguments[0]) if arguments else 1000
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        whole = _radiograph()
+        root, whole = Path(name), _radiograph()
+        large = max(10 * FEW, count // 10)
         small = _write(root / "small", count, lambda number: _jpeg(whole, number))
-        large = max(LOOP_COUNT, count // 10)
         plain = _write(root / "plain", large, lambda number: _dicom(whole, number, compressed=False))
         packed = _write(root / "packed", large, lambda number: _dicom(whole, number, compressed=True))
         bundle = _train(root, (small, plain, packed))
         print(f"{count} radiographs of {SIZE} px as JPEG, {large} of {whole.Rows} x {whole.Columns} px as DICOM;")
-        print("EfficientNet-Lite0; whole processes, with the start of octray and without that of the loop; ratios of this run:")
-        kinds = (("small JPEG", small, count), ("uncompressed", plain, large), ("JPEG 2000", packed, large))
-        for title, folder, number in kinds:
-            loop = _loop(folder, root, LOOP_COUNT) - _loop(folder, root, LOOP_START)
-            rates = number / _score(folder, bundle, root), (LOOP_COUNT - LOOP_START) / loop
-            both = f"{rates[0]:.1f} and {rates[1]:.1f} a second"
-            print(f"  {title}, octray score against the loop: {rates[0] / rates[1]:.1f} ({both})")
+        print(f"EfficientNet-Lite0; median of {ROUNDS} rounds, lowest and highest in brackets:")
+        for title, folder in (("small JPEG", small), ("uncompressed", plain), ("JPEG 2000", packed)):
+            _show(f"{title}, octray score against the loop", _rounds(_score(folder, bundle, root), _loop(folder, root)))
         with_maps, without = _score(small, bundle, root), _score(small, bundle, root, "--no-heatmaps")
-        engine = _engine(small, bundle, count)
-        print(f"  small JPEG, without heatmap files against the engine alone: {engine / without:.2f}")
-        print(f"  small JPEG, with heatmap files against the engine alone: {engine / with_maps:.2f}")
-        print(f"  small JPEG, with heatmap files against without: {without / with_maps:.2f}")
-        one = _write(root / "one", 1, lambda number: _jpeg(whole, number))
-        print(f"  start: one small JPEG takes {_score(one, bundle, root):.1f} s")
+        engine, usual = _engine(small, bundle, count, at_best=True), _engine(small, bundle, count, at_best=False)
+        for title, ours in (("without heatmap files", without), ("with heatmap files", with_maps)):
+            _show(f"small JPEG, {title}, against ONNX Runtime alone, all cores and {_USUAL_BATCH} a call", _rounds(ours, usual))
+            _show(f"small JPEG, {title}, against ONNX Runtime alone, as octray runs it", _rounds(ours, engine))
+        _show("small JPEG, with heatmap files against without", _rounds(with_maps, without))
+        _show("small JPEG, two Ray nodes of one core against one", _ray(small, bundle, root))
+        one = _part(small, root, 1)
+        print(f"  start: one small JPEG takes {statistics.median(_run(one, bundle, root) for _ in range(ROUNDS)):.1f} s")
     return 0
+
+
+def _show(title: str, rounds: list[tuple[float, float]]) -> None:
+    ratios = sorted(ours / theirs for ours, theirs in rounds)
+    ours, theirs = (statistics.median(rates) for rates in zip(*rounds, strict=True))
+    spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    print(f"  {title}: {statistics.median(ratios):.2f} {spread}; {ours:.1f} and {theirs:.1f} a second", flush=True)
+
+
+def _rounds(ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
+    """Return images a second of both, measured in turn."""
+    return [(ours(), theirs()) for _ in range(ROUNDS)]
 
 
 def _train(root: Path, folders: Sequence[Path]) -> Path:
@@ -121,35 +137,82 @@ def _dicom(whole: pydicom.Dataset, number: int, compressed: bool) -> tuple[str, 
     return ".dcm", file.getvalue()
 
 
-def _loop(folder: Path, root: Path, count: int) -> float:
-    """Return the seconds that the straightforward loop takes for some of the files."""
-    few = root / f"few-{folder.name}-{count}"
-    few.mkdir()
-    for path in sorted(folder.iterdir())[:count]:
-        (few / path.name).hardlink_to(path)
-    return _seconds([sys.executable, "-m", "benchmarks.peers.loop", str(few), str(root / f"loop-{folder.name}-{count}")])
+def _loop(folder: Path, root: Path) -> Callable[[], float]:
+    """Return what measures the straightforward loop on some of the files."""
+
+    def seconds(part: Path) -> float:
+        return _seconds([sys.executable, "-m", "benchmarks.peers.loop", str(part), str(root / f"loop-{part.name}")])
+
+    return lambda: _rate(seconds, _part(folder, root, LOOP_COUNT), _part(folder, root, FEW))
 
 
-def _score(folder: Path, bundle: Path, root: Path, *more: str) -> float:
+def _score(folder: Path, bundle: Path, root: Path, *more: str) -> Callable[[], float]:
+    """Return what measures `octray score`."""
+    few = _part(folder, root, len(list(folder.iterdir())) // 10)
+    return lambda: _rate(lambda part: _run(part, bundle, root, *more), folder, few)
+
+
+def _rate(seconds: Callable[[Path], float], many: Path, few: Path) -> float:
+    """Return the files a second of a run that is under way."""
+    more = len(list(many.iterdir())) - len(list(few.iterdir()))
+    return more / (seconds(many) - seconds(few))
+
+
+def _part(folder: Path, root: Path, count: int) -> Path:
+    """Return a folder of the first files of another."""
+    part = root / f"{folder.name}-{count}"
+    if not part.exists():
+        part.mkdir()
+        for path in sorted(folder.iterdir())[:count]:
+            (part / path.name).hardlink_to(path)
+    return part
+
+
+def _run(folder: Path, bundle: Path, root: Path, *more: str, environment: Mapping[str, str] | None = None) -> float:
     """Return the seconds that `octray score` takes, into a folder of results of its own."""
     out = Path(tempfile.mkdtemp(dir=root)) / "results"
-    seconds = _seconds(_command("score", str(folder), "--bundle", str(bundle), "--out", str(out), *more))
+    seconds = _seconds(_command("score", str(folder), "--bundle", str(bundle), "--out", str(out), *more), environment)
     refused, given = (out / "failures.csv").read_text().count("\n") - 1, len(list(folder.iterdir()))
-    if refused > given * MOST_REFUSED:
+    if refused > max(1, given * MOST_REFUSED):
         raise SystemExit(f"{refused} of {given} files of {folder.name} were refused: this measures something else.")
     return seconds
 
 
-def _engine(folder: Path, bundle: Path, count: int) -> float:
-    """Return the seconds that the engine alone takes for the tensors of as many frames, which lie in memory."""
-    predictor, engine = Predictor(load_bundle(bundle)), Engine(load_bundle(bundle).read(GRAPH))
-    frames = [frame for file in list(discover(folder))[:_BATCH] for frame in read_frames(file, predictor.reading)]
-    batch = np.stack([prepare(frame.pixels, predictor.manifest.preprocessing) for frame in frames])
-    engine.run(batch)
-    start = time.perf_counter()
-    for _ in range(0, count, len(batch)):
-        engine.run(batch)
-    return time.perf_counter() - start
+def _ray(folder: Path, bundle: Path, root: Path) -> list[tuple[float, float]]:
+    """Return the rates of two nodes and of one, each node held to a core of its own."""
+    few = _part(folder, root, len(list(folder.iterdir())) // 10)
+    rates: dict[int, list[float]] = {}
+    for nodes in (2, 1):
+        with running_ray(nodes, pinned=True) as cluster:
+
+            def seconds(part: Path, cluster: RayCluster = cluster) -> float:
+                more = ("--engine", "ray", "--address", cluster.address)
+                return _run(part, bundle, root, *more, environment=cluster.environment)
+
+            rates[nodes] = [_rate(seconds, folder, few) for _ in range(ROUNDS)]
+    return list(zip(rates[2], rates[1], strict=True))
+
+
+def _engine(folder: Path, bundle: Path, count: int, at_best: bool) -> Callable[[], float]:
+    """Return what measures the engine alone on tensors that lie in memory.
+
+    As ONNX Runtime is usually used: one call with all cores and `_USUAL_BATCH` frames; or as was found to be best here.
+    """
+    cores, graph = usable_cores(), load_bundle(bundle).read(GRAPH)
+    engine = Engine(graph, threads=1 if at_best else 0)
+    calls, size = (engine.calls(cores), engine.frames_at_once) if at_best else (1, _USUAL_BATCH)
+    admission = Predictor(load_bundle(bundle)).admission
+    admitted = [one for file in list(discover(folder))[: 2 * size] for one in read_admitted(file, admission)]
+    batch = np.stack([one.pixels for one in admitted if isinstance(one, Admitted)][:size])
+
+    def rate() -> float:
+        with ThreadPoolExecutor(calls) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda _: engine.run(batch), range(count // len(batch))))
+            return count / (time.perf_counter() - start)
+
+    rate()
+    return rate
 
 
 def _octray(*words: str) -> None:
@@ -160,10 +223,11 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli.main", *words]
 
 
-def _seconds(command: list[str]) -> float:
+def _seconds(command: list[str], environment: Mapping[str, str] | None = None) -> float:
     """Run a process and return how long it took; exit code 1 means that octray refused some of the files."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    surroundings = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
     if done.returncode > 1:
         raise SystemExit(done.stderr[-2000:])
     return time.perf_counter() - start

@@ -26,8 +26,8 @@ class RayCluster:
 
 
 @contextmanager
-def running_ray(nodes: int) -> Iterator[RayCluster]:
-    """Run a cluster of so many nodes."""
+def running_ray(nodes: int, pinned: bool = False) -> Iterator[RayCluster]:
+    """Run a cluster of so many nodes, each held to a core of its own where they are pinned."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     address = f"127.0.0.1:{free_port()}"
     environment = {
@@ -42,7 +42,9 @@ def running_ray(nodes: int) -> Iterator[RayCluster]:
     try:
         with ExitStack() as stack:
             for number in range(nodes):
-                stack.enter_context(_node([*common, *(head if number == 0 else [f"--address={address}"])], environment))
+                pin = ["taskset", "--cpu-list", str(number)] if pinned else []
+                arguments = [*common, *(head if number == 0 else [f"--address={address}"])]
+                stack.enter_context(_node(pin, arguments, environment))
                 _await(address, number + 1, environment)
             yield RayCluster(address, environment)
     finally:
@@ -50,8 +52,8 @@ def running_ray(nodes: int) -> Iterator[RayCluster]:
 
 
 @contextmanager
-def _node(arguments: list[str], environment: Mapping[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
+def _node(pin: list[str], arguments: list[str], environment: Mapping[str, str]) -> Iterator[None]:
+    command = [*pin, sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
     with subprocess.Popen(
         command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
