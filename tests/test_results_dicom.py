@@ -176,6 +176,8 @@ def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
     maps = of_kind(written(content, results, manifest), Kind.PM)
     assert [one.NumberOfFrames for one in maps] == [len(frames)] * 2
     for label, one in enumerate(maps, 1):
+        explained = [element.value for element in one.iterall() if element.keyword == "LUTExplanation"]
+        assert explained == [f"grad-cam, part of the logit of {manifest.labels[label]}, per cell"]
         image = ReadImage.from_dataset(one)
         stored = image.get_frames(apply_real_world_transform=True, dtype=np.float64)
         for number, item in enumerate(one.PerFrameFunctionalGroupsSequence):

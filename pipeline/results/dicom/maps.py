@@ -22,7 +22,8 @@ from pipeline.results.dicom.source import Source
 from pipeline.results.record import DIGITS
 
 _NO_UNITS = Code("1", "UCUM", "no units")
-_GRAD_CAM = Code("130403", "DCM", "Gradient-weighted class activation")
+_WEIGHTED = Code("130403", "DCM", "Gradient-weighted class activation")
+"""True of every method of `HeatmapMethod`; which one it was stands in LUT Explanation (0028,3003)."""
 _FALLBACK_WIDTH = 1.0
 
 
@@ -77,7 +78,7 @@ def _write(author: Author, label: str, place: int, maps: Mapping[int, FloatArray
         source_images=[_located(source, number, space, index) for index, number in enumerate(maps)],
         pixel_array=pixels,
         contains_recognizable_visual_features=False,
-        real_world_value_mappings=[_mapping(label, pixels)],
+        real_world_value_mappings=[_mapping(author, label, pixels)],
         voi_lut_transformations=[_window(pixels)],
         content_label="HEATMAP",
         content_description=f"Evidence for {label}: its part of the logit"[:64].replace("\\", "/"),
@@ -118,15 +119,15 @@ def _instance_number(author: Author, place: int) -> int:
     return (author.source.instance_number - 1) * len(author.manifest.labels) + place
 
 
-def _mapping(label: str, pixels: NDArray[np.float32]) -> RealWorldValueMapping:
+def _mapping(author: Author, label: str, pixels: NDArray[np.float32]) -> RealWorldValueMapping:
     return RealWorldValueMapping(
         lut_label="LOGIT",
-        lut_explanation=f"Part of the logit of {label}, per cell of the heatmap"[:64].replace("\\", "/"),
+        lut_explanation=f"{author.manifest.heatmap.method}, part of the logit of {label}, per cell"[:64].replace("\\", "/"),
         unit=_NO_UNITS,
         value_range=(float(pixels.min()), float(pixels.max())),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=_GRAD_CAM,
+        quantity_definition=_WEIGHTED,
     )
 
 
