@@ -1,8 +1,9 @@
 """How fast `octray score` is, as a whole process: against the straightforward loop, and against the engine alone.
 
-`python -m benchmarks.score [COUNT]` (1000 unless told otherwise) writes as many radiographs of 224 pixels as JPEG, and a
-tenth as many of 2,000 pixels as DICOM, uncompressed and lossless JPEG 2000, trains a bundle on some, and prints ratios. Rates
-are those of a run that is under way: the time for all files less that for the first few, so that no start counts.
+`python -m benchmarks.score [COUNT]` (1000 unless told otherwise, at least 100) writes as many radiographs of 224 pixels as
+JPEG, and a tenth as many, at least 100, of 2,000 pixels as DICOM, uncompressed and lossless JPEG 2000, trains a bundle on some,
+and prints ratios. Rates are those of a run that is under way: the time for all files less that for the first few, so that no
+start counts.
 """
 
 import io
@@ -26,9 +27,8 @@ from pydicom.uid import JPEG2000Lossless
 
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import GRAPH, load_bundle
-from pipeline.model.engine import Engine
+from pipeline.model.engine import Engine, usable_cores
 from pipeline.score.admission import Admitted, read_admitted
-from pipeline.score.batch import usable_cores
 from pipeline.score.predictor import Predictor
 from tests.server_ray import RayCluster, running_ray
 
@@ -41,7 +41,7 @@ _USUAL_BATCH = 16
 
 def main(arguments: list[str]) -> int:
     """Print one ratio a line."""
-    count = int(arguments[0]) if arguments else 1000
+    count = max(100, int(arguments[0])) if arguments else 1000
     with tempfile.TemporaryDirectory() as name:
         root, whole = Path(name), _radiograph()
         large = max(10 * FEW, count // 10)
@@ -208,8 +208,8 @@ def _engine(folder: Path, bundle: Path, count: int, at_best: bool) -> Callable[[
     def rate() -> float:
         with ThreadPoolExecutor(calls) as pool:
             start = time.perf_counter()
-            list(pool.map(lambda _: engine.run(batch), range(count // len(batch))))
-            return count / (time.perf_counter() - start)
+            done = sum(len(logits) for logits, _ in pool.map(lambda _: engine.run(batch), range(-(-count // len(batch)))))
+            return done / (time.perf_counter() - start)
 
     rate()
     return rate

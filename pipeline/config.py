@@ -73,7 +73,7 @@ class PreprocessingSection(Section):
     size: Annotated[int, Field(ge=32, le=1024)] = 224
     fit: Fit = Fit.PAD
     mask_white_borders: bool = False
-    exact_decoding: bool = Field(default=False, description="decode whole even where a reduced resolution would do")
+    exact_decoding: bool = Field(default=False, description="read files whole even where a lower resolution would do")
     voi_explanation: str = Field(default="", description="which VOI LUT or window, by its explanation; empty: the first")
 
 

@@ -116,8 +116,8 @@ class Reading:
     limits
         What one file may demand.
     side
-        How many pixels the shorter side of a frame still has to have: a codec that can decode at a reduced resolution may do so
-        down to it. None decodes every frame whole.
+        How many pixels the shorter side of a frame still has to have: frames may be decoded at a reduced resolution, or blocks
+        of their pixels averaged, down to it. None reads every frame whole.
     voi_explanation
         Which of several VOI LUTs or windows is used: the one whose LUT Explanation (0028,3003) or Window Center & Width
         Explanation (0028,1055) is this text; the first where it is empty, or where no explanation is the same.

@@ -294,7 +294,7 @@ class Preprocessing:
     mask_white_borders
         Whether white areas that touch the frame's edge (an upstream rotation) are set to black first.
     exact_decoding
-        Whether every frame is decoded whole, even where its codec could decode at a resolution that is enough for `size`.
+        Whether every frame is read whole, even where a lower resolution is enough for `size`.
     voi_explanation
         As in `Reading`.
     """

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import uid
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.preprocess import prepare, reading_for
@@ -54,6 +55,12 @@ def jpeg(pixels: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def rle(pixels: NDArray[Any]) -> bytes:
+    dataset = dcmread(io.BytesIO(make_dicom(pixels)))
+    dataset.compress(uid.RLELossless)
+    return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
 def ramp(rows: int, columns: int) -> NDArray[np.uint16]:
@@ -164,12 +171,18 @@ def test_a_shape_that_no_halving_gives_is_an_error() -> None:
         whole_box((100, 100), (50, 49), 0)
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4"]))
-def test_blocks_are_averaged(rows: int, columns: int, side: int, kind: str) -> None:
-    bits = 8 * np.dtype(kind).itemsize
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4"]),
+    st.integers(0, 7),
+)
+def test_blocks_are_averaged(rows: int, columns: int, side: int, kind: str, spare: int) -> None:
     limits = np.iinfo(kind)
-    values = np.random.default_rng(rows).integers(limits.min, limits.max, (rows, columns), kind, endpoint=True)
-    found = block_averages(values, side, bits)
+    low, high = limits.min >> spare, limits.max >> spare
+    values = np.random.default_rng(rows).integers(low, high, (rows, columns), kind, endpoint=True)
+    found = block_averages(values, side, limits.bits - spare)
     block = 1
     while min(rows, columns) >= 2 * block * side:
         block *= 2
@@ -190,6 +203,7 @@ AVERAGED = {
     "uncompressed": (uid.ExplicitVRLittleEndian, 12, None),
     "uncompressed, 8 bits": (uid.ExplicitVRLittleEndian, 8, None),
     "JPEG-LS": (uid.JPEGLSLossless, 12, lambda pixels: imagecodecs.jpegls_encode(pixels, level=0)),
+    "RLE": (uid.RLELossless, 12, lambda pixels: rle(pixels)),
     "lossless JPEG": (uid.JPEGLosslessSV1, 16, lambda pixels: imagecodecs.ljpeg_encode(pixels, bitspersample=16)),
 }
 WAYS: dict[str, dict[str, Any]] = {
@@ -279,6 +293,18 @@ def test_frames_whose_stored_values_are_no_plain_brightness_are_decoded_whole(he
     content = make_encapsulated(pixels, uid.JPEG2000Lossless, [[j2k(pixels)]], BitsStored=12, HighBit=11, **extra)
     assert read(content, Reading(side=64)).pixels.shape == pixels.shape
     assert read(make_dicom(pixels, BitsStored=12, HighBit=11, **extra), Reading(side=64)).pixels.shape == pixels.shape
+
+
+def test_values_beyond_the_stored_bits_are_averaged_as_they_are() -> None:
+    pixels = np.full((512, 512), 4200, np.uint16)
+    pixels[:, :200] = 2000
+    encoded = imagecodecs.jpegls_encode(pixels, level=0)
+    header = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
+    content = make_encapsulated(pixels, uid.JPEGLSLossless, [[encoded]], **header)
+    frame, whole = read(content, Reading(side=128)), read(content, Reading())
+    assert frame.pixels.shape == (128, 128)
+    assert frame.stored_range == whole.stored_range
+    np.testing.assert_array_equal(frame.pixels, whole.pixels[::4, ::4])
 
 
 def test_values_of_a_few_bits_are_not_averaged() -> None:

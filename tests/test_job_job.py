@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(arguments(studies, bundle, tmp_path / "whole")) == 1
-    killed, seconds, kills, ended = tmp_path / "killed", 0.8, 0, None
+    killed, seconds, kills, ended = tmp_path / "killed", 0.3, 0, None
     while ended is None:
         with start(*arguments(studies, bundle, killed, "--json")) as process:
             try:
@@ -85,7 +85,11 @@ def test_a_kill_in_the_middle_keeps_what_was_finished(studies: Path, bundle: Bun
     for number in range(600):  # so many that the ledger is written to more than once
         content = make_dicom(StudyInstanceUID=f"1.3.{number}", SOPInstanceUID=f"1.3.{number}.1")
         (studies / f"{number:03}.dcm").write_bytes(content)
-    with start(*arguments(studies, bundle, out, "--json")) as process:
+    saving_often = (
+        "import sys; from pipeline.job import loop; loop._SAVE_SECONDS = 0.05; from pipeline.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", saving_often, *arguments(studies, bundle, out, "--json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)

@@ -10,7 +10,8 @@ from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import BundleError
-from pipeline.model.engine import Engine
+from pipeline.model import engine as engine_module
+from pipeline.model.engine import Engine, usable_cores
 from tests.builders import make_graph
 
 
@@ -99,3 +100,21 @@ def test_many_frames_give_the_logits_of_each() -> None:
     engine = Engine(make_graph())
     frames = np.random.default_rng(0).random((2 * engine.frames_at_once + 1, 1, 32, 32), dtype=np.float32)
     np.testing.assert_array_equal(engine.logits(iter(frames)), engine.run(frames)[0])
+
+
+@pytest.mark.parametrize(("threads", "cores", "calls"), [(1, 4, 4), (1, 1, 1), (2, 4, 2), (4, 2, 1), (0, 4, 1)])
+def test_calls_at_a_time_keep_the_cores_at_work(threads: int, cores: int, calls: int) -> None:
+    assert Engine(make_graph(), threads).calls(cores) == calls
+
+
+@pytest.mark.parametrize(
+    ("share", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8), (None, 8)]
+)
+def test_no_more_cores_are_used_than_the_control_group_allows(
+    share: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if share is not None:
+        (tmp_path / "cpu.max").write_text(f"{share}\n")
+    monkeypatch.setattr(engine_module, "_SHARE", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    assert usable_cores() == cores

@@ -1,6 +1,7 @@
 """The table as Parquet: what pyarrow reads back is what stands in the CSV table."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -87,3 +88,10 @@ def test_a_table_that_fails_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="source of the rows"):
         write_parquet(tmp_path / "x", frames())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_text_comes_back_as_it_is(tmp_path: Path) -> None:
+    text = 'a "quoted" \\ name\n\t\0 \u00e4\u4e2d\U0001f600 2026-11-26T10:00:00 true 1e5 null'
+    (frame, *_) = make_frames(1)
+    write_parquet(tmp_path / "x.parquet", [replace(frame, source=text)])
+    assert [row["source"] for row in read(tmp_path / "x.parquet")] == [text] * 2

@@ -1,7 +1,9 @@
 """Streaming a folder: order, failures, batches across files, and that stopping stops the reading."""
 
+import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.errors import BundleError
 from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.intake import Check, Limits, Policy
-from pipeline.records import Frame, Quarantined
+from pipeline.records import Frame, FramePrediction, Quarantined
 from pipeline.score import batch
+from pipeline.score.admission import Admitted
 from pipeline.score.batch import Ended, Scored, score_studies
 from pipeline.score.predictor import Predictor
 from tests.builders import (
@@ -32,7 +36,7 @@ from tests.test_services_api_study import make_volume
 
 @pytest.fixture
 def predictor(tmp_path: Path) -> Predictor:
-    return Predictor(make_bundle(tmp_path / "bundle"))
+    return Predictor(make_bundle(tmp_path / "bundle"), threads=1)
 
 
 @pytest.fixture
@@ -56,11 +60,23 @@ def name(item: Scored | Quarantined) -> tuple[str, int | None]:
     )
 
 
+def hold_up_the_first_call(predictor: Predictor) -> None:
+    """Have the first call of the network end after the others, where there are any at the same time."""
+    predict, calls = predictor.predict_admitted, itertools.count()
+
+    def slow(frames: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
+        time.sleep(0.3 if next(calls) == 0 else 0)
+        return predict(frames, heatmaps)
+
+    predictor.predict_admitted = slow  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(("frames_at_once", "cores"), [(1, 4), (4, 1), (100, 2)])
 def test_results_come_in_the_order_of_the_files_and_frames(
     studies: Path, predictor: Predictor, frames_at_once: int, cores: int
 ) -> None:
     predictor.engine.frames_at_once = frames_at_once
+    hold_up_the_first_call(predictor)
     items = list(score_folder(studies, predictor, cores))
     expected = [("a.dcm", number) for number in range(1, 8)]
     for number in range(12):
@@ -147,7 +163,22 @@ def test_heatmaps_are_left_out_where_not_wanted(studies: Path, predictor: Predic
     scored, _ = score_studies([("one", files)], predictor, heatmaps=False)
     assert isinstance(scored, Scored)
     assert scored.prediction.heatmaps == ()
+    assert scored.view is not None
+    scored, _ = score_studies([("one", files)], predictor, drawn=False)
+    assert isinstance(scored, Scored)
+    assert len(scored.prediction.heatmaps) == 2
     assert scored.view is None
+
+
+def test_a_call_that_fails_ends_the_run_and_the_reading(studies: Path, predictor: Predictor) -> None:
+    def fail(frames: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
+        raise BundleError("The inference graph returns logits that are not numbers.")
+
+    predictor.predict_admitted = fail  # type: ignore[method-assign]
+    before = threading.active_count()
+    with pytest.raises(BundleError):
+        list(score_folder(studies, predictor, cores=2))
+    assert threading.active_count() == before
 
 
 def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, predictor: Predictor) -> None:

@@ -14,7 +14,7 @@ from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.records import Fit, Heatmap, Preprocessing
 from pipeline.score.overlay import Colours, colours, draw, full_scale, jpeg, png
-from pipeline.score.view import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, display_shape, view_of
+from pipeline.score.view import view_of
 from tests.builders import make_frame, make_pixels
 
 SIZE = 56
@@ -32,7 +32,7 @@ def mapped(values: np.ndarray, preprocessing: Preprocessing, rows: int, columns:
 
 
 def drawn(pixels: np.ndarray, heatmap: Heatmap) -> Colours:
-    picture = draw(view_of(make_frame(pixels=pixels), PAD), heatmap, SIZE, 1.0)
+    picture = draw(view_of(make_frame(pixels=pixels), PAD), heatmap, 1.0)
     assert (picture.dtype, picture.shape[2]) == (np.uint8, 4)
     return picture
 
@@ -124,15 +124,6 @@ def test_files_show_the_picture() -> None:
     picture = drawn(make_pixels(280, 280), make_heatmap(values))
     np.testing.assert_array_equal(opened(png(picture), "PNG"), picture[..., :3])
     assert np.abs(opened(jpeg(picture), "JPEG").astype(int) - picture[..., :3]).mean() < 1.5
-
-
-@given(st.integers(1, 6000), st.integers(1, 6000))
-def test_frames_are_drawn_small_enough_and_in_their_aspect(rows: int, columns: int) -> None:
-    height, width = display_shape(rows, columns)
-    assert 1 <= height <= MAX_HEIGHT
-    assert 1 <= width <= MAX_WIDTH
-    assert height >= MIN_HEIGHT or width == MAX_WIDTH
-    assert abs(height * columns - width * rows) <= 0.5 * (rows + columns) + 1 or 1 in (height, width)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (300, 4000)])

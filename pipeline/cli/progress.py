@@ -50,17 +50,24 @@ def study_bar(description: str) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=None, rate="", failed=0)
-
         shown_at = 0.0
+        latest: tuple[int | None, int, int] = None, 0, 0
 
-        def advance(total: int, done: int, failed: int) -> None:
+        def show() -> None:
             nonlocal shown_at
-            now = time.monotonic()
-            if done < total and now - shown_at < _REFRESH_SECONDS:
-                return
-            shown_at = now
+            shown_at = time.monotonic()
             speed = progress.tasks[task].speed
             rate = f"{speed:.1f} a second" if speed else ""
+            total, done, failed = latest
             progress.update(task, total=total, completed=done, failed=failed, rate=rate)
 
-        yield advance
+        def advance(total: int, done: int, failed: int) -> None:
+            nonlocal latest
+            latest = total, done, failed
+            if time.monotonic() - shown_at > _REFRESH_SECONDS:
+                show()
+
+        try:
+            yield advance
+        finally:
+            show()

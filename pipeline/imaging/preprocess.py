@@ -70,7 +70,7 @@ def _height(pixels: FloatArray) -> float:
 
 
 def reading_for(preprocessing: Preprocessing, limits: Limits) -> Reading:
-    """Say how files are to be read for a network: at the resolution that it needs, where a codec can, and without hashes.
+    """Say how files are to be read for a network: at the resolution that it needs, where they may be, and without hashes.
 
     Parameters
     ----------

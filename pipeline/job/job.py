@@ -22,10 +22,10 @@ from pipeline.job.work import Grouping, StudyFiles, changed_at, packed
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, StudyWork
 from pipeline.model.bundle import Bundle
+from pipeline.model.engine import usable_cores
 from pipeline.progress import Progress
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals
-from pipeline.score.batch import usable_cores
 from pipeline.score.predictor import Predictor
 
 

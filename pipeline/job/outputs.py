@@ -52,6 +52,11 @@ class Wanted:
         """Whether heatmaps have to be computed."""
         return self.heatmaps or bool(self.objects - {Kind.SR})
 
+    @property
+    def pictures(self) -> bool:
+        """Whether heatmaps have to be drawn."""
+        return self.heatmaps or Kind.SC in self.objects
+
 
 @dataclass(slots=True)
 class Pieces:
@@ -117,8 +122,8 @@ class Writer:
         """Begin to draw the heatmaps of a frame, but for the label of no finding; return what the report shows of it."""
         if self._wanted.objects and item.facts.transfer_syntax_uid:
             pieces.results.setdefault(item.facts.source, []).append(item.prediction)
-        view = item.view if self._wanted.heatmaps or Kind.SC in self._wanted.objects else None
-        pictures = tuple(self._begin(item, view, one, pieces) for one in shown(item.prediction, self._manifest) if view)
+        drawn = shown(item.prediction, self._manifest)
+        pictures = tuple(self._begin(item, item.view, heatmap, pieces) for heatmap in drawn if item.view)
         return ReportFrame(replace(item.prediction, heatmaps=()), pictures if self._wanted.heatmaps else ())
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:
@@ -144,7 +149,7 @@ class Writer:
 
     def _draw(self, name: str, facts: FrameFacts, view: View, heatmap: Heatmap, pieces: Pieces) -> tuple[Output, ...]:
         full = full_scale(self._manifest.temperature, heatmap.values.size)
-        picture = draw(view, heatmap, self._manifest.preprocessing.size, full)
+        picture = draw(view, heatmap, full)
         if Kind.SC in self._wanted.objects and facts.transfer_syntax_uid:
             pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, heatmap.label] = png(picture)
         return (write_output(self._folder, name, jpeg(picture)),) if self._wanted.heatmaps else ()

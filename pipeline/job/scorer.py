@@ -112,7 +112,7 @@ class Scorer:
         with (
             threadpool_limits(1, "blas"),  # its threads would spin for the cores that read and score
             Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
-            closing(score_studies(studies(), self.predictor, self.cores, self.wanted.maps)) as items,
+            closing(score_studies(studies(), self.predictor, self.cores, self.wanted.maps, self.wanted.pictures)) as items,
         ):
             for item in items:
                 if isinstance(item, Scored):

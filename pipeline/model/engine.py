@@ -1,8 +1,10 @@
 """The network at run time: an ONNX graph in ONNX Runtime, without any deep learning framework."""
 
+import math
 import os
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -14,8 +16,9 @@ INPUT = "pixels"
 OUTPUTS = ("logits", "features")
 ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
-ON_CPU, ON_CUDA = 2, 32
-"""Frames in one call: on processors few, whose activations stay in the cache (DECISIONS.md)."""
+_SHARE = Path("/sys/fs/cgroup/cpu.max")
+A_CORE, ON_CUDA = 2, 32
+"""Frames in one call: on processors few for each core, whose activations stay in its cache (DECISIONS.md); on a GPU many."""
 
 
 class Engine:
@@ -54,7 +57,7 @@ class Engine:
         self.size = self._checked_size()
         self.threads = threads
         self.provider = str(self._session.get_providers()[0])
-        self.frames_at_once = ON_CPU if self.provider == _CPU else ON_CUDA
+        self.frames_at_once = A_CORE * (threads or usable_cores()) if self.provider == _CPU else ON_CUDA
 
     def run(self, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return logits (n, labels) and features (n, channels, map_rows, map_columns), both float32.
@@ -97,6 +100,19 @@ class Engine:
                 f"(batch, channels, rows, columns). Got {_describe(inputs)} -> {_describe(outputs)} instead."
             )
         return int(shape[2])
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use: those it is held to, and no more than its control group's share.
+
+    The share is `cpu.max` of control groups version 2, as container engines set it; a part of a core counts as one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _SHARE.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or "max" for no limit
+        return cores
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

@@ -50,7 +50,7 @@ def write_parquet(path: Path, frames: Iterable[FramePrediction]) -> None:
     try:
         with ParquetWriter(temporary, schema) as writer:
             for group in _groups(rows):
-                # By way of JSON, since making a table of Python objects imports pandas, which takes a second.
+                # By way of JSON, since making a table of Python objects imports pandas, a quarter of a second.
                 lines = "\n".join(map(json.dumps, group)).encode()
                 options = ReadOptions(use_threads=False, block_size=len(lines) + 1)
                 writer.write_table(read_json(pyarrow.BufferReader(lines), options, parsing))

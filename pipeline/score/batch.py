@@ -1,9 +1,9 @@
 """Scores studies: reads ahead in worker processes, runs the network on frames of all studies, and streams what is found."""
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.records import FrameFacts, FramePrediction, Quarantined
-from pipeline.score.admission import Admitted, read_admitted
+from pipeline.score.admission import Admission, Admitted, read_admitted
 from pipeline.score.predictor import Predictor
 from pipeline.score.view import View
 
@@ -54,13 +54,12 @@ Item = Admitted | Quarantined | Ended[Study]
 Result = Scored | Quarantined | Ended[Study]
 
 
-def usable_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def score_studies(
-    studies: Iterable[tuple[Study, Sequence[StudyFile]]], predictor: Predictor, cores: int = 1, heatmaps: bool = True
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]],
+    predictor: Predictor,
+    cores: int = 1,
+    heatmaps: bool = True,
+    drawn: bool = True,
 ) -> Generator[Result[Study], None, None]:
     """Score studies as they come; what cannot be read or is not meant for the bundle comes out as a failure.
 
@@ -74,6 +73,8 @@ def score_studies(
         How many to keep at work: with as many processes that read, and calls of the network at a time.
     heatmaps
         Whether predictions carry heatmaps.
+    drawn
+        Whether frames come with views that heatmaps are drawn on.
 
     Yields
     ------
@@ -87,9 +88,9 @@ def score_studies(
     with (
         Sandbox(max(LEAST_READERS, cores), predictor.admission.reading.limits) as sandbox,
         ThreadPoolExecutor(calls, thread_name_prefix="network") as pool,
+        closing(_items(studies, sandbox, replace(predictor.admission, drawn=drawn))) as items,
     ):
         try:
-            items = _items(studies, sandbox, predictor, heatmaps)
             for batch in batches(items, predictor.engine.frames_at_once):
                 begun.append((batch, pool.submit(predictor.predict_admitted, frames_of(batch), heatmaps)))
                 if len(begun) > 2 * calls:
@@ -103,8 +104,8 @@ def score_studies(
 
 
 def _items(
-    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, predictor: Predictor, drawn: bool
-) -> Iterator[Item[Study]]:
+    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, admission: Admission
+) -> Generator[Item[Study], None, None]:
     """Read the files of all studies, several at a time, and mark where each study ends."""
     begun: deque[tuple[StudyFile, Ended[Study] | None]] = deque()
 
@@ -114,8 +115,7 @@ def _items(
                 begun.append((file, Ended(study) if file is members[-1] else None))
                 yield file
 
-    task = partial(read_admitted, admission=replace(predictor.admission, drawn=drawn))
-    for outcome in sandbox.map(task, files()):
+    for outcome in sandbox.map(partial(read_admitted, admission=admission), files()):
         file, end = begun.popleft()
         yield from _outcome(file, outcome)
         if end:

@@ -20,7 +20,7 @@ DOUBLING_AREA = 0.05
 OPACITY = 0.75
 _GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
 _TEXT_SIZE = 16
-_SURROUNDS = 32  # of up to 2 MiB: radiographs of one archive may all differ in shape
+_SURROUNDS = 32  # of up to 2.5 MiB: radiographs of one archive may all differ in shape
 _JPEG_QUALITY = 90
 _BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
 _NO_EVIDENCE = "no positive evidence"
@@ -55,7 +55,7 @@ def full_scale(temperature: float, cells: int) -> float:
     return temperature * math.log(2) / (DOUBLING_AREA * cells)
 
 
-def draw(view: View, heatmap: Heatmap, size: int, full: float) -> Colours:
+def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
 
     Parameters
@@ -64,8 +64,6 @@ def draw(view: View, heatmap: Heatmap, size: int, full: float) -> Colours:
         Of the frame, as its network saw it.
     heatmap
         Of that frame.
-    size
-        Side of the square that the network sees, in network pixels.
     full
         Heatmap value of the last colour, in logits; see `full_scale`. Larger values look the same.
 
@@ -75,7 +73,7 @@ def draw(view: View, heatmap: Heatmap, size: int, full: float) -> Colours:
         A picture that depends on the arguments alone.
     """
     height, width = view.grey.shape
-    values = onto_frame(heatmap.values, view.box, size, (height, width))
+    values = onto_frame(heatmap.values, view.box, view.size, (height, width))
     words = _surround(height, width, heatmap.label, heatmap.has_positive_evidence, full).copy()
     words[:height, :width] = _blends().take(view.grey)  # under the first colour, which leaves grey as it is
     words[:height, width + _GAP : 2 * width + _GAP] = _blend(view.grey, values / np.float32(full))

@@ -22,10 +22,13 @@ class View:
         uint8 array of shape (height, width), as `display_shape` gives them.
     box
         Where the whole frame lies on the network's square, in network pixels.
+    size
+        Side of that square, in network pixels.
     """
 
     grey: NDArray[np.uint8]
     box: Placement
+    size: int
 
 
 def view_of(frame: Frame, preprocessing: Preprocessing) -> View:
@@ -34,7 +37,8 @@ def view_of(frame: Frame, preprocessing: Preprocessing) -> View:
     height, width = display_shape(rows, columns)
     levels = Image.fromarray(np.asarray(frame.pixels * np.float32(255) + np.float32(0.5), np.uint8))
     grey = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR))
-    return View(grey, placement(rows, columns, preprocessing, bright_height(frame.pixels, preprocessing)))
+    box = placement(rows, columns, preprocessing, bright_height(frame.pixels, preprocessing))
+    return View(grey, box, preprocessing.size)
 
 
 def display_shape(rows: int, columns: int) -> tuple[int, int]:

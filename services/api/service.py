@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import anyio
 from starlette.exceptions import HTTPException
 
-from pipeline.errors import OctrayError
+from pipeline.errors import OctrayError, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Bundle
+from pipeline.score.admission import read_admitted_bytes
 from pipeline.score.predictor import Predictor
 from services.api.problems import RETRY
 from services.api.settings import Settings
@@ -74,6 +76,7 @@ class Service:
 def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
-    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
-        list(sandbox.run(iter, ()))
+    nothing = partial(read_admitted_bytes, source="", admission=predictor.admission)
+    with Sandbox(1, predictor.admission.reading.limits) as sandbox, suppress(UnreadableError):
+        list(sandbox.run(nothing, b""))
     return predictor

@@ -215,7 +215,7 @@ def _frame_answer(
 
 def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
     full = full_scale(manifest.temperature, heatmap.values.size)
-    picture = png(draw(view, heatmap, manifest.preprocessing.size, full))
+    picture = png(draw(view, heatmap, full))
     return HeatmapAnswer(
         png=base64.b64encode(picture).decode("ascii"),
         layer=heatmap.layer,

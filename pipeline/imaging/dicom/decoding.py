@@ -28,7 +28,8 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
     Yields
     ------
     NDArray
-        Shape (rows, columns), or (rows, columns, 3) in RGB, little endian.
+        Shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns where `reading.side` allows
+        it. It may be a view of the pixel data that cannot be written to.
 
     Raises
     ------
@@ -59,7 +60,9 @@ def _averaged(values: Values, layout: Layout, side: int) -> Values:
     """
     if layout.bits is None or values.shape != (layout.rows, layout.columns) or layout.transfer_syntax in JPEG_2000:
         return values
-    return block_averages(values, side, layout.bits.stored) if layout.bits.stored >= 8 else values
+    # What comes from a codec may exceed the bits that the header speaks of.
+    bits = 8 * values.itemsize if layout.transfer_syntax in CODESTREAMS else layout.bits.stored
+    return block_averages(values, side, bits) if layout.bits.stored >= 8 else values
 
 
 def _options(layout: Layout) -> dict[str, Any]:

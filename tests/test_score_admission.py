@@ -1,0 +1,60 @@
+"""What workers make of a frame: the network's input, a view of it, and refusals in their place."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.sources import locate
+from pipeline.intake import Check, Gate, Policy, Reading
+from pipeline.records import Preprocessing, Quarantined
+from pipeline.score.admission import Admission, Admitted, read_admitted, read_admitted_bytes
+from tests.builders import make_dicom, make_frame
+
+GATE = Gate({Check.BLANK: Policy.REJECT, Check.TOO_SMALL: Policy.FLAG}, smallest_side=64)
+ADMISSION = Admission(Reading(hashes=False), GATE, Preprocessing(32))
+
+
+def make_volume() -> bytes:
+    """A frame with a picture, one without, and another with one."""
+    picture = (make_frame().pixels * 255).astype(np.uint8)
+    return make_dicom(np.stack([picture, np.zeros_like(picture), picture[::-1]]))
+
+
+def test_a_frame_comes_on_the_grid_with_its_facts_and_flags() -> None:
+    frame = make_frame(laterality="L", file_sha256="f" * 64)
+    admitted = ADMISSION.admit(frame)
+    assert admitted.pixels.tobytes() == prepare(frame.pixels, ADMISSION.preprocessing).tobytes()
+    assert (admitted.facts.key, admitted.facts.laterality, admitted.facts.file_sha256) == (frame.key, "L", "f" * 64)
+    assert (admitted.facts.rows, admitted.facts.columns) == frame.pixels.shape
+    assert [flag.check for flag in admitted.flags] == [Check.TOO_SMALL]
+    assert admitted.view is not None
+    assert replace(ADMISSION, drawn=False).admit(frame).view is None
+
+
+def test_a_frame_that_the_gate_refuses_is_an_error() -> None:
+    with pytest.raises(UnreadableError) as caught:
+        ADMISSION.admit(make_frame(pixels=np.zeros((80, 80), np.float32)))
+    assert caught.value.reason is Reason.BLANK
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_refused_frames_come_out_in_their_place(in_memory: bool, tmp_path: Path) -> None:
+    content = make_volume()
+    (tmp_path / "a.dcm").write_bytes(content)
+    file = locate(tmp_path, "a.dcm")
+    first, refused, last = read_admitted_bytes(content, "a.dcm", ADMISSION) if in_memory else read_admitted(file, ADMISSION)
+    assert isinstance(refused, Quarantined)
+    assert (refused.source, refused.reason, refused.frame_number) == ("a.dcm", "blank", 2)
+    for number, item in ((1, first), (3, last)):
+        assert isinstance(item, Admitted)
+        assert item.facts.key.frame_number == number
+        assert len(item.facts.file_sha256) == (0 if in_memory else 64)
+
+
+def test_what_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(UnreadableError):
+        list(read_admitted_bytes(b"", "a.dcm", ADMISSION))
