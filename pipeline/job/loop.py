@@ -17,7 +17,8 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Claim, Outcome
 from pipeline.results.record import StudyRecord
 
-_CLAIMED_AT_ONCE = 32
+_FEWEST, _MOST = 8, 256
+"""Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others."""
 _LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
 
@@ -46,6 +47,7 @@ class Loop:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._ready: list[tuple[Claim, Outcome]] = []
         self._saved_at = time.monotonic()
+        self._pace = _FEWEST
 
     def work(self, outcomes: Outcomes) -> None:
         """Work until nothing can be claimed any more; whatever ends it, what is done is saved and the rest given back.
@@ -67,7 +69,7 @@ class Loop:
 
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
-        while claims := self._ledger.claim(self._owner, _CLAIMED_AT_ONCE, _LEASE_SECONDS):
+        while claims := self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS):
             for claim in claims:
                 if outcome := self._unsaved.take(claim):
                     self._ready.append((claim, outcome))
@@ -87,6 +89,7 @@ class Loop:
         """Put what is done into the ledger, and tell of what it took: another may have finished a study in the meantime."""
         with undisturbed():
             ready, self._ready = self._ready, []
+            self._pace = min(max(len(ready), _FEWEST), _MOST)
             taken = self._unsaved.guard(self._ledger, self._owner, ready) if ready else set()
             self._saved_at = time.monotonic()
             for claim, outcome in ready:
