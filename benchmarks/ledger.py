@@ -24,7 +24,7 @@ from sqlalchemy import make_url
 
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Outcome, Output, StudyWork
-from tests.server_postgres import running_postgres
+from tests.server_postgres import find_programs, running_postgres
 
 STUDIES, BATCH, ROUNDS = 20_000, 250, 3
 LEASE_SECONDS = 600.0
@@ -35,6 +35,9 @@ def main() -> int:
     print(f"{STUDIES:,} studies with records of {len(record(0)):,} bytes, claimed and finished {BATCH} at a time:")
     with tempfile.TemporaryDirectory() as folder:
         show("SQLite, one process", f"sqlite:///{Path(folder) / 'ledger.sqlite'}", 1)
+    if find_programs() is None:
+        print("  PostgreSQL is not here: install Debian's package postgresql")
+        return 0
     with running_postgres() as url:
         show("PostgreSQL, one process", url, 1)
         show("PostgreSQL, eight processes", url, 8)
