@@ -25,13 +25,7 @@ from pipeline.intake import Limits
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**27),
-}
-"""One thread, and memory that is used for frame after frame, since fresh pages cost a tenth of reading a large one (glibc)."""
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Sandbox:
@@ -222,7 +216,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | _ENVIRONMENT,
+            env=os.environ | _ONE_THREAD,
             pass_fds=(theirs.fileno(),),
             process_group=0,
         )
