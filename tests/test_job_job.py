@@ -85,9 +85,7 @@ def test_a_kill_in_the_middle_keeps_what_was_finished(studies: Path, bundle: Bun
     for number in range(600):  # so many that the ledger is written to more than once
         content = make_dicom(StudyInstanceUID=f"1.3.{number}", SOPInstanceUID=f"1.3.{number}.1")
         (studies / f"{number:03}.dcm").write_bytes(content)
-    saving_often = (
-        "import sys; from pipeline.job import loop; loop._SAVE_SECONDS = 0.05; from pipeline.cli.main import main; main()"
-    )
+    saving_often = "from pipeline.job import loop; loop._SAVE_SECONDS = 0.05; from pipeline.cli.main import main; main()"
     command = [sys.executable, "-c", saving_often, *arguments(studies, bundle, out, "--json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None

@@ -76,6 +76,10 @@ class Engine:
         """Return how many calls at a time keep so many cores at work; one, where a single call takes all there is."""
         return max(1, cores // self.threads) if self.threads and self.provider == _CPU else 1
 
+    def parts(self, count: int) -> list[slice]:
+        """Return slices that cut so many frames into what one call takes best."""
+        return [slice(start, start + self.frames_at_once) for start in range(0, count, self.frames_at_once)]
+
     def logits(self, frames: Iterable[FloatArray]) -> FloatArray:
         """Return the logits (n, labels) of frames of shape (1, size, size), run as many at a time as it takes best.
 

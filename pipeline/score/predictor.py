@@ -95,9 +95,7 @@ class Predictor:
             In the order of the frames; the latter, with `Reason.OUT_OF_DISTRIBUTION`, where a frame is unlike all that the
             bundle was trained on.
         """
-        most = self.engine.frames_at_once
-        starts = range(0, len(admitted), most)
-        return [result for start in starts for result in self._predict(admitted[start : start + most], heatmaps)]
+        return [result for part in self.engine.parts(len(admitted)) for result in self._predict(admitted[part], heatmaps)]
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction | Quarantined]:
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))

@@ -110,7 +110,6 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
 
 def _run(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
     """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames."""
-    most = engine.frames_at_once
-    batches = [engine.run(pixels[rows[start : start + most]]) for start in range(0, len(rows), most)]
+    batches = [engine.run(pixels[rows[part]]) for part in engine.parts(len(rows))]
     logits = np.concatenate([logits for logits, _ in batches])
     return logits, np.stack([pooled(one) for _, features in batches for one in features])

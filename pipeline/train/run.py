@@ -198,10 +198,9 @@ def _features(
     """Return the pooled features of some frames, computed only when they are asked for, and the shape they will have."""
 
     def compute() -> Iterator[FloatArray]:
-        most = engine.frames_at_once
-        starts = range(0, len(rows), most)
-        for start in job.progress(starts, "computing features", len(starts)):
-            _, features = engine.run(pixels[rows[start : start + most]])
+        parts = engine.parts(len(rows))
+        for part in job.progress(parts, "computing features", len(parts)):
+            _, features = engine.run(pixels[rows[part]])
             with torch.no_grad():
                 yield from network.pooled(torch.from_numpy(features)).numpy()
 
