@@ -176,6 +176,17 @@ def test_every_end_has_its_code_and_its_sentence(
     assert capsys.readouterr() == ("", said)
 
 
+def test_an_interrupt_has_its_code_even_within_an_exec_of_text() -> None:
+    code = (
+        "import signal, sys; from pipeline.cli import main, models\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "models.run = lambda args: exec('signal.raise_signal(signal.SIGINT)', {'signal': signal})\n"
+        "sys.exit(main.main(['models', 'list']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (130, "octray: Interrupted. What was finished is kept.\n")
+
+
 def test_a_developer_sees_where_a_fault_happened(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.cli import main, models\n"

@@ -77,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     args = _parse(build_parser(), arguments)
     try:
         code = int(args.run(args))
@@ -116,8 +118,13 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
     return args
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A class of its own: Python remembers a plain `KeyboardInterrupt` that passed an `exec` of text, such as that of `dataclass`,
+    and ends by the signal in place of the exit code (`run_eval_code_obj` in its pythonrun.c), though it was caught."""
+
+
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 
 def _subject(error: OSError) -> str:
