@@ -35,6 +35,7 @@ from pipeline.records import (
     Quarantined,
 )
 from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 
 
@@ -275,7 +276,7 @@ def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: 
 
 def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[Scored | Quarantined, None, None]:
     """All that comes of the files of a folder, taken as one study."""
-    with closing(score_studies([("all", list(discover(root)))], predictor, cores)) as items:
+    with closing(score_studies([("all", list(discover(root)))], predictor, cores, Drawing(maps=True))) as items:
         for item in items:
             if not isinstance(item, Ended):
                 yield item

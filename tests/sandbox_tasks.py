@@ -2,10 +2,11 @@
 
 import ctypes
 import itertools
+import mmap
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.worker import beside_the_limit
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
 from pipeline.records import Quarantined
-from pipeline.score.admission import Admission, Admitted, read_admitted
+from pipeline.score.batch import Ended, Scored, score_file, score_files
+from pipeline.score.pictures import Drawing
+from pipeline.score.predictor import Predictor
 
 
 def count(number: int) -> Iterator[int]:
@@ -44,10 +48,39 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(file: StudyFile, admission: Admission) -> Iterator[Admitted | Quarantined]:
+def crash_on_name(
+    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
+) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+    if any(file.source.startswith("crash") for file in files):
+        os.abort()
+    yield from score_files(files, predictor, drawing)
+
+
+def crash_alone_on_name(file: StudyFile, predictor: Predictor, drawing: Drawing) -> Iterator[Scored | Quarantined]:
     if file.source.startswith("crash"):
         os.abort()
-    yield from read_admitted(file, admission)
+    yield from score_file(file, predictor, drawing)
+
+
+def crash_on_second(
+    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
+) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+    if len(files) > 1:
+        yield from score_files(files[:1], predictor, drawing)
+    os.abort()
+
+
+def hang_after_two_frames(
+    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
+) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+    """Give what came of two frames and of what lies between them, then no more."""
+    given = 0
+    for items in score_files(files, predictor, drawing):
+        for item in items:
+            yield [item]
+            given += not isinstance(item, Ended)
+            while given == 2:
+                pass
 
 
 def hang(_: object) -> Iterator[int]:
@@ -72,6 +105,14 @@ def picture(shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
 
 def demand(size: int) -> Iterator[int]:
     yield len(bytearray(size))
+
+
+def demand_beside(size: int) -> Iterator[int]:
+    """Keep that much beside the limit, then demand as much within it."""
+    with beside_the_limit():
+        kept = mmap.mmap(-1, size)
+    yield len(kept)
+    yield from demand(size)
 
 
 def be_killed(_: object) -> Iterator[int]:

@@ -145,22 +145,23 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
     assert len(list((out / "heatmaps").iterdir())) == 5
 
 
-def test_few_frames_wait_to_be_drawn(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_files_wait_for_their_objects(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = tmp_path / "studies"
     studies.mkdir()
-    (studies / "volume.dcm").write_bytes(make_dicom(np.zeros((12, 30, 40), np.uint8)))
+    for number in range(8):
+        (studies / f"{number}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{number}"))
     waiting: list[int] = []
-    begin = outputs.Writer._begin
+    end = outputs.Writer.end
 
-    def count(drawer: Any, *more: Any) -> Any:
-        picture = begin(drawer, *more)
-        waiting.append(len(drawer._waiting))
-        return picture
+    def count(writer: outputs.Writer, *more: Any) -> None:
+        end(writer, *more)
+        waiting.append(len(writer._waiting))
 
-    monkeypatch.setattr(outputs.Writer, "_begin", count)
+    monkeypatch.setattr(outputs.Writer, "end", count)
     monkeypatch.setattr(outputs, "_AHEAD", 3)
-    assert score(studies, bundle.path, tmp_path / "results") == 0
-    assert max(waiting) == 3
+    assert score(studies, bundle.path, tmp_path / "results", "--dicom", "sr") == 0
+    assert waiting == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert len(list((tmp_path / "results" / "dicom").iterdir())) == 8
 
 
 def test_a_folder_with_nothing_readable_ends_with_2_and_still_lists_why(

@@ -26,6 +26,7 @@ from tests.sandbox_tasks import (
     count,
     crash,
     demand,
+    demand_beside,
     endless,
     fail,
     give_up,
@@ -112,6 +113,14 @@ def test_memory_has_a_limit(strict: Sandbox) -> None:
     with pytest.raises(UnreadableError, match=r"limits\.worker_bytes") as caught:
         list(strict.run(demand, 2**29))
     assert caught.value.reason is Reason.RESOURCE_LIMIT
+
+
+def test_what_is_loaded_beside_the_limit_of_memory_leaves_it_as_it_is(strict: Sandbox) -> None:
+    results = strict.run(demand_beside, 2**29)
+    assert next(results) == 2**29
+    with pytest.raises(UnreadableError, match=r"limits\.worker_bytes"):
+        next(results)
+    assert list(strict.run(demand, 2**20)) == [2**20]
 
 
 def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:

@@ -1,6 +1,7 @@
 """The table as Parquet: what pyarrow reads back is what stands in the CSV table."""
 
 import csv
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from pipeline.intake import Check, Flag
 from pipeline.records import FramePrediction
 from pipeline.results import parquet
-from pipeline.results.parquet import write_parquet
-from pipeline.results.tables import PREDICTION_COLUMNS, write_predictions
+from pipeline.results.parquet import parquet_table
+from pipeline.results.tables import PREDICTION_COLUMNS, predictions_table
 from tests.builders import make_key, make_prediction
 
 
@@ -42,10 +43,18 @@ def read(path: Path) -> list[dict[str, object]]:
         return list(file.read(use_threads=False).to_pylist())
 
 
+def write_parquet(path: Path, frames: Iterable[FramePrediction]) -> None:
+    with parquet_table(path) as add:
+        for frame in frames:
+            add(frame)
+
+
 def test_it_holds_the_rows_and_columns_of_the_csv_table_with_types(tmp_path: Path) -> None:
     frames = make_frames(5)
     write_parquet(tmp_path / "x.parquet", frames)
-    write_predictions(tmp_path / "x.csv", frames)
+    with predictions_table(tmp_path / "x.csv") as add:
+        for frame in frames:
+            add(frame)
     rows = read(tmp_path / "x.parquet")
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
         texts = list(csv.DictReader(file))
@@ -81,12 +90,12 @@ def test_no_rows_make_a_table_with_columns(tmp_path: Path) -> None:
 
 
 def test_a_table_that_fails_is_not_there(tmp_path: Path) -> None:
-    def frames() -> object:
+    def frames() -> Iterator[FramePrediction]:
         yield make_frames(1)[0]
         raise ValueError("the source of the rows fails")
 
     with pytest.raises(ValueError, match="source of the rows"):
-        write_parquet(tmp_path / "x", frames())  # type: ignore[arg-type]
+        write_parquet(tmp_path / "x", frames())
     assert list(tmp_path.iterdir()) == []
 
 

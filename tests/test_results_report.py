@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from dataclasses import replace
+from functools import reduce
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def records_of(frames: list[ReportFrame], normal_label: str | None = "NORMAL") -
 def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
     label = bundle.manifest.normal_label
     records = [*records_of(frames, label), StudyRecord("", (), tuple(failures or ()))]
-    write_report(tmp_path, bundle, iter(records), iter(failures or ()), Totals.of(records, label))
+    totals = reduce(lambda totals, record: totals.plus(record, label), records, Totals())
+    write_report(tmp_path, bundle, iter(records), failures or (), totals)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

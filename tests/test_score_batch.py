@@ -3,24 +3,30 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from pipeline.errors import BundleError
 from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.intake import Check, Limits, Policy
+from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.records import Frame, FramePrediction, Quarantined
 from pipeline.score import batch
 from pipeline.score.admission import Admitted
 from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.overlay import draw, full_scale, jpeg, png
+from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
+from pipeline.score.view import view_of
 from tests.builders import (
     make_bundle,
     make_dicom,
@@ -31,11 +37,14 @@ from tests.builders import (
     score_folder,
 )
 from tests.fuzz.bombs import endless_items
+from tests.sandbox_tasks import crash_on_second, hang_after_two_frames
 from tests.test_services_api_study import make_volume
 
 
-@pytest.fixture
-def predictor(tmp_path: Path) -> Predictor:
+@pytest.fixture(params=["in workers", "here"])
+def predictor(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    if request.param == "here":
+        monkeypatch.setattr(Predictor, "is_light", False)
     return Predictor(make_bundle(tmp_path / "bundle"), threads=1)
 
 
@@ -155,30 +164,84 @@ def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predicto
     with closing(score_studies(endless(), predictor)) as items:
         for _ in range(20):
             next(items)
-    assert taken < 20 + ITEMS_AHEAD + 8
+    assert taken < 20 + max(batch.TASKS_AHEAD * batch.FILES_AT_ONCE, ITEMS_AHEAD) + 8
 
 
-def test_heatmaps_are_left_out_where_not_wanted(studies: Path, predictor: Predictor) -> None:
-    files = [file for file in discover(studies) if file.source == "b/00.png"]
-    scored, _ = score_studies([("one", files)], predictor, heatmaps=False)
-    assert isinstance(scored, Scored)
-    assert scored.prediction.heatmaps == ()
-    assert scored.view is not None
-    scored, _ = score_studies([("one", files)], predictor, drawn=False)
-    assert isinstance(scored, Scored)
-    assert len(scored.prediction.heatmaps) == 2
-    assert scored.view is None
+@pytest.mark.parametrize("source", ["b/00.png", "a.dcm"])
+@pytest.mark.parametrize("drawing", [Drawing(), Drawing(maps=True), Drawing(jpeg=True), Drawing(True, True, True)])
+def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Predictor, drawing: Drawing, source: str) -> None:
+    files = [file for file in discover(studies) if file.source == source]
+    *frames, _ = score_studies([("one", files)], predictor, drawing=drawing)
+    for scored, frame in zip(frames, read_frames(files[0]), strict=True):
+        assert isinstance(scored, Scored)
+        (expected,) = predictor.predict([frame])
+        assert len(scored.prediction.heatmaps) == 2 * drawing.maps
+        finding = next(heatmap for heatmap in expected.heatmaps if heatmap.label == "PNEUMONIA")
+        picture = draw(view_of(frame, predictor.admission.preprocessing), finding, full_scale(1.5, finding.values.size))
+        files_of_it = jpeg(picture) if drawing.jpeg else b"", png(picture) if drawing.png and source == "a.dcm" else b""
+        found = [(drawn.label, drawn.has_positive_evidence, drawn.jpeg, drawn.png) for drawn in scored.pictures]
+        assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * drawing.is_drawn
 
 
-def test_a_call_that_fails_ends_the_run_and_the_reading(studies: Path, predictor: Predictor) -> None:
-    def fail(frames: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
-        raise BundleError("The inference graph returns logits that are not numbers.")
+def make_overflowing_bundle(path: Path) -> Bundle:
+    """The bundle of `make_bundle`, whose network returns infinity for everything but black."""
+    plain = make_bundle(path)
+    model = onnx.load_from_string(plain.read(GRAPH))
+    (kernel,) = (tensor for tensor in model.graph.initializer if tensor.name == "kernel")
+    kernel.CopyFrom(numpy_helper.from_array(np.full(tuple(kernel.dims), 3e38, np.float32), "kernel"))
+    contents = {name: plain.read(name) for name in plain.manifest.files} | {GRAPH: model.SerializeToString()}
+    fields = {name: value for name, value in plain.manifest if name not in ("schema_version", "bundle_id", "files")}
+    return write_bundle(path, contents, **fields)
 
-    predictor.predict_admitted = fail  # type: ignore[method-assign]
+
+@pytest.mark.parametrize("is_light", [True, False])
+def test_a_call_that_fails_ends_the_run_and_the_reading(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_light: bool
+) -> None:
+    monkeypatch.setattr(Predictor, "is_light", is_light)
+    predictor = Predictor(make_overflowing_bundle(tmp_path / "bundle"))
     before = threading.active_count()
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match="not numbers"):
         list(score_folder(studies, predictor, cores=2))
     assert threading.active_count() == before
+
+
+def test_a_bundle_that_was_replaced_under_way_ends_the_run(studies: Path, tmp_path: Path) -> None:
+    predictor = Predictor(make_bundle(tmp_path / "bundle"))
+    make_bundle(tmp_path / "bundle", temperature=2.0)
+    with pytest.raises(BundleError, match="The bundle bundle was replaced while it was in use"):
+        list(score_folder(studies, predictor))
+
+
+def outline(items: Iterable[Scored | Quarantined]) -> list[tuple[object, ...]]:
+    """All that was found, in a form that can be compared."""
+    return [
+        (*name(item), item.reason) if isinstance(item, Quarantined) else (*name(item), *item.prediction.predictions)
+        for item in items
+    ]
+
+
+@pytest.mark.parametrize("task", [crash_on_second, hang_after_two_frames])
+def test_files_on_which_a_worker_failed_together_are_scored_alone(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: object
+) -> None:
+    predictor = Predictor(make_bundle(tmp_path / "bundle"))
+    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=2.0))
+    predictor.admission = replace(predictor.admission, reading=reading)
+    expected = outline(score_folder(studies, predictor))
+    monkeypatch.setattr(batch, "score_files", task)
+    assert outline(score_folder(studies, predictor)) == expected
+
+
+def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> None:
+    sizes = [1, batch.SMALL_BYTES, batch.SMALL_BYTES + 1, 5, 5, 5, 5, 5]
+    members = []
+    for number, size in enumerate(sizes):
+        (tmp_path / str(number)).write_bytes(bytes(size))
+        members.append((StudyFile(tmp_path / str(number), str(number)), None))
+    members.append((StudyFile(tmp_path / "gone", "gone"), None))
+    groups = [[file.source for file, _ in group] for group in batch._groups(members)]
+    assert groups == [["0", "1"], ["2"], ["3", "4", "5", "6"], ["7", "gone"]]
 
 
 def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, predictor: Predictor) -> None:

@@ -119,8 +119,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 
 class _Interrupt(KeyboardInterrupt):
-    """A class of its own: Python remembers a plain `KeyboardInterrupt` that passed an `exec` of text, such as that of `dataclass`,
-    and ends by the signal in place of the exit code (`run_eval_code_obj` in its pythonrun.c), though it was caught."""
+    """A class of its own: Python remembers a plain `KeyboardInterrupt` that passed an `exec` of text, as `dataclass` does one,
+    and ends by the signal in place of the exit code, though it was caught (`run_eval_code_obj` in its pythonrun.c)."""
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -13,7 +13,11 @@ Result = TypeVar("Result", bound=Sized)
 
 
 def read_ahead(
-    work: Callable[[Item], Iterator[Result]], items: Iterable[Item], threads: int, abandon: Callable[[], None]
+    work: Callable[[Item], Iterator[Result]],
+    items: Iterable[Item],
+    threads: int,
+    abandon: Callable[[], None],
+    most: int = ITEMS_AHEAD,
 ) -> Generator[Iterator[Result], None, None]:
     """Do some work on every item, several at a time.
 
@@ -28,15 +32,16 @@ def read_ahead(
         How many items are worked on at the same time.
     abandon
         Called at the end, whatever it was; ends the work that is under way.
+    most
+        How many items are begun at a time.
 
     Yields
     ------
     Iterator
         The results of each item, in the order of the items; what is left of them when the next is taken is lost. At most
-        `ITEMS_AHEAD` items are begun, and at most `BYTES_AHEAD` of results wait, one of each thread and one that is awaited
-        aside. Closing the iterator stops the work.
+        `BYTES_AHEAD` of results wait, one of each thread and one that is awaited aside. Closing the iterator stops the work.
     """
-    ahead = _Ahead(work, iter(items))
+    ahead = _Ahead(work, iter(items), most)
     pool = [threading.Thread(target=ahead.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
     for thread in pool:
         thread.start()
@@ -62,7 +67,8 @@ class _Slot(Generic[Item, Result]):
 class _Ahead(Generic[Item, Result]):
     """The items that are begun, in their order; all of it under one lock."""
 
-    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[Item]) -> None:
+    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[Item], most: int) -> None:
+        self._most = most
         self._work = work
         self._items = items
         self._slots: deque[_Slot[Item, Result]] = deque()
@@ -89,7 +95,7 @@ class _Ahead(Generic[Item, Result]):
             self._changed.notify_all()
 
     def _top_up(self) -> None:
-        while len(self._slots) < ITEMS_AHEAD:
+        while len(self._slots) < self._most:
             try:
                 slot: _Slot[Item, Result] = _Slot(next(self._items))
             except StopIteration:

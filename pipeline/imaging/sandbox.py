@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import Reason, UnreadableError, WorkerError
-from pipeline.imaging.ahead import read_ahead
+from pipeline.imaging.ahead import ITEMS_AHEAD, read_ahead
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
 from pipeline.imaging.worker import OUT_OF_MEMORY
 from pipeline.intake import Limits
@@ -100,7 +100,9 @@ class Sandbox:
         finally:
             messages.close()
 
-    def map(self, task: Callable[[Item], Iterator[Result]], items: Iterable[Item]) -> Generator[Iterator[Result], None, None]:
+    def map(
+        self, task: Callable[[Item], Iterator[Result]], items: Iterable[Item], ahead: int = ITEMS_AHEAD
+    ) -> Generator[Iterator[Result], None, None]:
         """Run a task on many items, several at a time and ahead of their use, in bounded memory.
 
         Parameters
@@ -109,6 +111,8 @@ class Sandbox:
             As in `run`.
         items
             What it is called with, one after the other; taken as needed.
+        ahead
+            How many items are begun at a time.
 
         Yields
         ------
@@ -117,7 +121,7 @@ class Sandbox:
             iterator, or an interrupt while it waits, ends the workers that are at work.
         """
         held = _Held()
-        for messages in read_ahead(lambda item: self._messages(task, item, held), items, self.workers, held.end):
+        for messages in read_ahead(lambda item: self._messages(task, item, held), items, self.workers, held.end, ahead):
             yield _results(messages)
 
     def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, held: "_Held") -> Generator[Message, None, None]:

@@ -4,7 +4,9 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from pipeline.errors import OctrayError, Reason, UnreadableError
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
@@ -24,12 +26,12 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
         Time for one result, without that of importing the task; the kernel ends the process with SIGALRM, even within a
         decoder, where it takes longer.
     worker_bytes
-        Address space of this process.
+        Address space of this process, but for what is loaded `beside_the_limit`.
     """
     connection = Connection(handle)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (worker_bytes, worker_bytes))
+    _limit_memory(worker_bytes)
     try:
         _import_readers()
         send(connection, packed(Kind.READY))
@@ -40,6 +42,32 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
         return
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
+
+
+@contextmanager
+def beside_the_limit() -> Iterator[None]:
+    """Let what the block loads and keeps, such as a network, not count as memory that reading a file takes."""
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == most:
+        yield
+        return
+    before = _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        yield
+    finally:
+        _limit_memory(limit + max(0, _address_space() - before))
+
+
+def _limit_memory(size: int) -> None:
+    """Set the limit that can be raised again; the one that cannot stays, and is never exceeded."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size if most == resource.RLIM_INFINITY else min(size, most), most))
+
+
+def _address_space() -> int:
+    """Return the bytes of address space that this process has (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _import_readers() -> None:

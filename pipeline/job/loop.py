@@ -70,6 +70,7 @@ class Loop:
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
         while claims := self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS):
+            self._pace = min(2 * self._pace, _MOST)  # until the next save says again what a second's work is
             for claim in claims:
                 if outcome := self._unsaved.take(claim):
                     self._ready.append((claim, outcome))

@@ -3,8 +3,8 @@
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,14 +16,13 @@ from pipeline.job.folder import HEATMAPS, OBJECTS, write_whole
 from pipeline.job.objects import Asked, objects_of
 from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
-from pipeline.records import FrameFacts, FramePrediction, Heatmap
+from pipeline.records import FramePrediction
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.batch import Scored
-from pipeline.score.overlay import draw, full_scale, jpeg, png
-from pipeline.score.view import View
+from pipeline.score.pictures import Drawing
 
-_WRITERS, _AHEAD = 2, 64
+_WRITERS, _AHEAD = 2, 4
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 _LIMITS = Limits(frame_seconds=120.0)
@@ -48,23 +47,22 @@ class Wanted:
     objects: frozenset[Kind] = frozenset()
 
     @property
-    def maps(self) -> bool:
-        """Whether heatmaps have to be computed."""
-        return self.heatmaps or bool(self.objects - {Kind.SR})
-
-    @property
-    def pictures(self) -> bool:
-        """Whether heatmaps have to be drawn."""
-        return self.heatmaps or Kind.SC in self.objects
+    def drawing(self) -> Drawing:
+        """What is made of the heatmaps of a frame."""
+        return Drawing(maps=bool(self.objects - {Kind.SR}), jpeg=self.heatmaps, png=Kind.SC in self.objects)
 
 
 @dataclass(slots=True)
 class Pieces:
-    """The files of one study that are written or being written, and what is still needed to write the last of them.
+    """The files of one study, and what is still needed to write the last of them.
 
-    `results` and `pictures` are those that DICOM objects are made of; pictures are PNG files by frame number and label.
+    `written` are those that are there, or, without a hash, those that could not be written: the next run sees that they are
+    missing, and makes them. `results` and `pictures` are those that DICOM objects are made of; pictures are PNG files by frame
+    number and label.
     """
 
+    written: list[Output] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     under_way: list[tuple[str, Written]] = field(default_factory=list)
     results: dict[str, list[FramePrediction]] = field(default_factory=dict)
     pictures: dict[str, dict[tuple[int, str], bytes]] = field(default_factory=dict)
@@ -74,23 +72,23 @@ class Pieces:
         return all(written.done() for _, written in self.under_way)
 
     def outputs(self) -> tuple[tuple[Output, ...], tuple[str, ...]]:
-        """Wait for every file; return what was written, and why others were not.
-
-        A file that could not be written is an output without a hash: the next run sees that it is missing, and makes it.
-        """
-        outputs: list[Output] = []
-        faults: list[str] = []
+        """Wait for every file; return what was written, and why others were not."""
         for name, written in self.under_way:
             if error := written.exception():
-                outputs.append(Output(name, "", 0))
-                faults.append(getattr(error, "strerror", None) or type(error).__name__)
+                self.fail(name, error)
             else:
-                outputs += written.result()
-        return tuple(outputs), tuple(faults)
+                self.written += written.result()
+        self.under_way.clear()
+        return tuple(self.written), tuple(self.faults)
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Note that a file could not be written."""
+        self.written.append(Output(name, "", 0))
+        self.faults.append(getattr(error, "strerror", None) or type(error).__name__)
 
 
 class Writer:
-    """Draws and writes in threads of its own; few frames wait, so that memory is bounded.
+    """Writes what belongs to studies: pictures at once, DICOM objects, which take long, in threads of its own.
 
     Parameters
     ----------
@@ -118,59 +116,46 @@ class Writer:
         self._pool.shutdown(cancel_futures=True)
         self._sandbox.close()
 
-    def draw(self, item: Scored, pieces: Pieces) -> ReportFrame:
-        """Begin to draw the heatmaps of a frame, but for the label of no finding; return what the report shows of it."""
-        if self._wanted.objects and item.facts.transfer_syntax_uid:
-            pieces.results.setdefault(item.facts.source, []).append(item.prediction)
-        drawn = shown(item.prediction, self._manifest)
-        pictures = tuple(self._begin(item, item.view, heatmap, pieces) for heatmap in drawn if item.view)
-        return ReportFrame(replace(item.prediction, heatmaps=()), pictures if self._wanted.heatmaps else ())
+    def add(self, item: Scored, pieces: Pieces) -> ReportFrame:
+        """Write the pictures of a frame; return what the report shows of it."""
+        facts, result = item.facts, item.prediction
+        if self._wanted.objects and facts.transfer_syntax_uid:
+            pieces.results.setdefault(facts.source, []).append(result)
+        pictures = []
+        for drawn in item.pictures:
+            if drawn.png:
+                pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, drawn.label] = drawn.png
+            if drawn.jpeg:
+                name = f"{HEATMAPS}/{picture_name(result, drawn.label)}"
+                self._write(name, drawn.jpeg, pieces)
+                pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence))
+        return ReportFrame(replace(result, heatmaps=()) if result.heatmaps else result, tuple(pictures))
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:
-        """Begin to write the DICOM objects of a study whose frames have all been given to `draw`."""
-        drawings = [written for _, written in pieces.under_way]
+        """Begin to write the DICOM objects of a study whose frames have all been added; few files wait, to bound memory."""
         for file in files:
             if results := pieces.results.pop(file.source, None):
-                write = partial(self._write_objects, file, results, pieces, drawings)
-                self._submit(f"{OBJECTS}/{file.source}", write, pieces)
+                asked = Asked(file, tuple(results), pieces.pictures.pop(file.source, {}))
+                written = self._pool.submit(self._write_objects, asked)
+                pieces.under_way.append((f"{OBJECTS}/{file.source}", written))
+                self._waiting.append(written)
+                if len(self._waiting) > _AHEAD:
+                    self._waiting.popleft().exception()
 
-    def _submit(self, name: str, write: Callable[[], tuple[Output, ...]], pieces: Pieces) -> None:
-        """Begin to write files of a study; `name` is that of what is missing where it fails."""
-        written = self._pool.submit(write)
-        pieces.under_way.append((name, written))
-        self._waiting.append(written)
-        if len(self._waiting) > _AHEAD:
-            self._waiting.popleft().exception()
+    def _write(self, name: str, content: bytes, pieces: Pieces) -> None:
+        try:
+            pieces.written.append(write_output(self._folder, name, content))
+        except OSError as error:
+            pieces.fail(name, error)
 
-    def _begin(self, item: Scored, view: View, heatmap: Heatmap, pieces: Pieces) -> Picture:
-        name = f"{HEATMAPS}/{picture_name(item.prediction, heatmap.label)}"
-        self._submit(name, partial(self._draw, name, item.facts, view, heatmap, pieces), pieces)
-        return Picture(heatmap.label, PurePosixPath(name), heatmap.has_positive_evidence)
-
-    def _draw(self, name: str, facts: FrameFacts, view: View, heatmap: Heatmap, pieces: Pieces) -> tuple[Output, ...]:
-        full = full_scale(self._manifest.temperature, heatmap.values.size)
-        picture = draw(view, heatmap, full)
-        if Kind.SC in self._wanted.objects and facts.transfer_syntax_uid:
-            pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, heatmap.label] = png(picture)
-        return (write_output(self._folder, name, jpeg(picture)),) if self._wanted.heatmaps else ()
-
-    def _write_objects(
-        self, file: StudyFile, results: list[FramePrediction], pieces: Pieces, drawings: list[Written]
-    ) -> tuple[Output, ...]:
+    def _write_objects(self, asked: Asked) -> tuple[Output, ...]:
         """Write the DICOM objects of one file, made in a process of their own, since the file is parsed once more for them."""
-        wait(drawings)
         task = partial(objects_of, manifest=self._manifest, kinds=self._wanted.objects)
-        asked = Asked(file, tuple(results), pieces.pictures.pop(file.source, {}))
-        own = mark(file.source)
+        own = mark(asked.file.source)
         return tuple(
             write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content)
             for name, content in self._sandbox.run(task, asked)
         )
-
-
-def shown(result: FramePrediction, manifest: Manifest) -> Sequence[Heatmap]:
-    """Return the heatmaps of a frame that people see: all but that of the label of no finding."""
-    return [heatmap for heatmap in result.heatmaps if heatmap.label != manifest.normal_label]
 
 
 def write_output(folder: Path, name: str, content: bytes) -> Output:

@@ -112,11 +112,11 @@ class Scorer:
         with (
             threadpool_limits(1, "blas"),  # its threads would spin for the cores that read and score
             Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
-            closing(score_studies(studies(), self.predictor, self.cores, self.wanted.maps, self.wanted.pictures)) as items,
+            closing(score_studies(studies(), self.predictor, self.cores, self.wanted.drawing)) as items,
         ):
             for item in items:
                 if isinstance(item, Scored):
-                    begun[0].frames.append(writer.draw(item, begun[0].pieces))
+                    begun[0].frames.append(writer.add(item, begun[0].pieces))
                     begun[0].facts.append(item.facts)
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())

@@ -8,11 +8,11 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
-from pipeline.records import FramePrediction, Quarantined
-from pipeline.results.parquet import write_parquet
+from pipeline.records import Quarantined
+from pipeline.results.parquet import parquet_table
 from pipeline.results.record import StudyRecord
-from pipeline.results.report import write_report
-from pipeline.results.tables import write_failures, write_predictions
+from pipeline.results.report import FAILURES_SHOWN, write_report
+from pipeline.results.tables import failures_table, predictions_table
 from pipeline.results.totals import Totals
 
 
@@ -30,21 +30,23 @@ def summarise(folder: Path, ledger: Ledger, bundle: Bundle, progress: Progress =
     progress
         Is shown the studies as the report is written.
     """
-    write_predictions(folder / PREDICTIONS, _frames(ledger))
-    write_parquet(folder / PARQUET, _frames(ledger))
-    write_failures(folder / FAILURES, _failures(ledger))
-    totals = Totals.of(_records(ledger, Order.POSITION), bundle.manifest.normal_label)
-    write_report(folder, bundle, _records(ledger, Order.URGENCY), _failures(ledger), totals, progress)
+    totals, refused = Totals(), list[Quarantined]()
+    with (
+        predictions_table(folder / PREDICTIONS) as add_frame,
+        parquet_table(folder / PARQUET) as add_typed,
+        failures_table(folder / FAILURES) as add_failure,
+    ):
+        for record in _records(ledger, Order.POSITION):
+            totals = totals.plus(record, bundle.manifest.normal_label)
+            for frame in record.frames:
+                add_frame(frame.prediction)
+                add_typed(frame.prediction)
+            for failure in record.failures:
+                add_failure(failure)
+            refused += record.failures[: FAILURES_SHOWN - len(refused)]
+    write_report(folder, bundle, _records(ledger, Order.URGENCY), refused, totals, progress)
     return totals
 
 
 def _records(ledger: Ledger, order: Order) -> Iterator[StudyRecord]:
     return (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(order))
-
-
-def _frames(ledger: Ledger) -> Iterator[FramePrediction]:
-    return (frame.prediction for record in _records(ledger, Order.POSITION) for frame in record.frames)
-
-
-def _failures(ledger: Ledger) -> Iterator[Quarantined]:
-    return (failure for record in _records(ledger, Order.POSITION) for failure in record.failures)

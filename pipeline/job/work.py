@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.study import stated_study
+from pipeline.imaging.dicom.study import may_state_study, stated_study
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.intake import Limits
@@ -62,9 +62,11 @@ class Grouping:
         """
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
+        parsed = [one for one in unknown if may_state_study(one[0])]
+        self._stated |= {place: "" for _, place in unknown}
         with Sandbox(_SCANNERS, limits) as sandbox:
-            answers = sandbox.map(stated_study, [file for file, _ in unknown])
-            for (_, place), answer in zip(unknown, answers, strict=True):
+            answers = sandbox.map(stated_study, [file for file, _ in parsed])
+            for (_, place), answer in zip(parsed, answers, strict=True):
                 self._stated[place] = _answered(answer)
         groups: dict[str, list[tuple[StudyFile, tuple[int, int, int] | None]]] = {}
         for file, place in found:

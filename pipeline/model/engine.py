@@ -57,7 +57,12 @@ class Engine:
         self.size = self._checked_size()
         self.threads = threads
         self.provider = str(self._session.get_providers()[0])
-        self.frames_at_once = A_CORE * (threads or usable_cores()) if self.provider == _CPU else ON_CUDA
+        self.frames_at_once = A_CORE * (threads or usable_cores()) if self.is_on_processor else ON_CUDA
+
+    @property
+    def is_on_processor(self) -> bool:
+        """Whether processor cores run the graph, and no GPU."""
+        return self.provider == _CPU
 
     def run(self, pixels: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return logits (n, labels) and features (n, channels, map_rows, map_columns), both float32.
@@ -74,7 +79,7 @@ class Engine:
 
     def calls(self, cores: int) -> int:
         """Return how many calls at a time keep so many cores at work; one, where a single call takes all there is."""
-        return max(1, cores // self.threads) if self.threads and self.provider == _CPU else 1
+        return max(1, cores // self.threads) if self.threads and self.is_on_processor else 1
 
     def parts(self, count: int) -> list[slice]:
         """Return slices that cut so many frames into what one call takes best."""

@@ -1,8 +1,8 @@
 """`predictions.parquet`: the rows and columns of `predictions.csv`, with types, for those who read tables with programs."""
 
 import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +33,44 @@ _TYPES = {
 }
 
 
-def write_parquet(path: Path, frames: Iterable[FramePrediction]) -> None:
-    """Write one row a frame and label, in the order given; the file appears whole or not at all.
+@contextmanager
+def parquet_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
+    """Give what adds the rows of a frame, one for each label; the file appears at the end, whole or not at all.
 
     Memory does not grow with the rows, and equal rows give equal bytes. Text is as it is, without the guard of the CSV table;
     what is not known is null.
     """
     import pyarrow
-    from pyarrow.json import ParseOptions, ReadOptions, read_json
     from pyarrow.parquet import ParquetWriter
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _TYPES.items()])
-    rows = (_row(frame, prediction) for frame in frames for prediction in frame.predictions)
-    parsing = ParseOptions(explicit_schema=schema)
     temporary = path.with_name(f".{path.name}.part")
+    waiting: list[dict[str, Any]] = []
     try:
         with ParquetWriter(temporary, schema) as writer:
-            for group in _groups(rows):
-                # By way of JSON, since making a table of Python objects imports pandas, a quarter of a second.
-                lines = "\n".join(map(json.dumps, group)).encode()
-                options = ReadOptions(use_threads=False, block_size=len(lines) + 1)
-                writer.write_table(read_json(pyarrow.BufferReader(lines), options, parsing))
+
+            def add(frame: FramePrediction) -> None:
+                waiting.extend(_row(frame, prediction) for prediction in frame.predictions)
+                if len(waiting) >= _ROWS:
+                    writer.write_table(_typed(waiting, schema))
+                    waiting.clear()
+
+            yield add
+            if waiting:
+                writer.write_table(_typed(waiting, schema))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _typed(rows: Iterable[Mapping[str, Any]], schema: Any) -> Any:
+    """Return rows as a table, by way of JSON: making one of Python objects imports pandas, a quarter of a second."""
+    import pyarrow
+    from pyarrow.json import ParseOptions, ReadOptions, read_json
+
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    options = ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    return read_json(pyarrow.BufferReader(lines), options, ParseOptions(explicit_schema=schema))
 
 
 def _row(frame: FramePrediction, prediction: Prediction) -> dict[str, Any]:
@@ -79,8 +93,3 @@ def _row(frame: FramePrediction, prediction: Prediction) -> dict[str, Any]:
         "bundle_id": prediction.bundle_id,
         "input_sha256": frame.input_sha256,
     }
-
-
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(islice(rows, _ROWS)):
-        yield group

@@ -29,7 +29,7 @@ def write_report(
     folder: Path,
     bundle: Bundle,
     records: Iterator[StudyRecord],
-    failures: Iterator[Quarantined],
+    failures: Sequence[Quarantined],
     totals: Totals,
     progress: Progress = silent,
 ) -> None:
@@ -46,7 +46,7 @@ def write_report(
     records
         The studies, most urgent first; those without a scored frame are passed over.
     failures
-        What was not scored, with the reasons.
+        The first of what was not scored, with the reasons; `FAILURES_SHOWN` of them are shown.
     totals
         Counts of all of it.
     progress
@@ -61,7 +61,7 @@ def write_report(
         page = _Page(folder, bundle, totals, number, pages)
         with replacing(folder / page_name(number)) as file:
             shown = list(islice(rest, STUDIES_A_PAGE))
-            file.writelines(f"{part}\n" for part in page.parts(shown, failures if number == 1 else iter(())))
+            file.writelines(f"{part}\n" for part in page.parts(shown, failures if number == 1 else ()))
     for old in folder.glob("report-*.html"):
         if not (old.stem[7:].isdecimal() and 2 <= int(old.stem[7:]) <= pages):
             old.unlink()
@@ -84,7 +84,7 @@ class _Page:
         self._pages = pages
         self._points = {point.label: point for point in bundle.manifest.operating_points}
 
-    def parts(self, studies: Sequence[Study], failures: Iterator[Quarantined]) -> Iterator[str]:
+    def parts(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
         first = (self._number - 1) * STUDIES_A_PAGE + 1
         yield _HEAD
         yield from self._header()
@@ -235,8 +235,8 @@ class _Page:
         predictions = frame.prediction.predictions
         return (findings(predictions, self._manifest.normal_label) or list(predictions))[0]
 
-    def _failures(self, failures: Iterator[Quarantined]) -> Iterator[str]:
-        shown = list(islice(failures, FAILURES_SHOWN))
+    def _failures(self, failures: Sequence[Quarantined]) -> Iterator[str]:
+        shown = failures[:FAILURES_SHOWN]
         if not shown:
             return
         yield '<h2 id="not-scored">Not scored</h2>'

@@ -6,7 +6,8 @@ does text that has one before such a start, so that whoever takes one apostrophe
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,18 @@ PREDICTION_COLUMNS = (
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 
 
-def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
-    """Write one row a frame and label, in the order given; the file appears whole or not at all."""
-    _write(path, PREDICTION_COLUMNS, (_row(frame, prediction) for frame in frames for prediction in frame.predictions))
+@contextmanager
+def predictions_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
+    """Give what adds the rows of a frame, one for each label; the file appears at the end, whole or not at all."""
+    with _table(path, PREDICTION_COLUMNS) as writer:
+        yield lambda frame: writer.writerows([_row(frame, prediction) for prediction in frame.predictions])
 
 
-def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
-    """Write one row for each file or frame that was not scored, and only the header where there is none."""
-    _write(path, FAILURE_COLUMNS, (_failure_row(item) for item in failures))
+@contextmanager
+def failures_table(path: Path) -> Iterator[Callable[[Quarantined], None]]:
+    """Give what adds a file or frame that was not scored; the file appears at the end, with its header where there is none."""
+    with _table(path, FAILURE_COLUMNS) as writer:
+        yield lambda failure: writer.writerow(_failure_row(failure))
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:
@@ -128,8 +133,9 @@ def known(value: float | None) -> float | None:
     return None if value is None else rounded(value)
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> None:
+@contextmanager
+def _table(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     with replacing(path) as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(rows)
+        yield writer

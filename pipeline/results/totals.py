@@ -1,6 +1,5 @@
 """How many studies, frames and failures a folder of results holds."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.results.record import StudyRecord
@@ -28,13 +27,11 @@ class Totals:
     frames: int = 0
     failures: int = 0
 
-    @staticmethod
-    def of(records: Iterable[StudyRecord], normal_label: str | None) -> "Totals":
-        """Count the records of a run."""
-        studies = urgent = frames = failures = 0
-        for record in records:
-            studies += bool(record.frames)
-            urgent += urgency_of(record.frames, normal_label)[0] == URGENT
-            frames += len(record.frames)
-            failures += len(record.failures)
-        return Totals(studies, urgent, frames, failures)
+    def plus(self, record: StudyRecord, normal_label: str | None) -> "Totals":
+        """Return them with one study more."""
+        return Totals(
+            self.studies + bool(record.frames),
+            self.urgent + (urgency_of(record.frames, normal_label)[0] == URGENT),
+            self.frames + len(record.frames),
+            self.failures + len(record.failures),
+        )

@@ -1,4 +1,4 @@
-"""Scores studies: reads ahead in worker processes, runs the network on frames of all studies, and streams what is found."""
+"""Scores studies: files are read and scored in worker processes, and what is found streams in the order of the studies."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -6,26 +6,35 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
+from pipeline.intake import Limits
 from pipeline.records import FrameFacts, FramePrediction, Quarantined
 from pipeline.score.admission import Admission, Admitted, read_admitted
-from pipeline.score.predictor import Predictor
+from pipeline.score.pictures import NOTHING_DRAWN, Drawing, Drawn, pictures
 from pipeline.score.view import View
 
-LEAST_READERS = 2
+if TYPE_CHECKING:  # worker processes load it beside their limit of memory
+    from pipeline.score.predictor import Predictor
+
+LEAST_WORKERS = 2
 """Processes that read files, even where there are fewer cores: one of them may wait for a disk or a network."""
 ITEMS_AT_ONCE = 64
-"""Frames, failures and ends of studies in one batch, at most."""
+"""Frames, failures and ends in one batch, at most."""
+FILES_AT_ONCE, SMALL_BYTES = 4, 2**18
+"""So many files of at most that size are one task of a worker: asking and answering costs a twentieth of scoring one."""
+TASKS_AHEAD = 64
 
 Study = TypeVar("Study")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
+class Predicted:
     """A frame and what the bundle says of it.
 
     Parameters
@@ -35,12 +44,31 @@ class Scored:
     prediction
         What the bundle says.
     view
-        What its heatmaps are drawn on; None where they are not wanted.
+        What its heatmaps are drawn on; None where they are not.
     """
 
     facts: FrameFacts
     prediction: FramePrediction
     view: View | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A frame of which everything is known.
+
+    Parameters
+    ----------
+    facts
+        The frame without its pixels.
+    prediction
+        What the bundle says, with the heatmaps only where their values were asked for.
+    pictures
+        Of its heatmaps.
+    """
+
+    facts: FrameFacts
+    prediction: FramePrediction
+    pictures: tuple[Drawn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +80,16 @@ class Ended(Generic[Study]):
 
 Item = Admitted | Quarantined | Ended[Study]
 Result = Scored | Quarantined | Ended[Study]
+Member = tuple[StudyFile, Ended[Study] | None]
+"""A file, and the end of its study where it is the last of it."""
+_NEXT_FILE = Ended(None)
 
 
 def score_studies(
     studies: Iterable[tuple[Study, Sequence[StudyFile]]],
-    predictor: Predictor,
+    predictor: "Predictor",
     cores: int = 1,
-    heatmaps: bool = True,
-    drawn: bool = True,
+    drawing: Drawing = NOTHING_DRAWN,
 ) -> Generator[Result[Study], None, None]:
     """Score studies as they come; what cannot be read or is not meant for the bundle comes out as a failure.
 
@@ -70,50 +100,178 @@ def score_studies(
     predictor
         What scores.
     cores
-        How many to keep at work: with as many processes that read, and calls of the network at a time.
-    heatmaps
-        Whether predictions carry heatmaps.
-    drawn
-        Whether frames come with views that heatmaps are drawn on.
+        How many to keep at work.
+    drawing
+        What is made of heatmaps.
 
     Yields
     ------
     Scored, Quarantined or Ended
         In the order of the studies, their files and the frames of these, and `Ended` behind the last of each study. Held in
-        memory are a few batches of frames on the network's grid, and what `Sandbox.map` lets wait. Closing the iterator ends
-        all reading.
+        memory is what `Sandbox.map` lets wait, and where the network runs in this process, a few batches of frames on its
+        grid. Closing the iterator ends all work.
+
+    Raises
+    ------
+    BundleError
+        Where the network returns what is no number, or the bundle was replaced under way.
     """
+    members = _members(studies)
+    with Sandbox(max(LEAST_WORKERS, cores), predictor.admission.reading.limits) as sandbox:
+        if predictor.is_light:
+            results = _in_workers(members, predictor, sandbox, drawing)
+        else:
+            results = _in_threads(members, predictor, sandbox, cores, drawing)
+        with closing(results):
+            yield from results
+
+
+def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[Member[Study]]:
+    for study, files in studies:
+        for number, file in enumerate(files, 1):
+            yield file, Ended(study) if number == len(files) else None
+
+
+def _in_workers(
+    members: Iterator[Member[Study]], predictor: "Predictor", sandbox: Sandbox, drawing: Drawing
+) -> Generator[Result[Study], None, None]:
+    """Have each worker read files, run the network on their frames and draw, so that results alone pass between processes."""
+    begun: deque[list[Member[Study]]] = deque()
+
+    def tasks() -> Iterator[list[StudyFile]]:
+        for group in _groups(members):
+            begun.append(group)
+            yield [file for file, _ in group]
+
+    task = partial(score_files, predictor=predictor, drawing=drawing)
+    alone = partial(score_file, predictor=predictor, drawing=drawing)
+    limits = predictor.admission.reading.limits
+    with closing(sandbox.map(task, tasks(), TASKS_AHEAD)) as outcomes:
+        for outcome in outcomes:
+            yield from _of_group(begun.popleft(), outcome, alone, limits)
+
+
+def _groups(members: Iterable[Member[Study]]) -> Iterator[list[Member[Study]]]:
+    """Put small files together that follow each other."""
+    group: list[Member[Study]] = []
+    for member in members:
+        is_small = _is_small(member[0])
+        if group and (not is_small or len(group) == FILES_AT_ONCE):
+            yield group
+            group = []
+        group.append(member)
+        if not is_small:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _is_small(file: StudyFile) -> bool:
+    try:
+        return not file.inside and file.path.stat().st_size <= SMALL_BYTES
+    except OSError:
+        return True  # it cannot be opened, which reading it will say
+
+
+def score_files(
+    files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing
+) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+    """Score files one after the other, frames of several in one call of the network; made for worker processes.
+
+    Yields
+    ------
+    list
+        What came of some frames, and `Ended` between what belongs to one file and to the next.
+    """
+    admission = replace(predictor.admission, drawn=drawing.is_drawn)
+    for batch in batches(_admitted(files, admission), predictor.engine.frames_at_once):
+        yield finished(batch, predictor, drawing)
+
+
+def score_file(file: StudyFile, predictor: "Predictor", drawing: Drawing) -> Iterator[Scored | Quarantined]:
+    """Score a file and yield what comes of each frame before the next is read; made for worker processes."""
+    for item in _outcome(file, read_admitted(file, replace(predictor.admission, drawn=drawing.is_drawn))):
+        if isinstance(item, Quarantined):
+            yield item
+            continue
+        (result,) = predictor.predict_admitted([item], drawing.is_computed)
+        if isinstance(result, Quarantined):
+            yield result
+        else:
+            yield _scored(Predicted(item.facts, result, item.view), predictor, drawing)
+
+
+def _admitted(files: Sequence[StudyFile], admission: Admission) -> Iterator[Item[None]]:
+    for number, file in enumerate(files):
+        if number:
+            yield _NEXT_FILE
+        yield from _outcome(file, read_admitted(file, admission))
+
+
+def _of_group(
+    group: Sequence[Member[Study]],
+    outcome: Iterator[list[Scored | Quarantined | Ended[None]]],
+    alone: "partial[Iterator[Scored | Quarantined]]",
+    limits: Limits,
+) -> Iterator[Result[Study]]:
+    """Yield what came of files that were scored together.
+
+    Where a worker failed on them it is not known on which: they are scored again alone, but for what has come out already.
+    """
+    rest = deque(group)
+    done = 0
+    try:
+        for item in chain.from_iterable(outcome):
+            done += 1
+            if not isinstance(item, Ended):
+                yield item
+                continue
+            done = 0
+            _, end = rest.popleft()
+            if end:
+                yield end
+    except UnreadableError:
+        for file, end in rest:
+            with Sandbox(1, limits) as sandbox:
+                yield from islice(_outcome(file, sandbox.run(alone, file)), done, None)
+            done = 0
+            if end:
+                yield end
+        return
+    if end := rest[0][1]:
+        yield end
+
+
+def _in_threads(
+    members: Iterator[Member[Study]], predictor: "Predictor", sandbox: Sandbox, cores: int, drawing: Drawing
+) -> Generator[Result[Study], None, None]:
+    """Have workers read files, and run the network in this process: on a GPU, or where heatmaps need more than its graph."""
     calls = predictor.engine.calls(cores)
-    begun: deque[tuple[list[Item[Study]], Future[list[FramePrediction | Quarantined]]]] = deque()
+    begun: deque[Future[list[Result[Study]]]] = deque()
     with (
-        Sandbox(max(LEAST_READERS, cores), predictor.admission.reading.limits) as sandbox,
         ThreadPoolExecutor(calls, thread_name_prefix="network") as pool,
-        closing(_items(studies, sandbox, replace(predictor.admission, drawn=drawn))) as items,
+        closing(_read(members, sandbox, replace(predictor.admission, drawn=drawing.is_drawn))) as items,
     ):
         try:
             for batch in batches(items, predictor.engine.frames_at_once):
-                begun.append((batch, pool.submit(predictor.predict_admitted, frames_of(batch), heatmaps)))
+                begun.append(pool.submit(finished, batch, predictor, drawing))
                 if len(begun) > 2 * calls:
-                    first, results = begun.popleft()
-                    yield from scored(first, results.result())
+                    yield from begun.popleft().result()
             while begun:
-                first, results = begun.popleft()
-                yield from scored(first, results.result())
+                yield from begun.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _items(
-    studies: Iterable[tuple[Study, Sequence[StudyFile]]], sandbox: Sandbox, admission: Admission
-) -> Generator[Item[Study], None, None]:
-    """Read the files of all studies, several at a time, and mark where each study ends."""
-    begun: deque[tuple[StudyFile, Ended[Study] | None]] = deque()
+def _read(members: Iterator[Member[Study]], sandbox: Sandbox, admission: Admission) -> Generator[Item[Study], None, None]:
+    """Read files, several at a time, and mark where each study ends."""
+    begun: deque[Member[Study]] = deque()
 
     def files() -> Iterator[StudyFile]:
-        for study, members in studies:
-            for file in members:
-                begun.append((file, Ended(study) if file is members[-1] else None))
-                yield file
+        for member in members:
+            begun.append(member)
+            yield member[0]
 
     for outcome in sandbox.map(partial(read_admitted, admission=admission), files()):
         file, end = begun.popleft()
@@ -136,23 +294,35 @@ def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study
         yield batch
 
 
-def frames_of(batch: Sequence[Item[Study]]) -> list[Admitted]:
-    """Return the frames among the items of a batch."""
-    return [item for item in batch if isinstance(item, Admitted)]
-
-
-def scored(batch: Sequence[Item[Study]], results: Iterable[FramePrediction | Quarantined]) -> Iterator[Result[Study]]:
+def predicted(
+    batch: Sequence[Item[Study]], predictor: "Predictor", heatmaps: bool
+) -> Iterator[Predicted | Quarantined | Ended[Study]]:
     """Yield the items of a batch in their order, with what the network says of its frames in place of these."""
-    rest = iter(results)
+    frames = [item for item in batch if isinstance(item, Admitted)]
+    results = iter(predictor.predict_admitted(frames, heatmaps))
     for item in batch:
         if isinstance(item, Admitted):
-            result = next(rest)
-            yield result if isinstance(result, Quarantined) else Scored(item.facts, result, item.view)
+            result = next(results)
+            yield result if isinstance(result, Quarantined) else Predicted(item.facts, result, item.view)
         else:
             yield item
 
 
-def _outcome(file: StudyFile, items: Iterator[Admitted | Quarantined]) -> Iterator[Admitted | Quarantined]:
+def finished(batch: Sequence[Item[Study]], predictor: "Predictor", drawing: Drawing) -> list[Result[Study]]:
+    """Return the items of a batch in their order, with all that is made of its frames in place of these."""
+    return [
+        _scored(item, predictor, drawing) if isinstance(item, Predicted) else item
+        for item in predicted(batch, predictor, drawing.is_computed)
+    ]
+
+
+def _scored(item: Predicted, predictor: "Predictor", drawing: Drawing) -> Scored:
+    as_png = drawing.png and bool(item.facts.transfer_syntax_uid)
+    drawn = pictures(item.prediction, item.view, predictor.manifest, drawing.jpeg, as_png) if item.view else ()
+    return Scored(item.facts, item.prediction if drawing.maps else replace(item.prediction, heatmaps=()), drawn)
+
+
+def _outcome(file: StudyFile, items: Iterator[Found]) -> Iterator[Found | Quarantined]:
     """Yield what came of a file; where reading it broke off, the last is a failure."""
     done = 0
     try:

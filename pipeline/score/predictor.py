@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,11 @@ from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.records import FloatArray, Frame, FrameFacts, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
 from pipeline.score.admission import Admission, Admitted
+from pipeline.score.loading import loaded
 
 
 class Predictor:
-    """A bundle that is ready to score; may be called from several threads at once.
+    """A bundle that is ready to score; may be called from several threads at once, and is loaded anew where it is unpickled.
 
     Parameters
     ----------
@@ -51,6 +53,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
+        self._path = bundle.path.absolute()
         preprocessing = bundle.manifest.preprocessing
         self.admission = Admission(reading_for(preprocessing, Limits()), bundle.manifest.gate(), preprocessing)
         check_tools(self.admission.gate)
@@ -61,6 +64,14 @@ class Predictor:
         self._bands = {band.label: band for band in conformal.bands} if (conformal := bundle.manifest.conformal) else {}
         self._reference = _reference(bundle)
         self._check_shapes()
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], "Predictor"], tuple[Path, str]]:
+        return loaded, (self._path, self.manifest.bundle_id)
+
+    @property
+    def is_light(self) -> bool:
+        """Whether every process can have one: it needs neither a GPU nor torch."""
+        return self.engine.is_on_processor and self.manifest.heatmap.computed != "gradient"
 
     def predict(self, frames: Sequence[Frame], heatmaps: bool = True) -> list[FramePrediction]:
         """Score frames, in their order; a frame's result does not depend on the frames beside it.

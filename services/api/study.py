@@ -15,8 +15,9 @@ from pipeline.model.bundle import Manifest
 from pipeline.records import FrameFacts, FramePrediction, Heatmap, Prediction, Quarantined
 from pipeline.results.states import study_states
 from pipeline.score.admission import read_admitted_bytes
-from pipeline.score.batch import Item, Result, Scored, batches, frames_of, scored
+from pipeline.score.batch import Ended, Item, Predicted, batches, predicted
 from pipeline.score.overlay import draw, full_scale, png
+from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
 from pipeline.score.view import View
 from services.api.problems import StudyMismatchError, UnreadableStudyError
@@ -113,7 +114,7 @@ class _Study:
             for item in self._results(content, upload.source):
                 if isinstance(item, Quarantined):
                     refused.append(_refused(item))
-                elif isinstance(item, Scored):
+                elif isinstance(item, Predicted):
                     answers.append(self._answer(item))
                     predictions.append(item.prediction.predictions)
                     uid = item.facts.key.study_instance_uid
@@ -127,12 +128,10 @@ class _Study:
         if uid:
             self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
 
-    def _results(self, content: bytes, source: str) -> Iterator[Result[None]]:
+    def _results(self, content: bytes, source: str) -> Iterator[Predicted | Quarantined | Ended[None]]:
         """Yield what comes of every frame of a file."""
-        most = self._predictor.engine.frames_at_once
-        for batch in batches(self._items(content, source), most):
-            results = self._predictor.predict_admitted(frames_of(batch), heatmaps=self._max_heatmaps is not None)
-            yield from scored(batch, results)
+        for batch in batches(self._items(content, source), self._predictor.engine.frames_at_once):
+            yield from predicted(batch, self._predictor, heatmaps=self._max_heatmaps is not None)
 
     def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
         read = partial(read_admitted_bytes, source=source, admission=self._admission)
@@ -164,18 +163,18 @@ class _Study:
                 "files before it. Send each study in a request of its own."
             )
 
-    def _answer(self, item: Scored) -> FrameAnswer:
+    def _answer(self, item: Predicted) -> FrameAnswer:
         """Draw the findings' heatmaps, all of them or, where they would be too many, none."""
         if item.view is None:
             return _frame_answer(item.facts, item.prediction, {})
-        shown = [heatmap for heatmap in item.prediction.heatmaps if heatmap.label != self._manifest.normal_label]
+        heatmaps = shown(item.prediction, self._manifest)
         most = self._max_heatmaps or 0
-        if self._heatmaps + len(shown) > most:
+        if self._heatmaps + len(heatmaps) > most:
             left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
             return _frame_answer(item.facts, item.prediction, {}, (left_out,))
-        self._heatmaps += len(shown)
-        heatmaps = {heatmap.label: _heatmap_answer(item.view, heatmap, self._manifest) for heatmap in shown}
-        return _frame_answer(item.facts, item.prediction, heatmaps)
+        self._heatmaps += len(heatmaps)
+        answers = {heatmap.label: _heatmap_answer(item.view, heatmap, self._manifest) for heatmap in heatmaps}
+        return _frame_answer(item.facts, item.prediction, answers)
 
 
 def _failure(source: str, frame_number: int | None, error: UnreadableError) -> Failure:

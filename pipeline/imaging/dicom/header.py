@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
 
 LONGEST = 2**16
 """Bytes of an element that has one object for each of its values; an explicit length cannot say more (PS3.5 7.1.2)."""
@@ -43,12 +45,19 @@ class Scope:
 def value(dataset: Dataset, keyword: str | int) -> Any:
     """Return an element's value, by its keyword or its tag; None where it is missing, empty, broken or endless."""
     try:
-        if _is_endless(dataset.get_item(keyword)):
+        tag = _tag(keyword)
+        if tag not in dataset or _is_endless(dataset.get_item(tag)):
             return None
-        found = dataset.get(keyword) if isinstance(keyword, str) else dataset[keyword].value if keyword in dataset else None
+        found = dataset[tag].value
     except Exception:
         return None
     return None if found is None or (isinstance(found, str | bytes | MultiValue) and len(found) == 0) else found
+
+
+@cache
+def _tag(keyword: str | int) -> BaseTag:
+    """Return a tag, which pydicom looks up and checks anew each time."""
+    return Tag(keyword)
 
 
 def little_endian(dataset: Dataset, keyword: str) -> bytes:

@@ -13,9 +13,17 @@ from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.intake import DEFAULT_READING
 
-_HEAD = 2**16
+_HEAD, _BEGINNING = 2**16, 132
 _STUDY_KEYWORD = "StudyInstanceUID"
 _STUDY = Tag(_STUDY_KEYWORD)
+
+
+def may_state_study(file: StudyFile) -> bool:
+    """Say whether `stated_study` has to look at a file: not where it plainly is no DICOM file, or cannot be read."""
+    try:
+        return bool(file.inside) or is_dicom(read_head(file, _BEGINNING))
+    except UnreadableError:
+        return False
 
 
 def stated_study(file: StudyFile) -> Iterator[str]:

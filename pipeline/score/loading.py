@@ -1,0 +1,30 @@
+"""Loads a bundle where a predictor is unpickled; light, so that what it imports counts as the network and not as reading."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import BundleError
+from pipeline.imaging.worker import beside_the_limit
+
+if TYPE_CHECKING:
+    from pipeline.score.predictor import Predictor
+
+
+@lru_cache(maxsize=1)
+def loaded(path: Path, bundle_id: str) -> "Predictor":
+    """Return the predictor of a bundle, for one core; the same again for the same bundle.
+
+    Raises
+    ------
+    BundleError
+        Where the bundle cannot be used, or another one lies there by now.
+    """
+    with beside_the_limit():
+        from pipeline.model.bundle import load_bundle
+        from pipeline.score.predictor import Predictor
+
+        predictor = Predictor(load_bundle(path), threads=1)
+    if predictor.manifest.bundle_id != bundle_id:
+        raise BundleError(f"The bundle {path.name} was replaced while it was in use. Start again.")
+    return predictor
