@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.worker import beside_the_limit
+from pipeline.imaging.worker import beside_the_limits
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
-from pipeline.records import Quarantined
-from pipeline.score.batch import Ended, Scored, score_file, score_files
+from pipeline.score.batch import Ended, Outcome, score_files, score_singly
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 
@@ -48,31 +47,20 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(
-    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
-) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
-    if any(file.source.startswith("crash") for file in files):
-        os.abort()
-    yield from score_files(files, predictor, drawing)
+def crash_on_name(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
+    for file in files:
+        if file.source.startswith("crash"):
+            os.abort()
+    yield from score_singly(files, predictor, drawing)
 
 
-def crash_alone_on_name(file: StudyFile, predictor: Predictor, drawing: Drawing) -> Iterator[Scored | Quarantined]:
-    if file.source.startswith("crash"):
-        os.abort()
-    yield from score_file(file, predictor, drawing)
-
-
-def crash_on_second(
-    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
-) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+def crash_on_second(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
     if len(files) > 1:
         yield from score_files(files[:1], predictor, drawing)
     os.abort()
 
 
-def hang_after_two_frames(
-    files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing
-) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
+def hang_after_two_frames(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
     """Give what came of two frames and of what lies between them, then no more."""
     given = 0
     for items in score_files(files, predictor, drawing):
@@ -109,10 +97,17 @@ def demand(size: int) -> Iterator[int]:
 
 def demand_beside(size: int) -> Iterator[int]:
     """Keep that much beside the limit, then demand as much within it."""
-    with beside_the_limit():
+    with beside_the_limits():
         kept = mmap.mmap(-1, size)
     yield len(kept)
     yield from demand(size)
+
+
+def take_time_beside(seconds: float) -> Iterator[int]:
+    """Take so long beside the limit, then without an end within it."""
+    with beside_the_limits():
+        time.sleep(seconds)
+    yield from hang(0)
 
 
 def be_killed(_: object) -> Iterator[int]:

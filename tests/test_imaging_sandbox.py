@@ -36,6 +36,7 @@ from tests.sandbox_tasks import (
     process_id,
     refuse,
     slow,
+    take_time_beside,
     working_folder,
 )
 
@@ -121,6 +122,13 @@ def test_what_is_loaded_beside_the_limit_of_memory_leaves_it_as_it_is(strict: Sa
     with pytest.raises(UnreadableError, match=r"limits\.worker_bytes"):
         next(results)
     assert list(strict.run(demand, 2**20)) == [2**20]
+
+
+def test_what_is_done_beside_the_limit_of_time_leaves_it_as_it_is(strict: Sandbox) -> None:
+    results = strict.run(take_time_beside, 1.5)
+    assert next(results) == 1
+    with pytest.raises(UnreadableError, match="took longer than 1 seconds"):
+        next(results)
 
 
 def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:

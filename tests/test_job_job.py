@@ -27,7 +27,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import batch
 from tests.builders import make_bundle, make_dicom
-from tests.sandbox_tasks import crash_alone_on_name, crash_on_name
+from tests.sandbox_tasks import crash_on_name
 from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows
 
@@ -266,7 +266,7 @@ def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_s
 
     monkeypatch.setattr(Loop, "_take", note)
     monkeypatch.setattr(batch, "score_files", crash_on_name)
-    monkeypatch.setattr(batch, "score_file", crash_alone_on_name)
+    monkeypatch.setattr(batch, "score_singly", crash_on_name)
     assert main(arguments(studies, bundle, tmp_path / "results")) == 1
     assert tried == [1, 2, 3]
     (failure,) = rows(tmp_path / "results" / "failures.csv")

@@ -238,8 +238,8 @@ def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> N
     members = []
     for number, size in enumerate(sizes):
         (tmp_path / str(number)).write_bytes(bytes(size))
-        members.append((StudyFile(tmp_path / str(number), str(number)), None))
-    members.append((StudyFile(tmp_path / "gone", "gone"), None))
+        members.append((StudyFile(tmp_path / str(number), str(number)), ()))
+    members.append((StudyFile(tmp_path / "gone", "gone"), ()))
     groups = [[file.source for file, _ in group] for group in batch._groups(members)]
     assert groups == [["0", "1"], ["2"], ["3", "4", "5", "6"], ["7", "gone"]]
 

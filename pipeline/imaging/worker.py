@@ -23,10 +23,10 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     handle
         File descriptor of a socket; messages with working folder, task and item come in, others go out.
     frame_seconds
-        Time for one result, without that of importing the task; the kernel ends the process with SIGALRM, even within a
-        decoder, where it takes longer.
+        Time for one result, without that of importing the task and of what is done `beside_the_limits`; the kernel ends the
+        process with SIGALRM, even within a decoder, where it takes longer.
     worker_bytes
-        Address space of this process, but for what is loaded `beside_the_limit`.
+        Address space of this process, but for what is loaded `beside_the_limits`.
     """
     connection = Connection(handle)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -45,18 +45,19 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
 
 
 @contextmanager
-def beside_the_limit() -> Iterator[None]:
-    """Let what the block loads and keeps, such as a network, not count as memory that reading a file takes."""
+def beside_the_limits() -> Iterator[None]:
+    """Let what the block does, such as running a network, count neither as time nor as memory that reading a file takes."""
+    rest, _ = signal.setitimer(signal.ITIMER_REAL, 0)
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == most:
-        yield
-        return
-    before = _address_space()
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if limit != most:
+        before = _address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         yield
     finally:
-        _limit_memory(limit + max(0, _address_space() - before))
+        if limit != most:
+            _limit_memory(limit + max(0, _address_space() - before))
+        _start_clock(rest)
 
 
 def _limit_memory(size: int) -> None:

@@ -1,7 +1,7 @@
 """Scores studies: files are read and scored in worker processes, and what is found streams in the order of the studies."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.intake import Limits
+from pipeline.imaging.worker import beside_the_limits
 from pipeline.records import FrameFacts, FramePrediction, Quarantined
 from pipeline.score.admission import Admission, Admitted, read_admitted
 from pipeline.score.pictures import NOTHING_DRAWN, Drawing, Drawn, pictures
@@ -80,7 +80,9 @@ class Ended(Generic[Study]):
 
 Item = Admitted | Quarantined | Ended[Study]
 Result = Scored | Quarantined | Ended[Study]
-Member = tuple[StudyFile, Ended[Study] | None]
+Outcome = Iterator[list[Scored | Quarantined | Ended[None]]]
+"""What came of some frames at a time, and `Ended` between what belongs to one file and to the next."""
+Member = tuple[StudyFile, tuple[Ended[Study], ...]]
 """A file, and the end of its study where it is the last of it."""
 _NEXT_FILE = Ended(None)
 
@@ -129,7 +131,7 @@ def score_studies(
 def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[Member[Study]]:
     for study, files in studies:
         for number, file in enumerate(files, 1):
-            yield file, Ended(study) if number == len(files) else None
+            yield file, (Ended(study),) if number == len(files) else ()
 
 
 def _in_workers(
@@ -144,11 +146,10 @@ def _in_workers(
             yield [file for file, _ in group]
 
     task = partial(score_files, predictor=predictor, drawing=drawing)
-    alone = partial(score_file, predictor=predictor, drawing=drawing)
-    limits = predictor.admission.reading.limits
+    again = partial(_alone, predictor=predictor, drawing=drawing)
     with closing(sandbox.map(task, tasks(), TASKS_AHEAD)) as outcomes:
         for outcome in outcomes:
-            yield from _of_group(begun.popleft(), outcome, alone, limits)
+            yield from _of_group(begun.popleft(), outcome, again)
 
 
 def _groups(members: Iterable[Member[Study]]) -> Iterator[list[Member[Study]]]:
@@ -174,32 +175,23 @@ def _is_small(file: StudyFile) -> bool:
         return True  # it cannot be opened, which reading it will say
 
 
-def score_files(
-    files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing
-) -> Iterator[list[Scored | Quarantined | Ended[None]]]:
-    """Score files one after the other, frames of several in one call of the network; made for worker processes.
-
-    Yields
-    ------
-    list
-        What came of some frames, and `Ended` between what belongs to one file and to the next.
-    """
+def score_files(files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing) -> Outcome:
+    """Score files one after the other, frames of several in one call of the network; made for worker processes."""
     admission = replace(predictor.admission, drawn=drawing.is_drawn)
-    for batch in batches(_admitted(files, admission), predictor.engine.frames_at_once):
-        yield finished(batch, predictor, drawing)
+    yield from _finished(batches(_admitted(files, admission), predictor.engine.frames_at_once), predictor, drawing)
 
 
-def score_file(file: StudyFile, predictor: "Predictor", drawing: Drawing) -> Iterator[Scored | Quarantined]:
-    """Score a file and yield what comes of each frame before the next is read; made for worker processes."""
-    for item in _outcome(file, read_admitted(file, replace(predictor.admission, drawn=drawing.is_drawn))):
-        if isinstance(item, Quarantined):
-            yield item
-            continue
-        (result,) = predictor.predict_admitted([item], drawing.is_computed)
-        if isinstance(result, Quarantined):
-            yield result
-        else:
-            yield _scored(Predicted(item.facts, result, item.view), predictor, drawing)
+def score_singly(files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing) -> Outcome:
+    """Do what `score_files` does, but give what comes of each frame before the next is read."""
+    admission = replace(predictor.admission, drawn=drawing.is_drawn)
+    yield from _finished(([item] for item in _admitted(files, admission)), predictor, drawing)
+
+
+def _finished(batches: Iterable[list[Item[None]]], predictor: "Predictor", drawing: Drawing) -> Outcome:
+    for batch in batches:
+        with beside_the_limits():
+            results = finished(batch, predictor, drawing)
+        yield results
 
 
 def _admitted(files: Sequence[StudyFile], admission: Admission) -> Iterator[Item[None]]:
@@ -210,37 +202,37 @@ def _admitted(files: Sequence[StudyFile], admission: Admission) -> Iterator[Item
 
 
 def _of_group(
-    group: Sequence[Member[Study]],
-    outcome: Iterator[list[Scored | Quarantined | Ended[None]]],
-    alone: "partial[Iterator[Scored | Quarantined]]",
-    limits: Limits,
+    group: Sequence[Member[Study]], outcome: Outcome, again: Callable[[StudyFile], Outcome] | None = None
 ) -> Iterator[Result[Study]]:
     """Yield what came of files that were scored together.
 
-    Where a worker failed on them it is not known on which: they are scored again alone, but for what has come out already.
+    Where a worker failed on several frames it is not known on which: the files are scored again alone, but for what has come
+    out already.
     """
     rest = deque(group)
     done = 0
     try:
         for item in chain.from_iterable(outcome):
-            done += 1
-            if not isinstance(item, Ended):
+            if isinstance(item, Ended):
+                yield from rest.popleft()[1]
+                done = 0
+            else:
                 yield item
-                continue
-            done = 0
-            _, end = rest.popleft()
-            if end:
-                yield end
-    except UnreadableError:
-        for file, end in rest:
-            with Sandbox(1, limits) as sandbox:
-                yield from islice(_outcome(file, sandbox.run(alone, file)), done, None)
-            done = 0
-            if end:
-                yield end
-        return
-    if end := rest[0][1]:
-        yield end
+                done += 1
+    except UnreadableError as error:
+        if again:
+            for member in rest:
+                yield from islice(_of_group([member], again(member[0])), done, None)
+                done = 0
+            return
+        yield _failed(rest[0][0], done, error.reason, str(error))
+    yield from rest[0][1]
+
+
+def _alone(file: StudyFile, predictor: "Predictor", drawing: Drawing) -> Outcome:
+    """Score a file in a worker of its own."""
+    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
+        yield from sandbox.run(partial(score_singly, predictor=predictor, drawing=drawing), [file])
 
 
 def _in_threads(
@@ -276,8 +268,7 @@ def _read(members: Iterator[Member[Study]], sandbox: Sandbox, admission: Admissi
     for outcome in sandbox.map(partial(read_admitted, admission=admission), files()):
         file, end = begun.popleft()
         yield from _outcome(file, outcome)
-        if end:
-            yield end
+        yield from end
 
 
 def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study]]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import BundleError
-from pipeline.imaging.worker import beside_the_limit
+from pipeline.imaging.worker import beside_the_limits
 
 if TYPE_CHECKING:
     from pipeline.score.predictor import Predictor
@@ -20,7 +20,7 @@ def loaded(path: Path, bundle_id: str) -> "Predictor":
     BundleError
         Where the bundle cannot be used, or another one lies there by now.
     """
-    with beside_the_limit():
+    with beside_the_limits():
         from pipeline.model.bundle import load_bundle
         from pipeline.score.predictor import Predictor
 

@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.imaging.preprocess import Placement, bright_height, placement
 from pipeline.records import Frame, Preprocessing
 
-MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 256, 512, 560
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 224, 512, 560
 
 
 @dataclass(frozen=True, slots=True, eq=False)
