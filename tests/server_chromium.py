@@ -1,9 +1,15 @@
 """Headless Chromium, as a reader of pages that lie on the disk; nothing it does reaches a network."""
 
+import json
+import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -38,11 +44,77 @@ class Chromium:
         """Print a page."""
         self._run(page, f"--print-to-pdf={out}")
 
+    @contextmanager
+    def reader(self, page: Path) -> Iterator["Reader"]:
+        """Give somebody who reads a page without a mouse."""
+        to_browser, from_browser = os.pipe(), os.pipe()
+        shell = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'  # the numbers that Chromium asks for
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+            flags = [*_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+            process = subprocess.Popen(
+                ["bash", "-c", shell, "bash", self._program, *flags],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(to_browser[0], from_browser[1]),
+            )
+            os.close(to_browser[0])
+            os.close(from_browser[1])
+            try:
+                with os.fdopen(to_browser[1], "wb", 0) as asked, os.fdopen(from_browser[0], "rb") as answered:
+                    yield Reader(asked, answered, page)
+            finally:
+                process.kill()
+                process.wait()
+
     def _run(self, page: Path, *more: str) -> str:
         with tempfile.TemporaryDirectory() as profile:
             command = [self._program, *_FLAGS, f"--user-data-dir={profile}", *more, page.as_uri()]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
         return done.stdout
+
+
+class Reader:
+    """Presses keys on a page, by the DevTools protocol."""
+
+    def __init__(self, asked: IO[bytes], answered: IO[bytes], page: Path) -> None:
+        self._asked = asked
+        self._answered = answered
+        self._session: dict[str, str] = {}
+        self._number = 0
+        target = self._ask("Target.createTarget", url=page.as_uri())["targetId"]
+        self._session = {"sessionId": self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self._ask("Emulation.setFocusEmulationEnabled", enabled=True)
+        while self.evaluate("document.readyState") != "complete":
+            time.sleep(0.05)
+
+    def press(self, key: str, code: int) -> None:
+        """Press and release a key, given by its name and its Windows virtual key code."""
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        for kind in ("keyDown", "keyUp"):
+            more = {"text": text} if text and kind == "keyDown" else {}
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression of JavaScript."""
+        return self._ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters} | self._session
+        self._asked.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = json.loads(self._message())
+            if answer.get("id") == self._number:
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _message(self) -> bytes:
+        message = bytearray()
+        while (byte := self._answered.read(1)) != b"\0":
+            if not byte:
+                raise EOFError("Chromium has ended.")
+            message += byte
+        return bytes(message)
 
 
 @pytest.fixture(scope="session")

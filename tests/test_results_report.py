@@ -290,3 +290,22 @@ def test_a_browser_shows_and_prints_it(tmp_path: Path, bundle: Bundle, picture: 
     content = (tmp_path / "page.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") + content.count(b"/Type /Page/") > 1
+
+
+@pytest.mark.slow
+def test_everything_is_reached_by_the_keyboard(tmp_path: Path, bundle: Bundle, chromium: Chromium) -> None:
+    frames = [make_scored(1, 0.9 - number / 20, "oct.dcm", number) for number in range(1, 8)]
+    write(tmp_path, bundle, [*frames, make_scored(2, 0.3)], [Quarantined("x.dcm", "not_an_image", "No image.")])
+    with chromium.reader(tmp_path / "report.html") as reader:
+        stops = []
+        for _ in range(6):
+            reader.press("Tab", 9)
+            stops.append(reader.evaluate("document.activeElement.getAttribute('href') || document.activeElement.tagName"))
+            assert reader.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        assert stops == ["#main", "#model-card", "#not-scored", "#study-1", "#study-2", "SUMMARY"]
+        assert not reader.evaluate("document.querySelector('details').open")
+        reader.press("Enter", 13)
+        assert reader.evaluate("document.querySelector('details').open")
+        reader.evaluate("document.querySelector('a[href=\"#study-2\"]').focus()")
+        reader.press("Enter", 13)
+        assert reader.evaluate("location.hash") == "#study-2"

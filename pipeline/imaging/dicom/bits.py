@@ -62,7 +62,7 @@ def overlay_bits(dataset: Dataset) -> int:
 
 
 def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
-    """Return the values of the stored bits.
+    """Return the values of the stored bits, the same array where nothing else lies in it.
 
     Parameters
     ----------
@@ -81,6 +81,8 @@ def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
         return words
     unsigned = words.view(f"u{words.itemsize}")
     if words.dtype.kind == "u" and bits.high == bits.stored - 1:
+        if not bits.overlays and words.max(initial=0) < 1 << bits.stored:
+            return words  # as nearly always: there is nothing to clear
         kept: NDArray[Any] = unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
         return kept
     unsigned = unsigned & np.asarray(~bits.overlays % 2**bits.allocated, unsigned.dtype)
