@@ -18,7 +18,8 @@ from pipeline.ledger.types import Claim, Outcome
 from pipeline.results.record import StudyRecord
 
 _FEWEST, _MOST = 8, 256
-"""Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others."""
+"""Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others; as long
+as it is not known how many these are, few, and each time twice as many."""
 _LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
 
@@ -48,6 +49,7 @@ class Loop:
         self._ready: list[tuple[Claim, Outcome]] = []
         self._saved_at = time.monotonic()
         self._pace = _FEWEST
+        self._is_paced = False
 
     def work(self, outcomes: Outcomes) -> None:
         """Work until nothing can be claimed any more; whatever ends it, what is done is saved and the rest given back.
@@ -70,7 +72,8 @@ class Loop:
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
         while claims := self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS):
-            self._pace = min(2 * self._pace, _MOST)  # until the next save says again what a second's work is
+            if not self._is_paced:
+                self._pace = min(2 * self._pace, _MOST)
             for claim in claims:
                 if outcome := self._unsaved.take(claim):
                     self._ready.append((claim, outcome))
@@ -90,7 +93,7 @@ class Loop:
         """Put what is done into the ledger, and tell of what it took: another may have finished a study in the meantime."""
         with undisturbed():
             ready, self._ready = self._ready, []
-            self._pace = min(max(len(ready), _FEWEST), _MOST)
+            self._pace, self._is_paced = min(max(len(ready), _FEWEST), _MOST), True
             taken = self._unsaved.guard(self._ledger, self._owner, ready) if ready else set()
             self._saved_at = time.monotonic()
             for claim, outcome in ready:
