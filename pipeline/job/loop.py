@@ -18,8 +18,8 @@ from pipeline.ledger.types import Claim, Outcome
 from pipeline.results.record import StudyRecord
 
 _FEWEST, _MOST = 8, 256
-"""Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As long
-as it is not known how many these are, each time twice as many."""
+"""Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As
+long as it is not known how many these are, each time twice as many."""
 _LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
 
