@@ -29,7 +29,7 @@ class Reference:
     Parameters
     ----------
     bank
-        float32 of shape (rows, channels): pooled features of training frames, each of unit length.
+        float64 of shape (rows, channels), rounded to float32: pooled features of training frames, each of unit length.
     neighbours
         The k of the k-th nearest.
     threshold
@@ -38,7 +38,7 @@ class Reference:
         How many frames the threshold was fixed on; 0 where it came from a bundle.
     """
 
-    bank: FloatArray
+    bank: Float64
     neighbours: int
     threshold: float
     calibration_frames: int = 0
@@ -57,7 +57,7 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """Return the bank as safetensors; the numbers beside it go into the manifest."""
-        return save({BANK: np.ascontiguousarray(self.bank)})
+        return save({BANK: np.ascontiguousarray(self.bank, np.float32)})
 
 
 def load_reference(content: bytes, neighbours: int, threshold: float) -> Reference:
@@ -74,7 +74,7 @@ def load_reference(content: bytes, neighbours: int, threshold: float) -> Referen
         raise ValueError("no bank of features") from None
     if bank.ndim != 2 or not 1 <= neighbours <= len(bank) or not threshold > 0:
         raise ValueError("bank, neighbours and threshold do not belong together")
-    return Reference(np.asarray(bank, np.float32), neighbours, threshold)
+    return Reference(np.asarray(bank, np.float64), neighbours, threshold)
 
 
 def pooled(features: FloatArray) -> Float64:
@@ -85,7 +85,8 @@ def pooled(features: FloatArray) -> Float64:
     features
         float32 of shape (channels, map_rows, map_columns).
     """
-    return np.asarray(features.reshape(len(features), -1).mean(axis=1, dtype=np.float64))
+    cells = features.reshape(len(features), -1).astype(np.float64)
+    return np.asarray(np.einsum("ck->c", cells) / cells.shape[1])
 
 
 def bank_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -111,7 +112,7 @@ def fit_reference(train: ArrayLike, calibration: ArrayLike, neighbours: int = NE
     exceeds: there it is at least the upper limit of a prediction interval for one further frame, log distances taken as normal
     (Hahn and Meeker 1991, chapter 4), so that it is wide where little is known; with one frame it is out of reach.
     """
-    bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32)
+    bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32).astype(np.float64)
     k = min(neighbours, len(bank))
     distances = [_raw_distance(bank, one, k) for one in np.asarray(calibration, np.float64)]
     threshold = float(np.quantile(distances, 1 - FALSE_ALARMS, method="higher"))
@@ -131,9 +132,9 @@ def _prediction_limit(distances: Sequence[float]) -> float:
     return float(min(_FARTHEST, np.exp(logs.mean() + spread)))
 
 
-def _raw_distance(bank: FloatArray, features: Float64, neighbours: int) -> float:
+def _raw_distance(bank: Float64, features: Float64, neighbours: int) -> float:
     """Return the Euclidean distance to the k-th nearest row; each frame by itself, without a matrix product over frames."""
-    cosines = np.einsum("rc,c->r", bank, _unit(features))
+    cosines = bank @ _unit(features)
     nearest = np.partition(cosines, len(cosines) - neighbours)[len(cosines) - neighbours]
     return float(np.sqrt(np.maximum(0.0, 2 - 2 * nearest)))
 

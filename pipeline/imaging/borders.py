@@ -48,10 +48,15 @@ def mask_white_borders(pixels: FloatArray) -> FloatArray:
 def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
     """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim."""
     wedges = np.zeros(pixels.shape, bool)
-    for turns in range(4):
-        wedge = _wedge_at_top(np.rot90(pixels, turns))
-        np.rot90(wedges, turns)[: len(wedge)] |= wedge
+    for turned, wedges_turned in zip(_turns(pixels), _turns(wedges), strict=True):
+        wedge = _wedge_at_top(turned)
+        wedges_turned[: len(wedge)] |= wedge
     return wedges
+
+
+def _turns(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return views of an array after 0, 1, 2 and 3 quarter turns, as `np.rot90` gives them at ten times the price."""
+    return pixels, pixels.T[::-1], pixels[::-1, ::-1], pixels.T[:, ::-1]
 
 
 def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:

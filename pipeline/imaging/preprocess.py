@@ -152,6 +152,8 @@ def _square(rows: int, columns: int, fit: Fit, height: float) -> tuple[int, int,
 
 def _resize(pixels: FloatArray, box: Box, rows: int, columns: int) -> FloatArray:
     top, left, tall, wide = box
+    if box == (0, 0, rows, columns) and pixels.shape == (rows, columns):
+        return np.clip(np.asarray(pixels, np.float32), 0, 1)
     image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
     edges = (left, top, left + wide, top + tall)
     resized: FloatArray = np.clip(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, box=edges)), 0, 1)

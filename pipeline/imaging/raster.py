@@ -17,7 +17,7 @@ from pipeline.imaging.dicom.codestream import check_scans, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, stored_sha256
-from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, whole_box
+from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, levels, whole_box
 from pipeline.intake import DEFAULT_READING, Limits, Reading
 from pipeline.records import Frame, InstanceKey
 
@@ -64,7 +64,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
             notes += (f"The file asks to be turned or mirrored (EXIF orientation {orientation}); the pixels are as stored.",)
         if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I;16", "I;16B"):
             notes += ("The file has 16 bits in each colour channel; 8 of them were read.",)
-        stored = _reduced(content, reading)
+        stored = _reduced(content, (image.height, image.width), reading)
         if stored is None:
             stored = _picture_values(_load(image))
         file = _File(content, source, 1, (image.height, image.width), reading.hashes)
@@ -72,8 +72,10 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
     yield replace(frame, instance_sha256=frame.stored_sha256, by_camera=by_camera, notes=notes + frame.notes)
 
 
-def _reduced(content: bytes, reading: Reading) -> NDArray[Any] | None:
-    return decode_jpeg(content, reading.side) if reading.side is not None and content.startswith(JPEG) else None
+def _reduced(content: bytes, shape: tuple[int, int], reading: Reading) -> NDArray[Any] | None:
+    if reading.side is None or not content.startswith(JPEG) or not levels(shape, reading.side):
+        return None
+    return decode_jpeg(content, reading.side)
 
 
 def _announced_size(content: bytes) -> tuple[int, int]:

@@ -35,8 +35,9 @@ def view_of(frame: Frame, preprocessing: Preprocessing) -> View:
     """Make the view of a frame for a network that sees it by way of `preprocessing`."""
     rows, columns = frame.shape
     height, width = display_shape(rows, columns)
-    levels = Image.fromarray(np.asarray(frame.pixels * np.float32(255) + np.float32(0.5), np.uint8))
-    grey = np.asarray(levels.resize((width, height), Image.Resampling.BILINEAR))
+    grey = np.asarray(frame.pixels * np.float32(255) + np.float32(0.5), np.uint8)
+    if grey.shape != (height, width):
+        grey = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
     box = placement(rows, columns, preprocessing, bright_height(frame.pixels, preprocessing))
     return View(grey, box, preprocessing.size)
 

@@ -28,9 +28,9 @@ def blank(look: Look) -> str:
 def saturated(look: Look) -> str:
     """Over- or underexposed: too much of the middle of the frame is fully white, or in a radiograph fully black."""
     middle = central(look.small)
-    if float(np.mean(middle >= np.float32(CLIPPED_WHITE))) > CLIPPED_SHARE:
+    if np.count_nonzero(middle >= np.float32(CLIPPED_WHITE)) > CLIPPED_SHARE * middle.size:
         return "Large parts of the frame are fully white: it is overexposed, or its window is wrong."
-    if look.subject is Subject.CHEST and float(np.mean(middle <= np.float32(CLIPPED_BLACK))) > CLIPPED_SHARE:
+    if look.subject is Subject.CHEST and np.count_nonzero(middle <= np.float32(CLIPPED_BLACK)) > CLIPPED_SHARE * middle.size:
         return "Large parts of the frame are fully black: it is underexposed, or its window is wrong."
     return ""
 

@@ -73,7 +73,8 @@ def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
     side = len(UPRIGHT_CHEST)
     image = Image.fromarray(np.ascontiguousarray(pixels, np.float32))
     coarse = _standard(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
-    return np.array([(coarse * turned).mean() for turned in _turned_chests()], np.float32)
+    correlations: NDArray[np.float32] = (coarse * _turned_chests()).mean(axis=(1, 2))
+    return correlations
 
 
 def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
@@ -124,8 +125,9 @@ def bright_ends(smooth: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, flo
 
 
 @cache
-def _turned_chests() -> tuple[FloatArray, ...]:
-    return tuple(_standard(np.rot90(UPRIGHT_CHEST, turns)) for turns in range(4))
+def _turned_chests() -> FloatArray:
+    """Return `UPRIGHT_CHEST` after 0, 1, 2 and 3 quarter turns, shape (4, rows, columns)."""
+    return np.stack([_standard(np.rot90(UPRIGHT_CHEST, turns)) for turns in range(4)])
 
 
 def _chest_turns(look: Look) -> int:
