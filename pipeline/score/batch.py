@@ -26,7 +26,7 @@ LEAST_WORKERS = 2
 ITEMS_AT_ONCE = 64
 """Frames, failures and ends in one batch, at most."""
 FILES_AT_ONCE, SMALL_BYTES = 4, 2**18
-"""So many files of at most that size are one task of a worker: asking and answering costs a twentieth of scoring one."""
+"""So many files of at most that size are one task of a worker, so that they share calls of the network."""
 TASKS_AHEAD = 64
 
 Study = TypeVar("Study")
