@@ -32,7 +32,7 @@ class LimitsSection(Section):
     inflated_bytes: PositiveInt = Field(default=Limits().inflated_bytes, description="size of an inflated deflated DICOM file")
     frame_seconds: Annotated[float, Field(gt=0)] = Field(default=Limits().frame_seconds, description="time for one frame")
     worker_bytes: Annotated[int, Field(ge=2**29)] = Field(
-        default=Limits().worker_bytes, description="memory of one process that reads files, beside its network"
+        default=Limits().worker_bytes, description="memory of one process that reads files"
     )
 
     def limits(self) -> Limits:

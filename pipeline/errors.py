@@ -20,6 +20,10 @@ class WorkerError(InputError):
     """No process can be started that reads files."""
 
 
+class ScoringError(OctrayError):
+    """The network failed on frames that were read, which is no fault of theirs."""
+
+
 class ConfigError(OctrayError):
     """A configuration with one or more faults, all of them reported at once.
 

@@ -34,9 +34,10 @@ from pipeline.records import (
     Preprocessing,
     Quarantined,
 )
-from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Scored
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:

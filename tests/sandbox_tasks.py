@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.worker import beside_the_limits
+from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Reading
-from pipeline.score.batch import Ended, Outcome, score_files, score_singly
-from pipeline.score.pictures import Drawing
-from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Outcome, Scoring, score_files, score_singly
 
 
 def count(number: int) -> Iterator[int]:
@@ -47,28 +45,39 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
+def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     for file in files:
         if file.source.startswith("crash"):
             os.abort()
-    yield from score_singly(files, predictor, drawing)
+    yield from score_singly(files, scoring)
 
 
-def crash_on_second(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
+def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     if len(files) > 1:
-        yield from score_files(files[:1], predictor, drawing)
+        yield from score_files(files[:1], scoring)
     os.abort()
 
 
-def hang_after_two_frames(files: Sequence[StudyFile], predictor: Predictor, drawing: Drawing) -> Outcome:
+def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     """Give what came of two frames and of what lies between them, then no more."""
     given = 0
-    for items in score_files(files, predictor, drawing):
+    for items in score_files(files, scoring):
         for item in items:
             yield [item]
             given += not isinstance(item, Ended)
             while given == 2:
                 pass
+
+
+def crash_after_a_frame(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+    yield from itertools.islice(score_singly(files, scoring), 1)
+    os.abort()
+
+
+def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+    """Score with a network that fails as one does that gets no memory."""
+    scoring.predictor.engine.run = None  # type: ignore[assignment, method-assign]
+    yield from score_files(files, scoring)
 
 
 def hang(_: object) -> Iterator[int]:
@@ -96,18 +105,32 @@ def demand(size: int) -> Iterator[int]:
 
 
 def demand_beside(size: int) -> Iterator[int]:
-    """Keep that much beside the limit, then demand as much within it."""
-    with beside_the_limits():
+    """Keep that much beside the limit, take as much there for a while, then demand as much within it."""
+    with beside_the_limits(kept=True):
         kept = mmap.mmap(-1, size)
-    yield len(kept)
+    with beside_the_limits():
+        taken = mmap.mmap(-1, size)
+    yield len(kept) + len(taken)
+    taken.close()
     yield from demand(size)
 
 
-def take_time_beside(seconds: float) -> Iterator[int]:
-    """Take so long beside the limit, then without an end within it."""
+def take_time_beside(path: Path) -> Iterator[int]:
+    """Take longer than the limit beside it, leave a file, then take time without an end within it."""
     with beside_the_limits():
-        time.sleep(seconds)
-    yield from hang(0)
+        time.sleep(1.5)
+    path.touch()
+    while True:
+        pass
+    yield 0
+
+
+def put_results_together(count: int) -> Iterator[int]:
+    """Take half a second for each of so many results, and give them at once."""
+    for _ in range(count):
+        time.sleep(0.5)
+        restart_clock()
+    yield count
 
 
 def be_killed(_: object) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -81,10 +82,13 @@ class Reader:
         self._answered = answered
         self._session: dict[str, str] = {}
         self._number = 0
+        self._read = b""
         target = self._ask("Target.createTarget", url=page.as_uri())["targetId"]
         self._session = {"sessionId": self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         self._ask("Emulation.setFocusEmulationEnabled", enabled=True)
+        deadline = time.monotonic() + _SECONDS
         while self.evaluate("document.readyState") != "complete":
+            assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def press(self, key: str, code: int) -> None:
@@ -105,16 +109,19 @@ class Reader:
         while True:
             answer = json.loads(self._message())
             if answer.get("id") == self._number:
+                assert "result" in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
 
     def _message(self) -> bytes:
-        message = bytearray()
-        while (byte := self._answered.read(1)) != b"\0":
-            if not byte:
+        while b"\0" not in self._read:
+            if not select.select([self._answered], [], [], _SECONDS)[0]:
+                raise TimeoutError("Chromium does not answer.")
+            if not (more := os.read(self._answered.fileno(), 2**16)):
                 raise EOFError("Chromium has ended.")
-            message += byte
-        return bytes(message)
+            self._read += more
+        message, _, self._read = self._read.partition(b"\0")
+        return message
 
 
 @pytest.fixture(scope="session")

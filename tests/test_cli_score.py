@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,11 @@ from pipeline.cli.main import main
 from pipeline.job import outputs
 from pipeline.job.signals import undisturbed
 from pipeline.model.bundle import Bundle
+from pipeline.records import Heatmap
+from pipeline.score import pictures
+from pipeline.score.overlay import Colours, draw
+from pipeline.score.predictor import Predictor
+from pipeline.score.view import View
 from tests.builders import make_bundle, make_dicom
 
 
@@ -120,7 +126,7 @@ def test_failures_are_listed_and_the_rest_is_scored(
     assert "Files or frames not scored: 1." in capsys.readouterr().err
 
 
-def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
+def test_a_heatmap_that_cannot_be_written_costs_neither_tables_nor_report(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, write = tmp_path / "results", outputs.write_whole
@@ -141,6 +147,27 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
     error = capsys.readouterr().err
     assert "Heatmaps or DICOM objects that could not be written: 1 (No space left on device). The tables are complete." in error
     monkeypatch.undo()
+    assert score(studies, bundle.path, out) == 0
+    assert len(list((out / "heatmaps").iterdir())) == 5
+
+
+def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "results", itertools.count()
+
+    def fail(view: View, heatmap: Heatmap, full: float) -> Colours:
+        if next(calls) == 0:
+            raise ValueError("A codec has its own errors.")
+        return draw(view, heatmap, full)
+
+    monkeypatch.setattr(Predictor, "is_light", False)  # what is drawn in another process cannot be replaced here
+    monkeypatch.setattr(pictures, "draw", fail)
+    assert score(studies, bundle.path, out) == 1
+    assert (len(rows(out / "predictions.csv")), rows(out / "failures.csv")) == (10, [])
+    assert len(list((out / "heatmaps").iterdir())) == 4
+    assert "The heatmap of PNEUMONIA could not be drawn." in (out / "report.html").read_text(encoding="utf-8")
+    assert "Heatmaps or DICOM objects that could not be written: 1 (ValueError)." in capsys.readouterr().err
     assert score(studies, bundle.path, out) == 0
     assert len(list((out / "heatmaps").iterdir())) == 5
 

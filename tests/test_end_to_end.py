@@ -33,8 +33,8 @@ from pipeline.ingest.phantom import write_phantom
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.records import Fit, FloatArray, Frame, Preprocessing, Split
-from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Scored
 from services.api.app import create_app
 from services.api.settings import Settings
 from tests.builders import make_bundle, make_dicom, score_folder

@@ -18,8 +18,8 @@ from pipeline.ingest.frames import prepared_frames
 from pipeline.intake import Limits, Reading
 from pipeline.records import Fit, ImageRecord, Preprocessing, Split
 from pipeline.score.admission import Admitted, read_admitted
-from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Scored
 from services.api.settings import Settings
 from services.api.study import score_study
 from services.api.uploads import Upload

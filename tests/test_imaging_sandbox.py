@@ -34,6 +34,7 @@ from tests.sandbox_tasks import (
     hang_outside_python,
     picture,
     process_id,
+    put_results_together,
     refuse,
     slow,
     take_time_beside,
@@ -116,19 +117,24 @@ def test_memory_has_a_limit(strict: Sandbox) -> None:
     assert caught.value.reason is Reason.RESOURCE_LIMIT
 
 
-def test_what_is_loaded_beside_the_limit_of_memory_leaves_it_as_it_is(strict: Sandbox) -> None:
-    results = strict.run(demand_beside, 2**29)
-    assert next(results) == 2**29
-    with pytest.raises(UnreadableError, match=r"limits\.worker_bytes"):
-        next(results)
-    assert list(strict.run(demand, 2**20)) == [2**20]
+def test_what_is_taken_beside_the_limit_of_memory_leaves_it_as_it_is() -> None:
+    with Sandbox(1, STRICT) as single:
+        results = single.run(demand_beside, 2**29)
+        assert next(results) == 2**30
+        with pytest.raises(UnreadableError, match=r"limits\.worker_bytes"):
+            next(results)
+        with pytest.raises(UnreadableError, match=r"limits\.worker_bytes"):
+            list(single.run(demand, 2**30))
 
 
-def test_what_is_done_beside_the_limit_of_time_leaves_it_as_it_is(strict: Sandbox) -> None:
-    results = strict.run(take_time_beside, 1.5)
-    assert next(results) == 1
+def test_what_is_done_beside_the_limit_of_time_leaves_it_as_it_is(strict: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match="took longer than 1 seconds"):
-        next(results)
+        list(strict.run(take_time_beside, tmp_path / "done"))
+    assert (tmp_path / "done").exists()
+
+
+def test_results_that_are_given_together_have_the_time_of_one_for_each(strict: Sandbox) -> None:
+    assert list(strict.run(put_results_together, 4)) == [4]
 
 
 def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,19 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, ScoringError
 from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.intake import Check, Limits, Policy
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.records import Frame, FramePrediction, Quarantined
-from pipeline.score import batch
+from pipeline.score import batch, scoring
 from pipeline.score.admission import Admitted
-from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.batch import score_studies
 from pipeline.score.overlay import draw, full_scale, jpeg, png
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Scored, Scoring, score_files, score_singly
 from pipeline.score.view import view_of
 from tests.builders import (
     make_bundle,
@@ -37,7 +39,7 @@ from tests.builders import (
     score_folder,
 )
 from tests.fuzz.bombs import endless_items
-from tests.sandbox_tasks import crash_on_second, hang_after_two_frames
+from tests.sandbox_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames
 from tests.test_services_api_study import make_volume
 
 
@@ -164,11 +166,13 @@ def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predicto
     with closing(score_studies(endless(), predictor)) as items:
         for _ in range(20):
             next(items)
-    assert taken < 20 + max(batch.TASKS_AHEAD * batch.FILES_AT_ONCE, ITEMS_AHEAD) + 8
+    assert taken < 20 + max(batch.TASKS_A_WORKER * batch.FILES_AT_ONCE, ITEMS_AHEAD) + 8
 
 
 @pytest.mark.parametrize("source", ["b/00.png", "a.dcm"])
-@pytest.mark.parametrize("drawing", [Drawing(), Drawing(maps=True), Drawing(jpeg=True), Drawing(True, True, True)])
+@pytest.mark.parametrize(
+    "drawing", [Drawing(), Drawing(maps=True), Drawing(jpeg=True), Drawing(png=True), Drawing(True, True, True)]
+)
 def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Predictor, drawing: Drawing, source: str) -> None:
     files = [file for file in discover(studies) if file.source == source]
     *frames, _ = score_studies([("one", files)], predictor, drawing=drawing)
@@ -180,7 +184,7 @@ def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Pred
         picture = draw(view_of(frame, predictor.admission.preprocessing), finding, full_scale(1.5, finding.values.size))
         files_of_it = jpeg(picture) if drawing.jpeg else b"", png(picture) if drawing.png and source == "a.dcm" else b""
         found = [(drawn.label, drawn.has_positive_evidence, drawn.jpeg, drawn.png) for drawn in scored.pictures]
-        assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * drawing.is_drawn
+        assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * any(files_of_it)
 
 
 def make_overflowing_bundle(path: Path) -> Bundle:
@@ -233,6 +237,52 @@ def test_files_on_which_a_worker_failed_together_are_scored_alone(
     assert outline(score_folder(studies, predictor)) == expected
 
 
+def test_scoring_alone_that_fails_earlier_than_scoring_together_loses_neither_failures_nor_ends(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(make_bundle(tmp_path / "bundle"))
+    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=1.0))
+    predictor.admission = replace(predictor.admission, reading=reading)
+    monkeypatch.setattr(batch, "score_files", hang_after_two_frames)
+    monkeypatch.setattr(batch, "score_singly", crash_after_a_frame)
+    files = {file.source: file for file in discover(studies)}
+    seen = [
+        item.study if isinstance(item, Ended) else (*name(item), getattr(item, "reason", ""))
+        for item in score_studies([("first", [files["a.dcm"]]), ("second", [files["b/00.png"]])], predictor)
+    ]
+    assert seen == [
+        ("a.dcm", 1, ""),
+        ("a.dcm", 2, ""),
+        ("a.dcm", 3, "decoder_crash"),
+        "first",
+        ("b/00.png", 1, ""),
+        ("b/00.png", 2, "decoder_crash"),
+        "second",
+    ]
+
+
+@pytest.mark.parametrize("frames_at_once", [1, 3, 100])
+def test_what_comes_of_files_does_not_depend_on_the_frames_in_one_call(
+    studies: Path, tmp_path: Path, frames_at_once: int
+) -> None:
+    predictor = Predictor(make_bundle(tmp_path / "bundle"))
+    predictor.engine.frames_at_once = frames_at_once
+    how = Scoring(predictor, predictor.admission, Drawing(maps=True))
+    files = list(discover(studies))
+    (together, marks), (singly, expected) = (
+        (outline(item for item in items if not isinstance(item, Ended)), [isinstance(item, Ended) for item in items])
+        for items in (list(chain.from_iterable(task(files, how))) for task in (score_files, score_singly))
+    )
+    assert (together, marks) == (singly, expected)
+    assert marks.count(True) == len(files) - 1
+
+
+def test_a_network_that_fails_is_no_fault_of_the_files(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "score_files", fail_to_run)
+    with pytest.raises(ScoringError, match="The network ended in an unexpected TypeError. Start again with more memory free"):
+        list(score_folder(studies, Predictor(make_bundle(tmp_path / "bundle"))))
+
+
 def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> None:
     sizes = [1, batch.SMALL_BYTES, batch.SMALL_BYTES + 1, 5, 5, 5, 5, 5]
     members = []
@@ -267,10 +317,10 @@ def test_stopping_early_stops_the_decoding(studies: Path, predictor: Predictor) 
 
 
 def test_batches_end_at_frames_or_items_and_lose_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "ITEMS_AT_ONCE", 4)
+    monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 4)
     frame, failure = predictor.admission.admit(make_frame()), Quarantined("a.dcm", "no_pixels", "")
     items = [frame, frame, failure, frame, frame, *[failure] * 5, frame]
-    found = list(batch.batches(items, 2))
+    found = list(scoring.batches(items, 2))
     assert [len(one) for one in found] == [2, 3, 4, 2]
     assert [item for one in found for item in one] == items
 

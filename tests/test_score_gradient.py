@@ -13,8 +13,8 @@ from pipeline.model.architectures import Network, create_network
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.library import library_maps
-from pipeline.score.batch import Scored
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Scored
 from tests.builders import make_bundle, make_frame, score_folder
 
 GRADIENT = {"layer": "forward_features", "classifier": "head.fc.weight", "exact": False, "max_difference": None}

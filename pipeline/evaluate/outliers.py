@@ -134,7 +134,7 @@ def _prediction_limit(distances: Sequence[float]) -> float:
 
 def _raw_distance(bank: Float64, features: Float64, neighbours: int) -> float:
     """Return the Euclidean distance to the k-th nearest row; each frame by itself, without a matrix product over frames."""
-    cosines = bank @ _unit(features)
+    cosines = np.einsum("rc,c->r", bank, _unit(features))  # the same bits on any number of threads
     nearest = np.partition(cosines, len(cosines) - neighbours)[len(cosines) - neighbours]
     return float(np.sqrt(np.maximum(0.0, 2 - 2 * nearest)))
 

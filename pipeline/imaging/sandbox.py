@@ -267,7 +267,7 @@ class _Worker:
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
                 Reason.RESOURCE_LIMIT,
-                "Reading the file needs more memory than there is. Scale the image down, or split the file.",
+                "Reading the file needs more memory than there is. Free some, scale the image down, or split the file.",
             )
         return UnreadableError(
             Reason.DECODER_CRASH,

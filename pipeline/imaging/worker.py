@@ -15,6 +15,9 @@ OUT_OF_MEMORY = 3
 """Exit code of a worker that has no memory left to say so."""
 
 
+_seconds = 0.0
+
+
 def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     """Do the tasks that come in until nobody sends any more, then end.
 
@@ -28,6 +31,8 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     worker_bytes
         Address space of this process, but for what is loaded `beside_the_limits`.
     """
+    global _seconds  # of the only task at a time that this process has
+    _seconds = frame_seconds
     connection = Connection(handle)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -45,19 +50,31 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
 
 
 @contextmanager
-def beside_the_limits() -> Iterator[None]:
-    """Let what the block does, such as running a network, count neither as time nor as memory that reading a file takes."""
+def beside_the_limits(kept: bool = False) -> Iterator[None]:
+    """Let what the block does, such as running a network, count neither as time nor as memory that reading a file takes.
+
+    Parameters
+    ----------
+    kept
+        Whether the memory that the block takes is held for good, and the limit is to be so much higher afterwards.
+    """
     rest, _ = signal.setitimer(signal.ITIMER_REAL, 0)
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if limit != most:
-        before = _address_space()
+        before = _address_space() if kept else 0
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         yield
     finally:
         if limit != most:
-            _limit_memory(limit + max(0, _address_space() - before))
+            _limit_memory(limit + max(0, _address_space() - before) if kept else limit)
         _start_clock(rest)
+
+
+def restart_clock() -> None:
+    """Give a task that puts several results together the time of one for each of them."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        _start_clock(_seconds)
 
 
 def _limit_memory(size: int) -> None:

@@ -23,7 +23,7 @@ from pipeline.score.predictor import Predictor
 
 _CHUNK = 32
 _CPUS = 0.5
-"""Of each actor, one for every CPU of the cluster: the other half is left to the processes that read files, and to Ray."""
+"""Of each actor, one for every CPU of the cluster: the other half is left to its worker process, and to Ray."""
 
 _START_SECONDS = 120.0
 

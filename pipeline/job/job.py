@@ -100,7 +100,7 @@ class Job:
     totals
         Of the last time that tables and report were written.
     faults
-        Why pictures could not be drawn, one for each.
+        Why files of studies could not be drawn or written, one for each.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Claim, Outcome
 from pipeline.results.record import StudyRecord
 
-_FEWEST, _MOST = 8, 256
+_FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256
 """Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As
-long as it is not known how many these are, each time twice as many."""
+long as it is not known how many these are, each time twice as many, up to 64."""
 _LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
 
@@ -73,7 +73,7 @@ class Loop:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
         while claims := self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS):
             if not self._is_paced:
-                self._pace = min(2 * self._pace, _MOST)
+                self._pace = min(2 * self._pace, _MOST_AT_FIRST)
             for claim in claims:
                 if outcome := self._unsaved.take(claim):
                     self._ready.append((claim, outcome))

@@ -19,8 +19,8 @@ from pipeline.model.bundle import Manifest
 from pipeline.records import FramePrediction
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
-from pipeline.score.batch import Scored
-from pipeline.score.pictures import Drawing
+from pipeline.score.pictures import Drawing, Drawn
+from pipeline.score.scoring import Scored
 
 _WRITERS, _AHEAD = 2, 4
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
@@ -49,7 +49,7 @@ class Wanted:
     @property
     def drawing(self) -> Drawing:
         """What is made of the heatmaps of a frame."""
-        return Drawing(maps=bool(self.objects - {Kind.SR}), jpeg=self.heatmaps, png=Kind.SC in self.objects)
+        return Drawing(maps=Kind.PM in self.objects, jpeg=self.heatmaps, png=Kind.SC in self.objects)
 
 
 @dataclass(slots=True)
@@ -75,16 +75,20 @@ class Pieces:
         """Wait for every file; return what was written, and why others were not."""
         for name, written in self.under_way:
             if error := written.exception():
-                self.fail(name, error)
+                self.fail(name, _why(error))
             else:
                 self.written += written.result()
         self.under_way.clear()
         return tuple(self.written), tuple(self.faults)
 
-    def fail(self, name: str, error: BaseException) -> None:
+    def fail(self, name: str, why: str) -> None:
         """Note that a file could not be written."""
         self.written.append(Output(name, "", 0))
-        self.faults.append(getattr(error, "strerror", None) or type(error).__name__)
+        self.faults.append(why)
+
+
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 class Writer:
@@ -125,9 +129,9 @@ class Writer:
         for drawn in item.pictures:
             if drawn.png:
                 pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, drawn.label] = drawn.png
-            if drawn.jpeg:
+            if self._wanted.heatmaps:
                 name = f"{HEATMAPS}/{picture_name(result, drawn.label)}"
-                self._write(name, drawn.jpeg, pieces)
+                self._write(name, drawn, pieces)
                 pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence))
         return ReportFrame(replace(result, heatmaps=()) if result.heatmaps else result, tuple(pictures))
 
@@ -142,11 +146,14 @@ class Writer:
                 if len(self._waiting) > _AHEAD:
                     self._waiting.popleft().exception()
 
-    def _write(self, name: str, content: bytes, pieces: Pieces) -> None:
+    def _write(self, name: str, drawn: Drawn, pieces: Pieces) -> None:
+        if drawn.fault:
+            pieces.fail(name, drawn.fault)
+            return
         try:
-            pieces.written.append(write_output(self._folder, name, content))
+            pieces.written.append(write_output(self._folder, name, drawn.jpeg))
         except OSError as error:
-            pieces.fail(name, error)
+            pieces.fail(name, _why(error))
 
     def _write_objects(self, asked: Asked) -> tuple[Output, ...]:
         """Write the DICOM objects of one file, made in a process of their own, since the file is parsed once more for them."""

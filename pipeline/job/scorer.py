@@ -19,8 +19,9 @@ from pipeline.records import FrameFacts, Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import ReportFrame, urgency_of
-from pipeline.score.batch import Ended, Scored, score_studies
+from pipeline.score.batch import score_studies
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Scored
 
 MOST_ATTEMPTS = 3
 """How often a study is tried that kills the process that reads it."""
@@ -41,7 +42,7 @@ class Done:
     outcome
         What the ledger keeps of it; None where it killed the process that read it, and is to be tried again.
     faults
-        Why pictures of it could not be drawn, one for each.
+        Why files of it could not be drawn or written, one for each.
     """
 
     claim: Claim

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from pipeline.intake import Limits
 from pipeline.job.shard import Shard
 
 _SCANNERS = 2
+
+
+_Place = tuple[str, tuple[int, int, int] | None]
+"""The source of a file, and what it looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Grouping:
     """Groups files by study; remembers what a file stated as long as it does not change, so that looking again is cheap."""
 
     def __init__(self) -> None:
-        self._stated: dict[tuple[str, tuple[int, int, int] | None], str] = {}
+        self._stated: dict[_Place, str] = {}
 
     def is_known(self, file: StudyFile) -> bool:
         """Say whether a file was looked at before and has not changed since; satisfies what `discover` asks."""
@@ -62,12 +67,17 @@ class Grouping:
         """
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
-        parsed = [one for one in unknown if may_state_study(one[0])]
-        self._stated |= {place: "" for _, place in unknown}
+        begun: deque[_Place] = deque()
+
+        def parsed() -> Iterator[StudyFile]:
+            for file, place in unknown:
+                if may_state_study(file):
+                    begun.append(place)
+                    yield file
+
         with Sandbox(_SCANNERS, limits) as sandbox:
-            answers = sandbox.map(stated_study, [file for file, _ in parsed])
-            for (_, place), answer in zip(parsed, answers, strict=True):
-                self._stated[place] = _answered(answer)
+            stated = {begun.popleft(): _answered(answer) for answer in sandbox.map(stated_study, parsed())}
+        self._stated |= {place: stated.get(place, "") for _, place in unknown}
         groups: dict[str, list[tuple[StudyFile, tuple[int, int, int] | None]]] = {}
         for file, place in found:
             uid = self._stated[place]

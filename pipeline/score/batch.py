@@ -4,92 +4,35 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Generic, TypeVar
+from itertools import chain
+from typing import TypeVar
 
-from pipeline.errors import Reason, UnreadableError
+from pipeline.errors import UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.imaging.worker import beside_the_limits
-from pipeline.records import FrameFacts, FramePrediction, Quarantined
-from pipeline.score.admission import Admission, Admitted, read_admitted
-from pipeline.score.pictures import NOTHING_DRAWN, Drawing, Drawn, pictures
-from pipeline.score.view import View
+from pipeline.score.admission import read_admitted
+from pipeline.score.pictures import NOTHING_DRAWN, Drawing
+from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Item, Outcome, Result, Scoring, batches, failed, outcome_of, score_files, score_singly
 
-if TYPE_CHECKING:  # worker processes load it beside their limit of memory
-    from pipeline.score.predictor import Predictor
-
-LEAST_WORKERS = 2
-"""Processes that read files, even where there are fewer cores: one of them may wait for a disk or a network."""
-ITEMS_AT_ONCE = 64
-"""Frames, failures and ends in one batch, at most."""
+LEAST_READERS = 2
+"""Processes that only read, even where there are fewer cores: one of them may wait for a disk or a network."""
 FILES_AT_ONCE, SMALL_BYTES = 4, 2**18
 """So many files of at most that size are one task of a worker, so that they share calls of the network."""
-TASKS_AHEAD = 64
+TASKS_A_WORKER = 16
+"""Tasks that are begun ahead of their use."""
 
 Study = TypeVar("Study")
-Found = TypeVar("Found")
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Predicted:
-    """A frame and what the bundle says of it.
-
-    Parameters
-    ----------
-    facts
-        The frame without its pixels.
-    prediction
-        What the bundle says.
-    view
-        What its heatmaps are drawn on; None where they are not.
-    """
-
-    facts: FrameFacts
-    prediction: FramePrediction
-    view: View | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """A frame of which everything is known.
-
-    Parameters
-    ----------
-    facts
-        The frame without its pixels.
-    prediction
-        What the bundle says, with the heatmaps only where their values were asked for.
-    pictures
-        Of its heatmaps.
-    """
-
-    facts: FrameFacts
-    prediction: FramePrediction
-    pictures: tuple[Drawn, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended(Generic[Study]):
-    """Says that everything of a study has come out."""
-
-    study: Study
-
-
-Item = Admitted | Quarantined | Ended[Study]
-Result = Scored | Quarantined | Ended[Study]
-Outcome = Iterator[list[Scored | Quarantined | Ended[None]]]
-"""What came of some frames at a time, and `Ended` between what belongs to one file and to the next."""
 Member = tuple[StudyFile, tuple[Ended[Study], ...]]
 """A file, and the end of its study where it is the last of it."""
-_NEXT_FILE = Ended(None)
 
 
 def score_studies(
     studies: Iterable[tuple[Study, Sequence[StudyFile]]],
-    predictor: "Predictor",
+    predictor: Predictor,
     cores: int = 1,
     drawing: Drawing = NOTHING_DRAWN,
 ) -> Generator[Result[Study], None, None]:
@@ -117,15 +60,13 @@ def score_studies(
     ------
     BundleError
         Where the network returns what is no number, or the bundle was replaced under way.
+    ScoringError
+        Where the network fails otherwise.
     """
-    members = _members(studies)
-    with Sandbox(max(LEAST_WORKERS, cores), predictor.admission.reading.limits) as sandbox:
-        if predictor.is_light:
-            results = _in_workers(members, predictor, sandbox, drawing)
-        else:
-            results = _in_threads(members, predictor, sandbox, cores, drawing)
-        with closing(results):
-            yield from results
+    scoring = Scoring(predictor, replace(predictor.admission, drawn=drawing.is_drawn), drawing)
+    run = _in_workers if predictor.is_light else _in_threads
+    with closing(run(_members(studies), scoring, cores)) as results:
+        yield from results
 
 
 def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[Member[Study]]:
@@ -134,10 +75,8 @@ def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[M
             yield file, (Ended(study),) if number == len(files) else ()
 
 
-def _in_workers(
-    members: Iterator[Member[Study]], predictor: "Predictor", sandbox: Sandbox, drawing: Drawing
-) -> Generator[Result[Study], None, None]:
-    """Have each worker read files, run the network on their frames and draw, so that results alone pass between processes."""
+def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
+    """Have a worker a core read files, run the network and draw, so that results alone pass between processes."""
     begun: deque[list[Member[Study]]] = deque()
 
     def tasks() -> Iterator[list[StudyFile]]:
@@ -145,9 +84,11 @@ def _in_workers(
             begun.append(group)
             yield [file for file, _ in group]
 
-    task = partial(score_files, predictor=predictor, drawing=drawing)
-    again = partial(_alone, predictor=predictor, drawing=drawing)
-    with closing(sandbox.map(task, tasks(), TASKS_AHEAD)) as outcomes:
+    task, again = partial(score_files, scoring=scoring), partial(_alone, scoring=scoring)
+    with (
+        Sandbox(cores, scoring.admission.reading.limits) as sandbox,
+        closing(sandbox.map(task, tasks(), TASKS_A_WORKER * cores)) as outcomes,
+    ):
         for outcome in outcomes:
             yield from _of_group(begun.popleft(), outcome, again)
 
@@ -175,36 +116,10 @@ def _is_small(file: StudyFile) -> bool:
         return True  # it cannot be opened, which reading it will say
 
 
-def score_files(files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing) -> Outcome:
-    """Score files one after the other, frames of several in one call of the network; made for worker processes."""
-    admission = replace(predictor.admission, drawn=drawing.is_drawn)
-    yield from _finished(batches(_admitted(files, admission), predictor.engine.frames_at_once), predictor, drawing)
-
-
-def score_singly(files: Sequence[StudyFile], predictor: "Predictor", drawing: Drawing) -> Outcome:
-    """Do what `score_files` does, but give what comes of each frame before the next is read."""
-    admission = replace(predictor.admission, drawn=drawing.is_drawn)
-    yield from _finished(([item] for item in _admitted(files, admission)), predictor, drawing)
-
-
-def _finished(batches: Iterable[list[Item[None]]], predictor: "Predictor", drawing: Drawing) -> Outcome:
-    for batch in batches:
-        with beside_the_limits():
-            results = finished(batch, predictor, drawing)
-        yield results
-
-
-def _admitted(files: Sequence[StudyFile], admission: Admission) -> Iterator[Item[None]]:
-    for number, file in enumerate(files):
-        if number:
-            yield _NEXT_FILE
-        yield from _outcome(file, read_admitted(file, admission))
-
-
 def _of_group(
-    group: Sequence[Member[Study]], outcome: Outcome, again: Callable[[StudyFile], Outcome] | None = None
+    group: Sequence[Member[Study]], outcome: Outcome, again: Callable[[StudyFile], Outcome] | None = None, skip: int = 0
 ) -> Iterator[Result[Study]]:
-    """Yield what came of files that were scored together.
+    """Yield what came of files that were scored together, but for the first `skip` frames, and the ends of their studies.
 
     Where a worker failed on several frames it is not known on which: the files are scored again alone, but for what has come
     out already.
@@ -216,39 +131,38 @@ def _of_group(
             if isinstance(item, Ended):
                 yield from rest.popleft()[1]
                 done = 0
-            else:
+                continue
+            done += 1
+            if done > skip:
                 yield item
-                done += 1
     except UnreadableError as error:
         if again:
             for member in rest:
-                yield from islice(_of_group([member], again(member[0])), done, None)
+                yield from _of_group([member], again(member[0]), skip=done)
                 done = 0
             return
-        yield _failed(rest[0][0], done, error.reason, str(error))
+        yield failed(rest[0][0], max(done, skip), error.reason, str(error))
     yield from rest[0][1]
 
 
-def _alone(file: StudyFile, predictor: "Predictor", drawing: Drawing) -> Outcome:
+def _alone(file: StudyFile, scoring: Scoring) -> Outcome:
     """Score a file in a worker of its own."""
-    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
-        yield from sandbox.run(partial(score_singly, predictor=predictor, drawing=drawing), [file])
+    with Sandbox(1, scoring.admission.reading.limits) as sandbox:
+        yield from sandbox.run(partial(score_singly, scoring=scoring), [file])
 
 
-def _in_threads(
-    members: Iterator[Member[Study]], predictor: "Predictor", sandbox: Sandbox, cores: int, drawing: Drawing
-) -> Generator[Result[Study], None, None]:
+def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
     """Have workers read files, and run the network in this process: on a GPU, or where heatmaps need more than its graph."""
-    calls = predictor.engine.calls(cores)
+    threads = max(2, scoring.predictor.engine.calls(cores))  # one may draw what another has run
     begun: deque[Future[list[Result[Study]]]] = deque()
     with (
-        ThreadPoolExecutor(calls, thread_name_prefix="network") as pool,
-        closing(_read(members, sandbox, replace(predictor.admission, drawn=drawing.is_drawn))) as items,
+        ThreadPoolExecutor(threads, thread_name_prefix="network") as pool,
+        closing(_read(members, scoring, cores)) as items,
     ):
         try:
-            for batch in batches(items, predictor.engine.frames_at_once):
-                begun.append(pool.submit(finished, batch, predictor, drawing))
-                if len(begun) > 2 * calls:
+            for batch in batches(items, scoring.predictor.engine.frames_at_once):
+                begun.append(pool.submit(scoring.finished, batch))
+                if len(begun) > 2 * threads:
                     yield from begun.popleft().result()
             while begun:
                 yield from begun.popleft().result()
@@ -256,7 +170,7 @@ def _in_threads(
             pool.shutdown(cancel_futures=True)
 
 
-def _read(members: Iterator[Member[Study]], sandbox: Sandbox, admission: Admission) -> Generator[Item[Study], None, None]:
+def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Item[Study], None, None]:
     """Read files, several at a time, and mark where each study ends."""
     begun: deque[Member[Study]] = deque()
 
@@ -265,67 +179,12 @@ def _read(members: Iterator[Member[Study]], sandbox: Sandbox, admission: Admissi
             begun.append(member)
             yield member[0]
 
-    for outcome in sandbox.map(partial(read_admitted, admission=admission), files()):
-        file, end = begun.popleft()
-        yield from _outcome(file, outcome)
-        yield from end
-
-
-def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study]]]:
-    """Group items, so that a group has at most `size` frames and `ITEMS_AT_ONCE` items."""
-    batch: list[Item[Study]] = []
-    frames = 0
-    for item in items:
-        batch.append(item)
-        frames += isinstance(item, Admitted)
-        if frames == size or len(batch) == ITEMS_AT_ONCE:
-            yield batch
-            batch, frames = [], 0
-    if batch:
-        yield batch
-
-
-def predicted(
-    batch: Sequence[Item[Study]], predictor: "Predictor", heatmaps: bool
-) -> Iterator[Predicted | Quarantined | Ended[Study]]:
-    """Yield the items of a batch in their order, with what the network says of its frames in place of these."""
-    frames = [item for item in batch if isinstance(item, Admitted)]
-    results = iter(predictor.predict_admitted(frames, heatmaps))
-    for item in batch:
-        if isinstance(item, Admitted):
-            result = next(results)
-            yield result if isinstance(result, Quarantined) else Predicted(item.facts, result, item.view)
-        else:
-            yield item
-
-
-def finished(batch: Sequence[Item[Study]], predictor: "Predictor", drawing: Drawing) -> list[Result[Study]]:
-    """Return the items of a batch in their order, with all that is made of its frames in place of these."""
-    return [
-        _scored(item, predictor, drawing) if isinstance(item, Predicted) else item
-        for item in predicted(batch, predictor, drawing.is_computed)
-    ]
-
-
-def _scored(item: Predicted, predictor: "Predictor", drawing: Drawing) -> Scored:
-    as_png = drawing.png and bool(item.facts.transfer_syntax_uid)
-    drawn = pictures(item.prediction, item.view, predictor.manifest, drawing.jpeg, as_png) if item.view else ()
-    return Scored(item.facts, item.prediction if drawing.maps else replace(item.prediction, heatmaps=()), drawn)
-
-
-def _outcome(file: StudyFile, items: Iterator[Found]) -> Iterator[Found | Quarantined]:
-    """Yield what came of a file; where reading it broke off, the last is a failure."""
-    done = 0
-    try:
-        for item in items:
-            yield item
-            done += 1
-    except UnreadableError as error:
-        yield _failed(file, done, error.reason, str(error))
-
-
-def _failed(file: StudyFile, done: int, reason: Reason, message: str) -> Quarantined:
-    """Name the frame behind the last one that could be read, or the whole file where none could."""
-    if not done:
-        return Quarantined(file.source, reason, message)
-    return Quarantined(file.source, reason, f"{message} No frame after this one was read.", done + 1)
+    read = partial(read_admitted, admission=scoring.admission)
+    with (
+        Sandbox(max(LEAST_READERS, cores), scoring.admission.reading.limits) as sandbox,
+        closing(sandbox.map(read, files())) as outcomes,
+    ):
+        for outcome in outcomes:
+            file, end = begun.popleft()
+            yield from outcome_of(file, outcome)
+            yield from end

@@ -4,6 +4,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.errors import BundleError
 from pipeline.imaging.worker import beside_the_limits
 
@@ -20,11 +22,13 @@ def loaded(path: Path, bundle_id: str) -> "Predictor":
     BundleError
         Where the bundle cannot be used, or another one lies there by now.
     """
-    with beside_the_limits():
+    with beside_the_limits(kept=True):
         from pipeline.model.bundle import load_bundle
         from pipeline.score.predictor import Predictor
 
         predictor = Predictor(load_bundle(path), threads=1)
+        size = predictor.engine.size
+        predictor.engine.run(np.zeros((predictor.engine.frames_at_once, 1, size, size), np.float32))  # takes what a call takes
     if predictor.manifest.bundle_id != bundle_id:
         raise BundleError(f"The bundle {path.name} was replaced while it was in use. Start again.")
     return predictor

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.model.bundle import Manifest
 from pipeline.records import FramePrediction, Heatmap
@@ -53,22 +54,29 @@ class Drawn:
         As in `Heatmap`.
     jpeg, png
         The files; empty where they were not asked for.
+    fault
+        Why they could not be drawn; empty where they were.
     """
 
     label: str
     has_positive_evidence: bool
-    jpeg: bytes
-    png: bytes
+    jpeg: bytes = b""
+    png: bytes = b""
+    fault: str = ""
 
 
 def pictures(result: FramePrediction, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> tuple[Drawn, ...]:
-    """Draw the heatmaps of a frame that people see on its view."""
-    drawn = []
-    for heatmap in shown(result, manifest):
+    """Draw the heatmaps of a frame that people see on its view; one that cannot be drawn costs nothing else."""
+    return tuple(_drawn(heatmap, view, manifest, as_jpeg, as_png) for heatmap in shown(result, manifest))
+
+
+def _drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> Drawn:
+    known = partial(Drawn, heatmap.label, heatmap.has_positive_evidence)
+    try:
         picture = draw(view, heatmap, full_scale(manifest.temperature, heatmap.values.size))
-        files = jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b""
-        drawn.append(Drawn(heatmap.label, heatmap.has_positive_evidence, *files))
-    return tuple(drawn)
+        return known(jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b"")
+    except Exception as error:  # of Pillow or a codec, which have no base in common; the numbers stand without a picture
+        return known(fault=type(error).__name__)
 
 
 def shown(result: FramePrediction, manifest: Manifest) -> Sequence[Heatmap]:

@@ -15,10 +15,10 @@ from pipeline.model.bundle import Manifest
 from pipeline.records import FrameFacts, FramePrediction, Heatmap, Prediction, Quarantined
 from pipeline.results.states import study_states
 from pipeline.score.admission import read_admitted_bytes
-from pipeline.score.batch import Ended, Item, Predicted, batches, predicted
 from pipeline.score.overlay import draw, full_scale, png
 from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Ended, Item, Predicted, batches, predicted
 from pipeline.score.view import View
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer

@@ -8,12 +8,12 @@ from pydicom.tag import BaseTag, Tag
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.dicom.dataset import parse, uid_text
-from pipeline.imaging.dicom.reader import is_dicom
+from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.intake import DEFAULT_READING
 
-_HEAD, _BEGINNING = 2**16, 132
+_HEAD = 2**16
 _STUDY_KEYWORD = "StudyInstanceUID"
 _STUDY = Tag(_STUDY_KEYWORD)
 
@@ -21,7 +21,7 @@ _STUDY = Tag(_STUDY_KEYWORD)
 def may_state_study(file: StudyFile) -> bool:
     """Say whether `stated_study` has to look at a file: not where it plainly is no DICOM file, or cannot be read."""
     try:
-        return bool(file.inside) or is_dicom(read_head(file, _BEGINNING))
+        return bool(file.inside) or is_dicom(read_head(file, PREAMBLE + len(PREFIX)))
     except UnreadableError:
         return False
 

@@ -1,0 +1,202 @@
+"""What is made of the frames of some files, or of one batch: everything but the order of studies; runs in worker processes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pipeline.errors import OctrayError, Reason, ScoringError, UnreadableError
+from pipeline.imaging.sources import StudyFile
+from pipeline.imaging.worker import beside_the_limits, restart_clock
+from pipeline.records import FrameFacts, FramePrediction, Quarantined
+from pipeline.score.admission import Admission, Admitted, read_admitted
+from pipeline.score.pictures import Drawing, Drawn, pictures
+from pipeline.score.view import View
+
+if TYPE_CHECKING:  # worker processes load it beside their limit of memory
+    from pipeline.score.predictor import Predictor
+
+ITEMS_AT_ONCE = 64
+"""Frames, failures and ends in one batch, at most."""
+
+Study = TypeVar("Study")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """A frame and what the bundle says of it.
+
+    Parameters
+    ----------
+    facts
+        The frame without its pixels.
+    prediction
+        What the bundle says.
+    view
+        What its heatmaps are drawn on; None where they are not.
+    """
+
+    facts: FrameFacts
+    prediction: FramePrediction
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A frame of which everything is known.
+
+    Parameters
+    ----------
+    facts
+        The frame without its pixels.
+    prediction
+        What the bundle says, with the heatmaps only where their values were asked for.
+    pictures
+        Of its heatmaps.
+    """
+
+    facts: FrameFacts
+    prediction: FramePrediction
+    pictures: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[Study]):
+    """Says that everything of a study has come out."""
+
+    study: Study
+
+
+Item = Admitted | Quarantined | Ended[Study]
+Result = Scored | Quarantined | Ended[Study]
+Outcome = Iterator[list[Scored | Quarantined | Ended[None]]]
+"""What came of some frames at a time, and `Ended` between what belongs to one file and to the next."""
+_NEXT_FILE = Ended(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How files are scored; where it is unpickled, the predictor is loaded anew.
+
+    Parameters
+    ----------
+    predictor
+        What scores.
+    admission
+        What is asked of files and frames.
+    drawing
+        What is made of heatmaps.
+    """
+
+    predictor: "Predictor"
+    admission: Admission
+    drawing: Drawing
+
+    def finished(self, batch: Sequence[Item[Study]]) -> list[Result[Study]]:
+        """Return the items of a batch in their order, with all that is made of its frames in place of these.
+
+        Raises
+        ------
+        BundleError, ScoringError
+            Where the network fails.
+        """
+        return [
+            self._scored(item) if isinstance(item, Predicted) else item
+            for item in predicted(batch, self.predictor, self.drawing.is_computed)
+        ]
+
+    def _scored(self, item: Predicted) -> Scored:
+        as_png = self.drawing.png and bool(item.facts.transfer_syntax_uid)
+        drawn: tuple[Drawn, ...] = ()
+        if item.view and (self.drawing.jpeg or as_png):
+            drawn = pictures(item.prediction, item.view, self.predictor.manifest, self.drawing.jpeg, as_png)
+        result = item.prediction
+        return Scored(item.facts, result if self.drawing.maps else replace(result, heatmaps=()), drawn)
+
+
+def score_files(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+    """Score files one after the other, frames of several in one call of the network; made for worker processes."""
+    items = _items(files, scoring.admission)
+    yield from _each_finished(batches(items, scoring.predictor.engine.frames_at_once), scoring)
+
+
+def score_singly(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+    """Do what `score_files` does, but give what comes of each frame before the next is read."""
+    yield from _each_finished(([item] for item in _items(files, scoring.admission)), scoring)
+
+
+def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> Outcome:
+    for batch in some:
+        with beside_the_limits():
+            results = scoring.finished(batch)
+        yield results
+
+
+def _items(files: Sequence[StudyFile], admission: Admission) -> Iterator[Item[None]]:
+    """Read files one after the other, each frame within the time for one."""
+    for number, file in enumerate(files):
+        if number:
+            yield _NEXT_FILE
+        for item in outcome_of(file, read_admitted(file, admission)):
+            yield item
+            restart_clock()
+
+
+def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study]]]:
+    """Group items, so that a group has at most `size` frames and `ITEMS_AT_ONCE` items."""
+    batch: list[Item[Study]] = []
+    frames = 0
+    for item in items:
+        batch.append(item)
+        frames += isinstance(item, Admitted)
+        if frames == size or len(batch) == ITEMS_AT_ONCE:
+            yield batch
+            batch, frames = [], 0
+    if batch:
+        yield batch
+
+
+def predicted(
+    batch: Sequence[Item[Study]], predictor: "Predictor", heatmaps: bool
+) -> Iterator[Predicted | Quarantined | Ended[Study]]:
+    """Yield the items of a batch in their order, with what the network says of its frames in place of these.
+
+    Raises
+    ------
+    BundleError, ScoringError
+        Where the network fails.
+    """
+    frames = [item for item in batch if isinstance(item, Admitted)]
+    try:
+        results = iter(predictor.predict_admitted(frames, heatmaps))
+    except OctrayError:
+        raise
+    except Exception as error:  # it must not be taken for a fault of the files
+        raise ScoringError(f"The network ended in an unexpected {type(error).__name__}. {_WHAT_TO_DO}") from None
+    for item in batch:
+        if isinstance(item, Admitted):
+            result = next(results)
+            yield result if isinstance(result, Quarantined) else Predicted(item.facts, result, item.view)
+        else:
+            yield item
+
+
+def outcome_of(file: StudyFile, items: Iterator[Found]) -> Iterator[Found | Quarantined]:
+    """Yield what came of a file; where reading it broke off, the last is a failure."""
+    done = 0
+    try:
+        for item in items:
+            yield item
+            done += 1
+    except UnreadableError as error:
+        yield failed(file, done, error.reason, str(error))
+
+
+def failed(file: StudyFile, done: int, reason: Reason, message: str) -> Quarantined:
+    """Name the frame behind the last one that could be read, or the whole file where none could."""
+    if not done:
+        return Quarantined(file.source, reason, message)
+    return Quarantined(file.source, reason, f"{message} No frame after this one was read.", done + 1)
+
+
+_WHAT_TO_DO = "Start again with more memory free; if that does not help, please report it as a fault of octray."
