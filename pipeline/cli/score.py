@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write what was finished, say where it lies, and return the exit code."""
+    from pipeline.imaging.sandbox import warm
+
+    _check_places(args.studies, args.out)
+    if args.engine != "ray":
+        warm()
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
     from pipeline.job.job import Job, Request
@@ -45,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.model.bundle import load_bundle
     from pipeline.score.predictor import Predictor
 
-    _check_places(args.studies, args.out)
     bundle = load_bundle(args.bundle)
     cluster = args.address if args.engine == "ray" else ""
     request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from pipeline.imaging.filters import ndimage
 from pipeline.records import FloatArray
 
 WHITE = 254 / 255
@@ -42,7 +42,7 @@ def mask_white_borders(pixels: FloatArray) -> FloatArray:
     wedges = white_borders(pixels)
     if not wedges.any():
         return pixels
-    return np.where(ndimage.maximum_filter(wedges, 2 * RIM + 1), np.float32(0), pixels)
+    return np.where(ndimage().maximum_filter(wedges, 2 * RIM + 1), np.float32(0), pixels)
 
 
 def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
@@ -86,6 +86,6 @@ def _depth(pixels: FloatArray, white: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:
     """Return the depth of white along an edge without its peaks that are shorter than a wedge, and with its gaps closed."""
-    closed = ndimage.grey_closing(depth.astype(np.int64), GAP, mode="nearest")
-    long: NDArray[Any] = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
+    closed = ndimage().grey_closing(depth.astype(np.int64), GAP, mode="nearest")
+    long: NDArray[Any] = ndimage().grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
     return long

@@ -282,6 +282,11 @@ reading hundreds of small files."""
 _waiting_lock = threading.Lock()
 
 
+def warm(limits: Limits = Limits()) -> None:  # noqa: B008
+    """Start a worker that waits for the next sandbox with these limits, while this process imports what it needs itself."""
+    _keep(_Worker(limits))
+
+
 def _keep(worker: _Worker) -> None:
     with _waiting_lock:
         if os.getpid() not in _waiting:

@@ -5,9 +5,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipeline.imaging.borders import white_borders
+from pipeline.imaging.filters import ndimage
 from pipeline.intake import Gate
 from pipeline.records import FloatArray, Frame
 
@@ -63,14 +63,14 @@ class Look:
         picture[RIM:-RIM, RIM:-RIM] = True
         if self.wedges.any():
             covered = reduced(self.wedges.astype(np.float32), SIDE) > 0
-            picture &= ~ndimage.maximum_filter(covered, 2 * RIM + 1)
+            picture &= ~ndimage().maximum_filter(covered, 2 * RIM + 1)
         return picture
 
     @cached_property
     def smooth(self) -> FloatArray:
         """The small copy, each pixel averaged with those near it, more of them across than down, that are seen."""
-        weight = ndimage.gaussian_filter(self.seen.astype(np.float32), SPREAD)
-        total = ndimage.gaussian_filter(np.where(self.seen, self.small, np.float32(0)), SPREAD)
+        weight = ndimage().gaussian_filter(self.seen.astype(np.float32), SPREAD)
+        total = ndimage().gaussian_filter(np.where(self.seen, self.small, np.float32(0)), SPREAD)
         average: FloatArray = total / np.maximum(weight, np.float32(1e-3))
         return average
 

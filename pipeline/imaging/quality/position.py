@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
+from pipeline.imaging.filters import ndimage
 from pipeline.imaging.quality.look import Look, Subject
 from pipeline.records import FloatArray
 
@@ -102,7 +102,7 @@ def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
 
 def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
     """Return the mean change from row to row as a part of that from column to column, after smoothing."""
-    smooth = ndimage.uniform_filter(np.where(seen, pixels, 0), 3)
+    smooth = ndimage().uniform_filter(np.where(seen, pixels, 0), 3)
     down = np.abs(np.diff(smooth, axis=0))[seen[1:] & seen[:-1]]
     across = np.abs(np.diff(smooth, axis=1))[seen[:, 1:] & seen[:, :-1]]
     return float(down.mean() / max(across.mean(), 1e-12)) if down.size and across.size else 1.0
