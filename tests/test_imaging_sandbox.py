@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import BYTES_AHEAD
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.intake import Limits
 from tests.builders import make_dicom
@@ -79,6 +79,14 @@ def test_it_is_another_process_that_is_used_again() -> None:
     with Sandbox(1) as single:
         (first,), (second,) = single.run(process_id, 0), single.run(process_id, 0)
     assert first == second != os.getpid()
+
+
+def test_a_worker_that_was_started_ahead_is_used() -> None:
+    limits = Limits(frame_seconds=7.0)
+    warm(limits)
+    (waiting,) = (worker._process.pid for worker in _waiting[os.getpid()] if worker.limits == limits)
+    with Sandbox(1, limits) as single:
+        assert list(single.run(process_id, 0)) == [waiting]
 
 
 def test_frames_of_a_file_are_the_same_as_in_this_process(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -289,7 +297,7 @@ def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
 
 PROGRAM = """
 import sys
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from tests.sandbox_tasks import process_id, slow
 
 with Sandbox(2) as sandbox:
@@ -300,7 +308,7 @@ with Sandbox(2) as sandbox:
 
 
 SLEEPERS = """
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.intake import Limits
 from tests.sandbox_tasks import sleep_after_its_number
 
