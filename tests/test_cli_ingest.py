@@ -132,6 +132,15 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     assert len(load_index(out).records) == 300
 
 
+def test_what_a_kill_leaves_beside_the_journal_is_no_study(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"{number}.png")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "journal.sqlite-journal").touch()
+    assert run_ingest(str(tmp_path), "--out", str(tmp_path / "index")) == 0
+    assert len(load_index(tmp_path / "index").records) == 8
+
+
 def test_the_gate_of_a_configuration_is_asked(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "small.yaml", str(tmp_path / "index")
     config.write_text("name: small\ndata: {modalities: [CR]}\nquality: {wrong_modality: reject}\n")

@@ -84,6 +84,7 @@ def test_it_is_another_process_that_is_used_again() -> None:
 def test_a_worker_that_was_started_ahead_is_used() -> None:
     limits = Limits(frame_seconds=7.0)
     warm(limits)
+    warm(limits)
     (waiting,) = (worker._process.pid for worker in _waiting[os.getpid()] if worker.limits == limits)
     with Sandbox(1, limits) as single:
         assert list(single.run(process_id, 0)) == [waiting]
@@ -208,7 +209,8 @@ def test_two_workers_work_at_the_same_time() -> None:
 
 
 def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
-    with Sandbox(2) as both:
+    limits = Limits(frame_seconds=9.0)  # of nobody else, so that no worker of theirs waits
+    with Sandbox(2, limits) as both:
         processes = {process for results in both.map(process_id, range(40)) for process in results}
         held = both.run(endless, 1)
         next(held)
@@ -216,7 +218,7 @@ def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
     assert len(left) == 1
     with pytest.raises(UnreadableError):
         list(held)
-    with Sandbox(1) as later:
+    with Sandbox(1, limits) as later:
         assert set(later.run(process_id, 0)) == left
     with Sandbox(1, STRICT) as other:
         assert not set(other.run(process_id, 0)) & left

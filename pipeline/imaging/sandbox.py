@@ -283,8 +283,11 @@ _waiting_lock = threading.Lock()
 
 
 def warm(limits: Limits = Limits()) -> None:  # noqa: B008
-    """Start a worker that waits for the next sandbox with these limits, while this process imports what it needs itself."""
-    _keep(_Worker(limits))
+    """Have a worker wait for the next sandbox with these limits, which starts while this process does what it has to do."""
+    with _waiting_lock:
+        is_there = any(worker.limits == limits for worker in _waiting.get(os.getpid(), []))
+    if not is_there:
+        _keep(_Worker(limits))
 
 
 def _keep(worker: _Worker) -> None:

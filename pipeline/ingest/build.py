@@ -140,7 +140,7 @@ def _run(rules: Rules, how: How, workers: int) -> AbstractContextManager[Run | N
 
 def _no_studies(rules: Rules, out: Path | None) -> list[Path]:
     """Return the files that are found among the studies where somebody keeps them there, and that are none."""
-    own = [out / name for name in (*FILES, JOURNAL)] if out else []
+    own = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
     own += rules.deidentify.own_files if rules.deidentify else ()
     return [*own, rules.labels] if rules.labels else own
 
