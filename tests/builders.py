@@ -3,8 +3,8 @@
 import io
 import struct
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,13 @@ def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: 
     """What a bundle's manifest says of the quality gate: it refuses what the bundle was not made for, unless told otherwise."""
     refused = {Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}
     return {"policies": refused | dict(policies or {}), "smallest_side": smallest_side}
+
+
+def fill(table: AbstractContextManager[Callable[[Any], None]], items: Iterable[Any]) -> None:
+    """Add items to a table of results, one after the other."""
+    with table as add:
+        for item in items:
+            add(item)
 
 
 def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[Scored | Quarantined, None, None]:

@@ -153,13 +153,15 @@ def frames(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[F
 
 
 def library_maps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], torch.nn.Module]) -> np.ndarray:
-    """Grad-CAM by the `grad-cam` library, with a backward pass through the bundle's weights, in logits."""
+    """Grad-CAM by the `grad-cam` library, with a backward pass through the bundle's weights, in logits; in float64, so that
+    the difference is that of octray alone."""
     manifest = bundle.manifest
     body = timm.create_model(manifest.architecture, num_classes=len(manifest.labels)).eval()
     body.load_state_dict(load_file(bundle.path / WEIGHTS))
+    body.double()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (manifest.normalisation.mean, manifest.normalisation.std))
     pixels = torch.from_numpy(np.stack([prepare(frame.pixels, manifest.preprocessing) for frame in frames]))
-    inputs, layer, maps = (pixels - mean) / std, last(body), []
+    inputs, layer, maps = (pixels.double() - mean) / std, last(body), []
     for label in range(len(manifest.labels)):
         targets = [ClassifierOutputTarget(label)] * len(frames)
         with GradCAM(body, [layer]) as library:
@@ -179,7 +181,8 @@ def check_heatmaps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], to
     expected = library_maps(bundle, frames, last)
     assert found.shape == expected.shape
     assert expected.max() > 0.01
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    # Float32 has seven digits: what the network itself rounds exceeds 1e-4 beyond ten logits, as RG1 gives them here.
+    assert (np.abs(found - expected) <= np.maximum(1e-4, 1e-5 * np.abs(expected))).all()
 
 
 def test_heatmaps_of_a_fine_tuned_network_are_the_librarys(trained: Trained, frames: list[Frame]) -> None:

@@ -299,7 +299,7 @@ def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
 
 PROGRAM = """
 import sys
-from pipeline.imaging.sandbox import Sandbox, _waiting, warm
+from pipeline.imaging.sandbox import Sandbox
 from tests.sandbox_tasks import process_id, slow
 
 with Sandbox(2) as sandbox:
@@ -310,7 +310,7 @@ with Sandbox(2) as sandbox:
 
 
 SLEEPERS = """
-from pipeline.imaging.sandbox import Sandbox, _waiting, warm
+from pipeline.imaging.sandbox import Sandbox
 from pipeline.intake import Limits
 from tests.sandbox_tasks import sleep_after_its_number
 

@@ -1,7 +1,7 @@
 """The table as Parquet: what pyarrow reads back is what stands in the CSV table."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.records import FramePrediction
 from pipeline.results import parquet
 from pipeline.results.parquet import parquet_table
 from pipeline.results.tables import PREDICTION_COLUMNS, predictions_table
-from tests.builders import make_key, make_prediction
+from tests.builders import fill, make_key, make_prediction
 
 
 def make_frames(count: int) -> list[FramePrediction]:
@@ -43,18 +43,10 @@ def read(path: Path) -> list[dict[str, object]]:
         return list(file.read(use_threads=False).to_pylist())
 
 
-def write_parquet(path: Path, frames: Iterable[FramePrediction]) -> None:
-    with parquet_table(path) as add:
-        for frame in frames:
-            add(frame)
-
-
 def test_it_holds_the_rows_and_columns_of_the_csv_table_with_types(tmp_path: Path) -> None:
     frames = make_frames(5)
-    write_parquet(tmp_path / "x.parquet", frames)
-    with predictions_table(tmp_path / "x.csv") as add:
-        for frame in frames:
-            add(frame)
+    fill(parquet_table(tmp_path / "x.parquet"), frames)
+    fill(predictions_table(tmp_path / "x.csv"), frames)
     rows = read(tmp_path / "x.parquet")
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
         texts = list(csv.DictReader(file))
@@ -76,7 +68,7 @@ def test_many_rows_are_written_in_groups_and_equal_rows_give_equal_bytes(
 ) -> None:
     monkeypatch.setattr(parquet, "_ROWS", 4)
     for name in ("a", "b"):
-        write_parquet(tmp_path / name, iter(make_frames(5)))
+        fill(parquet_table(tmp_path / name), iter(make_frames(5)))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with pyarrow.parquet.ParquetFile(tmp_path / "a") as file:
         assert file.num_row_groups == 3
@@ -84,7 +76,7 @@ def test_many_rows_are_written_in_groups_and_equal_rows_give_equal_bytes(
 
 
 def test_no_rows_make_a_table_with_columns(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "x", [])
+    fill(parquet_table(tmp_path / "x"), [])
     with pyarrow.parquet.ParquetFile(tmp_path / "x") as file:
         assert tuple(file.schema_arrow.names) == PREDICTION_COLUMNS
 
@@ -95,12 +87,12 @@ def test_a_table_that_fails_is_not_there(tmp_path: Path) -> None:
         raise ValueError("the source of the rows fails")
 
     with pytest.raises(ValueError, match="source of the rows"):
-        write_parquet(tmp_path / "x", frames())
+        fill(parquet_table(tmp_path / "x"), frames())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_any_text_comes_back_as_it_is(tmp_path: Path) -> None:
     text = 'a "quoted" \\ name\n\t\0 \u00e4\u4e2d\U0001f600 2026-11-26T10:00:00 true 1e5 null'
     (frame, *_) = make_frames(1)
-    write_parquet(tmp_path / "x.parquet", [replace(frame, source=text)])
+    fill(parquet_table(tmp_path / "x.parquet"), [replace(frame, source=text)])
     assert [row["source"] for row in read(tmp_path / "x.parquet")] == [text] * 2

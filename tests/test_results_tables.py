@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.intake import Check, Flag
 from pipeline.records import FramePrediction, Quarantined
 from pipeline.results import tables
-from tests.builders import make_prediction, make_result
+from tests.builders import fill, make_prediction, make_result
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -21,21 +21,9 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_predictions(path: Path, frames: Iterable[FramePrediction]) -> None:
-    with tables.predictions_table(path) as add:
-        for frame in frames:
-            add(frame)
-
-
-def write_failures(path: Path, failures: Iterable[Quarantined]) -> None:
-    with tables.failures_table(path) as add:
-        for failure in failures:
-            add(failure)
-
-
 def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     normal = make_prediction("NORMAL", 0.1, positive=False, logit=-2.00004)
-    write_predictions(tmp_path / "p.csv", [make_result(normal, make_prediction())])
+    fill(tables.predictions_table(tmp_path / "p.csv"), [make_result(normal, make_prediction())])
     content = (tmp_path / "p.csv").read_bytes().decode()
     assert content == (
         "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,label,logit,probability,"
@@ -48,7 +36,7 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
 def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -> None:
     uncertain = make_prediction(conformal_set=("present", "absent"), operating_point=0.43215)
     frame = replace(make_result(uncertain), laterality="L", distance=0.71236, input_sha256="ab")
-    write_predictions(tmp_path / "p.csv", [frame])
+    fill(tables.predictions_table(tmp_path / "p.csv"), [frame])
     (row,) = read(tmp_path / "p.csv")
     expected = {
         "state": "uncertain",
@@ -67,7 +55,7 @@ def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -
 def test_what_the_gate_found_stands_in_the_row(tmp_path: Path) -> None:
     flags = (Flag(Check.ROTATED, "Upside down."), Flag(Check.WHITE_BORDERS, "Wedges."))
     frame = replace(make_result(make_prediction()), flags=flags)
-    write_predictions(tmp_path / "p.csv", [frame])
+    fill(tables.predictions_table(tmp_path / "p.csv"), [frame])
     assert read(tmp_path / "p.csv")[0]["flags"] == "rotated;white_borders"
     assert tables.frame_record(frame)["flags"] == [
         {"check": "rotated", "message": "Upside down."},
@@ -76,12 +64,15 @@ def test_what_the_gate_found_stands_in_the_row(tmp_path: Path) -> None:
 
 
 def test_failures_are_written_even_when_there_are_none(tmp_path: Path) -> None:
-    write_failures(tmp_path / "f.csv", [])
+    fill(tables.failures_table(tmp_path / "f.csv"), [])
     assert (tmp_path / "f.csv").read_bytes() == b"source,frame_number,state,reason,message\r\n"
 
 
 def test_failures_name_file_frame_and_reason(tmp_path: Path) -> None:
-    write_failures(tmp_path / "f.csv", [Quarantined("a.dcm", "truncated", "Cut, short."), Quarantined("b", "r", "m", 3)])
+    fill(
+        tables.failures_table(tmp_path / "f.csv"),
+        [Quarantined("a.dcm", "truncated", "Cut, short."), Quarantined("b", "r", "m", 3)],
+    )
     first, second = read(tmp_path / "f.csv")
     expected = {"source": "a.dcm", "frame_number": "", "state": "not_scorable", "reason": "truncated", "message": "Cut, short."}
     assert first == expected
@@ -91,7 +82,7 @@ def test_failures_name_file_frame_and_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_text_that_a_spreadsheet_would_run_is_guarded(start: str, tmp_path: Path) -> None:
     source = f"{start}cmd|'/c calc'!A1,\"x\".dcm"
-    write_predictions(tmp_path / "p.csv", [make_result(make_prediction(logit=-1.0), source=source)])
+    fill(tables.predictions_table(tmp_path / "p.csv"), [make_result(make_prediction(logit=-1.0), source=source)])
     (row,) = read(tmp_path / "p.csv")
     assert row["source"] == f"'{source}"
     assert row["logit"] == "-1.0000"
@@ -106,7 +97,7 @@ def test_numbers_have_four_digits_and_no_negative_zero(value: float) -> None:
 
 
 def test_a_file_name_that_is_not_utf8_is_written(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", [make_result(make_prediction(), source="f\udce4.png")])
+    fill(tables.predictions_table(tmp_path / "p.csv"), [make_result(make_prediction(), source="f\udce4.png")])
     assert read(tmp_path / "p.csv")[0]["source"] == "f\\udce4.png"
 
 
@@ -119,7 +110,7 @@ def test_an_error_on_the_way_leaves_the_old_file_and_no_part_of_the_new(tmp_path
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(path, frames())
+        fill(tables.predictions_table(path), frames())
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("p.csv", "old")]
 
 
