@@ -3,10 +3,11 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 
-from pipeline.cli.main import main
+from pipeline.cli.main import DONE, SOME_FAILED, main
 
 _XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 160, 60, 6
 _RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
@@ -30,23 +31,26 @@ def demo(out: Path) -> int:
     _octray("phantom", out / "new", "--modality", "xray", "--studies", _NEW_STUDIES, "--seed", 2)
     with resources.as_file(resources.files("data_store") / "data" / _RADIOGRAPH) as radiograph:
         shutil.copy(radiograph, out / "new" / "studies" / _RADIOGRAPH)
-    _octray("score", out / "new" / "studies", "--bundle", out / "bundle-xray", "--out", out / "results")
+    _octray(
+        "score", out / "new" / "studies", "--bundle", out / "bundle-xray", "--out", out / "results", ends=(DONE, SOME_FAILED)
+    )
     print(_places(out))
     return 0
 
 
-def _octray(*words: object) -> None:
-    """Print one command and run it; leave where it fails."""
+def _octray(*words: object, ends: Collection[int] = (DONE,)) -> None:
+    """Print one command and run it; leave where it ends with another code."""
     arguments = [str(word) for word in words]
     sys.stderr.write(f"\n$ octray {shlex.join(arguments)}\n")
     sys.stderr.flush()
-    if code := main(arguments):
+    if (code := main(arguments)) not in ends:
         raise SystemExit(code)
 
 
 def _places(out: Path) -> str:
     return f"""
-The whole way worked. The networks learned from synthetic pictures: what they say of the real radiograph means nothing.
+The whole way worked. The networks learned from synthetic pictures: what they say of the real radiograph means nothing. Where it
+was not scored, since it is unlike all that they have seen, that is as it should be, and the report says so.
   report page   {out / "results" / "report.html"}
   table         {out / "results" / "predictions.csv"}
   heatmaps      {out / "results" / "heatmaps"}
