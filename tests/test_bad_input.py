@@ -46,7 +46,7 @@ def judged(sandbox: Sandbox, items: Iterable[Path | Mutant]) -> Counter[str]:
     items = list(items)
     reasons: Counter[str] = Counter()
     faults = []
-    for item, results in zip(items, sandbox.map(judge, items), strict=True):
+    for item, results in sandbox.map(judge, zip(items, items, strict=True)):
         try:
             (verdict,) = results
         except UnreadableError as error:

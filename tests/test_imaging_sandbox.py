@@ -168,9 +168,11 @@ def test_the_time_is_that_of_one_result_and_not_of_who_takes_it(strict: Sandbox)
 
 
 def test_many_items_keep_their_order_whatever_happens_to_some(sandbox: Sandbox) -> None:
-    assert [list(results) for results in sandbox.map(slow, range(20))] == [[number] for number in range(20)]
+    assert [(handle, list(results)) for handle, results in sandbox.map(slow, enumerate(range(20, 40)))] == [
+        (handle, [handle + 20]) for handle in range(20)
+    ]
     found: list[object] = []
-    for results in sandbox.map(crash, range(6)):
+    for _, results in sandbox.map(crash, enumerate(range(6))):
         try:
             found.append(list(results))
         except UnreadableError as error:
@@ -186,16 +188,16 @@ def test_items_are_taken_as_needed_and_unused_results_are_lost(sandbox: Sandbox)
             taken.append(number)
             yield 3
 
-    every = sandbox.map(count, items())
-    assert [next(next(every)) for _ in range(3)] == [0, 0, 0]
+    every = sandbox.map(count, enumerate(items()))
+    assert [next(next(every)[1]) for _ in range(3)] == [0, 0, 0]
     every.close()
     assert len(taken) < 1_000
 
 
 def test_what_waits_is_bounded(sandbox: Sandbox) -> None:
     before = resident_bytes()
-    results = sandbox.map(endless, [2**24] * 2)
-    first = next(results)
+    results = sandbox.map(endless, enumerate([2**24] * 2))
+    _, first = next(results)
     assert next(first) == bytes(2**24)
     time.sleep(1.0)
     assert resident_bytes() < before + 2 * BYTES_AHEAD
@@ -204,14 +206,14 @@ def test_what_waits_is_bounded(sandbox: Sandbox) -> None:
 
 def test_two_workers_work_at_the_same_time() -> None:
     with Sandbox(2) as both:
-        found = {process for results in both.map(process_id, range(40)) for process in results}
+        found = {process for _, results in both.map(process_id, enumerate(range(40))) for process in results}
     assert len(found) == 2
 
 
 def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
     limits = Limits(frame_seconds=9.0)  # of nobody else, so that no worker of theirs waits
     with Sandbox(2, limits) as both:
-        processes = {process for results in both.map(process_id, range(40)) for process in results}
+        processes = {process for _, results in both.map(process_id, enumerate(range(40))) for process in results}
         held = both.run(endless, 1)
         next(held)
     left = {process for process in processes if is_running(process)}
@@ -303,8 +305,8 @@ from pipeline.imaging.sandbox import Sandbox
 from tests.sandbox_tasks import process_id, slow
 
 with Sandbox(2) as sandbox:
-    print(*{process for results in sandbox.map(process_id, range(40)) for process in results}, flush=True)
-    for results in sandbox.map(slow, range(100_000)):
+    print(*{process for _, results in sandbox.map(process_id, enumerate(range(40))) for process in results}, flush=True)
+    for _, results in sandbox.map(slow, enumerate(range(100_000))):
         list(results)
 """
 
@@ -315,7 +317,7 @@ from pipeline.intake import Limits
 from tests.sandbox_tasks import sleep_after_its_number
 
 with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:
-    for results in sandbox.map(sleep_after_its_number, range(2)):
+    for _, results in sandbox.map(sleep_after_its_number, enumerate(range(2))):
         for process in results:
             print(process, flush=True)
 """

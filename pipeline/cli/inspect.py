@@ -66,7 +66,7 @@ def _descriptions(sandbox: "Sandbox", files: "list[StudyFile]") -> Iterator[dict
     """Yield the frames of each file and, where it cannot be read any further, why; each as soon as it is known."""
     from pipeline.imaging.describe import describe_file
 
-    for file, described in zip(files, sandbox.map(describe_file, files), strict=True):
+    for file, described in sandbox.map(describe_file, zip(files, files, strict=True)):
         try:
             yield from described
         except UnreadableError as error:

@@ -8,17 +8,18 @@ from typing import Generic, TypeVar
 ITEMS_AHEAD = 256
 BYTES_AHEAD = 2**27
 
+Handle = TypeVar("Handle")
 Item = TypeVar("Item")
 Result = TypeVar("Result", bound=Sized)
 
 
 def read_ahead(
     work: Callable[[Item], Iterator[Result]],
-    items: Iterable[Item],
+    items: Iterable[tuple[Handle, Item]],
     threads: int,
     abandon: Callable[[], None],
     most: int = ITEMS_AHEAD,
-) -> Generator[Iterator[Result], None, None]:
+) -> Generator[tuple[Handle, Iterator[Result]], None, None]:
     """Do some work on every item, several at a time.
 
     Parameters
@@ -27,7 +28,7 @@ def read_ahead(
         Gives results, whose lengths are their bytes; an exception of it ends the iteration over its results, and is raised
         there.
     items
-        Taken as needed, by the thread that iterates.
+        Each with a handle by which it is known; taken as needed, by the thread that iterates.
     threads
         How many items are worked on at the same time.
     abandon
@@ -37,9 +38,10 @@ def read_ahead(
 
     Yields
     ------
-    Iterator
-        The results of each item, in the order of the items; what is left of them when the next is taken is lost. At most
-        `BYTES_AHEAD` of results wait, one of each thread and one that is awaited aside. Closing the iterator stops the work.
+    tuple
+        The handle of each item and an iterator over its results, in the order of the items; what is left of them when the next
+        is taken is lost. At most `BYTES_AHEAD` of results wait, one of each thread and one that is awaited aside. Closing the
+        iterator stops the work.
     """
     ahead = _Ahead(work, iter(items), most)
     pool = [threading.Thread(target=ahead.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
@@ -54,34 +56,35 @@ def read_ahead(
             thread.join()
 
 
-class _Slot(Generic[Item, Result]):
+class _Slot(Generic[Handle, Item, Result]):
     """What is known of one item: the results that wait, and whether more will come."""
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, handle: Handle, item: Item) -> None:
+        self.handle = handle
         self.item = item
         self.waiting: deque[Result] = deque()
         self.ended = False
         self.error: BaseException | None = None
 
 
-class _Ahead(Generic[Item, Result]):
+class _Ahead(Generic[Handle, Item, Result]):
     """The items that are begun, in their order; all of it under one lock."""
 
-    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[Item], most: int) -> None:
+    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[tuple[Handle, Item]], most: int) -> None:
         self._most = most
         self._work = work
         self._items = items
-        self._slots: deque[_Slot[Item, Result]] = deque()
-        self._untouched: deque[_Slot[Item, Result]] = deque()
+        self._slots: deque[_Slot[Handle, Item, Result]] = deque()
+        self._untouched: deque[_Slot[Handle, Item, Result]] = deque()
         self._changed = threading.Condition()
         self._held = 0
         self._stopped = False
 
-    def slots(self) -> Iterator[Iterator[Result]]:
+    def slots(self) -> Iterator[tuple[Handle, Iterator[Result]]]:
         self._top_up()
         while self._slots:
             slot = self._slots[0]
-            yield self._taken(slot)
+            yield slot.handle, self._taken(slot)
             for _ in self._taken(slot):
                 pass
             with self._changed:
@@ -97,7 +100,7 @@ class _Ahead(Generic[Item, Result]):
     def _top_up(self) -> None:
         while len(self._slots) < self._most:
             try:
-                slot: _Slot[Item, Result] = _Slot(next(self._items))
+                slot: _Slot[Handle, Item, Result] = _Slot(*next(self._items))
             except StopIteration:
                 return
             with self._changed:
@@ -105,7 +108,7 @@ class _Ahead(Generic[Item, Result]):
                 self._untouched.append(slot)
                 self._changed.notify_all()
 
-    def _taken(self, slot: _Slot[Item, Result]) -> Iterator[Result]:
+    def _taken(self, slot: _Slot[Handle, Item, Result]) -> Iterator[Result]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: slot.waiting or slot.ended)
@@ -132,12 +135,12 @@ class _Ahead(Generic[Item, Result]):
                 slot.error, slot.ended = error, True
                 self._changed.notify_all()
 
-    def _next(self) -> _Slot[Item, Result] | None:
+    def _next(self) -> _Slot[Handle, Item, Result] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._untouched)
             return None if self._stopped else self._untouched.popleft()
 
-    def _put(self, slot: _Slot[Item, Result], result: Result) -> bool:
+    def _put(self, slot: _Slot[Handle, Item, Result], result: Result) -> bool:
         """Wait for room, then add a result; the item in use gets one through always, so that it never stands still."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room(slot, len(result)))
@@ -147,6 +150,6 @@ class _Ahead(Generic[Item, Result]):
                 self._changed.notify_all()
             return not self._stopped
 
-    def _has_room(self, slot: _Slot[Item, Result], size: int) -> bool:
+    def _has_room(self, slot: _Slot[Handle, Item, Result], size: int) -> bool:
         awaited = not slot.waiting and slot is self._slots[0]
         return awaited or self._held + size <= BYTES_AHEAD

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from pipeline.imaging.messages import Kind, Message, packed, receive, send
 from pipeline.imaging.worker import OUT_OF_MEMORY
 from pipeline.intake import Limits
 
+Handle = TypeVar("Handle")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -101,8 +103,8 @@ class Sandbox:
             messages.close()
 
     def map(
-        self, task: Callable[[Item], Iterator[Result]], items: Iterable[Item], ahead: int = ITEMS_AHEAD
-    ) -> Generator[Iterator[Result], None, None]:
+        self, task: Callable[[Item], Iterator[Result]], items: Iterable[tuple[Handle, Item]], ahead: int = ITEMS_AHEAD
+    ) -> Generator[tuple[Handle, Iterator[Result]], None, None]:
         """Run a task on many items, several at a time and ahead of their use, in bounded memory.
 
         Parameters
@@ -110,19 +112,20 @@ class Sandbox:
         task
             As in `run`.
         items
-            What it is called with, one after the other; taken as needed.
+            What it is called with, one after the other, each behind a handle, which stays here; taken as needed.
         ahead
             How many items are begun at a time.
 
         Yields
         ------
-        Iterator
-            For each item, in their order, what `run` would give; what is not taken before the next is lost. Closing the
-            iterator, or an interrupt while it waits, ends the workers that are at work.
+        tuple
+            For each item, in their order, its handle and what `run` would give; what is not taken before the next is lost.
+            Closing the iterator, or an interrupt while it waits, ends the workers that are at work.
         """
         held = _Held()
-        for messages in read_ahead(lambda item: self._messages(task, item, held), items, self.workers, held.end, ahead):
-            yield _results(messages)
+        work = partial(self._messages, task, held=held)
+        for handle, messages in read_ahead(work, items, self.workers, held.end, ahead):
+            yield handle, _results(messages)
 
     def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, held: "_Held") -> Generator[Message, None, None]:
         """Yield what a worker says of a task; the last message is that it is done or has failed."""

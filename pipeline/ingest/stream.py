@@ -78,12 +78,6 @@ def _refused(refusal: Refusal) -> ReadFile:
 
 def _read(sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How) -> Iterator[tuple[FileId, Look | None, ReadFile]]:
     """Yield each file with how it looked before it was read, and what is in it."""
-    looked: dict[FileId, Look | None] = {}
-
-    def begun() -> Iterator[StudyFile]:
-        for file_id, file in files.items():
-            looked[file_id] = settled(appearance(file))
-            yield file
-
-    for file_id, results in zip(files, sandbox.map(partial(read_file, how=how), begun()), strict=True):
-        yield file_id, looked.pop(file_id), collect(results)
+    begun = (((file_id, settled(appearance(file))), file) for file_id, file in files.items())
+    for (file_id, looked), results in sandbox.map(partial(read_file, how=how), begun):
+        yield file_id, looked, collect(results)

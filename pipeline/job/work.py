@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,16 +66,9 @@ class Grouping:
         """
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
-        begun: deque[_Place] = deque()
-
-        def parsed() -> Iterator[StudyFile]:
-            for file, place in unknown:
-                if may_state_study(file):
-                    begun.append(place)
-                    yield file
-
+        parsed = ((place, file) for file, place in unknown if may_state_study(file))
         with Sandbox(_SCANNERS, limits) as sandbox:
-            stated = {begun.popleft(): _answered(answer) for answer in sandbox.map(stated_study, parsed())}
+            stated = {place: _answered(answer) for place, answer in sandbox.map(stated_study, parsed)}
         self._stated |= {place: stated.get(place, "") for _, place in unknown}
         groups: dict[str, list[tuple[StudyFile, tuple[int, int, int] | None]]] = {}
         for file, place in found:

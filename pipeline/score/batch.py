@@ -77,20 +77,14 @@ def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[M
 
 def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
     """Have a worker a core read files, run the network and draw, so that results alone pass between processes."""
-    begun: deque[list[Member[Study]]] = deque()
-
-    def tasks() -> Iterator[list[StudyFile]]:
-        for group in _groups(members):
-            begun.append(group)
-            yield [file for file, _ in group]
-
     task, again = partial(score_files, scoring=scoring), partial(_alone, scoring=scoring)
+    tasks = ((group, [file for file, _ in group]) for group in _groups(members))
     with (
         Sandbox(cores, scoring.admission.reading.limits) as sandbox,
-        closing(sandbox.map(task, tasks(), TASKS_A_WORKER * cores)) as outcomes,
+        closing(sandbox.map(task, tasks, TASKS_A_WORKER * cores)) as outcomes,
     ):
-        for outcome in outcomes:
-            yield from _of_group(begun.popleft(), outcome, again)
+        for group, outcome in outcomes:
+            yield from _of_group(group, outcome, again)
 
 
 def _groups(members: Iterable[Member[Study]]) -> Iterator[list[Member[Study]]]:
@@ -172,19 +166,11 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
 
 def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Item[Study], None, None]:
     """Read files, several at a time, and mark where each study ends."""
-    begun: deque[Member[Study]] = deque()
-
-    def files() -> Iterator[StudyFile]:
-        for member in members:
-            begun.append(member)
-            yield member[0]
-
     read = partial(read_admitted, admission=scoring.admission)
     with (
         Sandbox(max(LEAST_READERS, cores), scoring.admission.reading.limits) as sandbox,
-        closing(sandbox.map(read, files())) as outcomes,
+        closing(sandbox.map(read, ((member, member[0]) for member in members))) as outcomes,
     ):
-        for outcome in outcomes:
-            file, end = begun.popleft()
+        for (file, end), outcome in outcomes:
             yield from outcome_of(file, outcome)
             yield from end

@@ -131,7 +131,7 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         parts = [self.out / f".{self._alias(file)}{_PART}" for file in files]
         with Sandbox(self._workers, _limits(self._reading.limits, files, self._job.options.clean_pixels)) as sandbox:
-            yield from zip(parts, sandbox.map(task, zip(files, parts, strict=True)), strict=True)
+            yield from sandbox.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
 
     def _known(self, file: StudyFile, looks: Look | None) -> Made | Refused | None:
         """Return what became of a file before, where that still holds."""
