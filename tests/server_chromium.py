@@ -87,7 +87,7 @@ class Reader:
         self._session = {"sessionId": self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         self._ask("Emulation.setFocusEmulationEnabled", enabled=True)
         deadline = time.monotonic() + _SECONDS
-        while self.evaluate("document.readyState") != "complete":
+        while self.evaluate("[location.href, document.readyState]") != [page.as_uri(), "complete"]:  # not the empty page before
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
