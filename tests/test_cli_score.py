@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def without_mark(path: Path) -> str:
     """A heatmap's name without what makes it the only one."""
     stem, _, mark = path.stem.rpartition("_")
-    assert len(mark) == 8
+    assert len(mark) == 16
     return stem
 
 
@@ -105,8 +106,7 @@ def test_the_same_input_gives_the_same_bytes_and_an_older_run_leaves_no_trace(
     studies: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    (second / "heatmaps").mkdir(parents=True)
-    (second / "heatmaps" / "9.9_f0001_PNEUMONIA_01234567.jpg").write_bytes(b"of an older run")
+    score(studies, make_bundle(tmp_path / "other", labels=("NORMAL", "EFFUSION")).path, second, "--dicom", "sr")
     (second / "heatmaps" / "mine.png").write_bytes(b"not of octray")
     score(studies, bundle.path, first)
     score(studies, bundle.path, second)
@@ -145,7 +145,8 @@ def test_a_heatmap_that_cannot_be_written_costs_neither_tables_nor_report(
     assert report.count("<img") == 4
     assert "The heatmap of PNEUMONIA could not be drawn." in report
     error = capsys.readouterr().err
-    assert "Heatmaps or DICOM objects that could not be written: 1 (No space left on device). The tables are complete." in error
+    assert "Heatmaps or DICOM objects that could not be written: 1. The tables are complete." in error
+    assert re.search(r"^  1\.2\.3_f0001_PNEUMONIA_[0-9a-f]{16}\.jpg: No space left on device$", error, re.MULTILINE)
     monkeypatch.undo()
     assert score(studies, bundle.path, out) == 0
     assert len(list((out / "heatmaps").iterdir())) == 5
@@ -167,7 +168,7 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
     assert (len(rows(out / "predictions.csv")), rows(out / "failures.csv")) == (10, [])
     assert len(list((out / "heatmaps").iterdir())) == 4
     assert "The heatmap of PNEUMONIA could not be drawn." in (out / "report.html").read_text(encoding="utf-8")
-    assert "Heatmaps or DICOM objects that could not be written: 1 (ValueError)." in capsys.readouterr().err
+    assert re.search(r"could not be written: 1\. .*\n  .+_f0001_PNEUMONIA_.+\.jpg: ValueError\n", capsys.readouterr().err)
     assert score(studies, bundle.path, out) == 0
     assert len(list((out / "heatmaps").iterdir())) == 5
 
@@ -204,7 +205,7 @@ def test_a_folder_with_nothing_readable_ends_with_2_and_still_lists_why(
 def test_an_empty_folder_ends_with_2(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "studies").mkdir()
     assert score(tmp_path / "studies", bundle.path, tmp_path / "results") == 2
-    assert rows(tmp_path / "results" / "failures.csv") == []
+    assert not (tmp_path / "results" / "failures.csv").exists()
     assert "studies holds no files" in capsys.readouterr().err
 
 
@@ -223,6 +224,28 @@ def test_results_inside_the_studies_are_refused(studies: Path, bundle: Bundle, c
     assert score(studies, bundle.path, studies / "results") == 2
     assert "results must not lie inside studies" in capsys.readouterr().err
     assert not (studies / "results").exists()
+
+
+def test_studies_inside_the_results_are_refused_and_left_alone(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies.rename(tmp_path / "dicom")
+    (tmp_path / "dicom" / "volume.dcm").rename(tmp_path / "dicom" / "CHEST-sr_0123456789abcdef.dcm")
+    before = contents(tmp_path / "dicom")
+    assert score(tmp_path / "dicom", bundle.path, tmp_path) == 2
+    assert "The studies dicom must not lie inside the results folder" in capsys.readouterr().err
+    assert contents(tmp_path / "dicom") == before
+
+
+def test_who_stops_to_read_stops_no_scoring(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    words = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(tmp_path / "results"), "--json"]
+    command = [sys.executable, "-m", "pipeline.cli.main", *words]
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, len(rows(tmp_path / "results" / "predictions.csv"))) == (0, 10)
+    assert "Frames scored: 5." in done.stderr
 
 
 def test_results_that_cannot_be_written_are_said(

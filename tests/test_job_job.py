@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from pydicom import dcmread
 from pipeline.cli.main import main
 from pipeline.errors import LedgerError
 from pipeline.imaging.sources import StudyFile
+from pipeline.job import loop
 from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done, killed
 from pipeline.job.unsaved import Unsaved
 from pipeline.job.work import StudyFiles, packed
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Claim, Order, Outcome, StudyWork
+from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import batch
@@ -204,50 +206,149 @@ def test_no_heatmaps_are_drawn_where_none_are_wanted(studies: Path, bundle: Bund
     assert "<img" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_watched_folder_is_scored_as_studies_arrive(bundle: Bundle, tmp_path: Path) -> None:
+def watched(folder: Path) -> list[tuple[str, str]]:
+    return sorted({(row["study_instance_uid"], row["source"]) for row in rows(folder / "predictions.csv")})
+
+
+def test_a_watched_folder_is_scored_as_studies_arrive_and_may_be_emptied(bundle: Bundle, tmp_path: Path) -> None:
     studies, out = tmp_path / "inbox", tmp_path / "results"
     studies.mkdir()
+    for name in ("a", "b", "c"):
+        (studies / f"{name}.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1", SOPInstanceUID=f"1.2.1.{ord(name)}"))
+    everything = [("1.2.1", "a.dcm"), ("1.2.1", "b.dcm"), ("1.2.1", "c.dcm")]
     with start(*arguments(studies, bundle, out, "--json", "--watch", "0.5")) as process:
         assert process.stdout is not None
-        for number in range(2):
-            (studies / f"{number}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{number}"))
-            assert json.loads(process.stdout.readline())["source"] == f"{number}.dcm"
+        assert [json.loads(process.stdout.readline())["source"] for _ in range(3)] == ["a.dcm", "b.dcm", "c.dcm"]
+        (studies / "a.dcm").unlink()
+        (studies / "late.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1", SOPInstanceUID="1.2.1.9"))
+        (studies / "next.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.2", SOPInstanceUID="1.2.2.1"))
+        assert {json.loads(process.stdout.readline())["source"] for _ in range(2)} == {"late.dcm", "next.dcm"}
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+    assert watched(out) == [*everything, ("1.2.1", "late.dcm"), ("1.2.2", "next.dcm")]
+    pictures = contents(out)
+    for path in studies.iterdir():
+        path.unlink()
+    next((out / "heatmaps").iterdir()).unlink()  # which nothing can be scored for again
+    with start(*arguments(studies, bundle, out, "--json", "--watch", "0.5")) as process:
+        assert process.stdout is not None
+        assert len([process.stdout.readline() for _ in range(5)]) == 5
+        (studies / "a.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.3", SOPInstanceUID="1.2.3.1"))
+        assert json.loads(process.stdout.readline())["source"] == "a.dcm"
         process.send_signal(signal.SIGTERM)
         process.stdout.read()
-    assert process.returncode == 130
-    assert [row["source"] for row in rows(out / "predictions.csv")] == ["0.dcm", "0.dcm", "1.dcm", "1.dcm"]
+    assert watched(out) == [*everything, ("1.2.1", "late.dcm"), ("1.2.2", "next.dcm"), ("1.2.3", "a.dcm")]
+    assert len(pictures.keys() - contents(out).keys()) == 1
 
 
-def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(tmp_path: Path) -> None:
+def test_results_of_a_watched_folder_are_not_removed_for_those_of_another_bundle(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    main(arguments(studies, bundle, out))
+    before = contents(out)
+    other = make_bundle(tmp_path / "other", temperature=3.0)
+    assert main(arguments(studies, other, out, "--watch", "1")) == 2
+    assert "whose studies may have been taken away. Give another --out." in capsys.readouterr().err
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["dicom/CHEST-sr_0123456789abcdef.dcm", "report.html", "report-2.html"])
+def test_files_that_are_named_like_results_and_are_none_are_not_touched(
+    name: str, studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "folder" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"not ours")
+    assert main(arguments(studies, bundle, tmp_path / "folder")) == 2
+    assert f"folder holds {foreign.name}, which is named like a result of octray" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "folder").rglob("*") if path.is_file()] == [foreign]
+
+
+def test_other_files_among_the_results_stay(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    names = ("dicom/IM_20240101.dcm", "report-monday.html", "heatmaps/1_f0001_x.jpg", "traces/mine.trace.json")
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    main(arguments(studies, bundle, out))
+    main(arguments(studies, make_bundle(tmp_path / "other", temperature=3.0), out))
+    assert [(out / name).read_bytes() for name in names] == [b"mine"] * len(names)
+
+
+def test_what_a_kill_leaves_half_written_is_removed(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    main(arguments(studies, bundle, out))
+    (out / "heatmaps" / ".1_f0001_x_0123456789abcdef.jpg.part").write_bytes(b"half")
+    main(arguments(studies, bundle, out))
+    assert list((out / "heatmaps").glob(".*")) == []
+
+
+def test_a_folder_that_is_empty_for_a_moment_costs_no_results(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    main(arguments(studies, bundle, out))
+    before = contents(out)
+    studies.rename(tmp_path / "away")
+    studies.mkdir()
+    assert main(arguments(studies, bundle, out)) == 2
+    assert contents(out) == before
+
+
+def test_a_shard_without_studies_is_done(bundle: Bundle, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    (studies / "a.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1"))
+    codes = [main(arguments(studies, bundle, tmp_path / f"{part}", "--shard", f"{part}/2")) for part in (1, 2)]
+    assert codes == [0, 0]
+
+
+def there(folder: Path) -> Callable[[Output], bool]:
+    return lambda output: (folder / output.name).is_file()
+
+
+def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if find_programs() is None:
         pytest.skip("PostgreSQL is not here: install Debian's package postgresql")
-    works = [StudyWork(f"study:{number}", number, "f", b"[]") for number in range(3)]
+    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.0)
+    works = [StudyWork(f"study:{number}", number, "f", b"[]") for number in range(4)]
     first, second = StudyRecord("1.2.3", ()).to_json(), StudyRecord("", ()).to_json()
-    path, unchanged = tmp_path / "unsaved.jsonl", works[:2]
-    with running_postgres() as url:
-        ledger = Ledger(url, "run")
+    path, unchanged = tmp_path / "unsaved.jsonl", works[:3]
+    (tmp_path / "study:0").write_bytes(b"abc")
+    (tmp_path / "study:2").write_bytes(b"abc")  # and of study:1 what was written is gone
+    with ExitStack() as server:
+        ledger = Ledger(server.enter_context(running_postgres()), "run")
         ledger.add(works)
-        done = [(claim, Outcome(claim.id, first, 2, 0.9)) for claim in ledger.claim("a", 3, 100.0)]
-    with ledger, pytest.raises(LedgerError, match="cannot be reached"):
-        Unsaved(path, patience=1.0).guard(ledger, "a", done)
-    with path.open("a") as file:
-        file.write('{"key": "study:3", "cut')
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
-        other.add([*unchanged, StudyWork("study:2", 2, "changed", b"[]")])
-        scored: list[str] = []
 
-        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+        def score_and_lose(claims: Iterable[Claim]) -> Iterator[Done]:
             for claim in claims:
-                scored.append(claim.key)
-                yield Done(claim, Outcome(claim.id, second, 0, 0.0))
+                if claim.key == "study:3":
+                    server.close()
+                yield Done(claim, Outcome(claim.id, first, 2, 0.9, (Output(claim.key, "", 3),)))
 
-        kept = Unsaved(path)
-        assert [outcome for claim in other.claim("b", 9, 100.0) if (outcome := kept.take(claim))]
-        other.release("b")
+        with ledger, pytest.raises(LedgerError, match="cannot be reached"):
+            Loop(ledger, Unsaved(path, there(tmp_path)), lambda record: None).work(score_and_lose)
+    with path.open("a") as file:
+        file.write('{"key": "study:9", "cut')
+    kept = Unsaved(path, there(tmp_path))
+    assert kept.names() == {work.key for work in works}
+    scored: list[str] = []
+
+    def score(claims: Iterable[Claim]) -> Iterator[Done]:
+        for claim in claims:
+            scored.append(claim.key)
+            yield Done(claim, Outcome(claim.id, second, 0, 0.0))
+
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
+        other.add([*unchanged, StudyWork("study:3", 3, "changed", b"[]")])
         Loop(other, kept, lambda record: None).work(score)
         records = {outcome.key: outcome.record for outcome in other.outcomes(Order.POSITION)}
-    assert scored == ["study:2"]
-    assert records == {"study:0": first, "study:1": first, "study:2": second}
+    assert scored == ["study:1", "study:3"]
+    assert records == {"study:0": first, "study:1": second, "study:2": first, "study:3": second}
+    assert not path.exists()
+    assert kept.names() == set()
 
 
 def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_scored(
@@ -284,9 +385,9 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
             yield killed(claim, tmp_path)
 
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
-        ledger.add([StudyWork("study:1.2.3", 0, "f", packed(StudyFiles("study:1.2.3", (file,), "f"), tmp_path))])
+        ledger.add([StudyWork("study:1.2.3", 0, "f", packed(StudyFiles("study:1.2.3", (file,), ("f",)), tmp_path))])
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(dies)
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", there(tmp_path)), told.append).work(dies)
     assert tried == [1, 2, 3]
     (record,) = told
     assert record.study_instance_uid == "1.2.3"

@@ -1,12 +1,15 @@
 """`octray score`: a folder of studies in; tables, heatmaps and a report page out."""
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.terminal import printable
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 HELP = "score a folder of studies with a bundle"
 EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+_FAULTS_SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +62,16 @@ def run(args: argparse.Namespace) -> int:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
             job = Job(request, predictor, bundle, folder, _Audience(advance, args.json), bar)
             interrupted = _run(job, args.watch)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if not _is_of(error, args.out):
+            raise
         raise InputError(f"The results folder {_name(args.out)} cannot be written: {error.strerror}.") from None
     _say(args.out, job)
     if interrupted:
         return INTERRUPTED
-    if not job.totals.frames:
-        raise InputError(_nothing(args.studies, job.totals.failures))
+    if job.totals.failures and not job.totals.frames:
+        told = f"failures.csv says why for each of the {job.totals.failures}"
+        raise InputError(f"None of the files in {_name(args.studies)} could be scored; {told}.")
     return SOME_FAILED if job.totals.failures or job.faults else DONE
 
 
@@ -104,8 +109,12 @@ class _Audience:
                 for frame in record.frames
             ]
             lines += [failure_record(failure) for failure in record.failures]
-            self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
-            self._out.flush()
+            try:
+                self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
+                self._out.flush()
+            except BrokenPipeError:  # nobody reads any more, which is no reason to leave studies out
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+                self._out = None
 
 
 def _run(job: "Job", quiet: float | None) -> bool:
@@ -130,25 +139,29 @@ def _say(out: Path, job: "Job") -> None:
         f"Files or frames not scored: {totals.failures}.\n"
     )
     if job.faults:
-        why = ", ".join(sorted(set(job.faults)))
-        missing = f"Heatmaps or DICOM objects that could not be written: {len(job.faults)} ({why})."
-        sys.stderr.write(f"{missing} The tables are complete.\n")
+        sys.stderr.write(f"Heatmaps or DICOM objects that could not be written: {len(job.faults)}. The tables are complete.\n")
+        for fault in job.faults[:_FAULTS_SHOWN]:
+            sys.stderr.write(f"  {printable(fault)}\n")
     for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
         sys.stderr.write(f"  {out / name}\n")
-
-
-def _nothing(studies: Path, failures: int) -> str:
-    if failures:
-        return f"None of the files in {_name(studies)} could be scored; failures.csv says why for each of the {failures}."
-    return f"{_name(studies)} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files."
 
 
 def _check_places(studies: Path, out: Path) -> None:
     if not studies.exists():
         raise InputError(f"There is no file or folder {_name(studies)}. Give the folder of studies to score.")
+    if studies.resolve().is_relative_to(out.resolve()):
+        where = f"The studies {_name(studies)} must not lie inside the results folder {_name(out)}"
+        raise InputError(f"{where}, in which octray removes what it takes for old results. Give another --out.")
     if out.resolve().is_relative_to(studies.resolve()):
         where = f"The results folder {_name(out)} must not lie inside {_name(studies)}"
         raise InputError(f"{where}: its heatmaps would be scored the next time. Give another --out.")
+
+
+def _is_of(error: OSError, out: Path) -> bool:
+    """Say whether an error is one of a file among the results; that of a full disk names none."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    return Path(os.fsdecode(error.filename)).resolve().is_relative_to(out.resolve())
 
 
 def _name(path: Path) -> str:

@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import json
 import platform
+import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
@@ -24,10 +25,18 @@ PREDICTIONS, PARQUET, FAILURES = "predictions.csv", "predictions.parquet", "fail
 REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
 _LEDGER, _RUN, _LOCK, _UNSAVED = "ledger.sqlite", "run.json", "lock", "unsaved.jsonl"
-_PIECES = (f"{HEATMAPS}/*_f[0-9][0-9][0-9][0-9]*_*.jpg", f"{TRACES}/*.trace.json", f"{OBJECTS}/*_????????.dcm")
-_WHOLE = (PREDICTIONS, PARQUET, FAILURES, REPORT, "report-*.html", f"{STATE}/{_LEDGER}*", f"{STATE}/{_UNSAVED}")
+_PIECES = re.compile(
+    rf"{HEATMAPS}/(.+_f\d{{4,}}_.+_[0-9a-f]{{16}}\.jpg|\..+\.part)"
+    rf"|{TRACES}/(.+_[0-9a-f]{{16}}\.trace\.json|\..+\.part)"
+    rf"|{OBJECTS}/(.+-(sr|pm|sc)(-.+)?_[0-9a-f]{{16}}\.dcm|\..+\.part)"
+)
+"""Names of what is written for studies, below the folder of results, and of what a kill leaves of it."""
+_WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, REPORT)), r"report-\d+\.html")))
 _ROOMS = ("errors.py", "records.py", "intake.py", "cells.py", "imaging", "evaluate", "model", "score", "results", "job")
-_LIBRARIES = ("highdicom", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "scipy", "tifffile")
+_LIBRARIES = (
+    *("grad-cam", "highdicom", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "rapidocr", "scipy", "tifffile"),
+    *("timm", "torch"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,13 @@ class Run:
         Names it in the ledger.
     goes_on
         Whether an earlier run with the same facts was ended, or finished, in this folder.
+    replaced
+        Key of the run whose results were removed for this one; empty where there was none.
     """
 
     key: str
     goes_on: bool
+    replaced: str = ""
 
 
 class ResultsFolder:
@@ -57,7 +69,8 @@ class ResultsFolder:
     Raises
     ------
     InputError
-        On entering it, where another process writes to it.
+        On entering it, where another process writes to it, or where it holds files that octray would take for its own,
+        although it has never written there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,6 +78,11 @@ class ResultsFolder:
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> "ResultsFolder":
+        if not (self.path / STATE / _LOCK).exists() and (foreign := next(self._own(), None)):
+            raise InputError(
+                f"{self.path.resolve().name} holds {foreign.name}, which is named like a result of octray, and no run that it "
+                "belongs to. Move it away, or give another --out."
+            )
         (self.path / STATE).mkdir(parents=True, exist_ok=True)
         lock = (self.path / STATE / _LOCK).open("ab")
         try:
@@ -92,55 +110,80 @@ class ResultsFolder:
         """Where results are kept that the ledger could not take."""
         return self.path / STATE / _UNSAVED
 
-    def begin(self, facts: Mapping[str, Any]) -> Run:
+    def begin(self, facts: Mapping[str, Any], keep: bool = False) -> Run:
         """Return the run that has these facts; where the folder holds another's results, they are removed first.
 
         Parameters
         ----------
         facts
             All that results depend on beside the studies themselves: JSON values.
+        keep
+            Whether another's results are not removed, since their studies may be gone.
+
+        Raises
+        ------
+        InputError
+            Where another's results are not to be removed.
         """
         path = self.path / STATE / _RUN
         told = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["facts_sha256"] == told:
-                return Run(run["run"], goes_on=True)
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
+        before, same = _run_in(path, told)
+        if same:
+            return Run(before, goes_on=True)
+        if keep and before:
+            raise InputError(
+                f"{self.path.resolve().name} holds results of another bundle, folder, --dicom or version of octray, whose "
+                "studies may have been taken away. Give another --out."
+            )
         path.unlink(missing_ok=True)
         self.clear()
-        run = Run(uuid.uuid4().hex, goes_on=False)
+        run = Run(uuid.uuid4().hex, goes_on=False, replaced=before)
         with replacing(path) as file:
             json.dump({"run": run.key, "facts_sha256": told}, file)
         return run
 
     def clear(self) -> None:
         """Remove what octray wrote here, and nothing else."""
-        for pattern in _WHOLE:
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
-        self.keep_pieces(frozenset())
+        for path in (*self._own(), *(self.path / STATE).glob(f"{_LEDGER}*"), self.unsaved):
+            path.unlink(missing_ok=True)
 
     def keep_pieces(self, names: Collection[str]) -> None:
-        """Remove the pictures and the like that octray wrote, but for those of these names, and nothing that others wrote."""
-        for pattern in _PIECES:
-            for path in self.path.glob(pattern):
-                if path.relative_to(self.path).as_posix() not in names:
-                    path.unlink(missing_ok=True)
+        """Remove the pictures and the like that octray wrote, but for those of these names."""
+        for name, path in self._pieces():
+            if name not in names:
+                path.unlink(missing_ok=True)
+
+    def _own(self) -> Iterator[Path]:
+        """Yield the files whose names octray gives to results."""
+        yield from (path for path in self.path.glob("*") if _WHOLE.fullmatch(path.name))
+        yield from (path for _, path in self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[str, Path]]:
+        for room in (HEATMAPS, TRACES, OBJECTS):
+            for path in (self.path / room).glob("*"):
+                if _PIECES.fullmatch(name := f"{room}/{path.name}"):
+                    yield name, path
+
+
+def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool]:
+    """Return the key of the run in a folder, empty where there is none, and whether it has these facts."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        return str(run["run"]), run["facts_sha256"] == facts_sha256
+    except (OSError, ValueError, TypeError, KeyError):
+        return "", False
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or not there; it survives that this process is killed."""
     temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes(content)
+        try:
+            temporary.write_bytes(content)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
         temporary.replace(path)
-    except FileNotFoundError:
-        if path.parent.exists():
-            raise
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -148,18 +191,25 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @cache
 def code_version() -> Mapping[str, str]:
-    """Return the versions of what decides about results: octray's own source text, as a hash, and the libraries it runs."""
+    """Return the versions of what decides about results: octray's own source text, as a hash, and the libraries it may run."""
     digest = hashlib.sha256()
     for room in _ROOMS:
         for module in _modules(resources.files("pipeline") / room):
             digest.update(module.read_bytes())
-    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    versions = {name: version for name in _LIBRARIES if (version := _version(name))}
     return MappingProxyType({"octray": digest.hexdigest(), "python": platform.python_version(), **versions})
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _modules(place: Traversable) -> list[Traversable]:
     if place.is_file():
-        return [place] if place.name.endswith(".py") else []
+        return [place] if place.name.endswith((".py", ".csv")) else []
     return [one for found in sorted(place.iterdir(), key=lambda one: one.name) for one in _modules(found)]
 
 

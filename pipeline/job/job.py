@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.sources import StudyFile, discover
+from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
 from pipeline.job.loop import Loop, Outcomes
 from pipeline.job.outputs import Wanted
@@ -18,9 +19,10 @@ from pipeline.job.shard import Shard
 from pipeline.job.signals import undisturbed
 from pipeline.job.summary import summarise
 from pipeline.job.unsaved import Unsaved
-from pipeline.job.work import Grouping, StudyFiles, changed_at, packed
+from pipeline.job.work import Grouping, StudyFiles, changed_at, packed, unpacked
+from pipeline.ledger.connection import without_password
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Order, StudyWork
+from pipeline.ledger.types import Order, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.model.engine import usable_cores
 from pipeline.progress import Progress
@@ -74,7 +76,7 @@ class Request:
             "heatmaps": self.wanted.heatmaps,
             "objects": sorted(self.wanted.objects),
             "shard": [self.shard.number, self.shard.of],
-            "ledger": self.ledger,
+            "ledger": without_password(self.ledger),
             "code": dict(code_version()),
         }
 
@@ -100,7 +102,7 @@ class Job:
     totals
         Of the last time that tables and report were written.
     faults
-        Why files of studies could not be drawn or written, one for each.
+        Names of files of studies that could not be drawn or written, each with the reason.
     """
 
     def __init__(
@@ -119,59 +121,80 @@ class Job:
         self._progress = progress
         self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
         self._grouping = Grouping()
+        self._unsaved = Unsaved(folder.unsaved, lambda output: _is_there(folder.path, output))
         self.faults: list[str] = []
         self.totals = Totals()
 
     def score(self) -> None:
-        """Score everything that is there and not finished yet, and write tables and report, even where that is interrupted."""
+        """Score everything that is there and not finished yet, and write tables and report, even where that is interrupted.
+
+        Raises
+        ------
+        InputError
+            Where there is no file at all; what was scored before stays as it is.
+        """
+        files = list(discover(self._request.studies))
+        if not files:
+            name = self._request.studies.resolve().name
+            raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
         with self._ledger() as ledger:
-            studies = self._studies(discover(self._request.studies))
-            _plan(ledger, studies, self._scorer.base)
+            studies = self._studies(files)
+            self._plan(ledger, studies, 0)
             ledger.keep({study.key for study in studies})
-            try:
-                self._work(ledger, len(studies))
-            finally:
-                with undisturbed():
-                    self._write(ledger)
+            self._work(ledger)
 
     def watch(self, quiet: float, pause: Callable[[float], None] = time.sleep) -> None:
         """Score studies as they arrive, each once nothing of it has changed for `quiet` seconds, until interrupted.
 
-        Results of studies whose files have been taken away stay.
+        Results of files that have been taken away stay.
         """
-        with self._ledger() as ledger:
+        with self._ledger(keep=True) as ledger:
+            arrivals = Arrivals(ledger.works())
+            if len(ledger):
+                self._work(ledger)
             while True:
-                found = discover(self._request.studies, self._grouping.is_known)
-                studies = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
-                if _plan(ledger, studies, self._scorer.base) or ledger.unfinished():
-                    try:
-                        self._work(ledger, len(studies))
-                    finally:
-                        with undisturbed():
-                            self._write(ledger)
+                found = list(discover(self._request.studies, self._grouping.is_known))
+                settled = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
+                ledger.forget(key for study in settled for key in arrivals.replaced(study))
+                if studies := [new for study in settled if (new := arrivals.new(study))]:
+                    self._plan(ledger, studies, len(ledger))
+                    self._work(ledger)
                 pause(max(1.0, quiet / 4))
 
     @contextmanager
-    def _ledger(self) -> Iterator[Ledger]:
-        run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id))
-        with Ledger(self._request.ledger or self._folder.ledger, run.key) as ledger:
+    def _ledger(self, keep: bool = False) -> Iterator[Ledger]:
+        run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id), keep)
+        url = self._request.ledger or self._folder.ledger
+        if run.replaced and self._request.ledger:
+            with Ledger(url, run.replaced) as old:
+                old.remove()
+        with Ledger(url, run.key) as ledger:
             if run.goes_on:
                 ledger.take_over()
-                _reopen(ledger, self._folder.path)
+                _reopen(ledger, self._scorer.base, self._folder.path)
             yield ledger
 
-    def _studies(self, files: Iterator[StudyFile]) -> list[StudyFiles]:
+    def _studies(self, files: list[StudyFile]) -> list[StudyFiles]:
         return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
 
-    def _work(self, ledger: Ledger, total: int) -> None:
+    def _plan(self, ledger: Ledger, studies: list[StudyFiles], first: int) -> None:
+        """Enter studies into the ledger, their positions from `first` on."""
+        base = self._scorer.base
+        works = (StudyWork(one.key, place, one.fingerprint, packed(one, base)) for place, one in enumerate(studies, first))
+        ledger.add(works)
+
+    def _work(self, ledger: Ledger) -> None:
+        """Score what is not finished, and write tables and report, whatever ends it."""
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
-        self._audience.planned(total, finished)
-        loop = Loop(ledger, Unsaved(self._folder.unsaved), self._audience.done)
+        self._audience.planned(len(ledger), finished)
+        loop = Loop(ledger, self._unsaved, self._audience.done)
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
         finally:
             self.faults += loop.faults
+            with undisturbed():
+                self._write(ledger)
 
     @contextmanager
     def _outcomes(self) -> Iterator[Outcomes]:
@@ -188,33 +211,25 @@ class Job:
             yield cluster.outcomes
 
     def _write(self, ledger: Ledger) -> None:
-        self._folder.keep_pieces(_pieces(ledger))  # not those of studies that changed, or that a kill cut off
+        names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
+        self._folder.keep_pieces(names | self._unsaved.names())  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
 
 
-def _plan(ledger: Ledger, studies: list[StudyFiles], base: Path) -> int:
-    """Enter studies into the ledger; return how many are new or have changed."""
-    return ledger.add(
-        StudyWork(study.key, position, study.fingerprint, packed(study, base)) for position, study in enumerate(studies)
-    )
-
-
-def _reopen(ledger: Ledger, folder: Path) -> None:
-    """Have studies scored again of which something is gone that was written."""
-    lost = [
-        outcome.id
+def _reopen(ledger: Ledger, base: Path, folder: Path) -> None:
+    """Have studies scored again of which something is gone that was written, and all files are there."""
+    lost = {
+        outcome.key: outcome.id
         for outcome in ledger.outcomes(Order.POSITION)
-        if any(_size(folder / output.name) != output.size for output in outcome.outputs)
-    ]
-    ledger.reopen(lost)
+        if not all(_is_there(folder, output) for output in outcome.outputs)
+    }
+    if lost:
+        works = [(key, work) for key, work in ledger.works() if key in lost]
+        ledger.reopen(lost[key] for key, work in works if all(file.path.exists() for file in unpacked(work, base)))
 
 
-def _size(path: Path) -> int:
+def _is_there(folder: Path, output: Output) -> bool:
     try:
-        return path.stat().st_size
+        return (folder / output.name).stat().st_size == output.size
     except OSError:
-        return -1
-
-
-def _pieces(ledger: Ledger) -> set[str]:
-    return {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
+        return False

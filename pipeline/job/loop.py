@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
+from typing import TypeVar
 
 from pipeline.errors import LedgerError
 from pipeline.job.scorer import Done
@@ -22,9 +23,33 @@ _FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256
 long as it is not known how many these are, each time twice as many, up to 64."""
 _LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
+_PATIENCE_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+
+Result = TypeVar("Result")
 
 Outcomes = Callable[[Iterable[Claim]], Iterator[Done]]
 """Scores claimed studies, on this machine or on others, and gives them back in any order."""
+
+
+def patiently(ask: Callable[[], Result]) -> Result:
+    """Ask a ledger for something; where it cannot be reached, ask again for a minute.
+
+    Raises
+    ------
+    LedgerError
+        What the last attempt raised.
+    """
+    pause, deadline = _FIRST_PAUSE_SECONDS, 0.0
+    while True:
+        try:
+            return ask()
+        except LedgerError:
+            deadline = deadline or time.monotonic() + _PATIENCE_SECONDS
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 class Loop:
@@ -57,21 +82,30 @@ class Loop:
         Raises
         ------
         LedgerError
-            Where the ledger cannot be reached for long; what was done until then is kept beside it.
+            Where the ledger cannot be reached for a minute; what was done until then is kept beside it.
         """
         try:
             with self._beating():
-                while first := next(claims := self._claims(), None):
-                    for done in outcomes(chain((first,), claims)):
-                        self._take(done)
-                    self._save()
+                self._work(outcomes)
+                while patiently(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
+                    self._work(outcomes)
+            self._unsaved.clear()
         finally:
-            self._save()
-            self._ledger.release(self._owner)
+            with undisturbed():
+                self._save_or_keep()
+            with suppress(LedgerError):  # the lease runs out by itself
+                self._ledger.release(self._owner)
+
+    def _work(self, outcomes: Outcomes) -> None:
+        while first := next(claims := self._claims(), None):
+            for done in outcomes(chain((first,), claims)):
+                self._take(done)
+            patiently(self._save)
+        patiently(self._save)
 
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
-        while claims := self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS):
+        while claims := patiently(lambda: self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS)):
             if not self._is_paced:
                 self._pace = min(2 * self._pace, _MOST_AT_FIRST)
             for claim in claims:
@@ -83,22 +117,29 @@ class Loop:
     def _take(self, done: Done) -> None:
         self.faults += done.faults
         if done.outcome is None:
-            self._ledger.retry(self._owner, [done.claim.id])
+            patiently(lambda: self._ledger.retry(self._owner, [done.claim.id]))
         else:
             self._ready.append((done.claim, done.outcome))
         if time.monotonic() - self._saved_at > _SAVE_SECONDS:
-            self._save()
+            patiently(self._save)
 
     def _save(self) -> None:
         """Put what is done into the ledger, and tell of what it took: another may have finished a study in the meantime."""
         with undisturbed():
+            taken = self._ledger.finish(self._owner, [outcome for _, outcome in self._ready]) if self._ready else set()
             ready, self._ready = self._ready, []
             self._pace, self._is_paced = min(max(len(ready), _FEWEST), _MOST), True
-            taken = self._unsaved.guard(self._ledger, self._owner, ready) if ready else set()
             self._saved_at = time.monotonic()
             for claim, outcome in ready:
                 if claim.id in taken:
                     self._tell(StudyRecord.from_json(outcome.record))
+
+    def _save_or_keep(self) -> None:
+        try:
+            self._save()
+        except LedgerError:
+            self._unsaved.keep(self._ready)
+            raise
 
     @contextmanager
     def _beating(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from pipeline.errors import OctrayError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.intake import Limits
@@ -28,7 +29,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 _LIMITS = Limits(frame_seconds=120.0)
 """Of the processes that make DICOM objects: the report of a long volume takes longer than reading any frame."""
 
-Written = Future[tuple[Output, ...]]
+Written = Future[tuple[list[Output], list[tuple[str, str]]]]
+"""What was written, and the names of what was not, with the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +59,38 @@ class Pieces:
     """The files of one study, and what is still needed to write the last of them.
 
     `written` are those that are there, or, without a hash, those that could not be written: the next run sees that they are
-    missing, and makes them. `results` and `pictures` are those that DICOM objects are made of; pictures are PNG files by frame
-    number and label.
+    missing, and scores the study again to make them. `results` and `pictures` are those that DICOM objects are made of;
+    pictures are PNG files by frame number and label.
     """
 
     written: list[Output] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    under_way: list[tuple[str, Written]] = field(default_factory=list)
+    under_way: list[Written] = field(default_factory=list)
     results: dict[str, list[FramePrediction]] = field(default_factory=dict)
     pictures: dict[str, dict[tuple[int, str], bytes]] = field(default_factory=dict)
 
     def is_done(self) -> bool:
         """Say whether nothing has to be waited for."""
-        return all(written.done() for _, written in self.under_way)
+        return all(written.done() for written in self.under_way)
 
     def outputs(self) -> tuple[tuple[Output, ...], tuple[str, ...]]:
-        """Wait for every file; return what was written, and why others were not."""
-        for name, written in self.under_way:
-            if error := written.exception():
-                self.fail(name, _why(error))
-            else:
-                self.written += written.result()
+        """Wait for every file; return what was written, and of others their names and why they were not."""
+        for written in self.under_way:
+            outputs, faults = written.result()
+            self.written += outputs
+            for name, why in faults:
+                self.fail(name, why)
         self.under_way.clear()
         return tuple(self.written), tuple(self.faults)
 
     def fail(self, name: str, why: str) -> None:
         """Note that a file could not be written."""
         self.written.append(Output(name, "", 0))
-        self.faults.append(why)
+        self.faults.append(f"{PurePosixPath(name).name}: {why}")
 
 
-def _why(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or type(error).__name__
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, OctrayError) else getattr(error, "strerror", None) or type(error).__name__
 
 
 class Writer:
@@ -117,8 +119,8 @@ class Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._sandbox.close()  # nobody wants what it is still making
         self._pool.shutdown(cancel_futures=True)
-        self._sandbox.close()
 
     def add(self, item: Scored, pieces: Pieces) -> ReportFrame:
         """Write the pictures of a frame; return what the report shows of it."""
@@ -141,7 +143,7 @@ class Writer:
             if results := pieces.results.pop(file.source, None):
                 asked = Asked(file, tuple(results), pieces.pictures.pop(file.source, {}))
                 written = self._pool.submit(self._write_objects, asked)
-                pieces.under_way.append((f"{OBJECTS}/{file.source}", written))
+                pieces.under_way.append(written)
                 self._waiting.append(written)
                 if len(self._waiting) > _AHEAD:
                     self._waiting.popleft().exception()
@@ -155,14 +157,17 @@ class Writer:
         except OSError as error:
             pieces.fail(name, _why(error))
 
-    def _write_objects(self, asked: Asked) -> tuple[Output, ...]:
+    def _write_objects(self, asked: Asked) -> tuple[list[Output], list[tuple[str, str]]]:
         """Write the DICOM objects of one file, made in a process of their own, since the file is parsed once more for them."""
         task = partial(objects_of, manifest=self._manifest, kinds=self._wanted.objects)
         own = mark(asked.file.source)
-        return tuple(
-            write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content)
-            for name, content in self._sandbox.run(task, asked)
-        )
+        outputs: list[Output] = []
+        try:
+            for name, content in self._sandbox.run(task, asked):
+                outputs.append(write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content))
+        except (OctrayError, OSError) as error:
+            return outputs, [(f"{OBJECTS}/{asked.file.source}", _why(error))]
+        return outputs, []
 
 
 def write_output(folder: Path, name: str, content: bytes) -> Output:
@@ -184,8 +189,8 @@ def trace_name(study_instance_uid: str, key: str) -> str:
 
 
 def mark(*parts: str) -> str:
-    """Return eight characters that are the same for the same parts, and others for others."""
-    return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    """Return sixteen characters that are the same for the same parts, and others for others."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _safe(text: str) -> str:

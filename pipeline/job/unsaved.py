@@ -2,18 +2,12 @@
 
 import base64
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LedgerError
-from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Claim, Outcome, Output
-
-_PATIENCE_SECONDS = 60.0
-_FIRST_PAUSE_SECONDS = 0.5
 
 
 class Unsaved:
@@ -23,43 +17,28 @@ class Unsaved:
     ----------
     path
         Read once; a line that a kill has cut off is left out, since its study is scored again.
-    patience
-        For how many seconds a ledger is tried before outcomes are kept here.
+    is_there
+        Says whether a file that was written is still there.
     """
 
-    def __init__(self, path: Path, patience: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, path: Path, is_there: Callable[[Output], bool]) -> None:
         self._path = path
-        self._patience = patience
+        self._is_there = is_there
         self._kept = {(line["key"], line["fingerprint"]): line for line in _lines(path)}
 
     def take(self, claim: Claim) -> Outcome | None:
-        """Return what an earlier run made of a study, if it is kept here and the study's files are still the same."""
+        """Return what was made of a study, if it is kept here, and its files and what was written are still the same."""
         line = self._kept.get((claim.key, claim.fingerprint))
-        if line is None:
+        if line is None or not all(map(self._is_there, _outputs(line))):
             return None
-        outputs = tuple(Output(**output) for output in line["outputs"])
-        return Outcome(claim.id, base64.b64decode(line["record"]), line["rank"], line["probability"], outputs)
+        return Outcome(claim.id, base64.b64decode(line["record"]), line["rank"], line["probability"], _outputs(line))
 
-    def guard(self, ledger: Ledger, owner: str, outcomes: Sequence[tuple[Claim, Outcome]]) -> set[int]:
-        """Put outcomes into the ledger, trying again while it cannot be reached; return the ids of those it took.
+    def names(self) -> set[str]:
+        """Return the names of the files that belong to what is kept."""
+        return {output.name for line in self._kept.values() for output in _outputs(line)}
 
-        Raises
-        ------
-        LedgerError
-            Where it stays out of reach; the outcomes are kept here by then.
-        """
-        pause, deadline = _FIRST_PAUSE_SECONDS, time.monotonic() + self._patience
-        while True:
-            try:
-                return ledger.finish(owner, [outcome for _, outcome in outcomes])
-            except LedgerError:
-                if time.monotonic() + pause > deadline:
-                    self._keep(outcomes)
-                    raise
-            time.sleep(pause)
-            pause *= 2
-
-    def _keep(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> None:
+    def keep(self, outcomes: Iterable[tuple[Claim, Outcome]]) -> None:
+        """Keep what came of studies."""
         with self._path.open("a", encoding="utf-8") as file:
             for claim, outcome in outcomes:
                 line = {
@@ -70,7 +49,17 @@ class Unsaved:
                     "probability": outcome.probability,
                     "outputs": [asdict(output) for output in outcome.outputs],
                 }
+                self._kept[claim.key, claim.fingerprint] = line
                 file.write(json.dumps(line) + "\n")
+
+    def clear(self) -> None:
+        """Forget everything, once the ledger has all of it."""
+        self._kept.clear()
+        self._path.unlink(missing_ok=True)
+
+
+def _outputs(line: dict[str, Any]) -> tuple[Output, ...]:
+    return tuple(Output(**output) for output in line["outputs"])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

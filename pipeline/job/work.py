@@ -21,6 +21,9 @@ _SCANNERS = 2
 _Place = tuple[str, tuple[int, int, int] | None]
 """The source of a file, and what it looks like."""
 
+_LONGEST_KEY = 500
+"""Characters; what is longer, as the path of a member of an archive may be, does not fit into an index of PostgreSQL."""
+
 
 @dataclass(frozen=True, slots=True)
 class StudyFiles:
@@ -33,13 +36,19 @@ class StudyFiles:
         none, which is then a study of its own.
     files
         In the order of `discover`.
-    fingerprint
-        Changes where a file is added, removed or replaced; sizes, times and inodes are looked at, and no content.
+    marks
+        Of each file: changes where it is replaced; its size, its times and its inode are looked at, and no content. Empty for
+        a file that is not there any more.
     """
 
     key: str
     files: tuple[StudyFile, ...]
-    fingerprint: str
+    marks: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes where a file is added, removed or replaced."""
+        return _hash([(file.source, mark) for file, mark in zip(self.files, self.marks, strict=True)])
 
 
 class Grouping:
@@ -49,7 +58,7 @@ class Grouping:
         self._stated: dict[_Place, str] = {}
 
     def is_known(self, file: StudyFile) -> bool:
-        """Say whether a file was looked at before and has not changed since; satisfies what `discover` asks."""
+        """Say whether a file was read before and has not changed since; satisfies what `discover` asks."""
         return (file.source, _looks(file)) in self._stated
 
     def studies(self, files: Iterable[StudyFile], limits: Limits, shard: Shard) -> list[StudyFiles]:
@@ -69,14 +78,14 @@ class Grouping:
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
         with Sandbox(_SCANNERS, limits) as sandbox:
             stated = {place: _answered(answer) for place, answer in sandbox.map(stated_study, parsed)}
-        self._stated |= {place: stated.get(place, "") for _, place in unknown}
-        groups: dict[str, list[tuple[StudyFile, tuple[int, int, int] | None]]] = {}
+        stated = {place: self._stated.get(place) or stated.get(place, "") for _, place in found}
+        self._stated = {place: stated[place] for file, place in found if not file.refusal}  # a damaged archive is found as one
+        groups: dict[str, list[tuple[StudyFile, str]]] = {}
         for file, place in found:
-            uid = self._stated[place]
-            key = f"study:{uid}" if uid else f"file:{file.source}"
+            key = f"study:{uid}" if (uid := stated[place]) else file_key(file.source)
             if shard.has(key):
-                groups.setdefault(key, []).append((file, place[1]))
-        return [StudyFiles(key, tuple(file for file, _ in group), _fingerprint(group)) for key, group in groups.items()]
+                groups.setdefault(key, []).append((file, _mark(file, place)))
+        return [StudyFiles(key, *zip(*group, strict=True)) for key, group in groups.items()]
 
 
 def changed_at(study: StudyFiles) -> float:
@@ -84,14 +93,25 @@ def changed_at(study: StudyFiles) -> float:
     return max((_changed(file.path) for file in study.files), default=0.0)
 
 
+def file_key(source: str) -> str:
+    """Return the key of a file that states no study."""
+    return f"file:{source if len(source) <= _LONGEST_KEY else _hash(source)}"
+
+
 def packed(study: StudyFiles, base: Path) -> bytes:
-    """Return the files of a study as JSON, their paths below `base`."""
-    return json.dumps([_file(file, base) for file in study.files], separators=(",", ":")).encode()
+    """Return the files of a study and their marks as JSON, their paths below `base`."""
+    files = [_file(file, base) | {"mark": mark} for file, mark in zip(study.files, study.marks, strict=True)]
+    return json.dumps(files, separators=(",", ":")).encode()
 
 
 def unpacked(work: bytes, base: Path) -> tuple[StudyFile, ...]:
     """Return the files that `packed` wrote."""
     return tuple(_to_file(values, base) for values in json.loads(work))
+
+
+def marks_of(work: bytes) -> dict[str, str]:
+    """Return the marks that `packed` wrote, by the sources of their files."""
+    return {values["source"]: values["mark"] for values in json.loads(work)}
 
 
 def _answered(answer: Iterator[str]) -> str:
@@ -116,8 +136,11 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _fingerprint(group: Iterable[tuple[StudyFile, tuple[int, int, int] | None]]) -> str:
-    values = [(file.source, looks, file.refusal and file.refusal.reason.value) for file, looks in group]
+def _mark(file: StudyFile, place: _Place) -> str:
+    return _hash((place[1], file.refusal and file.refusal.reason.value))[:16] if file.refusal or place[1] else ""
+
+
+def _hash(values: object) -> str:
     return hashlib.sha256(repr(values).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

@@ -58,6 +58,20 @@ def connect(url: str) -> Engine:
     return engine
 
 
+def without_password(url: str) -> str:
+    """Return the address of a ledger without what may change while the ledger stays the same.
+
+    Raises
+    ------
+    LedgerError
+        Where it is no address.
+    """
+    try:
+        return make_url(url).set(password=None).render_as_string() if url else ""
+    except ArgumentError:
+        raise _wrong_address() from None
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Give a connection within a transaction that is kept as a whole at the end, or not at all.

@@ -122,9 +122,9 @@ class Ledger:
         """Give studies back that killed their worker: this attempt counts."""
         self._update(_held_by(owner) & studies.c.id.in_(ids), state=PENDING, owner="", attempts=studies.c.attempts + 1)
 
-    def release(self, owner: str) -> None:
-        """Give back all that an owner holds, uncounted."""
-        self._update(_held_by(owner), state=PENDING, owner="")
+    def release(self, owner: str) -> int:
+        """Give back all that an owner holds, uncounted; return how many these were."""
+        return self._update(_held_by(owner), state=PENDING, owner="")
 
     def take_over(self) -> None:
         """Give back all that anybody holds, uncounted; for the only process that works on the run, when it starts."""
@@ -135,15 +135,29 @@ class Ledger:
         for group in _groups(ids, _ROWS):
             self._update(studies.c.id.in_(group), **_NOTHING)
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Forget these studies."""
+        for group in _groups(keys, _ROWS):
+            with self._writing() as connection:
+                there = self._select("id").where(bulk.among(connection, studies.c.key, group))
+                bulk.remove(connection, list(connection.execute(there).scalars()))
+
     def remove(self) -> None:
         """Forget the whole run."""
         self.keep(())
 
+    def works(self) -> Iterator[tuple[str, bytes]]:
+        """Read the keys of all studies, and what their workers have to know."""
+        with translated(), self._engine.connect() as connection:
+            rows = connection.execute(self._select("key", "work"), execution_options={"yield_per": _ROWS})
+            yield from ((row.key, bytes(row.work)) for row in rows)
+
+    def __len__(self) -> int:
+        return self._count(true())
+
     def unfinished(self) -> int:
         """Return how many studies are not finished."""
-        with translated(), self._engine.connect() as connection:
-            count = select(func.count()).where(studies.c.run == self._run, studies.c.state != FINISHED)
-            return int(connection.execute(count).scalar_one())
+        return self._count(studies.c.state != FINISHED)
 
     def outcomes(self, order: Order) -> Iterator[StoredOutcome]:
         """Read what came of the finished studies, a page at a time, as they were when this was called.
@@ -162,6 +176,10 @@ class Ledger:
 
     def _writing(self) -> AbstractContextManager[Connection]:
         return writing(self._engine)
+
+    def _count(self, which: ColumnElement[bool]) -> int:
+        with translated(), self._engine.connect() as connection:
+            return int(connection.execute(select(func.count()).where(studies.c.run == self._run, which)).scalar_one())
 
     def _select(self, *names: str) -> Any:
         return select(*(studies.c[name] for name in names)).where(studies.c.run == self._run)
@@ -188,9 +206,9 @@ class Ledger:
         connection.execute(taken.values(state=HELD, owner=owner, lease_until=now(self._engine) + lease_seconds))
         return [Claim(row.id, row.key, row.fingerprint, row.attempts + 1, bytes(row.work)) for row in rows]
 
-    def _update(self, which: ColumnElement[bool], **values: Any) -> None:
+    def _update(self, which: ColumnElement[bool], **values: Any) -> int:
         with self._writing() as connection:
-            connection.execute(update(studies).where(studies.c.run == self._run, which).values(**values))
+            return connection.execute(update(studies).where(studies.c.run == self._run, which).values(**values)).rowcount
 
 
 _NOTHING: dict[str, Any] = {

@@ -63,7 +63,7 @@ def write_report(
             shown = list(islice(rest, STUDIES_A_PAGE))
             file.writelines(f"{part}\n" for part in page.parts(shown, failures if number == 1 else ()))
     for old in folder.glob("report-*.html"):
-        if not (old.stem[7:].isdecimal() and 2 <= int(old.stem[7:]) <= pages):
+        if old.stem[7:].isdecimal() and not 2 <= int(old.stem[7:]) <= pages:
             old.unlink()
 
 
