@@ -1,8 +1,10 @@
 """Makes the DICOM objects of one file; runs in a worker process, and imports what makes them only there."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, read_bytes
 from pipeline.model.bundle import Manifest
 from pipeline.records import FramePrediction
@@ -19,7 +21,17 @@ class Asked:
 
 
 def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the bytes of each object; raises as `write_objects` does."""
+    """Yield the name and the bytes of each object.
+
+    Raises
+    ------
+    UnreadableError
+        As `read_bytes` and `write_objects`, and where the file is not the one that was scored: its objects would give the
+        results of one patient to another.
+    """
     from pipeline.results.dicom.write import write_objects
 
-    yield from write_objects(read_bytes(asked.file), asked.results, manifest, kinds, asked.pictures)
+    content = read_bytes(asked.file)
+    if {result.input_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
+        raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
+    yield from write_objects(content, asked.results, manifest, kinds, asked.pictures)

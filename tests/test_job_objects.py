@@ -1,0 +1,77 @@
+"""DICOM objects are made of the bytes that were scored, and of no others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from pipeline.cli.main import main
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.sources import StudyFile, discover
+from pipeline.job.objects import Asked, objects_of
+from pipeline.job.outputs import Pieces, Writer
+from pipeline.model.bundle import Bundle
+from pipeline.results.dicom.kinds import Kind
+from pipeline.score.predictor import Predictor
+from pipeline.score.scoring import Scored
+from tests.builders import make_bundle, make_dicom, make_zip, score_folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+def file_of(number: int) -> bytes:
+    """An instance of a patient of this number, with pixels of its own."""
+    pixels = np.random.default_rng(number).integers(0, 4000, (40, 50), np.uint16)
+    uids = {"StudyInstanceUID": f"1.2.{number}", "SOPInstanceUID": f"1.2.{number}.1"}
+    return make_dicom(pixels, PatientName=f"Patient^{number}", **uids)
+
+
+def asked_of(studies: Path, bundle: Bundle) -> Asked:
+    """Score the only file of a folder, and ask for objects of it."""
+    (file,) = discover(studies)
+    results = [item.prediction for item in score_folder(studies, Predictor(bundle)) if isinstance(item, Scored)]
+    return Asked(file, tuple(results), {})
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_a_file_that_is_as_it_was_gets_its_objects(is_archived: bool, bundle: Bundle, tmp_path: Path) -> None:
+    content = file_of(1)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "a").write_bytes(make_zip({"a.dcm": content}) if is_archived else content)
+    asked = asked_of(tmp_path / "studies", bundle)
+    assert [name for name, _ in objects_of(asked, bundle.manifest, {Kind.SR})] == ["1.2.1.1-sr.dcm"]
+
+
+def test_a_file_that_was_replaced_since_it_was_scored_gets_no_objects(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "a.dcm").write_bytes(file_of(1))
+    asked = asked_of(tmp_path / "studies", bundle)
+    (tmp_path / "studies" / "a.dcm").write_bytes(file_of(2))
+    with pytest.raises(UnreadableError, match="The file was replaced after it was scored. Score it again.") as caught:
+        list(objects_of(asked, bundle.manifest, set(Kind)))
+    assert caught.value.reason == Reason.INCONSISTENT
+
+
+def test_a_run_gives_no_patient_the_results_of_another_and_the_next_run_makes_up_for_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "results"
+    studies.mkdir()
+    (studies / "a.dcm").write_bytes(file_of(1))
+    end = Writer.end
+
+    def replace_then_end(self: Writer, files: tuple[StudyFile, ...], pieces: Pieces) -> None:
+        (studies / "a.dcm").write_bytes(file_of(2))
+        end(self, files, pieces)
+
+    arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--dicom", "sr,pm,sc"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "end", replace_then_end)
+        assert main(arguments) == 1
+    assert list((out / "dicom").glob("*")) == []
+    assert main(arguments) == 0
+    assert {str(dcmread(path).PatientName) for path in (out / "dicom").iterdir()} == {"Patient^2"}
