@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,15 @@ def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     """Score with a network that fails as one does that gets no memory."""
     scoring.predictor.engine.run = None  # type: ignore[assignment, method-assign]
     yield from score_files(files, scoring)
+
+
+def load_without_memory(path: Path, bundle_id: str) -> object:
+    """Load a predictor whose network gets no memory when it is first run."""
+    from pipeline.model.engine import Engine
+    from pipeline.score.loading import loaded
+
+    with patch.object(Engine, "run", side_effect=MemoryError):
+        return loaded(path, bundle_id)
 
 
 def hang(_: object) -> Iterator[int]:

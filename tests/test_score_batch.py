@@ -39,7 +39,7 @@ from tests.builders import (
     score_folder,
 )
 from tests.fuzz.bombs import endless_items
-from tests.sandbox_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames
+from tests.sandbox_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames, load_without_memory
 from tests.test_services_api_study import make_volume
 
 
@@ -281,6 +281,16 @@ def test_a_network_that_fails_is_no_fault_of_the_files(studies: Path, tmp_path: 
     monkeypatch.setattr(batch, "score_files", fail_to_run)
     with pytest.raises(ScoringError, match="The network ended in an unexpected TypeError. Start again with more memory free"):
         list(score_folder(studies, Predictor(make_bundle(tmp_path / "bundle"))))
+
+
+def test_a_network_that_cannot_be_loaded_is_no_fault_of_the_files(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    loading = (load_without_memory, (bundle.path, bundle.manifest.bundle_id))
+    monkeypatch.setattr(Predictor, "__reduce__", lambda _: loading)
+    with pytest.raises(ScoringError, match="The network ended in an unexpected MemoryError"):
+        list(score_folder(studies, Predictor(bundle)))
 
 
 def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import BundleError
 from pipeline.imaging.worker import beside_the_limits
+from pipeline.score.faults import of_the_network
 
 if TYPE_CHECKING:
     from pipeline.score.predictor import Predictor
@@ -21,8 +22,10 @@ def loaded(path: Path, bundle_id: str) -> "Predictor":
     ------
     BundleError
         Where the bundle cannot be used, or another one lies there by now.
+    ScoringError
+        Where there is no memory for the network, for example.
     """
-    with beside_the_limits(kept=True):
+    with beside_the_limits(kept=True), of_the_network():
         from pipeline.model.bundle import load_bundle
         from pipeline.score.predictor import Predictor
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pipeline.errors import OctrayError, Reason, ScoringError, UnreadableError
+from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile
 from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.records import FrameFacts, FramePrediction, Quarantined
 from pipeline.score.admission import Admission, Admitted, read_admitted
+from pipeline.score.faults import of_the_network
 from pipeline.score.pictures import Drawing, Drawn, pictures
 from pipeline.score.view import View
 
@@ -167,12 +168,8 @@ def predicted(
         Where the network fails.
     """
     frames = [item for item in batch if isinstance(item, Admitted)]
-    try:
+    with of_the_network():
         results = iter(predictor.predict_admitted(frames, heatmaps))
-    except OctrayError:
-        raise
-    except Exception as error:  # it must not be taken for a fault of the files
-        raise ScoringError(f"The network ended in an unexpected {type(error).__name__}. {_WHAT_TO_DO}") from None
     for item in batch:
         if isinstance(item, Admitted):
             result = next(results)
@@ -197,6 +194,3 @@ def failed(file: StudyFile, done: int, reason: Reason, message: str) -> Quaranti
     if not done:
         return Quarantined(file.source, reason, message)
     return Quarantined(file.source, reason, f"{message} No frame after this one was read.", done + 1)
-
-
-_WHAT_TO_DO = "Start again with more memory free; if that does not help, please report it as a fault of octray."
