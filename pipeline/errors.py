@@ -37,6 +37,10 @@ class ConfigError(OctrayError):
         self.faults = tuple(faults)
         super().__init__("\n".join(self.faults))
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
+        """Say how a copy is made, so that it can pass from one process to another."""
+        return type(self), (self.faults,)
+
 
 class BundleError(OctrayError):
     """A bundle that is missing, not whole, altered or written by a newer octray."""

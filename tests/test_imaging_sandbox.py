@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError, OctrayError, Reason, UnreadableError, WorkerError
+from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import BYTES_AHEAD
 from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.imaging.sources import StudyFile, read_frames
+from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.intake import Limits
 from tests.builders import make_dicom
 from tests.sandbox_tasks import (
@@ -313,6 +314,7 @@ with Sandbox(2) as sandbox:
 
 SLEEPERS = """
 from pipeline.imaging.sandbox import Sandbox
+from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.intake import Limits
 from tests.sandbox_tasks import sleep_after_its_number
 
@@ -357,7 +359,19 @@ def test_workers_end_with_the_program(number: signal.Signals) -> None:
     assert not any(is_running(process) for process in workers)
 
 
-def test_every_error_of_octray_can_pass_between_processes() -> None:
-    for error in (UnreadableError(Reason.TRUNCATED, "It is cut off."), InputError("No."), OctrayError("No.")):
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301
-        assert (type(copy), str(copy), getattr(copy, "reason", "")) == (type(error), str(error), getattr(error, "reason", ""))
+def kinds_of(kind: type[OctrayError]) -> list[type[OctrayError]]:
+    """An error and all of pipeline that are derived from it."""
+    derived = (below for below in kind.__subclasses__() if below.__module__.startswith("pipeline."))
+    return [kind, *(one for below in derived for one in kinds_of(below))]
+
+
+@pytest.mark.parametrize("kind", kinds_of(OctrayError))
+def test_every_error_of_octray_can_pass_between_processes(kind: type[OctrayError]) -> None:
+    given: dict[type[OctrayError], tuple[object, ...]] = {
+        ConfigError: (["size is no number.", "fit is no word."],),
+        RefusedError: (Refusal.NOT_DICOM, "It is a letter."),
+        UnreadableError: (Reason.TRUNCATED, "It is cut off."),
+    }
+    error = kind(*given.get(kind, ("No.",)))
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
