@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
-from pipeline.imaging.ahead import BYTES_AHEAD
+from pipeline.imaging.ahead import BYTES_AHEAD, read_ahead
 from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
@@ -193,6 +194,21 @@ def test_items_are_taken_as_needed_and_unused_results_are_lost(sandbox: Sandbox)
     assert [next(next(every)[1]) for _ in range(3)] == [0, 0, 0]
     every.close()
     assert len(taken) < 1_000
+
+
+def test_who_catches_an_exception_of_the_work_gets_the_rest() -> None:
+    def work(number: int) -> Iterator[bytes]:
+        yield b"one"
+        if number == 1:
+            raise WorkerError("No worker.")
+
+    found = []
+    with closing(read_ahead(work, enumerate(range(3)), 2, lambda: None)) as items:
+        for number, results in items:
+            with suppress(WorkerError):
+                found += [(number, result) for result in results]
+                found.append((number, b"whole"))
+    assert found == [(0, b"one"), (0, b"whole"), (2, b"one"), (2, b"whole")]
 
 
 def test_what_waits_is_bounded(sandbox: Sandbox) -> None:

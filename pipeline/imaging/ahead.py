@@ -118,8 +118,9 @@ class _Ahead(Generic[Handle, Item, Result]):
                 self._held -= len(result)
                 self._changed.notify_all()
             yield result
-        if slot.error:
-            raise slot.error
+        error, slot.error = slot.error, None  # so that it is raised once, and not when the rest is taken
+        if error:
+            raise error
 
     def serve(self) -> None:
         """Work on one item after the other until told to stop."""
