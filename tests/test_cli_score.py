@@ -342,3 +342,19 @@ def test_an_interrupt_waits_until_the_results_are_written(number: signal.Signals
     with pytest.raises(KeyboardInterrupt):
         write()
     assert written == ["report"]
+
+
+def test_an_interrupt_just_before_they_are_held_back_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    install = signal.signal
+
+    def install_and_be_interrupted(number: int, handler: Any) -> Any:
+        found = install(number, handler)
+        if handler not in handlers:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(signal, "signal", install_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -2,20 +2,17 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Hold interrupts back until the block is done; made for the main thread, which alone gets them."""
     held: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: held.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
+    with ExitStack() as restored:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restored.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, lambda number, _: held.append(number))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if held:
         raise KeyboardInterrupt
