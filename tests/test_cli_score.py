@@ -313,9 +313,9 @@ def test_what_was_finished_before_an_interrupt_is_kept(number: int, bundle: Bund
     for index in range(60):
         (studies / f"{index:02}.dcm").write_bytes(make_dicom(pixels, SOPInstanceUID=f"1.2.{index + 1}"))
     arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--json"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli.main", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    saving_often = "import sys; from pipeline.job import loop; loop._SAVE_SECONDS = 0.05; from pipeline.cli.main import main; "
+    command = [sys.executable, "-c", f"{saving_often}sys.exit(main())", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
         os.kill(process.pid, number)
