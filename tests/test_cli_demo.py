@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import demo
+from pipeline.errors import InputError
 
 
 @pytest.mark.slow
@@ -27,3 +28,22 @@ def test_the_demo_goes_the_whole_way(
 def test_a_step_that_fails_ends_the_demo(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         demo._octray("score", tmp_path, "--bundle", tmp_path / "gone", "--out", tmp_path / "results")
+
+
+def test_a_folder_that_no_demo_wrote_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_octray", lambda *_: pytest.fail("the demo has begun"))
+    (tmp_path / "theses").mkdir()
+    (tmp_path / "theses" / "mine.txt").write_text("years of work")
+    for name in ("theses", "theses/mine.txt"):
+        with pytest.raises(InputError, match=f"{Path(name).name} is not from an earlier demo"):
+            demo.demo(tmp_path / name)
+    assert (tmp_path / "theses" / "mine.txt").read_text() == "years of work"
+
+
+def test_an_earlier_demo_is_removed(tmp_path: Path) -> None:
+    for name in ("new", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        demo._make_anew(tmp_path / name)
+        (tmp_path / name / "results").mkdir()
+        demo._make_anew(tmp_path / name)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [demo._SIGN]

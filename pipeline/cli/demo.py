@@ -8,9 +8,12 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline.cli.main import DONE, SOME_FAILED, main
+from pipeline.errors import InputError
 
 _XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 160, 60, 6
 _RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
+
+_SIGN = ".octray-demo"
 
 
 def demo(out: Path) -> int:
@@ -18,8 +21,13 @@ def demo(out: Path) -> int:
 
     Synthetic chest radiographs and OCT volumes are written, ingested and learned; other studies, among them a real radiograph,
     are scored; at the end the places of all results are printed.
+
+    Raises
+    ------
+    InputError
+        Where `out` holds what no demo wrote; nothing is removed then.
     """
-    shutil.rmtree(out, ignore_errors=True)
+    _make_anew(out)
     _octray("phantom", out / "xray", "--modality", "xray", "--studies", _XRAY_STUDIES, "--seed", 1)
     _octray("phantom", out / "oct", "--modality", "oct", "--studies", _OCT_STUDIES, "--seed", 1)
     for name, options in (("xray", ()), ("oct", ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true"))):
@@ -36,6 +44,17 @@ def demo(out: Path) -> int:
     )
     print(_places(out))
     return 0
+
+
+def _make_anew(out: Path) -> None:
+    """Remove an earlier demo, and nothing else, and leave a sign that another is here."""
+    is_ours = (out / _SIGN).is_file()
+    if out.exists() and not is_ours and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out.resolve().name} is not from an earlier demo, and is left as it is. Give a new folder.")
+    if is_ours:
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _SIGN).touch()
 
 
 def _octray(*words: object, ends: Collection[int] = (DONE,)) -> None:
@@ -61,4 +80,7 @@ Serve the bundle over HTTP:
 
 
 if __name__ == "__main__":
-    sys.exit(demo(Path(sys.argv[1])))
+    try:
+        sys.exit(demo(Path(sys.argv[1])))
+    except InputError as unusable:
+        sys.exit(f"demo: {unusable}")
