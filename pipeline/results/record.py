@@ -57,6 +57,11 @@ def rounded(value: float) -> float:
     return round(value, DIGITS) + 0.0
 
 
+def known(value: float | None) -> float | None:
+    """Return a number rounded, or None where it is not known."""
+    return None if value is None else rounded(value)
+
+
 def _frame(frame: ReportFrame) -> dict[str, Any]:
     result = frame.prediction
     return {
@@ -66,7 +71,7 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
         "frame_number": result.key.frame_number,
         "source": result.source,
         "laterality": result.laterality,
-        "distance": None if result.distance is None else rounded(result.distance),
+        "distance": known(result.distance),
         "input_sha256": result.input_sha256,
         "bundle_id": result.predictions[0].bundle_id if result.predictions else "",
         "flags": [{"check": flag.check.value, "message": flag.message} for flag in result.flags],
@@ -77,7 +82,7 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
                 "probability": rounded(one.probability),
                 "positive": one.positive,
                 "conformal_set": list(one.conformal_set),
-                "operating_point": None if one.operating_point is None else rounded(one.operating_point),
+                "operating_point": known(one.operating_point),
             }
             for one in result.predictions
         ],

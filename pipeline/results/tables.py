@@ -12,29 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import guarded
-from pipeline.records import FramePrediction, Prediction, Quarantined, State
+from pipeline.records import FramePrediction, Quarantined, State
+from pipeline.results.columns import COLUMNS, Value, rows_of
 from pipeline.results.files import replacing
-from pipeline.results.record import DIGITS, rounded
+from pipeline.results.record import DIGITS, known, rounded
 
-PREDICTION_COLUMNS = (
-    "source",
-    "study_instance_uid",
-    "series_instance_uid",
-    "sop_instance_uid",
-    "frame_number",
-    "laterality",
-    "label",
-    "logit",
-    "probability",
-    "positive",
-    "state",
-    "operating_point",
-    "conformal_set",
-    "distance",
-    "flags",
-    "bundle_id",
-    "input_sha256",
-)
+PREDICTION_COLUMNS = tuple(COLUMNS)
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 
 
@@ -42,7 +25,7 @@ FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 def predictions_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
     """Give what adds the rows of a frame, one for each label; the file appears at the end, whole or not at all."""
     with _table(path, PREDICTION_COLUMNS) as writer:
-        yield lambda frame: writer.writerows([_row(frame, prediction) for prediction in frame.predictions])
+        yield lambda frame: writer.writerows([map(_cell, row.values()) for row in rows_of(frame)])
 
 
 @contextmanager
@@ -96,41 +79,19 @@ def number(value: float) -> str:
     return f"{rounded(value):.{DIGITS}f}"
 
 
-def _row(frame: FramePrediction, prediction: Prediction) -> tuple[str | int, ...]:
-    key = prediction.key
-    return (
-        guarded(frame.source),
-        guarded(key.study_instance_uid),
-        guarded(key.series_instance_uid),
-        guarded(key.sop_instance_uid),
-        key.frame_number,
-        guarded(frame.laterality),
-        guarded(prediction.label),
-        number(prediction.logit),
-        number(prediction.probability),
-        "true" if prediction.positive else "false",
-        prediction.state.value,
-        _number_or_empty(prediction.operating_point),
-        ";".join(prediction.conformal_set),
-        _number_or_empty(frame.distance),
-        ";".join(flag.check for flag in frame.flags),
-        prediction.bundle_id,
-        frame.input_sha256,
-    )
+def _cell(value: Value) -> str | int:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return number(value)
+    return guarded(value) if isinstance(value, str) else value
 
 
 def _failure_row(item: Quarantined) -> tuple[str | int, ...]:
     frame_number = item.frame_number or ""
     return (guarded(item.source), frame_number, State.NOT_SCORABLE.value, guarded(item.reason), guarded(item.message))
-
-
-def _number_or_empty(value: float | None) -> str:
-    return "" if value is None else number(value)
-
-
-def known(value: float | None) -> float | None:
-    """Return a number rounded, or None where it is not known."""
-    return None if value is None else rounded(value)
 
 
 @contextmanager
