@@ -16,7 +16,7 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Any
 
 from pipeline.errors import InputError
-from pipeline.results.files import replacing
+from pipeline.results.files import beside, replacing
 
 STATE = ".octray"
 """Folder within the results that holds what a run needs to go on: the ledger, and which run it is."""
@@ -176,17 +176,12 @@ def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or not there; it survives that this process is killed."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with beside(path) as temporary:
         try:
             temporary.write_bytes(content)
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @cache
