@@ -12,6 +12,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import make_url
 
 from pipeline.errors import LedgerError
+from pipeline.job.work import file_key
 from pipeline.ledger import connection
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, StudyWork
@@ -142,3 +143,18 @@ def test_what_was_entered_before_an_interrupt_stays(new_database: str) -> None:
         assert ledger.unfinished() == 2000
         assert ledger.add(works(2500)) == 500
         assert keys(ledger) == []
+
+
+@pytest.mark.parametrize("address", ["", "mysql://host/x", "postgresql://octray@127.0.0.1:1/postgres?sslmode=require"])
+def test_an_address_that_is_not_known_is_said(address: str) -> None:
+    with pytest.raises(LedgerError, match="address of the ledger is not one that octray knows"):
+        Ledger(address, "run")
+
+
+def test_files_of_any_name_have_a_place_in_the_ledger(new_database: str) -> None:
+    names = ["x" * 100_000, "y" * 100_000, "\u00fc/\U0001f9ea.png", "..", ""]
+    with Ledger(new_database, "run") as ledger:
+        assert ledger.add(StudyWork(file_key(name), 0, "f", b"[]") for name in names) == len(names)
+        ledger.forget([file_key("..")])
+        assert {key for key, _ in ledger.works()} == {file_key(name) for name in names} - {"file:.."}
+        assert len(ledger) == 4

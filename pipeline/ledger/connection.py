@@ -28,7 +28,7 @@ def connect(url: str) -> Engine:
     Parameters
     ----------
     url
-        `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+        `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def connect(url: str) -> Engine:
     except ArgumentError:
         raise _wrong_address() from None
     kind = address.get_backend_name()
-    if kind not in ("sqlite", "postgresql"):
+    if kind not in ("sqlite", "postgresql") or not address.query.keys() <= {"unix_sock"}:
         raise _wrong_address()
     if kind == "postgresql":
         address = address.set(drivername="postgresql+pg8000")
@@ -164,7 +164,7 @@ def _prepare_postgresql(connection: Any, _: object) -> None:
 def _wrong_address() -> LedgerError:
     return LedgerError(
         "The address of the ledger is not one that octray knows. It reads sqlite:///PATH or "
-        "postgresql://USER:PASSWORD@HOST/DATABASE."
+        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with nothing after it."
     )
 
 
