@@ -185,6 +185,7 @@ def test_dicom_objects_go_into_the_study_of_their_source_and_pictures_get_none(b
     modalities = {"1.2.7.1-sr": "SR", "1.2.7.1-pm-2": "OT", "1.2.7.1-sc-1-2": "CR"}
     assert found.keys() == modalities.keys()
     assert {dataset.StudyInstanceUID for dataset in found.values()} == {"1.2.7"}
+    assert list((tmp_path / "all" / ".octray" / "pictures").iterdir()) == []  # which they are made of
     assert main(arguments(studies, bundle, tmp_path / "again", "--dicom", "sr,pm,sc")) == 0
     assert contents(tmp_path / "again") == contents(tmp_path / "all")
     assert main(arguments(studies, bundle, tmp_path / "bare", "--dicom", "sc", "--no-heatmaps")) == 0

@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ STATE = ".octray"
 PREDICTIONS, PARQUET, FAILURES = "predictions.csv", "predictions.parquet", "failures.csv"
 REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
+PICTURES = f"{STATE}/pictures"
+"""Folder of pictures that DICOM objects are still to be made of."""
 _LEDGER, _RUN, _LOCK, _UNSAVED = "ledger.sqlite", "run.json", "lock", "unsaved.jsonl"
 _PIECES = re.compile(
     rf"{HEATMAPS}/(.+_f\d{{4,}}_.+_[0-9a-f]{{16}}\.jpg|\..+\.part)"
@@ -93,6 +96,7 @@ class ResultsFolder:
                 f"Another octray writes to {self.path.resolve().name}. Wait until it is done, or give another --out."
             ) from None
         self._lock = lock
+        shutil.rmtree(self.path / PICTURES, ignore_errors=True)  # a kill leaves them
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

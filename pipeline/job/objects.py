@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, read_bytes
@@ -13,11 +14,27 @@ from pipeline.results.dicom.kinds import Kind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A file, the results of its frames, and their pictures: PNG files by frame number and label."""
+    """A file, the results of its frames, and where their pictures lie: PNG files by frame number and label."""
 
     file: StudyFile
     results: tuple[FramePrediction, ...]
-    pictures: Mapping[tuple[int, str], bytes]
+    pictures: Mapping[tuple[int, str], Path]
+
+
+class _Pictures(Mapping[tuple[int, str], bytes]):
+    """The content of files, read one by one: those of a long volume do not fit into memory."""
+
+    def __init__(self, paths: Mapping[tuple[int, str], Path]) -> None:
+        self._paths = paths
+
+    def __getitem__(self, key: tuple[int, str]) -> bytes:
+        return self._paths[key].read_bytes()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Iterator[tuple[str, bytes]]:
@@ -34,4 +51,4 @@ def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Ite
     content = read_bytes(asked.file)
     if {result.input_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
         raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
-    yield from write_objects(content, asked.results, manifest, kinds, asked.pictures)
+    yield from write_objects(content, asked.results, manifest, kinds, _Pictures(asked.pictures))

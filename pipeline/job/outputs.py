@@ -13,7 +13,7 @@ from pipeline.errors import OctrayError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.intake import Limits
-from pipeline.job.folder import HEATMAPS, OBJECTS, write_whole
+from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
 from pipeline.job.objects import Asked, objects_of
 from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
@@ -60,14 +60,14 @@ class Pieces:
 
     `written` are those that are there, or, without a hash, those that could not be written: the next run sees that they are
     missing, and scores the study again to make them. `results` and `pictures` are those that DICOM objects are made of;
-    pictures are PNG files by frame number and label.
+    pictures are the places of PNG files by frame number and label.
     """
 
     written: list[Output] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     under_way: list[Written] = field(default_factory=list)
     results: dict[str, list[FramePrediction]] = field(default_factory=dict)
-    pictures: dict[str, dict[tuple[int, str], bytes]] = field(default_factory=dict)
+    pictures: dict[str, dict[tuple[int, str], Path]] = field(default_factory=dict)
 
     def is_done(self) -> bool:
         """Say whether nothing has to be waited for."""
@@ -130,7 +130,7 @@ class Writer:
         pictures = []
         for drawn in item.pictures:
             if drawn.png:
-                pieces.pictures.setdefault(facts.source, {})[facts.key.frame_number, drawn.label] = drawn.png
+                self._keep(result, drawn, pieces)
             if self._wanted.heatmaps:
                 name = f"{HEATMAPS}/{picture_name(result, drawn.label)}"
                 self._write(name, drawn, pieces)
@@ -147,6 +147,17 @@ class Writer:
                 self._waiting.append(written)
                 if len(self._waiting) > _AHEAD:
                     self._waiting.popleft().exception()
+
+    def _keep(self, frame: FramePrediction, drawn: Drawn, pieces: Pieces) -> None:
+        """Put a picture aside until the DICOM objects of its file are made."""
+        name = picture_name(frame, drawn.label)
+        path = self._folder / PICTURES / name
+        try:
+            write_whole(path, drawn.png)
+        except OSError as error:
+            pieces.fail(f"{OBJECTS}/{name}", _why(error))
+        else:
+            pieces.pictures.setdefault(frame.source, {})[frame.key.frame_number, drawn.label] = path
 
     def _write(self, name: str, drawn: Drawn, pieces: Pieces) -> None:
         if drawn.fault:
@@ -167,6 +178,9 @@ class Writer:
                 outputs.append(write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content))
         except (OctrayError, OSError) as error:
             return outputs, [(f"{OBJECTS}/{asked.file.source}", _why(error))]
+        finally:
+            for path in asked.pictures.values():
+                path.unlink(missing_ok=True)
         return outputs, []
 
 

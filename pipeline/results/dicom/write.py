@@ -86,9 +86,9 @@ def _objects(
         for place, file in write_maps(author, ordered, _heights(content, manifest, limits)):
             yield _name(author, Kind.PM, place), file
     if Kind.SC in kinds:
-        for (number, label), png in sorted(pictures.items()):
+        for number, label in sorted(pictures):
             place = manifest.labels.index(label) + 1
-            yield _name(author, Kind.SC, number, place), write_picture(author, number, label, png)
+            yield _name(author, Kind.SC, number, place), write_picture(author, number, label, pictures[number, label])
 
 
 def _name(author: Author, kind: Kind, *parts: int) -> str:
