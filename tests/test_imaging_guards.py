@@ -12,11 +12,13 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.codestream import read_codestream
+from pipeline.imaging.dicom.codestream import check_codestream_size, read_codestream
 from pipeline.imaging.dicom.rle import decode_rle
 from pipeline.imaging.sources import read_frames_from_bytes
+from pipeline.intake import Limits, Reading
 from pipeline.records import Frame
 from tests.builders import make_dicom, make_encapsulated
+from tests.fuzz.bombs import j2k, jpeg
 
 SMALL = (np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) % 256).astype(np.uint8)
 J2K = imagecodecs.jpeg2k_encode(SMALL, codecformat="j2k", level=0)
@@ -42,7 +44,7 @@ def with_siz(offset: int, form: str, *values: int) -> bytes:
 @pytest.mark.parametrize(
     ("encoded", "reason", "words"),
     [
-        (with_siz(6, ">2L", 2**31, 64), Reason.INCONSISTENT, "2147483648"),
+        (with_siz(6, ">2L", 2**31, 64), Reason.RESOURCE_LIMIT, "64 x 2147483648 pixels"),
         (with_siz(6, ">4L", 2**32 - 1, 2**32 - 1, 2**32 - 65, 2**32 - 65), Reason.RESOURCE_LIMIT, "tiles of fewer"),
         (with_siz(22, ">2L", 1, 1), Reason.RESOURCE_LIMIT, "4096 tiles"),
         (with_siz(22, ">2L", 2**32 - 1, 1), Reason.RESOURCE_LIMIT, "64 tiles"),
@@ -57,6 +59,35 @@ def with_siz(offset: int, form: str, *values: int) -> bytes:
 def test_jpeg_2000_that_says_other_than_its_header(encoded: bytes, reason: Reason, words: str) -> None:
     error = refused(make_encapsulated(SMALL, uid.JPEG2000Lossless, [[encoded]]))
     assert (error.reason, words in str(error)) == (reason, True), str(error)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "syntax"),
+    [(j2k(26_500, 26_500), uid.JPEG2000Lossless), (jpeg(65_500, 65_500), uid.JPEGBaseline8Bit)],
+    ids=["jpeg 2000 of 700 MB", "jpeg of 4 GB"],
+)
+@pytest.mark.parametrize("side", [1, 64, 8192, 26_500, 65_500])
+def test_an_enormous_picture_is_one_whatever_the_header_says(encoded: bytes, syntax: str, side: int) -> None:
+    error = refused(make_encapsulated(SMALL, syntax, [[encoded]], Rows=side, Columns=side))
+    assert error.reason is Reason.RESOURCE_LIMIT, str(error)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 5])
+def test_the_limits_count_the_pixels_of_a_codestream_and_samples_beyond_colour(samples: int) -> None:
+    encoded = imagecodecs.jpeg2k_encode(np.zeros((7, 9, samples), np.uint8), codecformat="j2k")
+    enough = 7 * 9 if samples < 4 else 7 * 9 * 5 // 3
+    check_codestream_size(encoded, Limits(frame_pixels=enough))
+    with pytest.raises(UnreadableError, match=f"7 x 9 pixels of {samples} samples; octray reads up to {enough - 1}") as caught:
+        check_codestream_size(encoded, Limits(frame_pixels=enough - 1))
+    assert caught.value.reason is Reason.RESOURCE_LIMIT
+
+
+@pytest.mark.parametrize(("pixels", "reason"), [(64 * 64, Reason.INCONSISTENT), (64 * 64 - 1, Reason.RESOURCE_LIMIT)])
+def test_the_limits_of_the_reading_hold_for_codestreams(pixels: int, reason: Reason) -> None:
+    content = make_encapsulated(SMALL, uid.JPEG2000Lossless, [[J2K]], Rows=32, Columns=32)
+    with pytest.raises(UnreadableError) as caught:
+        list(read_frames_from_bytes(content, "a.dcm", Reading(Limits(frame_pixels=pixels))))
+    assert caught.value.reason is reason
 
 
 def test_tiles_of_a_decent_size_are_read() -> None:

@@ -10,9 +10,10 @@ from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.codestream import check_codestream
+from pipeline.imaging.dicom.codestream import check_codestream, check_codestream_size
 from pipeline.imaging.dicom.rle import decode_rle, rle_segments
 from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
+from pipeline.intake import Limits
 
 PLUGIN = "imagecodecs"
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
@@ -69,8 +70,10 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
     return bytearray(array.astype(container, copy=False).tobytes())
 
 
-def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits_allocated: int, signed: bool) -> None:
-    """Hold one encoded frame against the header, without decoding it.
+def check_encoded(
+    encoded: bytes, syntax: str, shape: tuple[int, int, int], bits_allocated: int, signed: bool, limits: Limits
+) -> None:
+    """Hold one encoded frame against the limits and the header, without decoding it.
 
     Parameters
     ----------
@@ -84,15 +87,18 @@ def check_encoded(encoded: bytes, syntax: str, shape: tuple[int, int, int], bits
         Bits Allocated (0028,0100).
     signed
         Whether Pixel Representation (0028,0103) is 1.
+    limits
+        What one frame may demand. They come first: an enormous picture is one, whatever the header says.
 
     Raises
     ------
     UnreadableError
-        As `check_codestream` and `rle_segments`.
+        As `check_codestream_size`, `check_codestream` and `rle_segments`.
     """
     if syntax == uid.RLELossless:
         rle_segments(encoded, shape[2] * max(1, bits_allocated // 8))
     else:
+        check_codestream_size(encoded, limits)
         check_codestream(encoded, shape, bits_allocated, signed)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.intake import Limits
 
 MOST_SCANS = 100
 """Scans of a JPEG: a decoder goes through the whole picture for each, and writers make about ten."""
@@ -13,6 +14,7 @@ _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _TAIL = 64
+_MOST_SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,24 @@ def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated
     check_scans(encoded)
     if _END not in encoded[-_TAIL:]:
         raise UnreadableError(Reason.TRUNCATED, "The compressed pixel data are cut off. Copy or export the file again.")
+
+
+def check_codestream_size(encoded: bytes, limits: Limits) -> None:
+    """Hold what a codestream says of its own size against the limits, whatever a header says of it.
+
+    Raises
+    ------
+    UnreadableError
+        `RESOURCE_LIMIT` where it has more pixels than the limits allow in a frame, or more samples than these have in colour.
+    """
+    found = read_codestream(encoded)
+    if found is None or found.rows * found.columns * max(found.samples, _MOST_SAMPLES) <= _MOST_SAMPLES * limits.frame_pixels:
+        return
+    raise UnreadableError(
+        Reason.RESOURCE_LIMIT,
+        f"The compressed image has {found.rows} x {found.columns} pixels of {found.samples} samples; octray reads up to "
+        f"{limits.frame_pixels} pixels. Scale it down.",
+    )
 
 
 def check_scans(encoded: bytes) -> None:

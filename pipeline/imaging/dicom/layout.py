@@ -74,7 +74,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
     if not isinstance(data, bytes):
         raise UnreadableError(Reason.NO_PIXELS, "The pixel data of the DICOM file are empty. Export the file again.")
     if syntax.is_encapsulated:
-        _check_encapsulated(dataset, layout)
+        _check_encapsulated(dataset, layout, limits)
     else:
         _check_native(len(data), layout)
     return layout
@@ -151,7 +151,7 @@ def _check_native(length: int, layout: Layout) -> None:
         )
 
 
-def _check_encapsulated(dataset: Dataset, layout: Layout) -> None:
+def _check_encapsulated(dataset: Dataset, layout: Layout, limits: Limits) -> None:
     """Check that every frame has its fragments, whole, and in them a codestream of the size that the header promises."""
     if layout.transfer_syntax not in DECODER_DEPENDENCIES:
         raise UnreadableError(
@@ -161,4 +161,4 @@ def _check_encapsulated(dataset: Dataset, layout: Layout) -> None:
     shape, signed = (layout.rows, layout.columns, layout.samples), number(dataset, "PixelRepresentation") == 1
     with translated("The compressed pixel data of the DICOM file are damaged."):
         for encoded in layout.encoded_frames(dataset):
-            check_encoded(encoded, layout.transfer_syntax, shape, layout.bits_allocated, signed)
+            check_encoded(encoded, layout.transfer_syntax, shape, layout.bits_allocated, signed, limits)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.codestream import codestream_shape
+from pipeline.imaging.dicom.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids
@@ -140,6 +140,7 @@ def _jpegs(scans: _Scans, limits: Limits) -> Iterator[NDArray[Any]]:
 
 
 def _decoded(encoded: bytes, scans: _Scans, limits: Limits) -> NDArray[Any]:
+    check_codestream_size(encoded, limits)
     shape = codestream_shape(encoded)
     if shape != (scans.rows, scans.columns, 1):
         raise UnreadableError(
