@@ -84,7 +84,7 @@ class FrameFacts:
 
     Parameters
     ----------
-    key, source, laterality, transfer_syntax_uid, photometric_interpretation, notes, file_sha256
+    key, source, laterality, transfer_syntax_uid, photometric_interpretation, notes, file_sha256, decoder
         As in `Frame`.
     rows, columns
         Of the frame in its file.
@@ -103,6 +103,7 @@ class FrameFacts:
     decoded_columns: int
     notes: tuple[str, ...]
     file_sha256: str
+    decoder: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +163,8 @@ class Frame:
         What was assumed on the way to grey levels, in sentences.
     file_sha256
         Hash of the bytes of the file, or of the member of an archive; empty where it was not asked for.
+    decoder
+        What decoded the stored values: the name of a library as its distribution has it, or octray.
     """
 
     pixels: FloatArray
@@ -188,6 +191,7 @@ class Frame:
     whole_box: tuple[float, float, float, float] | None = None
     notes: tuple[str, ...] = ()
     file_sha256: str = ""
+    decoder: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -207,6 +211,7 @@ class Frame:
             self.pixels.shape[1],
             self.notes,
             self.file_sha256,
+            self.decoder,
         )
 
 

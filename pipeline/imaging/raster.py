@@ -67,7 +67,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         stored = _reduced(content, (image.height, image.width), reading)
         if stored is None:
             stored = _picture_values(_load(image))
-        file = _File(content, source, 1, (image.height, image.width), reading.hashes)
+        file = _File("pillow", content, source, 1, (image.height, image.width), reading.hashes)
         frame = _frame(file, 1, stored, _grey(stored, TOLERANCE if content.startswith(JPEG) else 0))
     yield replace(frame, instance_sha256=frame.stored_sha256, by_camera=by_camera, notes=notes + frame.notes)
 
@@ -138,7 +138,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
             with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
                 stored = _page_values(page)
                 grey = _grey(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
-                file = _File(content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
+                file = _File("tifffile", content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
                 frame = _frame(file, number, stored, grey, inverted=page.photometric.name == "MINISWHITE")
                 if frame.stored_sha256 and len(pages) > 1:
                     instance.update(little_endian(stored).data)
@@ -203,8 +203,9 @@ def _page_values(page: Any) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file with one picture, or with several of which `shape` is that of the one in question."""
+    """A file with one picture, or with several of which `shape` is that of the one in question, and what decodes them."""
 
+    decoder: str
     content: bytes
     source: str
     frames: int
@@ -227,6 +228,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], grey: NDArray[Any], i
         number_of_frames=file.frames,
         stored_range=(float(stored.min()), float(stored.max())),
         notes=notes,
+        decoder=file.decoder,
     )
     if (decoded := (pixels.shape[0], pixels.shape[1])) != file.shape:
         return replace(frame, whole_shape=file.shape, whole_box=whole_box(file.shape, decoded, BLOCK_OFFSET))

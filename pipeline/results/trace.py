@@ -5,9 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydicom.uid import UID
-
-from pipeline.imaging.dicom.codecs import DECODER_DEPENDENCIES, PLUGIN
 from pipeline.model.bundle import Manifest
 from pipeline.records import FrameFacts, FramePrediction, Quarantined
 
@@ -113,7 +110,7 @@ def _frame(facts: FrameFacts, result: FramePrediction) -> dict[str, Any]:
         "frame_number": facts.key.frame_number,
         "transfer_syntax_uid": facts.transfer_syntax_uid,
         "photometric_interpretation": facts.photometric_interpretation,
-        "decoder": PLUGIN if UID(facts.transfer_syntax_uid) in DECODER_DEPENDENCIES else "",
+        "decoder": facts.decoder,
         "rows": facts.rows,
         "columns": facts.columns,
         "decoded_rows": facts.decoded_rows,

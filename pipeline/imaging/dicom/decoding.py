@@ -23,13 +23,19 @@ Values = NDArray[Any]
 
 
 def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
+    """Decode the frames one at a time; as `decoded_values`, without the name of what decoded them."""
+    return (values for values, _ in decoded_values(dataset, layout, reading))
+
+
+def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[tuple[Values, str]]:
     """Decode the frames one at a time.
 
     Yields
     ------
-    NDArray
-        Shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns where `reading.side` allows
-        it. It may be a view of the pixel data that cannot be written to.
+    tuple[NDArray, str]
+        Values of shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns where
+        `reading.side` allows it. They may be a view of the pixel data that cannot be written to. And what decoded them, as
+        `Frame.decoder`.
 
     Raises
     ------
@@ -49,7 +55,14 @@ def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
                 Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
             )
         values = _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
-        yield values if reading.side is None else _averaged(values, layout, reading.side)
+        yield values if reading.side is None else _averaged(values, layout, reading.side), _decoder(array, layout)
+
+
+def _decoder(array: Values, layout: Layout) -> str:
+    """Name what decoded a frame; what is decoded at a reduced resolution is decoded by Pillow."""
+    if not layout.transfer_syntax.is_encapsulated:
+        return "octray" if layout.bits_allocated == 1 else "pydicom"
+    return PLUGIN if array.shape[:2] == (layout.rows, layout.columns) else "pillow"
 
 
 def _averaged(values: Values, layout: Layout, side: int) -> Values:

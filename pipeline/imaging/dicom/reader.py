@@ -15,7 +15,7 @@ from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import JPEG_2000, LOSSY
 from pipeline.imaging.dicom.codes import body_part, view_position
 from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
-from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.decoding import decoded_values
 from pipeline.imaging.dicom.display import palette_rendering, rendering
 from pipeline.imaging.dicom.geometry import pixel_spacing, slice_position
 from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
@@ -93,9 +93,9 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     instance = hashlib.sha256()
     with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
         reading = _as_possible(reading, file)
-    for number, stored in enumerate(stored_values(dataset, file.layout, reading), 1):
+    for number, (stored, decoder) in enumerate(decoded_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
-            frame = _frame(file, number, stored, reading)
+            frame = replace(_frame(file, number, stored, reading), decoder=decoder)
             if frame.stored_sha256 and file.layout.frames > 1:
                 instance.update(np.ascontiguousarray(stored).data)
         if frame.stored_sha256 and number == file.layout.frames:

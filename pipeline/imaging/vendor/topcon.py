@@ -105,6 +105,7 @@ def _volume(content: bytes, source: str, blocks: Mapping[bytes, memoryview], sca
         laterality=_EYES.get(bytes(captured[:1]), ""),
         pixel_spacing_mm=spacing(z_um / 1000, x_mm / scans.columns),
         distance_mm=y_mm / scans.scans if parallel else None,
+        decoder="octray" if scans.is_raw else "imagecodecs",
     )
 
 

@@ -34,6 +34,8 @@ class Volume:
         Between two B-scans, where they are parallel; None where unknown.
     notes
         What was assumed, in sentences.
+    decoder
+        As in `Frame`.
     """
 
     uids: tuple[str, str, str]
@@ -43,6 +45,7 @@ class Volume:
     pixel_spacing_mm: tuple[float, float] | None = None
     distance_mm: float | None = None
     notes: tuple[str, ...] = ()
+    decoder: str = "octray"
 
 
 def volume_uids(content: bytes, series: str = "") -> tuple[str, str, str]:
@@ -91,6 +94,7 @@ def to_frame(volume: Volume, number: int, stored: NDArray[Any], pixels: FloatArr
         stored_sha256=stored_sha256(stored),
         stored_range=(float(stored.min()), float(stored.max())),
         notes=volume.notes + notes,
+        decoder=volume.decoder,
     )
 
 
