@@ -77,6 +77,25 @@ class Reversed(Examined):
         return found.max(axis=(2, 3), keepdims=True) - found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Empty(Examined):
+    """Maps in which nothing speaks for any label."""
+
+    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        return np.zeros((len(pixels), 2, 4, 4), np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Restored(Blind):
+    """Maps that fall apart where some layers are random, and come back where all of them are."""
+
+    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        trained = self.network.body.state_dict()
+        random = [name for name, value in network.body.named_parameters() if not torch.equal(value, trained[name])]
+        found = super(Restored, self).maps(network, pixels)
+        return found if not random or "conv1.0.weight" in random else 1 - found
+
+
 def of(kind: type[Examined], examined: Examined) -> Examined:
     return kind(examined.network, examined.engine, examined.support, examined.pixels, examined.seed)
 
@@ -84,6 +103,24 @@ def of(kind: type[Examined], examined: Examined) -> Examined:
 def test_a_map_that_ignores_the_network_fails_randomisation(examined: Examined) -> None:
     check = named(check_explanations(of(Blind, examined), no_masks))["randomisation"]
     assert (check.passed, check.value) == (False, 1.0)
+
+
+def test_what_counts_in_randomisation_is_the_end_where_all_layers_are_random(examined: Examined) -> None:
+    check = named(check_explanations(of(Restored, examined), no_masks))["randomisation"]
+    assert (check.passed, check.value) == (False, 1.0)
+
+
+def test_empty_maps_are_no_ground_for_trust(examined: Examined) -> None:
+    checks = check_explanations(of(Empty, examined), no_masks)
+    assert [(check.name, check.frames, check.passed) for check in checks] == [
+        (name, 0, False) for name in ("randomisation", "deletion", "insertion")
+    ]
+    support = examined.support.model_copy(update={"checks": checks})
+    assert not support.trusted
+    assert support.caveat == (
+        "The heatmaps of this bundle could not be checked (randomisation, deletion, insertion), as they are the same "
+        "everywhere: do not take them as a reason."
+    )
 
 
 def test_a_map_turned_round_fails_where_the_lawful_one_does_better_than_chance(examined: Examined) -> None:

@@ -64,7 +64,8 @@ class Normalisation(_Part):
 class ExplanationCheck(_Part):
     """One question put to the heatmaps when the bundle was written, on frames of the calibration split.
 
-    `value` is what was measured on so many `frames`, and `reference` what it was held against.
+    `value` is what was measured on so many `frames`, and `reference` what it was held against. Without a frame there was
+    nothing to measure: all maps were the same everywhere.
     """
 
     name: Literal["randomisation", "deletion", "insertion", "pointing", "iou"]
@@ -101,14 +102,17 @@ class HeatmapSupport(_Part):
 
     @property
     def trusted(self) -> bool:
-        """Whether no check failed; also where none was made."""
+        """Whether every check was passed; also where none was made, as in bundles of an older octray."""
         return all(check.passed for check in self.checks)
 
     @property
     def caveat(self) -> str:
-        """A sentence for whoever sees the heatmaps; empty where no check failed."""
-        failed = ", ".join(check.name for check in self.checks if not check.passed)
-        return f"The heatmaps of this bundle failed checks ({failed}): do not take them as a reason." if failed else ""
+        """A sentence for whoever sees the heatmaps; empty where they are trusted."""
+        failed = ", ".join(check.name for check in self.checks if check.frames and not check.passed)
+        empty = ", ".join(check.name for check in self.checks if not check.frames)
+        found = [f"failed checks ({failed})"] if failed else []
+        found += [f"could not be checked ({empty}), as they are the same everywhere"] if empty else []
+        return f"The heatmaps of this bundle {' and '.join(found)}: do not take them as a reason." if found else ""
 
 
 class Conformal(_Part):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.config import Config
 from pipeline.evaluate.metrics import Evaluation
 from pipeline.evaluate.report import markdown_table
-from pipeline.model.bundle import HeatmapSupport, Provenance
+from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Provenance
 from pipeline.records import OperatingPoint, Split
 from pipeline.train.judge import Verdict
 from pipeline.train.material import Material
@@ -143,12 +143,16 @@ def _explanations(heatmap: HeatmapSupport) -> str:
     if not heatmap.checks:
         return "## Heatmaps\n\nNot checked."
     lines = [
-        f"| {check.name} | {check.frames} | {check.value:.3f} | {check.reference:.3f} | {'yes' if check.passed else '**no**'} |"
+        f"| {check.name} | {check.frames} | {check.value:.3f} | {check.reference:.3f} | {_passed(check)} |"
         for check in heatmap.checks
     ]
     head = "| check | frames | found | held against | passed |\n|---|---|---|---|---|\n"
     caveat = f"**{heatmap.caveat}**\n\n" if heatmap.caveat else ""
     return f"## Heatmaps\n\n{caveat}On frames of the calibration split.\n\n" + head + "\n".join(lines)
+
+
+def _passed(check: ExplanationCheck) -> str:
+    return "yes" if check.passed else "**no**" if check.frames else "**not checked**"
 
 
 def _cell(text: str) -> str:

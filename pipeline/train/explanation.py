@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ FRAMES = 8
 LESION_FRAMES = 64
 _STEPS = 6
 _RANDOM_ORDERS = 2
+_CURVES: tuple[tuple[Literal["deletion", "insertion"], bool], ...] = (("deletion", False), ("insertion", True))
 APART = 0.5
 """Rank correlation with the map of the trained network that the map of a random one must stay below."""
 
@@ -62,12 +64,15 @@ def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Ma
     """Return what the checks found.
 
     `randomisation`: the mean rank correlation (Spearman) of a frame's map with that of the network whose layers were made
-    random one group after the other, from the classifier down (Adebayo et al. 2018, arXiv 1810.03292); the smallest along the
-    way must be below `APART`. `deletion` and `insertion` (Petsiuk et al. 2018, arXiv 1806.07421): the mean margin of the label
-    while cells are greyed, or shown, in the order of the map, which must fall, or rise, faster than in random order.
-    `pointing` (Zhang et al. 2018, doi 10.1007/s11263-017-1059-x): how often the hottest cell touches a known lesion, against
-    the part of the cells that do. `iou`: intersection over union of these with the cells of at least half the map's maximum,
-    against that of all cells.
+    random one group after the other, from the classifier down (Adebayo et al. 2018, arXiv 1810.03292). It is measured at
+    the end, where all of them are random, and must be below `APART` there. `deletion` and `insertion` (Petsiuk et al. 2018,
+    arXiv 1806.07421): the mean margin of the label while cells are greyed, or shown, in the order of the map, which must
+    fall, or rise, faster than in random order. `pointing` (Zhang et al. 2018, doi 10.1007/s11263-017-1059-x): how often the
+    hottest cell touches a known lesion, against the part of the cells that do. `iou`: intersection over union of these with
+    the cells of at least half the map's maximum, against that of all cells.
+
+    Frames whose map is the same everywhere answer none of the first three questions; where all of them are such, the check
+    has no frames, and is not passed.
 
     Parameters
     ----------
@@ -89,16 +94,19 @@ def _randomisation(
 ) -> Iterator[ExplanationCheck]:
     network = copy.deepcopy(examined.network)
     generator = torch.Generator().manual_seed(examined.seed)
-    lowest, frames = 1.0, 0
     for names in _cascade(network):
         _make_random(network, names, generator)
-        found = examined.maps(network, pixels)[np.arange(len(pixels)), labels]
-        both = [(before, after) for before, after in zip(maps, found, strict=True) if np.ptp(before) > 0]
-        frames = len(both)
-        if both:
-            lowest = min(lowest, float(np.mean([_rank_correlation(*pair) for pair in both])))
-    if frames:
-        yield ExplanationCheck(name="randomisation", frames=frames, value=lowest, reference=APART, passed=lowest < APART)
+    found = examined.maps(network, pixels)[np.arange(len(pixels)), labels]
+    both = [(before, after) for before, after in zip(maps, found, strict=True) if np.ptp(before) > 0]
+    if not both:
+        yield _unanswered("randomisation", APART)
+        return
+    value = float(np.mean([_rank_correlation(*pair) for pair in both]))
+    yield ExplanationCheck(name="randomisation", frames=len(both), value=value, reference=APART, passed=value < APART)
+
+
+def _unanswered(name: Literal["randomisation", "deletion", "insertion"], reference: float) -> ExplanationCheck:
+    return ExplanationCheck(name=name, frames=0, value=0.0, reference=reference, passed=False)
 
 
 def _cascade(network: Network) -> Iterator[list[str]]:
@@ -126,10 +134,11 @@ def _rank_correlation(before: FloatArray, after: FloatArray) -> float:
 
 def _curves(examined: Examined, pixels: FloatArray, labels: NDArray[np.int64], maps: FloatArray) -> Iterator[ExplanationCheck]:
     rng = np.random.default_rng(examined.seed)
-    frames = [number for number in range(len(pixels)) if maps[number].any()]
-    if not frames:
-        return
-    for name, inserted in (("deletion", False), ("insertion", True)):
+    frames = [number for number in range(len(pixels)) if np.ptp(maps[number]) > 0]
+    for name, inserted in _CURVES:
+        if not frames:
+            yield _unanswered(name, 0.0)
+            continue
         ordered, chance = [], []
         for number in frames:
             cells = maps[number].size
