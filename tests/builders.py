@@ -133,6 +133,13 @@ def make_graph(labels: int = 2, size: int = 32, channels: int = 4, seed: int = 0
     return model.SerializeToString()
 
 
+def make_support(failed: str = "", **overrides: Any) -> dict[str, Any]:
+    """What a bundle's manifest says of its heatmaps; `failed` is the name of a check that they did not pass."""
+    checks = [{"name": failed, "frames": 8, "value": 0.9, "reference": 0.5, "passed": False}] if failed else []
+    fields = {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0, "checks": checks}
+    return fields | overrides
+
+
 def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), size: int = 32, **overrides: Any) -> Bundle:
     """A whole bundle around `make_graph`; the classifier's weights are `weight` and `bias` in the safetensors file."""
     from safetensors.numpy import save
@@ -155,7 +162,7 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         "normalisation": {"mean": (0.0,), "std": (1.0,)},
         "temperature": 1.5,
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
-        "heatmap": {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0},
+        "heatmap": make_support(),
         "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
         "quality": make_quality(),
         "provenance": {

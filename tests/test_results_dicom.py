@@ -26,7 +26,7 @@ from pipeline.results.dicom.findings import PRIVATE, finding
 from pipeline.results.dicom.geometry import LONGEST_SIDE, grid_shape
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
-from tests.builders import make_bundle, make_dataset, make_dicom
+from tests.builders import make_bundle, make_dataset, make_dicom, make_support
 from tests.dicom_results import of_kind, phantom, png, result, rg1, scored, values, written
 
 LABELS = ("NORMAL", "PNEUMONIA", "Rare, thing")
@@ -150,6 +150,19 @@ def test_the_report_says_what_the_bundle_said(manifest: Manifest, tmp_path: Path
     assert [dataset.VerificationFlag, dataset.CompletionFlag, dataset.PreliminaryFlag] == [
         *("UNVERIFIED", "COMPLETE", "PRELIMINARY")
     ]
+
+
+def test_heatmaps_that_failed_their_checks_are_marked(manifest: Manifest, tmp_path: Path) -> None:
+    doubtful = make_bundle(tmp_path / "bundle", LABELS, heatmap=make_support("pointing")).manifest
+    caveat = "The heatmaps of this bundle failed checks (pointing): do not take them as a reason."
+    content = make_dicom()
+    for one, expected in ((doubtful, True), (manifest, False)):
+        objects = written(content, scored(content, one, tmp_path), one)
+        for kind in Kind:
+            for dataset in of_kind(objects, kind):
+                texts = [str(element.value) for element in dataset.iterall() if element.VR in ("LT", "ST", "UT")]
+                assert any(caveat in text for text in texts) == expected, kind
+                assert any("not for diagnosis" in text for text in texts)
 
 
 def test_a_report_on_some_frames_is_partial_and_names_them(manifest: Manifest, tmp_path: Path) -> None:

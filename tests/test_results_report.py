@@ -18,7 +18,7 @@ from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals
 from pipeline.results.worklist import Picture, ReportFrame, study_of, urgency_of
-from tests.builders import make_bundle, make_key, make_prediction, make_result
+from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium
 
 VOID = {"meta", "img", "br"}
@@ -152,6 +152,15 @@ def test_a_bundle_without_exact_heatmaps_says_so(tmp_path: Path) -> None:
     heatmap = {"layer": "features", "classifier": "classifier.weight", "exact": False, "max_difference": 1.0}
     bundle = make_bundle(tmp_path / "bundle", heatmap=heatmap)
     assert "no exact heatmaps" in Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
+
+
+def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(number, 0.9) for number in range(STUDIES_A_PAGE + 1)]
+    doubtful = make_bundle(tmp_path / "doubtful", heatmap=make_support("randomisation"))
+    caveat = "The heatmaps of this bundle failed checks (randomisation): do not take them as a reason."
+    assert '<p class="warning">' + caveat + "</p>" in write(tmp_path, doubtful, frames)
+    assert caveat in Page((tmp_path / "report-2.html").read_text(encoding="utf-8")).text
+    assert "failed checks" not in write(tmp_path, bundle, frames)
 
 
 def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) -> None:

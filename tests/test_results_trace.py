@@ -23,7 +23,7 @@ from pipeline.records import FramePrediction, Preprocessing
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_dicom, make_encapsulated
+from tests.builders import make_bundle, make_dicom, make_encapsulated, make_support
 from tests.test_imaging_vendor import jpeg_block, make_topcon, make_vol, raw_block
 
 
@@ -100,7 +100,7 @@ def test_every_frame_says_what_decoded_it(name: str) -> None:
 
 
 def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+    bundle = make_bundle(tmp_path / "bundle", heatmap=make_support("deletion"))
     predictor = Predictor(bundle)
     (tmp_path / "a.dcm").write_bytes(FILES["imagecodecs"])
     (admitted,) = read_admitted(locate(tmp_path, "a.dcm"), predictor.admission)
@@ -118,6 +118,7 @@ def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
         "PNEUMONIA": 0.5,
     }
     assert trace["bundle"]["temperature"] == 1.5
+    assert trace["bundle"]["heatmap_caveat"] == bundle.manifest.heatmap.caveat != ""
     assert trace["bundle"]["preprocessing"]["size"] == 32
     assert trace["machinery"]["provider"] == "CPUExecutionProvider"
     versions = trace["machinery"]["versions"]

@@ -27,7 +27,7 @@ from services.api.app import create_app
 from services.api.problems import MEDIA_TYPE, Problem
 from services.api.schemas import StudyAnswer
 from services.api.settings import Settings
-from tests.builders import make_bundle, make_dicom, make_pixels
+from tests.builders import make_bundle, make_dicom, make_pixels, make_support
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,15 @@ def test_the_model_is_described_without_its_files(client: TestClient, bundle: Bu
     assert answer["quality"] == {"policies": {"wrong_modality": "reject", "not_frontal": "reject"}, "smallest_side": 16}
     assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": [], "body_parts": []}
     assert not {"files", "provenance"} & set(answer)
+
+
+def test_heatmaps_that_failed_their_checks_are_marked(tmp_path: Path, client: TestClient) -> None:
+    caveat = "The heatmaps of this bundle failed checks (insertion): do not take them as a reason."
+    with running(create_app(make_bundle(tmp_path / "bundle", heatmap=make_support("insertion")), Settings())) as doubtful:
+        for one, expected in ((doubtful, caveat), (client, "")):
+            assert one.get("/v1/model").json()["heatmap_caveat"] == expected
+            (frame,) = one.post("/v1/predict", files=files(make_dicom())).json()["frames"]
+            assert frame["labels"]["PNEUMONIA"]["heatmap"]["caveat"] == expected
 
 
 # Health

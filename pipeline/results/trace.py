@@ -97,7 +97,7 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "intended_use",
         "provenance",
     )
-    return manifest.model_dump(mode="json", include=set(fields))
+    return manifest.model_dump(mode="json", include=set(fields)) | {"heatmap_caveat": manifest.heatmap.caveat}
 
 
 def _frame(facts: FrameFacts, result: FramePrediction) -> dict[str, Any]:

@@ -219,4 +219,5 @@ def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> Heatmap
         png=base64.b64encode(picture).decode("ascii"),
         layer=heatmap.layer,
         has_positive_evidence=heatmap.has_positive_evidence,
+        caveat=manifest.heatmap.caveat,
     )

@@ -47,6 +47,11 @@ class Author:
     manifest: Manifest
     results_sha256: str
 
+    @property
+    def warning(self) -> str:
+        """What every object says: that it is not for diagnosis, and why heatmaps are not to be trusted, if so."""
+        return f"{NOT_FOR_DIAGNOSIS} {self.manifest.heatmap.caveat}".rstrip()
+
     def uid(self, kind: Kind, *parts: object) -> str:
         """Return the SOP Instance UID of an object: it depends on instance, bundle, results, versions and parts alone."""
         return self._uid(self.source.uids[2], kind, self.results_sha256, *parts)
@@ -98,9 +103,10 @@ def stand_in(source: Source, frame_number: int = 0) -> Dataset:
     return image
 
 
-def describe_image(image: Dataset, source: Source) -> None:
+def describe_image(image: Dataset, author: Author) -> None:
     """Say of an image what its source says of its side and of lossy compression, and what it is not for."""
-    image.ImageComments = NOT_FOR_DIAGNOSIS
+    source = author.source
+    image.ImageComments = author.warning
     image.Laterality = source.laterality
     image.LossyImageCompression = "01" if source.is_lossy else "00"
     if source.is_lossy:

@@ -88,7 +88,7 @@ def _write(author: Author, label: str, place: int, maps: Mapping[int, FloatArray
         derived_pixel_contrast=DerivedPixelContrastValues.QUANTITY,
         **arguments | {"series_instance_uid": author.series_uid(Kind.PM, space.frame_of_reference_uid)},
     )
-    describe_image(parametric, source)
+    describe_image(parametric, author)
     _refer_once(parametric, source)
     return finished(parametric, author)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from pipeline.imaging.dicom import header
-from pipeline.results.dicom.identity import NOT_FOR_DIAGNOSIS, Author, describe_image, finished, stand_in
+from pipeline.results.dicom.identity import Author, describe_image, finished, stand_in
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source, element
 
@@ -54,9 +54,9 @@ def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> 
     capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
     capture.DerivationDescription = (
         f"Frame {frame_number} of the source image beside itself with the heatmap of {label}: the part of the logit that each "
-        f"place contributes, in colour. {NOT_FOR_DIAGNOSIS}"
+        f"place contributes, in colour. {author.warning}"
     )
-    describe_image(capture, source)
+    describe_image(capture, author)
     capture.SourceImageSequence = [_reference(source, frame_number)]
     if (burned_in := header.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):
         capture.BurnedInAnnotation = burned_in

@@ -26,7 +26,7 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
 from pipeline.records import FramePrediction, Prediction
 from pipeline.results.dicom import findings
-from pipeline.results.dicom.identity import NOT_FOR_DIAGNOSIS, Author, finished, stand_in, version
+from pipeline.results.dicom.identity import Author, finished, stand_in, version
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
 from pipeline.results.record import rounded
@@ -47,7 +47,7 @@ def write_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
     It is UNVERIFIED and preliminary, as no person has seen it, and COMPLETE only where every frame of the instance was scored.
     """
     source = author.source
-    algorithms = {label: _algorithm(author.manifest, label) for label in author.manifest.labels}
+    algorithms = {label: _algorithm(author, label) for label in author.manifest.labels}
     image = stand_in(source)
     groups = [_group(author, result, one, algorithms[one.label], image) for result in results for one in result.predictions]
     report = MeasurementReport(
@@ -121,11 +121,12 @@ def _retina(laterality: str) -> FindingSite:
     return FindingSite(findings.RETINA, laterality=findings.SIDES.get(laterality))
 
 
-def _algorithm(manifest: Manifest, label: str) -> AlgorithmIdentification:
+def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
+    manifest = author.manifest
     point = next((point for point in manifest.operating_points if point.label == label), None)
     preprocessing = manifest.preprocessing
     parameters = [
-        NOT_FOR_DIAGNOSIS,
+        author.warning,
         f"Architecture {manifest.architecture}, input {preprocessing.size} px, fit {preprocessing.fit.value}.",
         f"{manifest.activation.value.capitalize()} of logits over a temperature of {manifest.temperature:.6g}.",
     ]
