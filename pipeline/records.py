@@ -12,6 +12,7 @@ from pipeline.intake import Check, Flag
 
 FloatArray = NDArray[np.float32]
 HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
+PART_OF_LOGIT = "part of the logit"
 
 
 class Split(StrEnum):
@@ -402,20 +403,23 @@ class Heatmap:
     Parameters
     ----------
     values
-        float32 array of shape (map_rows, map_columns), not negative, in logits: the part of the label's logit that each cell of
-        the last feature map contributes.
+        float32 array of shape (map_rows, map_columns), not negative, in logits: what each cell of the last feature map says for
+        the label.
     label
         The finding.
     layer
         Name of the feature map.
     has_positive_evidence
         False where no cell speaks for the label; the map is then all zero.
+    meaning
+        What a value is: what its cell adds to the logit (`PART_OF_LOGIT`), or evidence that a method measures in its own way.
     """
 
     values: FloatArray
     label: str
     layer: str
     has_positive_evidence: bool
+    meaning: str = PART_OF_LOGIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,24 @@ def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
             np.testing.assert_array_equal(stored[number], expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "explained", "described"),
+    [
+        ("grad-cam", "grad-cam, part of the logit of PNEUMONIA, per cell", "part of the logit"),
+        ("layercam", "layercam, evidence for PNEUMONIA, per cell", "evidence by layercam"),
+    ],
+)
+def test_maps_and_pictures_say_what_their_values_are(method: str, explained: str, described: str, tmp_path: Path) -> None:
+    heatmap = make_support(method=method, computed="closed_form")
+    manifest = make_bundle(tmp_path / "bundle", heatmap=heatmap).manifest
+    content = make_dicom()
+    objects = written(content, scored(content, manifest, tmp_path), manifest)
+    (parametric,), (capture,) = of_kind(objects, Kind.PM), of_kind(objects, Kind.SC)
+    assert [element.value for element in parametric.iterall() if element.keyword == "LUTExplanation"] == [explained]
+    assert parametric.ContentDescription == f"Heatmap of PNEUMONIA: {described}"
+    assert f"with the heatmap of PNEUMONIA in colour: {described}, per cell." in capture.DerivationDescription
+
+
 def test_the_brightest_place_is_where_the_geometry_says(tmp_path: Path) -> None:
     """A heatmap as fine as the frame, so that its peak is one source pixel; the map is coarser by 3."""
     rows, columns, peak = 3 * LONGEST_SIDE - 3, 600, (301, 400)

@@ -163,6 +163,24 @@ def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_p
     assert "failed checks" not in write(tmp_path, bundle, frames)
 
 
+@pytest.mark.parametrize(
+    ("method", "computed", "is_part"),
+    [
+        ("grad-cam", "closed_form", True),
+        ("hirescam", "closed_form", True),
+        ("layercam", "closed_form", False),
+        ("grad-cam", "gradient", False),
+    ],
+)
+def test_only_what_is_part_of_the_logit_is_called_so(tmp_path: Path, method: str, computed: str, is_part: bool) -> None:
+    bundle = make_bundle(tmp_path / "bundle", heatmap=make_support(method=method, computed=computed))
+    text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
+    assert ("which part of the label's logit" in text) == ("doubles the odds" in text) == is_part
+    assert ("no parts of the label's logit" in text) != is_part
+    assert f"({method}, {'in closed form' if computed == 'closed_form' else 'by a backward pass'})" in text
+    assert "An empty heatmap says that nothing spoke for the label" in text
+
+
 def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) -> None:
     evil = "<script>alert(1)</script>\"'>&.dcm"
     bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), architecture=evil)

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.records import Fit, Heatmap, Preprocessing
-from pipeline.score.overlay import Colours, colours, draw, full_scale, jpeg, png
+from pipeline.score import overlay
+from pipeline.score.overlay import Colours, caption, colours, draw, full_scale, jpeg, png
 from pipeline.score.view import view_of
 from tests.builders import make_frame, make_pixels
 
@@ -110,6 +112,24 @@ def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None
     np.testing.assert_array_equal(empty[:280, :280], empty[:280, 288:568])
     little = drawn(pixels, make_heatmap(np.full((CELLS, CELLS), 1e-9)))
     assert (empty[280:] != little[280:]).any()
+
+
+@pytest.mark.parametrize(
+    ("heatmap", "words"),
+    [
+        (make_heatmap(), "PNEUMONIA: no positive evidence"),
+        (make_heatmap(np.ones((7, 7))), "PNEUMONIA: part of the logit, per cell"),
+        (replace(make_heatmap(np.ones((7, 7))), meaning="evidence by layercam"), "PNEUMONIA: evidence by layercam, per cell"),
+    ],
+)
+def test_the_words_below_a_picture_say_what_it_shows(monkeypatch: pytest.MonkeyPatch, heatmap: Heatmap, words: str) -> None:
+    assert caption(heatmap) == words
+    written = []
+    monkeypatch.setattr(overlay, "_write", lambda draw, place, text, width: written.append(text))
+    overlay._surround.cache_clear()
+    drawn(make_pixels(280, 280), heatmap)
+    overlay._surround.cache_clear()
+    assert written == ["logits", words]
 
 
 def test_equal_arguments_give_equal_bytes() -> None:

@@ -20,10 +20,26 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 import pipeline
 from pipeline.config import Config, load_config
 from pipeline.evaluate.calibration import fit_temperature
+from pipeline.imaging.preprocess import prepare
+from pipeline.imaging.sources import locate, read_frames
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, REQUIRED_FILES, WEIGHTS, Bundle, load_bundle
-from pipeline.records import Activation, Split
+from pipeline.model.architectures import create_network
+from pipeline.model.bundle import (
+    CONFIG,
+    GRAPH,
+    METRICS,
+    MODEL_CARD,
+    REFERENCE,
+    REQUIRED_FILES,
+    WEIGHTS,
+    Bundle,
+    load_bundle,
+    write_bundle,
+)
+from pipeline.model.library import library_maps
+from pipeline.records import Activation, HeatmapMethod, Split
+from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
 from tests.conftest import Trained
 
@@ -131,6 +147,39 @@ def test_without_a_test_split_nothing_is_claimed(untested: Bundle) -> None:
     assert "Not measured: the index has no test split." in untested.read(MODEL_CARD).decode()
     assert json.loads(untested.read(METRICS))["abstention"] is None
     assert set(untested.manifest.files) == REQUIRED_FILES | {REFERENCE}
+
+
+def test_the_method_of_the_configuration_is_that_of_the_bundle(trained: Trained, index: Index, tmp_path: Path) -> None:
+    quick = ("tracking.enabled=false", "train.finetune.epochs=0", "heatmap.method=layercam")
+    support = train(load_config(trained.config, quick), index, tmp_path / "bundle").manifest.heatmap
+    assert (support.method, support.computed, support.meaning) == ("layercam", "closed_form", "evidence by layercam")
+
+
+@pytest.mark.parametrize(
+    ("method", "meaning"),
+    [
+        ("grad-cam", "part of the logit"),
+        ("hirescam", "part of the logit"),
+        ("grad-cam++", "evidence by grad-cam++"),
+        ("layercam", "evidence by layercam"),
+    ],
+)
+def test_the_method_of_the_bundle_makes_its_maps(
+    bundle: Bundle, trained: Trained, index: Index, tmp_path: Path, method: HeatmapMethod, meaning: str
+) -> None:
+    contents = {name: bundle.read(name) for name in bundle.manifest.files}
+    fields = {name: value for name, value in bundle.manifest if name not in ("schema_version", "bundle_id", "files")}
+    fields["heatmap"] = bundle.manifest.heatmap.model_copy(update={"method": method})
+    frame = next(read_frames(locate(trained.studies, index.of(Split.TEST)[0].source)))
+    (found,) = Predictor(write_bundle(tmp_path / "bundle", contents, **fields)).predict([frame])
+    network = create_network(bundle.manifest.architecture, 2).eval()
+    network.body.load_state_dict(load_file(bundle.path / WEIGHTS))
+    with torch.no_grad():
+        _, features = network(torch.from_numpy(prepare(frame.pixels, bundle.manifest.preprocessing)[None]))
+    expected = library_maps(network, features.numpy(), method)[0]
+    assert expected.max() > 0
+    np.testing.assert_allclose([heatmap.values for heatmap in found.heatmaps], expected, atol=1e-4)
+    assert {heatmap.meaning for heatmap in found.heatmaps} == {meaning}
 
 
 def test_a_commit_of_somebody_elses_checkout_is_not_claimed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import Activation, ConformalBand, HeatmapMethod, OperatingPoint, Preprocessing
+from pipeline.records import PART_OF_LOGIT, Activation, ConformalBand, HeatmapMethod, OperatingPoint, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -99,6 +99,16 @@ class HeatmapSupport(_Part):
         if isinstance(values, dict) and "computed" not in values:
             return values | {"computed": "closed_form" if values.get("exact") else "none"}
         return values
+
+    @property
+    def is_part_of_logit(self) -> bool:
+        """Whether a value is what its cell adds to the logit: only a linear head has such parts, and two methods show them."""
+        return self.computed == "closed_form" and self.method in ("grad-cam", "hirescam")
+
+    @property
+    def meaning(self) -> str:
+        """What a value of a heatmap is, in a few words."""
+        return PART_OF_LOGIT if self.is_part_of_logit else f"evidence by {self.method}"
 
     @property
     def trusted(self) -> bool:

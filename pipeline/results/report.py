@@ -268,7 +268,8 @@ def _heatmaps(support: HeatmapSupport) -> str:
     if support.computed == "none":
         return _NO_HEATMAPS
     how = "in closed form" if support.computed == "closed_form" else "by a backward pass"
-    return _HEATMAPS.format(method=f"{support.method}, {how}")
+    meaning = _PARTS if support.is_part_of_logit else _EVIDENCE
+    return f"{meaning.format(method=f'{support.method}, {how}')} {_EMPTY}"
 
 
 def _study_name(study: Study) -> str:
@@ -296,11 +297,16 @@ _PROBABILITIES = (
     "point on. Sensitivity and specificity were measured there, on the calibration split. A study stands where its most urgent "
     "frame puts it."
 )
-_HEATMAPS = (
+_PARTS = (
     "A heatmap shows which part of the label's logit each place of the frame contributes ({method}). The "
     "colours mean the same in all pictures of one bundle: at the last colour a patch of 5 % of what the network sees doubles "
-    "the odds of the label. An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
+    "the odds of the label."
 )
+_EVIDENCE = (
+    "A heatmap shows where in the frame its method finds evidence for the label ({method}). The colours mean the same in all "
+    "pictures of one bundle, but they are no parts of the label's logit, and do not say how much a place changes the odds."
+)
+_EMPTY = "An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
 _LIMITS = (
     "A negative label does not say that nothing is there: of findings that the model was not trained on it says nothing.",
     "Each frame is looked at alone: neither earlier studies nor other views nor what is known of the patient count.",

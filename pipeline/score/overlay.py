@@ -42,8 +42,9 @@ def full_scale(temperature: float, cells: int) -> float:
     """Return the heatmap value that gets the last colour of the scale, in logits.
 
     It depends on the bundle alone and never on the picture, so that equal colours mean equal evidence in every picture of a
-    run. At this value a patch of 5 % of what the network sees doubles the calibrated odds of the label: adding d to a logit
-    multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch of 5 % is 0.05 * cells cells.
+    run. Where values are parts of the logit, a patch of 5 % of what the network sees doubles the calibrated odds of the label
+    at this value: adding d to a logit multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch
+    of 5 % is 0.05 * cells cells. Maps of other methods stand on the same scale, where it means no more than that.
 
     Parameters
     ----------
@@ -74,10 +75,15 @@ def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     """
     height, width = view.grey.shape
     values = onto_frame(heatmap.values, view.box, view.size, (height, width))
-    words = _surround(height, width, heatmap.label, heatmap.has_positive_evidence, full).copy()
+    words = _surround(height, width, caption(heatmap), full).copy()
     words[:height, :width] = _blends().take(view.grey)  # under the first colour, which leaves grey as it is
     words[:height, width + _GAP : 2 * width + _GAP] = _blend(view.grey, values / np.float32(full))
     return _bytes(words)
+
+
+def caption(heatmap: Heatmap) -> str:
+    """Return the words below a picture: whose heatmap it shows, and what its values are, or that there are none."""
+    return f"{heatmap.label}: {f'{heatmap.meaning}, per cell' if heatmap.has_positive_evidence else _NO_EVIDENCE}"
 
 
 def png(picture: Colours) -> bytes:
@@ -127,14 +133,13 @@ def _bytes(words: NDArray[np.uint32]) -> Colours:
 
 
 @lru_cache(maxsize=_SURROUNDS)
-def _surround(height: int, width: int, label: str, has_positive_evidence: bool, full: float) -> NDArray[np.uint32]:
+def _surround(height: int, width: int, text: str, full: float) -> NDArray[np.uint32]:
     """Draw what is the same in many pictures: the background, the scale with its numbers, and the words below."""
     total = max(height, _MIN_SCALE)
     canvas = Image.new("RGB", (2 * width + _GAP + _SCALE_WIDTH, total + _CAPTION), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     _draw_scale(canvas, draw, 2 * width + 2 * _GAP, total, full)
-    caption = f"{label}: {'part of the logit, per cell' if has_positive_evidence else _NO_EVIDENCE}"
-    _write(draw, (_GAP, total + 5), caption, canvas.width - 2 * _GAP)
+    _write(draw, (_GAP, total + 5), text, canvas.width - 2 * _GAP)
     return np.array(canvas.convert("RGBA")).view(np.uint32)[..., 0]
 
 

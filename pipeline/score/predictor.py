@@ -146,8 +146,11 @@ class Predictor:
         )
 
     def _heatmaps(self, maps: FloatArray) -> tuple[Heatmap, ...]:
-        layer, labels = self.manifest.heatmap.layer, self.manifest.labels
-        return tuple(Heatmap(values, label, layer, bool(values.any())) for label, values in zip(labels, maps, strict=True))
+        support, labels = self.manifest.heatmap, self.manifest.labels
+        return tuple(
+            Heatmap(values, label, support.layer, bool(values.any()), support.meaning)
+            for label, values in zip(labels, maps, strict=True)
+        )
 
     def _check_shapes(self) -> None:
         size, labels = self.manifest.preprocessing.size, len(self.manifest.labels)

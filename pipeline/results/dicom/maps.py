@@ -81,7 +81,7 @@ def _write(author: Author, label: str, place: int, maps: Mapping[int, FloatArray
         real_world_value_mappings=[_mapping(author, label, pixels)],
         voi_lut_transformations=[_window(pixels)],
         content_label="HEATMAP",
-        content_description=f"Evidence for {label}: its part of the logit"[:64].replace("\\", "/"),
+        content_description=f"Heatmap of {label}: {author.manifest.heatmap.meaning}"[:64].replace("\\", "/"),
         pixel_measures=hd.PixelMeasuresSequence(space.spacing, space.thickness),
         plane_orientation=orientation,
         plane_positions=positions,
@@ -120,9 +120,11 @@ def _instance_number(author: Author, place: int) -> int:
 
 
 def _mapping(author: Author, label: str, pixels: NDArray[np.float32]) -> RealWorldValueMapping:
+    support = author.manifest.heatmap
+    what = f"part of the logit of {label}" if support.is_part_of_logit else f"evidence for {label}"
     return RealWorldValueMapping(
         lut_label="LOGIT",
-        lut_explanation=f"{author.manifest.heatmap.method}, part of the logit of {label}, per cell"[:64].replace("\\", "/"),
+        lut_explanation=f"{support.method}, {what}, per cell"[:64].replace("\\", "/"),
         unit=_NO_UNITS,
         value_range=(float(pixels.min()), float(pixels.max())),
         slope=1.0,

@@ -53,8 +53,8 @@ def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> 
     )
     capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
     capture.DerivationDescription = (
-        f"Frame {frame_number} of the source image beside itself with the heatmap of {label}: the part of the logit that each "
-        f"place contributes, in colour. {author.warning}"
+        f"Frame {frame_number} of the source image beside itself with the heatmap of {label} in colour: "
+        f"{author.manifest.heatmap.meaning}, per cell. {author.warning}"
     )
     describe_image(capture, author)
     capture.SourceImageSequence = [_reference(source, frame_number)]
