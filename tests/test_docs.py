@@ -1,5 +1,6 @@
 """The pages for users: their commands run, what they name exists, and what they must name stands in them."""
 
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ from pipeline.cli import main as command
 from pipeline.config import Config, load_config
 from pipeline.errors import Reason
 from pipeline.ingest.catalog import load_cards
-from pipeline.model.bundle import REQUIRED_FILES, Manifest
+from pipeline.model.bundle import REFERENCE, REQUIRED_FILES, Manifest
 from pipeline.results.tables import FAILURE_COLUMNS, PREDICTION_COLUMNS
 from pipeline.train.tracking import flatten
 from services.api import problems
@@ -327,11 +328,20 @@ def test_every_field_of_an_answer_is_explained(model: type[BaseModel]) -> None:
     assert [field for field in names(model) if f"`{field}`" not in text] == []
 
 
+def test_the_tables_of_an_answer_and_the_example_of_a_failure_are_whole() -> None:
+    section = prose(DOCS / "integrators.md").partition("\n## The answer\n")[2].partition("\n## ")[0]
+    first = "".join(re.findall(r"^\|([^|]*)\|", section, re.MULTILINE))
+    for model in (StudyAnswer, FrameAnswer):
+        assert [field for field in model.model_fields if f"`{field}`" not in first] == []
+    (example,) = (json.loads(block.text) for block in blocks(DOCS / "integrators.md") if block.kind == "json")
+    assert {*example["failures"][0]} == {*Failure.model_fields}
+
+
 def test_every_field_of_the_manifest_and_every_file_of_a_bundle_is_explained() -> None:
     text = prose(DOCS / "integrators.md")
     assert [field for field in (*names(Manifest), *REQUIRED_FILES) if f"`{field}`" not in text] == []
     assert {*Manifest.model_fields} <= rows("integrators.md").keys()
-    assert {*REQUIRED_FILES, "manifest.json"} <= rows("data-scientists.md").keys()
+    assert {*REQUIRED_FILES, REFERENCE, "manifest.json"} <= rows("data-scientists.md").keys()
 
 
 def test_every_format_of_a_card_stands_in_the_table_of_what_is_read() -> None:

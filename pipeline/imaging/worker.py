@@ -121,7 +121,10 @@ def _speakable(error: Exception) -> OctrayError:
     if isinstance(error, OctrayError):
         return error
     if isinstance(error, MemoryError):
-        return UnreadableError(Reason.RESOURCE_LIMIT, "Reading the file needs more memory than limits.worker_bytes allows.")
+        return UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            "Reading the file needs more memory than octray gives it. Scale the image down, or split the file.",
+        )
     return UnreadableError(
         Reason.DECODE_FAILED,
         f"Reading the file ended in an unexpected {type(error).__name__}. Please report it as a fault of octray.",

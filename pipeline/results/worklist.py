@@ -20,7 +20,7 @@ class Picture:
     label
         The finding.
     path
-        The PNG file; below the folder of results where it is relative.
+        The file; below the folder of results where it is relative.
     has_positive_evidence
         As in `Heatmap`.
     """
