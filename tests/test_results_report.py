@@ -17,7 +17,7 @@ from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals
-from pipeline.results.worklist import Picture, ReportFrame, study_of, urgency_of
+from pipeline.results.worklist import URGENT, Picture, ReportFrame, study_of, urgency_of
 from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium
 
@@ -100,6 +100,14 @@ def test_a_positive_comes_before_a_higher_probability_that_is_negative() -> None
     high = make_result(make_prediction("A", 0.1, False, key=high_key), make_prediction("B", 0.8, False, key=high_key))
     first, second = records_of([ReportFrame(high), ReportFrame(low)], None)
     assert [study_of("", record.frames, None).urgent for record in (first, second)] == [True, False]
+
+
+def test_digits_that_are_not_written_decide_about_no_order() -> None:
+    low, high = 0.87650001, 0.87650002
+    frames = [make_scored(1, low), make_scored(2, high)]
+    assert urgency_of(frames[:1], "NORMAL") == urgency_of(frames[1:], "NORMAL") == (URGENT, 0.8765)
+    volume = [make_scored(1, low, frame_number=1), make_scored(1, high, frame_number=2)]
+    assert [frame.prediction.key.frame_number for frame in study_of("", volume, "NORMAL").frames] == [1, 2]
 
 
 def test_frames_of_one_study_stand_together_the_most_urgent_first() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from pipeline.records import FramePrediction, Prediction
-from pipeline.results.record import known, rounded
+from pipeline.results.rounding import known, rounded
 
 Value = str | int | float | bool | None
 Column = tuple[type[str | int | float | bool], Callable[[FramePrediction, Prediction], Value]]

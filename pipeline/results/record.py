@@ -8,10 +8,8 @@ from typing import Any
 
 from pipeline.intake import Check, Flag
 from pipeline.records import FramePrediction, InstanceKey, Prediction, Quarantined
+from pipeline.results.rounding import known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
-
-DIGITS = 4
-"""Digits after the point of every number: more than anyone reads, and fewer than what other hardware changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class StudyRecord:
     study_instance_uid
         Study Instance UID (0020,000D), or the derived one; empty where no file of the study could be read.
     frames
-        Results in the order of the files and frames; without heatmap values, numbers rounded to `DIGITS`.
+        Results in the order of the files and frames; without heatmap values, numbers `rounded`.
     failures
         Files and frames that were not scored, in the same order.
     """
@@ -50,16 +48,6 @@ class StudyRecord:
             tuple(_to_frame(frame) for frame in values["frames"]),
             tuple(Quarantined(**failure) for failure in values["failures"]),
         )
-
-
-def rounded(value: float) -> float:
-    """Round a number to `DIGITS` digits after the point, with no minus before a zero."""
-    return round(value, DIGITS) + 0.0
-
-
-def known(value: float | None) -> float | None:
-    """Return a number rounded, or None where it is not known."""
-    return None if value is None else rounded(value)
 
 
 def _frame(frame: ReportFrame) -> dict[str, Any]:

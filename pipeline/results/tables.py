@@ -15,7 +15,7 @@ from pipeline.cells import guarded
 from pipeline.records import FramePrediction, Quarantined, State
 from pipeline.results.columns import COLUMNS, Value, rows_of
 from pipeline.results.files import replacing
-from pipeline.results.record import DIGITS, known, rounded
+from pipeline.results.rounding import DIGITS, known, rounded
 
 PREDICTION_COLUMNS = tuple(COLUMNS)
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")

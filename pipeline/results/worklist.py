@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from pipeline.records import FramePrediction, Prediction, State
+from pipeline.results.rounding import rounded
 from pipeline.results.states import study_states
 
 URGENT = 2
@@ -66,11 +67,12 @@ def study_of(uid: str, frames: Iterable[ReportFrame], normal_label: str | None) 
 def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[int, float]:
     """Return what frames are sorted by: a rank, and the highest probability among the findings that give it.
 
-    The rank is `URGENT` where a finding is positive, 1 where one is uncertain, else 0.
+    The rank is `URGENT` where a finding is positive, 1 where one is uncertain, else 0. The probability is the one that is
+    written, so that no digit which nobody sees, and other hardware changes, decides about the order.
     """
     found = findings(predictions, normal_label)
     ranks = {State.POSITIVE: URGENT, State.UNCERTAIN: 1}
-    return max(((ranks.get(one.state, 0), one.probability) for one in found), default=(0, 0.0))
+    return max(((ranks.get(one.state, 0), rounded(one.probability)) for one in found), default=(0, 0.0))
 
 
 def urgency_of(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[int, float]:

@@ -19,7 +19,7 @@ from pipeline.results.dicom.geometry import Space, grid_shape, on_grid, space_of
 from pipeline.results.dicom.identity import Author, describe_image, finished, stand_in
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
-from pipeline.results.record import DIGITS
+from pipeline.results.rounding import DIGITS
 
 _NO_UNITS = Code("1", "UCUM", "no units")
 _WEIGHTED = Code("130403", "DCM", "Gradient-weighted class activation")

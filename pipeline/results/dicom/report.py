@@ -29,7 +29,7 @@ from pipeline.results.dicom import findings
 from pipeline.results.dicom.identity import Author, finished, stand_in, version
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
-from pipeline.results.record import rounded
+from pipeline.results.rounding import rounded
 
 _PROBABILITY = Code("122157", "DCM", "Probability")
 _THRESHOLD = Code("122411", "DCM", "Threshold Value")

@@ -16,7 +16,7 @@ from pipeline.results.dicom.maps import write_maps
 from pipeline.results.dicom.pictures import write_picture
 from pipeline.results.dicom.report import write_report
 from pipeline.results.dicom.source import read_source
-from pipeline.results.record import rounded
+from pipeline.results.rounding import rounded
 
 Pictures = Mapping[tuple[int, str], bytes]
 NO_PICTURES: Pictures = {}
