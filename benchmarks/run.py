@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.ledger import main as count_studies
+from benchmarks.memory import main as weigh
 from benchmarks.peers.reading import main as compare_reading
 from benchmarks.score import main as compare_scoring
 from pipeline.imaging.preprocess import prepare, reading_for
@@ -67,7 +68,7 @@ def main() -> int:
         print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
         for name, (reference, measured) in rows.items():
             print(f"  {name}: {_ratio(reference, measured):.2f}")
-    return compare_reading() or compare_scoring([]) or count_studies()
+    return compare_reading() or compare_scoring([]) or weigh([]) or count_studies()
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:
