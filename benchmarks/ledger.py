@@ -1,4 +1,7 @@
-"""How many studies a second go through the ledger, in PostgreSQL by eight processes and in SQLite by one.
+"""How many studies a second go through the ledger, and how many times as many that is as one core scores.
+
+`python -m benchmarks.ledger [BUNDLE]` works in SQLite by one process and in PostgreSQL by one and by eight, then scores small
+radiographs by `octray score` on one core, with heatmaps, with the bundle in that folder or with one that it trains.
 
 What else the machine does at the time lowers what is counted by the clock, so that the processor time of a study stands beside
 it, of the workers and of the server: that is what a machine of known size can be reckoned from.
@@ -14,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -22,37 +25,66 @@ from pathlib import Path
 import pg8000.native
 from sqlalchemy import make_url
 
+from benchmarks.processes import ROUNDS, score_rate, show, train_on, write_small
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Outcome, Output, StudyWork
 from tests.server_postgres import find_programs, running_postgres
 
-STUDIES, BATCH, ROUNDS = 20_000, 250, 3
+STUDIES, BATCH = 20_000, 250
 LEASE_SECONDS = 600.0
+SCORED = 400
 
 
-def main() -> int:
-    """Print the rounds of each way, one line a round."""
+def main(arguments: list[str]) -> int:
+    """Print the rounds of each way, one line a round, and the ratio."""
     print(f"{STUDIES:,} studies with records of {len(record(0)):,} bytes, claimed and finished {BATCH} at a time:")
     with tempfile.TemporaryDirectory() as folder:
-        show("SQLite, one process", f"sqlite:///{Path(folder) / 'ledger.sqlite'}", 1)
+        count_rounds("SQLite, one process", f"sqlite:///{Path(folder) / 'ledger.sqlite'}", 1)
     if find_programs() is None:
         print("  PostgreSQL is not here: install Debian's package postgresql")
         return 0
     with running_postgres() as url:
-        show("PostgreSQL, one process", url, 1)
-        show("PostgreSQL, eight processes", url, 8)
+        count_rounds("PostgreSQL, one process", url, 1)
+        counted = count_rounds("PostgreSQL, eight processes", url, 8)
+    scored = score_on_one_core(Path(arguments[0]) if arguments else None)
+    title = "PostgreSQL, eight processes, against octray score on one core, small JPEG with heatmap files"
+    show(title, list(zip(counted, scored, strict=True)))
     return 0
 
 
-def show(name: str, url: str, processes: int) -> None:
-    """Print what a database does."""
+def score_on_one_core(bundle: Path | None) -> list[float]:
+    """Return how many small radiographs a second `octray score` takes on one core; a bundle is trained where none is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        small = write_small(root / "small", SCORED)
+        measured = score_rate(small, bundle or train_on((small,), root), root)
+        with one_core():
+            return [measured() for _ in range(ROUNDS)]
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Hold what is started here to one of the cores of this process."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def count_rounds(name: str, url: str, processes: int) -> list[float]:
+    """Print what a database does, and return the studies a second that were claimed and finished."""
+    rounds = []
     for _ in range(ROUNDS):
         entered, worked, read, client, server = measure(url, processes)
+        rounds.append(worked)
         print(
             f"  {name}: {worked:,.0f} studies a second claimed and finished ({client:.0f} us of workers and {server:.0f} us of "
             f"server a study); {entered:,.0f} entered, {read:,.0f} read back by urgency",
             flush=True,
         )
+    return rounds
 
 
 def measure(url: str, processes: int) -> tuple[float, float, float, float, float]:
@@ -165,4 +197,4 @@ def record(number: int) -> bytes:
 OUTPUTS = tuple(Output(f"heatmaps/2.25.{number}_f0001_PNEUMONIA.jpg", f"{number:064x}", 20_000) for number in (1, 2))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

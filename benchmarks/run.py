@@ -68,7 +68,7 @@ def main() -> int:
         print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
         for name, (reference, measured) in rows.items():
             print(f"  {name}: {_ratio(reference, measured):.2f}")
-    return compare_reading() or compare_scoring([]) or weigh([]) or count_studies()
+    return compare_reading() or compare_scoring([]) or weigh([]) or count_studies([])
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:
