@@ -1,0 +1,74 @@
+"""The heartbeat of a loop: what a process works on stays its own for as long as it works, however short a lease is."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, select
+
+from pipeline.job import loop
+from pipeline.job.loop import Loop
+from pipeline.job.scorer import Done
+from pipeline.job.unsaved import Unsaved
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.schema import HELD, studies
+from pipeline.ledger.types import Claim, Order, Outcome
+from pipeline.results.record import StudyRecord
+from tests.ledgers import works
+
+LEASE_SECONDS = 2.0
+DEADLINE_SECONDS = 60.0
+RECORD = StudyRecord("1.2.3", ()).to_json()
+
+
+def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_LEASE_SECONDS", LEASE_SECONDS)
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    engine = create_engine(url)
+    taken_by_another: list[list[Claim]] = []
+
+    def lease_ends() -> list[float]:
+        with engine.connect() as connection:
+            return list(connection.execute(select(studies.c.lease_until).where(studies.c.state == HELD)).scalars())
+
+    with Ledger(url, "run") as ledger, Ledger(url, "run") as other:
+        ledger.add(works(3))
+
+        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+            claimed = list(claims)
+            first, deadline = max(lease_ends()), time.monotonic() + DEADLINE_SECONDS
+            while min(lease_ends()) < first + LEASE_SECONDS:  # the lease that was given at first has ended by then
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            taken_by_another.append(other.claim("another", 3, LEASE_SECONDS))
+            yield from (Done(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
+
+        told: list[StudyRecord] = []
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(score)
+        assert taken_by_another == [[]]
+        assert (len(told), ledger.unfinished()) == (3, 0)
+        assert [outcome.key for outcome in ledger.outcomes(Order.POSITION)] == ["study:0", "study:1", "study:2"]
+    engine.dispose()
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_LEASE_SECONDS", LEASE_SECONDS)
+    url, deadline = f"sqlite:///{tmp_path / 'ledger.sqlite'}", time.monotonic() + DEADLINE_SECONDS
+    with Ledger(url, "run") as ledger, Ledger(url, "run") as other:
+        ledger.add(works(1))
+        monkeypatch.setattr(ledger, "beat", lambda owner, seconds: None)
+
+        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+            for claim in claims:
+                while not (taken := other.claim("another", 1, DEADLINE_SECONDS)):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                assert [one.key for one in taken] == [claim.key]
+                yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
+
+        told: list[StudyRecord] = []
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(score)
+        assert (told, ledger.unfinished()) == ([], 1)
