@@ -1,0 +1,67 @@
+"""Runs that write DICOM objects and are killed again and again: at the end their folders are those of runs that were not."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.model.bundle import Bundle
+from tests.builders import make_bundle, make_dicom
+from tests.test_cli_score import contents
+from tests.test_job_job import arguments, start
+
+STUDIES, DEADLINE_SECONDS = 8, 120.0
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Two files for each study, scattered, and one that cannot be read."""
+    root = tmp_path / "studies"
+    for folder in ("a", "b"):
+        (root / folder).mkdir(parents=True)
+        for number in range(STUDIES):
+            pixels = np.random.default_rng([number, ord(folder)]).integers(0, 4000, (40, 50), np.uint16)
+            content = make_dicom(pixels, StudyInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.{ord(folder)}")
+            (root / folder / f"{number:02}.dcm").write_bytes(content)
+    (root / "b" / "text.dcm").write_text("not DICOM")
+    return root
+
+
+def is_killed(given: list[str], objects: Path, count: int) -> bool:
+    """Run octray, and kill it as soon as there are so many objects; return whether it was alive until then."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with start(*given) as process:
+        while process.poll() is None and len(list(objects.glob("*.dcm"))) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "objects_a_file"), [(("--dicom", "sr,pm,sc"), 3), (("--dicom", "sc", "--no-heatmaps"), 1)], ids=["all", "sc"]
+)
+def test_a_run_with_objects_that_is_killed_ends_as_one_that_was_not(
+    more: tuple[str, ...], objects_a_file: int, studies: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    total = 2 * STUDIES * objects_a_file
+    assert main(arguments(studies, bundle, tmp_path / "whole", *more)) == 1
+    whole = contents(tmp_path / "whole")
+    assert sum(name.startswith("dicom/") for name in whole) == total
+    given = arguments(studies, bundle, tmp_path / "killed", *more)
+    for count in (1, total // 2, 3 * total // 4):
+        assert is_killed(given, tmp_path / "killed" / "dicom", count)
+    assert main(given) == 1
+    assert contents(tmp_path / "killed") == whole
+    assert main(given) == 1
+    assert contents(tmp_path / "killed") == whole
