@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.intake import Check, Gate, Limits, Policy
-from pipeline.records import Activation, Fit, HeatmapMethod, Preprocessing
+from pipeline.predictions import Activation, HeatmapMethod
+from pipeline.records import Fit, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -24,16 +24,8 @@ from pipeline.imaging.sources import discover
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
-from pipeline.records import (
-    Activation,
-    Frame,
-    FramePrediction,
-    InstanceKey,
-    OperatingPoint,
-    Prediction,
-    Preprocessing,
-    Quarantined,
-)
+from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction
+from pipeline.records import Frame, InstanceKey, Preprocessing, Quarantined
 from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor

@@ -14,7 +14,8 @@ from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.phantom import Modality, write_phantom
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Manifest
-from pipeline.records import FramePrediction, Heatmap, InstanceKey, Prediction
+from pipeline.predictions import FramePrediction, Heatmap, Prediction
+from pipeline.records import InstanceKey
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
 

@@ -20,7 +20,7 @@ from pipeline.cli.main import main
 from pipeline.job import outputs
 from pipeline.job.signals import undisturbed
 from pipeline.model.bundle import Bundle
-from pipeline.records import Heatmap
+from pipeline.predictions import Heatmap
 from pipeline.score import pictures
 from pipeline.score.overlay import Colours, draw
 from pipeline.score.predictor import Predictor

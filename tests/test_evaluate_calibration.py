@@ -18,7 +18,7 @@ from pipeline.evaluate.calibration import (
     fit_temperature,
     probabilities,
 )
-from pipeline.records import Activation
+from pipeline.predictions import Activation
 
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(2, 5)), elements=st.floats(-60, 60, width=32))
 TEMPERATURES = st.floats(*TEMPERATURE_RANGE)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluate.conformal import conformal_bands, conformal_set, coverage
 from pipeline.evaluate.operating_point import choose_operating_points
-from pipeline.records import ConformalBand, OperatingPoint
+from pipeline.predictions import ConformalBand, OperatingPoint
 
 
 def point(threshold: float, label: str = "A") -> OperatingPoint:

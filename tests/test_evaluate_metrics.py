@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
 from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
-from pipeline.records import Activation, OperatingPoint
+from pipeline.predictions import Activation, OperatingPoint
 from tests.builders import make_sample
 
 SIGMOID = {"activation": Activation.SIGMOID}

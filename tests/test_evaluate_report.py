@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.evaluate.metrics import evaluate
 from pipeline.evaluate.report import markdown_table, plots, text_table
-from pipeline.records import Activation
+from pipeline.predictions import Activation
 from tests.builders import make_sample
 
 ROOT = Path(__file__).parents[1]

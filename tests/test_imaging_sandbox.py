@@ -156,7 +156,7 @@ def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:
 def test_a_worker_that_cannot_start_is_told() -> None:
     with (
         Sandbox(1, Limits(worker_bytes=2**20)) as tiny,
-        pytest.raises(WorkerError, match=r"limits\.worker_bytes=1048576\. Raise it"),
+        pytest.raises(WorkerError, match=r"cannot start within 1 MiB of memory\. Free some"),
     ):
         list(tiny.run(count, 1))
 

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.intake import Check, Flag
-from pipeline.records import FramePrediction
+from pipeline.predictions import FramePrediction
 from pipeline.results import parquet
 from pipeline.results.parquet import parquet_table
 from pipeline.results.tables import PREDICTION_COLUMNS, predictions_table

@@ -4,7 +4,8 @@ from pathlib import PurePosixPath
 
 from pipeline.errors import Reason
 from pipeline.intake import Check, Flag
-from pipeline.records import FramePrediction, Quarantined
+from pipeline.predictions import FramePrediction
+from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Picture, ReportFrame
 from tests.builders import make_key, make_prediction

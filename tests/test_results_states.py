@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from pipeline.records import Prediction, State
+from pipeline.predictions import Prediction, State
 from pipeline.results.states import study_states
 from tests.builders import make_prediction
 

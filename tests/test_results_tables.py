@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.intake import Check, Flag
-from pipeline.records import FramePrediction, Quarantined
+from pipeline.predictions import FramePrediction
+from pipeline.records import Quarantined
 from pipeline.results import tables
 from tests.builders import fill, make_prediction, make_result
 

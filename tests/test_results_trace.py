@@ -19,7 +19,8 @@ from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.intake import Limits
 from pipeline.job.folder import code_version
 from pipeline.model.bundle import load_bundle
-from pipeline.records import FramePrediction, Preprocessing
+from pipeline.predictions import FramePrediction
+from pipeline.records import Preprocessing
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor

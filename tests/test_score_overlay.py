@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
-from pipeline.records import Fit, Heatmap, Preprocessing
+from pipeline.predictions import Heatmap
+from pipeline.records import Fit, Preprocessing
 from pipeline.score import overlay
 from pipeline.score.overlay import Colours, caption, colours, draw, full_scale, jpeg, png
 from pipeline.score.view import view_of

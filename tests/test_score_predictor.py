@@ -14,7 +14,8 @@ from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
 from pipeline.imaging.preprocess import prepare
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
-from pipeline.records import ConformalBand, FramePrediction, OperatingPoint, Preprocessing, Quarantined, State
+from pipeline.predictions import ConformalBand, FramePrediction, OperatingPoint, State
+from pipeline.records import Preprocessing, Quarantined
 from pipeline.score.predictor import Predictor
 from tests.builders import (
     make_bundle,

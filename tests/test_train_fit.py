@@ -13,8 +13,8 @@ from pipeline.config import AugmentSection, FinetuneSection, HeadSection
 from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import expected_calibration_error, probabilities
 from pipeline.model.architectures import Network, create_network
+from pipeline.predictions import Activation
 from pipeline.progress import silent
-from pipeline.records import Activation
 from pipeline.train.augment import Augmentation
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head

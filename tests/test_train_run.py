@@ -38,7 +38,8 @@ from pipeline.model.bundle import (
     write_bundle,
 )
 from pipeline.model.library import library_maps
-from pipeline.records import Activation, HeatmapMethod, Split
+from pipeline.predictions import Activation, HeatmapMethod
+from pipeline.records import Split
 from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
 from tests.conftest import Trained

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
-from pipeline.records import Activation
+from pipeline.predictions import Activation
 
 Float64 = NDArray[np.float64]
 

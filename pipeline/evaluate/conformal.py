@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.calibration import Float64
-from pipeline.records import ConformalBand, OperatingPoint
+from pipeline.predictions import ConformalBand, OperatingPoint
 
 ABSENT, PRESENT = "absent", "present"
 

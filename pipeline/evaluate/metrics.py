@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.bootstrap import Estimate, bootstrap
 from pipeline.evaluate.calibration import Float64, expected_calibration_error, probabilities, ratio
 from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, Flags, measure
-from pipeline.records import Activation, OperatingPoint
+from pipeline.predictions import Activation, OperatingPoint
 
 _ECE = "ece"
 METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)

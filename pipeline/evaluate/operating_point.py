@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64
 from pipeline.evaluate.measures import Curve, curve
-from pipeline.records import OperatingPoint
+from pipeline.predictions import OperatingPoint
 
 YOUDEN = "youden"
 SENSITIVITY = re.compile(r"sensitivity>=(0\.\d+)")

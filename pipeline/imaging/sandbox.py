@@ -265,7 +265,7 @@ class _Worker:
             return UnreadableError(
                 Reason.RESOURCE_LIMIT,
                 f"Reading the file took longer than {self.limits.frame_seconds:g} seconds. Export it again, in another "
-                "transfer syntax if it is an image, or raise limits.frame_seconds.",
+                "transfer syntax if it is an image.",
             )
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
@@ -335,7 +335,8 @@ def _working_folder() -> str | None:
 def _not_started(code: int, limits: Limits) -> WorkerError:
     if code == OUT_OF_MEMORY:
         return WorkerError(
-            f"The process that reads files cannot start within limits.worker_bytes={limits.worker_bytes}. Raise it."
+            f"The process that reads files cannot start within {limits.worker_bytes // 2**20} MiB of memory. Free some; where "
+            "a configuration sets limits.worker_bytes, raise it."
         )
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return WorkerError(

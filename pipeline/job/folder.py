@@ -35,7 +35,19 @@ _PIECES = re.compile(
 )
 """Names of what is written for studies, below the folder of results, and of what a kill leaves of it."""
 _WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, REPORT)), r"report-\d+\.html")))
-_ROOMS = ("errors.py", "records.py", "intake.py", "cells.py", "imaging", "evaluate", "model", "score", "results", "job")
+_ROOMS = (
+    "errors.py",
+    "records.py",
+    "predictions.py",
+    "intake.py",
+    "cells.py",
+    "imaging",
+    "evaluate",
+    "model",
+    "score",
+    "results",
+    "job",
+)
 _LIBRARIES = (
     *("grad-cam", "highdicom", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "rapidocr", "scipy", "tifffile"),
     *("timm", "torch"),

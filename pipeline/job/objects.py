@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, read_bytes
 from pipeline.model.bundle import Manifest
-from pipeline.records import FramePrediction
+from pipeline.predictions import FramePrediction
 from pipeline.results.dicom.kinds import Kind
 
 

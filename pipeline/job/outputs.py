@@ -17,7 +17,7 @@ from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
 from pipeline.job.objects import Asked, objects_of
 from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
-from pipeline.records import FramePrediction
+from pipeline.predictions import FramePrediction
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn

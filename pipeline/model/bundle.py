@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import PART_OF_LOGIT, Activation, ConformalBand, HeatmapMethod, OperatingPoint, Preprocessing
+from pipeline.predictions import Activation, ConformalBand, HeatmapMethod, OperatingPoint
+from pipeline.records import PART_OF_LOGIT, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

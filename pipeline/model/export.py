@@ -16,7 +16,8 @@ from pipeline.model.bundle import HeatmapSupport
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.library import library_maps
-from pipeline.records import FloatArray, HeatmapMethod
+from pipeline.predictions import HeatmapMethod
+from pipeline.records import FloatArray
 
 HEATMAP_LAYER = "forward_features"
 LOGIT_TOLERANCE = 1e-3

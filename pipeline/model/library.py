@@ -9,7 +9,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from pipeline.model.architectures import Network
-from pipeline.records import FloatArray, HeatmapMethod
+from pipeline.predictions import HeatmapMethod
+from pipeline.records import FloatArray
 
 
 class _Head(nn.Module):

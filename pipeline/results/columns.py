@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from pipeline.records import FramePrediction, Prediction
+from pipeline.predictions import FramePrediction, Prediction
 from pipeline.results.rounding import known, rounded
 
 Value = str | int | float | bool | None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import FramePrediction
+from pipeline.predictions import FramePrediction
 from pipeline.results.columns import COLUMNS, Value, rows_of
 from pipeline.results.files import beside
 

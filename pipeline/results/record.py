@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.intake import Check, Flag
-from pipeline.records import FramePrediction, InstanceKey, Prediction, Quarantined
+from pipeline.predictions import FramePrediction, Prediction
+from pipeline.records import InstanceKey, Quarantined
 from pipeline.results.rounding import known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
 

@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.model.bundle import MODEL_CARD, Bundle, HeatmapSupport
+from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent
-from pipeline.records import Prediction, Quarantined, State
+from pipeline.records import Quarantined
 from pipeline.results.card import excerpt
 from pipeline.results.files import replacing
 from pipeline.results.markup import count, figure, percent, table

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.records import Prediction, State
+from pipeline.predictions import Prediction, State
 
 
 def study_states(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> dict[str, State]:

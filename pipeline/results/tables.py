@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import guarded
-from pipeline.records import FramePrediction, Quarantined, State
+from pipeline.predictions import FramePrediction, State
+from pipeline.records import Quarantined
 from pipeline.results.columns import COLUMNS, Value, rows_of
 from pipeline.results.files import replacing
 from pipeline.results.rounding import DIGITS, known, rounded

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.model.bundle import Manifest
-from pipeline.records import FrameFacts, FramePrediction, Quarantined
+from pipeline.predictions import FramePrediction
+from pipeline.records import FrameFacts, Quarantined
 
 SCHEMA_VERSION = 1
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from pipeline.records import FramePrediction, Prediction, State
+from pipeline.predictions import FramePrediction, Prediction, State
 from pipeline.results.rounding import rounded
 from pipeline.results.states import study_states
 

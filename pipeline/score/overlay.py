@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.imaging.heatmap_grid import onto_frame
-from pipeline.records import FloatArray, Heatmap
+from pipeline.predictions import Heatmap
+from pipeline.records import FloatArray
 from pipeline.score.view import View
 
 Colours = NDArray[np.uint8]

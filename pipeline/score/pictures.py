@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.model.bundle import Manifest
-from pipeline.records import FramePrediction, Heatmap
+from pipeline.predictions import FramePrediction, Heatmap
 from pipeline.score.overlay import draw, full_scale, jpeg, png
 from pipeline.score.view import View
 

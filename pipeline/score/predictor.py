@@ -19,7 +19,8 @@ from pipeline.intake import Limits
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, Frame, FrameFacts, FramePrediction, Heatmap, InstanceKey, Prediction, Quarantined
+from pipeline.predictions import FramePrediction, Heatmap, Prediction
+from pipeline.records import FloatArray, Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.score.admission import Admission, Admitted
 from pipeline.score.loading import loaded
 

@@ -8,7 +8,7 @@ from pipeline.evaluate.calibration import Float64, probabilities
 from pipeline.evaluate.conformal import coverage
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import Reference
-from pipeline.records import ConformalBand
+from pipeline.predictions import ConformalBand
 
 
 @dataclass(frozen=True, slots=True)

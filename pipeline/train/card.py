@@ -6,7 +6,8 @@ from pipeline.config import Config
 from pipeline.evaluate.metrics import Evaluation
 from pipeline.evaluate.report import markdown_table
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Provenance
-from pipeline.records import OperatingPoint, Split
+from pipeline.predictions import OperatingPoint
+from pipeline.records import Split
 from pipeline.train.judge import Verdict
 from pipeline.train.material import Material
 

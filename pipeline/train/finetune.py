@@ -20,8 +20,9 @@ from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.measures import auroc, curve
 from pipeline.model.architectures import Network
+from pipeline.predictions import Activation
 from pipeline.progress import Progress
-from pipeline.records import Activation, FloatArray
+from pipeline.records import FloatArray
 from pipeline.train.augment import Augmentation
 from pipeline.train.checkpoint import Course, State, load_checkpoint, save_checkpoint, trainable
 from pipeline.train.loss import weighted_loss

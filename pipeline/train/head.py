@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import HeadSection
 from pipeline.errors import TrainingError
-from pipeline.records import Activation
+from pipeline.predictions import Activation
 from pipeline.train.loss import weighted_loss
 
 Array = NDArray[np.float64]

@@ -13,7 +13,8 @@ from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.evaluate.report import plots
 from pipeline.model.engine import Engine
-from pipeline.records import ConformalBand, FloatArray, OperatingPoint, Split
+from pipeline.predictions import ConformalBand, OperatingPoint
+from pipeline.records import FloatArray, Split
 from pipeline.train.abstention import Abstention, measure_abstention
 from pipeline.train.material import Material
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.records import Activation
+from pipeline.predictions import Activation
 
 
 def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:

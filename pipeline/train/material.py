@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pipeline.config import Config, DataSection
 from pipeline.errors import ConfigError, InputError
 from pipeline.ingest.index import Index
-from pipeline.records import Activation, ImageRecord, Split
+from pipeline.predictions import Activation
+from pipeline.records import ImageRecord, Split
 
 FITTED_SPLITS = (Split.TRAIN, Split.TUNE, Split.CALIBRATION)
 

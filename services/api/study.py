@@ -12,7 +12,8 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Manifest
-from pipeline.records import FrameFacts, FramePrediction, Heatmap, Prediction, Quarantined
+from pipeline.predictions import FramePrediction, Heatmap, Prediction
+from pipeline.records import FrameFacts, Quarantined
 from pipeline.results.states import study_states
 from pipeline.score.admission import read_admitted_bytes
 from pipeline.score.overlay import draw, full_scale, png

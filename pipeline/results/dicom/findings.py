@@ -8,7 +8,7 @@ from importlib import resources
 
 from pydicom.sr.coding import Code
 
-from pipeline.records import State
+from pipeline.predictions import State
 
 PRIVATE = "99OCTRAY"
 """Coding Scheme Designator (0008,0102) of codes that only octray gives a meaning (PS3.16 8.2)."""

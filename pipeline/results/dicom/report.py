@@ -24,7 +24,7 @@ from pydicom.sr.coding import Code
 
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
-from pipeline.records import FramePrediction, Prediction
+from pipeline.predictions import FramePrediction, Prediction
 from pipeline.results.dicom import findings
 from pipeline.results.dicom.identity import Author, finished, stand_in, version
 from pipeline.results.dicom.kinds import Kind
