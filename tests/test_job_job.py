@@ -134,6 +134,24 @@ def test_another_bundle_begins_anew(studies: Path, bundle: Bundle, tmp_path: Pat
     assert contents(tmp_path / "results") == contents(tmp_path / "fresh")
 
 
+def test_what_the_ledger_could_not_take_is_not_taken_for_results_of_another_bundle(
+    studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LedgerError("The database of the ledger cannot be reached or used.")
+
+    out, other = tmp_path / "results", make_bundle(tmp_path / "other", temperature=3.0)
+    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(Ledger, "finish", fail)
+    assert main(arguments(studies, bundle, out)) == 2
+    monkeypatch.undo()
+    assert (out / ".octray" / "unsaved.jsonl").exists()
+    assert len(list((out / "heatmaps").iterdir())) == 60
+    main(arguments(studies, other, out))
+    main(arguments(studies, other, tmp_path / "fresh"))
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
 def test_a_heatmap_that_is_gone_is_drawn_again(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
     main(arguments(studies, bundle, out))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
-from pipeline.job.loop import Loop, Outcomes
+from pipeline.job.loop import Loop, Outcomes, patiently
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Scorer
 from pipeline.job.shard import Shard
@@ -121,7 +122,6 @@ class Job:
         self._progress = progress
         self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
         self._grouping = Grouping()
-        self._unsaved = Unsaved(folder.unsaved, lambda output: _is_there(folder.path, output))
         self.faults: list[str] = []
         self.totals = Totals()
 
@@ -155,9 +155,10 @@ class Job:
             while True:
                 found = list(discover(self._request.studies, self._grouping.is_known))
                 settled = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
-                ledger.forget(key for study in settled for key in arrivals.replaced(study))
+                replaced = [key for study in settled for key in arrivals.replaced(study)]
+                patiently(partial(ledger.forget, replaced))
                 if studies := [new for study in settled if (new := arrivals.new(study))]:
-                    self._plan(ledger, studies, len(ledger))
+                    patiently(partial(self._plan, ledger, studies, patiently(ledger.__len__)))
                     self._work(ledger)
                 pause(max(1.0, quiet / 4))
 
@@ -187,14 +188,15 @@ class Job:
         """Score what is not finished, and write tables and report, whatever ends it."""
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
-        loop = Loop(ledger, self._unsaved, self._audience.done)
+        unsaved = Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
+        loop = Loop(ledger, unsaved, self._audience.done)
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
         finally:
             self.faults += loop.faults
             with undisturbed():
-                self._write(ledger)
+                self._write(ledger, unsaved)
 
     @contextmanager
     def _outcomes(self) -> Iterator[Outcomes]:
@@ -210,9 +212,9 @@ class Job:
         with Cluster(self._request.cluster, place) as cluster:
             yield cluster.outcomes
 
-    def _write(self, ledger: Ledger) -> None:
+    def _write(self, ledger: Ledger, unsaved: Unsaved) -> None:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
-        self._folder.keep_pieces(names | self._unsaved.names())  # not those of studies that changed, or that a kill cut off
+        self._folder.keep_pieces(names | unsaved.names())  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
 
 
