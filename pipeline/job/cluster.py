@@ -5,49 +5,26 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import InputError
-from pipeline.job.outputs import Wanted
-from pipeline.job.scorer import Done, Scorer, killed
+from pipeline.job.cluster_actor import Place
+from pipeline.job.cluster_crew import Crew, Hand
+from pipeline.job.scorer import Done, killed
 from pipeline.ledger.types import Claim
-from pipeline.model.bundle import load_bundle
-from pipeline.score.predictor import Predictor
+
+__all__ = ["Cluster", "Place"]
 
 _CHUNK = 32
-_CPUS = 0.5
-"""Of each actor, one for every CPU of the cluster: the other half is left to its worker process, and to Ray."""
-
-_START_SECONDS = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What an actor needs to know; the paths must lead to the same folders on every machine.
-
-    Parameters
-    ----------
-    bundle
-        Folder of the bundle.
-    base, folder, wanted
-        As in `Scorer`.
-    """
-
-    bundle: Path
-    base: Path
-    folder: Path
-    wanted: Wanted
 
 
 class Cluster:
-    """The actors of one job on a Ray cluster that asks for a token.
+    """The actors of one job on a Ray cluster.
 
     Parameters
     ----------
@@ -59,14 +36,13 @@ class Cluster:
     Raises
     ------
     InputError
-        On entering it, where the cluster cannot be reached, does not ask for a token, or starts no actor.
+        On entering it, where this process has no token for the cluster, or cannot reach it.
     """
 
     def __init__(self, address: str, place: Place) -> None:
         self._address = address
         self._place = place
-        self._actors: list[Any] = []
-        self._quiet = ExitStack()
+        self._open = ExitStack()
 
     def __enter__(self) -> "Cluster":
         if os.environ.get("RAY_AUTH_MODE") != "token":
@@ -74,62 +50,82 @@ class Cluster:
                 "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray "
                 "with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set."
             )
-        try:
-            ray.init(self._address, namespace="octray", log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError, RayError):
-            raise InputError(
-                "The Ray cluster cannot be reached. Check --address, and that the token is that of the cluster."
-            ) from None
-        self._quiet.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a process has died, where results are expected
-        self._start()
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a process has died, where results are expected
+            stack.callback(ray.shutdown)
+            _connect(self._address)
+            self._crew = Crew(self._place)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        ray.shutdown()
-        self._quiet.close()
+        self._open.close()
 
     def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
-        """Have studies scored by whatever actor is idle, in chunks; those of an actor that died are tried again one by one."""
-        rest, alone = iter(claims), deque[Claim]()
-        idle, running = deque(self._actors), dict[Any, tuple[Any, list[Claim]]]()
+        """Have studies scored by whatever actor is idle, in chunks; those of an actor that died are tried again one by one.
+
+        Raises
+        ------
+        OctrayError
+            Where no actor can score, and the cluster asks for no token, has no free CPU, or lacks what an actor needs; or
+            where an actor raises it.
+        """
+        chunks, running = _Chunks(claims), dict[Any, tuple[Hand, list[Claim]]]()
         while True:
-            while idle and (chunk := [alone.popleft()] if alone else list(islice(rest, _CHUNK))):
-                actor = idle.popleft()
-                running[actor.score.remote(chunk)] = actor, chunk
-            if not running:
+            while self._crew.idle and (chunk := chunks.take()):
+                hand = self._crew.idle.popleft()
+                running[hand.actor.score.remote(chunk)] = hand, chunk
+            if not running and chunks.is_empty():
                 return
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            actor, chunk = running.pop(ready)
-            idle.append(actor)
-            try:
-                yield from ray.get(ready)
-            except RayActorError:
-                if len(chunk) == 1:
-                    yield killed(chunk[0], self._place.base)
+            for reference in self._crew.wait(running):
+                hand, chunk = running.pop(reference)
+                done = _fetched(reference)
+                if done is not None:
+                    self._crew.idle.append(hand)
+                    yield from done
+                    continue
+                self._crew.replace(hand)
+                if len(chunk) > 1:
+                    chunks.split(chunk)
                 else:
-                    alone += chunk
-
-    def _start(self) -> None:
-        """Start an actor for every CPU, spread over the nodes, and wait for the first of them."""
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        count = max(1, int(resources.get("CPU", 1)))
-        remote = ray.remote(num_cpus=_CPUS, max_restarts=-1, scheduling_strategy="SPREAD")(_Actor)
-        self._actors = [remote.remote(self._place) for _ in range(count)]
-        ready, _ = ray.wait([actor.ready.remote() for actor in self._actors], num_returns=count, timeout=_START_SECONDS)
-        if not ready:
-            ray.shutdown()
-            raise InputError("The Ray cluster starts no process of octray. Check that it has a free CPU, and octray installed.")
+                    yield killed(chunk[0], self._place.base)
 
 
-class _Actor:
-    """Scores on one CPU of one machine."""
+class _Chunks:
+    """Claims, some at a time."""
 
-    def __init__(self, place: Place) -> None:
-        predictor = Predictor(load_bundle(place.bundle), threads=1)
-        self._scorer = Scorer(predictor, place.base, place.folder, place.wanted)
+    def __init__(self, claims: Iterable[Claim]) -> None:
+        self._rest: Iterator[Claim] = iter(claims)
+        self._alone: deque[Claim] = deque()
 
-    def ready(self) -> bool:
-        return True
+    def take(self) -> list[Claim]:
+        return [self._alone.popleft()] if self._alone else list(islice(self._rest, _CHUNK))
 
-    def score(self, claims: list[Claim]) -> list[Done]:
-        return list(self._scorer.outcomes(claims))
+    def split(self, chunk: list[Claim]) -> None:
+        """Give back claims, which then come first, and one by one."""
+        self._alone += chunk
+
+    def is_empty(self) -> bool:
+        first = list(islice(self._rest, 1))
+        self._rest = chain(first, self._rest)
+        return not first and not self._alone
+
+
+def _fetched(reference: Any) -> list[Done] | None:
+    """Return what an actor made of a chunk, None where it died, or the chunk was lost; raise what it raised itself."""
+    try:
+        return list(ray.get(reference))
+    except RayTaskError as error:
+        raise error.cause from None  # its own text is the traceback over there
+    except RayError:
+        return None
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address, namespace="octray", log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, RayError):
+        raise InputError(
+            "The Ray cluster cannot be reached. Check --address, that the token is that of the cluster, and that the versions "
+            "of Ray and Python are the same there."
+        ) from None
