@@ -1,6 +1,5 @@
 """Scores claimed studies on a Ray cluster: actors get the names of files, read and score them, and write to a shared folder."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import InputError
-from pipeline.job.cluster_actor import Place
+from pipeline.job.cluster_actor import UNGUARDED, Place, asks_for_token
 from pipeline.job.cluster_crew import Crew, Hand
 from pipeline.job.scorer import Done, killed
 from pipeline.ledger.types import Claim
@@ -45,11 +44,8 @@ class Cluster:
         self._open = ExitStack()
 
     def __enter__(self) -> "Cluster":
-        if os.environ.get("RAY_AUTH_MODE") != "token":
-            raise InputError(
-                "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray "
-                "with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set."
-            )
+        if not asks_for_token():
+            raise InputError(UNGUARDED)
         with ExitStack() as stack:
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a process has died, where results are expected
             stack.callback(ray.shutdown)

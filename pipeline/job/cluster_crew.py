@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import InputError, OctrayError
-from pipeline.job.cluster_actor import Actor, Place
+from pipeline.job.cluster_actor import UNGUARDED, Actor, Place, asks_for_token
 
 _CPUS = 0.5
 """Of each actor, one for every CPU of the cluster: the other half is left to its worker process, and to Ray."""
@@ -19,6 +19,7 @@ _MOST_STARTS = 3
 """How often in a row an actor is started whose process ends before it is ready."""
 
 _START_SECONDS = 120.0
+_ASK_SECONDS = 30.0
 _NO_CPU = "The Ray cluster starts no process of octray. Check that it has a free CPU, and octray installed."
 _ENDED = "The processes of octray end on the Ray cluster before they are ready. Check that its machines have enough memory."
 _FAILED = "octray cannot be started on a machine of the Ray cluster. Install octray[cluster] there, the same as here."
@@ -114,8 +115,17 @@ class Crew:
             elif hand.times < _MOST_STARTS:
                 self._start(hand.node, hand.times + 1)
             else:
-                self._why = InputError(_ENDED)
+                self._why = InputError(_ENDED if _is_guarded() else UNGUARDED)
         else:
             self.idle.append(hand)
             return
         ray.kill(hand.actor)
+
+
+def _is_guarded() -> bool:
+    """Say whether the cluster asks for a token, as far as it answers; where it does not, Ray lets no actor live."""
+    answer = ray.remote(num_cpus=0, max_retries=0)(asks_for_token).remote()
+    try:
+        return bool(ray.get(answer, timeout=_ASK_SECONDS))
+    except RayError:
+        return True

@@ -208,7 +208,9 @@ class Job:
             from pipeline.job.cluster import Cluster, Place
         except ImportError:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
-        place = Place(self._bundle.path.absolute(), self._scorer.base, self._folder.path.absolute(), self._request.wanted)
+        bundle_id, code = self._bundle.manifest.bundle_id, dict(code_version())
+        folder = self._folder.path.absolute()
+        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._request.wanted)
         with Cluster(self._request.cluster, place) as cluster:
             yield cluster.outcomes
 
