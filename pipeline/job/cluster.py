@@ -1,9 +1,10 @@
 """Scores claimed studies on a Ray cluster: actors get the names of files, read and score them, and write to a shared folder."""
 
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import chain, islice
 from types import TracebackType
 from typing import Any
@@ -119,9 +120,22 @@ def _fetched(reference: Any) -> list[Done] | None:
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address, namespace="octray", log_to_driver=False, configure_logging=False)
+        with _own_sigterm():
+            ray.init(address, namespace="octray", log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, RayError):
         raise InputError(
             "The Ray cluster cannot be reached. Check --address, that the token is that of the cluster, and that the versions "
             "of Ray and Python are the same there."
         ) from None
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep octray's way to end at a SIGTERM: `ray.init` puts a `sys.exit` in its place."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
