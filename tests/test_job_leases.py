@@ -18,7 +18,7 @@ from pipeline.ledger.types import Claim, Order, Outcome
 from pipeline.results.record import StudyRecord
 from tests.ledgers import works
 
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 6.0
 DEADLINE_SECONDS = 60.0
 RECORD = StudyRecord("1.2.3", ()).to_json()
 
@@ -46,7 +46,7 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
             yield from (Done(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
 
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(score)
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), told.append).work(score)
         assert taken_by_another == [[]]
         assert (len(told), ledger.unfinished()) == (3, 0)
         assert [outcome.key for outcome in ledger.outcomes(Order.POSITION)] == ["study:0", "study:1", "study:2"]
@@ -70,5 +70,5 @@ def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, mon
                 yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl"), told.append).work(score)
+        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), told.append).work(score)
         assert (told, ledger.unfinished()) == ([], 1)
