@@ -237,6 +237,15 @@ def test_studies_inside_the_results_are_refused_and_left_alone(
     assert contents(tmp_path / "dicom") == before
 
 
+def test_results_in_the_folder_of_the_bundle_are_refused(
+    studies: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(bundle.path)
+    assert score(studies, bundle.path, bundle.path) == 2
+    assert "The results must not lie in the folder of the bundle, bundle." in capsys.readouterr().err
+    assert contents(bundle.path) == before
+
+
 def test_who_stops_to_read_stops_no_scoring(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
     words = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(tmp_path / "results"), "--json"]
     command = [sys.executable, "-m", "pipeline.cli.main", *words]

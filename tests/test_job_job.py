@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -126,10 +127,16 @@ def test_a_second_run_scores_only_what_is_new_or_has_changed(
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_another_bundle_begins_anew(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_another_bundle_begins_anew_and_says_so(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(arguments(studies, bundle, tmp_path / "results"))
+    assert "looked at in this run: 31.\n" in capsys.readouterr().err
+    main(arguments(studies, bundle, tmp_path / "results"))
+    assert "looked at in this run: 0.\n" in capsys.readouterr().err
     other = make_bundle(tmp_path / "other", temperature=3.0)
     main(arguments(studies, other, tmp_path / "results"))
+    assert "which were there before, were removed." in capsys.readouterr().err
     main(arguments(studies, other, tmp_path / "fresh"))
     assert contents(tmp_path / "results") == contents(tmp_path / "fresh")
 
@@ -238,6 +245,9 @@ def test_a_watched_folder_is_scored_as_studies_arrive_and_may_be_emptied(bundle:
     with start(*arguments(studies, bundle, out, "--json", "--watch", "0.5")) as process:
         assert process.stdout is not None
         assert [json.loads(process.stdout.readline())["source"] for _ in range(3)] == ["a.dcm", "b.dcm", "c.dcm"]
+        studies.rename(tmp_path / "away")  # as a share that is gone for a round
+        time.sleep(1.5)
+        (tmp_path / "away").rename(studies)
         (studies / "a.dcm").unlink()
         (studies / "late.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1", SOPInstanceUID="1.2.1.9"))
         (studies / "next.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.2", SOPInstanceUID="1.2.2.1"))

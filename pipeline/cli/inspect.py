@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("Interrupted. The files that follow were not looked at.") from None
     if not frames:
         raise InputError(
-            f"No frame could be read: {unreadable} unreadable files." if unreadable else "There is no file in what was given."
+            f"No frame could be read: {unreadable} unreadable files."
+            if unreadable
+            else "There is no file in what was given. Give a file, or a folder that holds some."
         )
     return 1 if unreadable else 0
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Score, write what was finished, say where it lies, and return the exit code."""
     from pipeline.imaging.sandbox import warm
 
-    _check_places(args.studies, args.out)
+    _check_places(args.studies, args.bundle, args.out)
     if args.engine != "ray":
         warm()
     from pipeline.cli.progress import bar, study_bar
@@ -131,24 +131,29 @@ def _run(job: "Job", quiet: float | None) -> bool:
 
 def _say(out: Path, job: "Job") -> None:
     """Say on standard error what was done and where it lies."""
-    from pipeline.job.folder import FAILURES, HEATMAPS, PREDICTIONS, REPORT
+    from pipeline.job.folder import FAILURES, HEATMAPS, OBJECTS, PREDICTIONS, REPORT
 
     totals = job.totals
     sys.stderr.write(
         f"Frames scored: {totals.frames}. Studies: {totals.studies}, with a finding: {totals.urgent}. "
-        f"Files or frames not scored: {totals.failures}.\n"
+        f"Files or frames not scored: {totals.failures}. Studies and single files looked at in this run: {job.scored}.\n"
     )
+    if job.replaced:
+        sys.stderr.write("The results of another bundle, folder, shard or octray, which were there before, were removed.\n")
     if job.faults:
         sys.stderr.write(f"Heatmaps or DICOM objects that could not be written: {len(job.faults)}. The tables are complete.\n")
         for fault in job.faults[:_FAULTS_SHOWN]:
             sys.stderr.write(f"  {printable(fault)}\n")
-    for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS):
-        sys.stderr.write(f"  {out / name}\n")
+    for path in (out / name for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS, OBJECTS)):
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            sys.stderr.write(f"  {path}\n")
 
 
-def _check_places(studies: Path, out: Path) -> None:
+def _check_places(studies: Path, bundle: Path, out: Path) -> None:
     if not studies.exists():
         raise InputError(f"There is no file or folder {_name(studies)}. Give the folder of studies to score.")
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"The results must not lie in the folder of the bundle, {_name(bundle)}. Give another --out.")
     if studies.resolve().is_relative_to(out.resolve()):
         where = f"The studies {_name(studies)} must not lie inside the results folder {_name(out)}"
         raise InputError(f"{where}, in which octray removes what it takes for old results. Give another --out.")

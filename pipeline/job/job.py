@@ -102,6 +102,10 @@ class Job:
     ----------
     totals
         Of the last time that tables and report were written.
+    replaced
+        Whether results of another run were removed for this one.
+    scored
+        How many studies were finished since it began.
     faults
         Names of files of studies that could not be drawn or written, each with the reason.
     """
@@ -122,6 +126,8 @@ class Job:
         self._progress = progress
         self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
         self._grouping = Grouping()
+        self.replaced = False
+        self.scored = 0
         self.faults: list[str] = []
         self.totals = Totals()
 
@@ -146,14 +152,17 @@ class Job:
     def watch(self, quiet: float, pause: Callable[[float], None] = time.sleep) -> None:
         """Score studies as they arrive, each once nothing of it has changed for `quiet` seconds, until interrupted.
 
-        Results of files that have been taken away stay.
+        Results of files that have been taken away stay, and a folder that is away is waited for.
         """
         with self._ledger(keep=True) as ledger:
             arrivals = Arrivals(ledger.works())
             if len(ledger):
                 self._work(ledger)
             while True:
-                found = list(discover(self._request.studies, self._grouping.is_known))
+                try:
+                    found = list(discover(self._request.studies, self._grouping.is_known))
+                except InputError:  # a share that is away comes back
+                    found = []
                 settled = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
                 replaced = [key for study in settled for key in arrivals.replaced(study)]
                 patiently(partial(ledger.forget, replaced))
@@ -165,6 +174,7 @@ class Job:
     @contextmanager
     def _ledger(self, keep: bool = False) -> Iterator[Ledger]:
         run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id), keep)
+        self.replaced = bool(run.replaced)
         url = self._request.ledger or self._folder.ledger
         if run.replaced and self._request.ledger:
             with Ledger(url, run.replaced) as old:
@@ -189,7 +199,7 @@ class Job:
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
         unsaved = Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
-        loop = Loop(ledger, unsaved, self._audience.done)
+        loop = Loop(ledger, unsaved, self._tell)
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
@@ -197,6 +207,10 @@ class Job:
             self.faults += loop.faults
             with undisturbed():
                 self._write(ledger, unsaved)
+
+    def _tell(self, record: StudyRecord) -> None:
+        self.scored += 1
+        self._audience.done(record)
 
     @contextmanager
     def _outcomes(self) -> Iterator[Outcomes]:
