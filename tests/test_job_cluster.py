@@ -20,7 +20,7 @@ from tests.server_ray import RayCluster, another_node, end_node, running_ray
 from tests.test_cli_score import contents, rows
 
 COUNT = 200
-SECONDS = 60
+SECONDS = 300
 
 
 @pytest.fixture(scope="module")
