@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline.model.bundle import Bundle
+from tests.builders import make_bundle
 from tests.server_chromium import chromium  # noqa: F401 - a fixture
 from tests.server_orthanc import orthanc  # noqa: F401 - a fixture
 from tests.server_postgres import postgres_url  # noqa: F401 - a fixture
@@ -24,6 +26,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data are not here: set OCTRAY_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A small bundle with random weights."""
+    return make_bundle(tmp_path / "bundle")
 
 
 @dataclass(frozen=True)

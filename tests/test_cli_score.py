@@ -29,11 +29,6 @@ from tests.builders import make_bundle, make_dicom
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return make_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
 def studies(tmp_path: Path) -> Path:
     root = tmp_path / "studies"
     root.mkdir()

@@ -35,22 +35,22 @@ from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return make_bundle(tmp_path / "bundle")
+def scattered(root: Path, count: int) -> Path:
+    """Write two files for each study, in two folders, and one that cannot be read."""
+    for folder in ("a", "b"):
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng([number, ord(folder)]).integers(0, 4000, (40, 50), np.uint16)
+            content = make_dicom(pixels, StudyInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.{ord(folder)}")
+            (root / folder / f"{number:02}.dcm").write_bytes(content)
+    (root / "b" / "text.dcm").write_text("not DICOM")
+    return root
 
 
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
     """Sixty files of thirty studies, scattered; two of them unreadable."""
-    root = tmp_path / "studies"
-    for folder in ("a", "b"):
-        (root / folder).mkdir(parents=True)
-        for number in range(30):
-            pixels = np.random.default_rng(number).integers(0, 4000, (40, 50), np.uint16)
-            content = make_dicom(pixels, StudyInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.{ord(folder)}")
-            (root / folder / f"{number:02}.dcm").write_bytes(content)
-    (root / "b" / "text.dcm").write_text("not DICOM")
+    root = scattered(tmp_path / "studies", 30)
     (root / "b" / "cut.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.3")[:-500])
     return root
 

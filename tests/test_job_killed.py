@@ -5,35 +5,19 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.cli.main import main
 from pipeline.model.bundle import Bundle
-from tests.builders import make_bundle, make_dicom
 from tests.test_cli_score import contents
-from tests.test_job_job import arguments, start
+from tests.test_job_job import arguments, scattered, start
 
 STUDIES, DEADLINE_SECONDS = 8, 120.0
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return make_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
 def studies(tmp_path: Path) -> Path:
-    """Two files for each study, scattered, and one that cannot be read."""
-    root = tmp_path / "studies"
-    for folder in ("a", "b"):
-        (root / folder).mkdir(parents=True)
-        for number in range(STUDIES):
-            pixels = np.random.default_rng([number, ord(folder)]).integers(0, 4000, (40, 50), np.uint16)
-            content = make_dicom(pixels, StudyInstanceUID=f"1.2.{number}", SOPInstanceUID=f"1.2.{number}.{ord(folder)}")
-            (root / folder / f"{number:02}.dcm").write_bytes(content)
-    (root / "b" / "text.dcm").write_text("not DICOM")
-    return root
+    return scattered(tmp_path / "studies", STUDIES)
 
 
 def is_killed(given: list[str], objects: Path, count: int) -> bool:

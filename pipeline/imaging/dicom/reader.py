@@ -95,7 +95,7 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         reading = _as_possible(reading, file)
     for number, (stored, decoder) in enumerate(decoded_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
-            frame = replace(_frame(file, number, stored, reading), decoder=decoder)
+            frame = _frame(file, number, stored, decoder, reading)
             if frame.stored_sha256 and file.layout.frames > 1:
                 instance.update(np.ascontiguousarray(stored).data)
         if frame.stored_sha256 and number == file.layout.frames:
@@ -118,7 +118,7 @@ def _as_possible(reading: Reading, file: _File) -> Reading:
     return replace(reading, side=None)
 
 
-def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> Frame:
+def _frame(file: _File, number: int, stored: NDArray[Any], decoder: str, reading: Reading) -> Frame:
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise UnreadableError(Reason.INCONSISTENT, f"Frame {number} holds values that are not numbers.")
     scope = header.Scope.of(file.dataset, number - 1)
@@ -140,6 +140,7 @@ def _frame(file: _File, number: int, stored: NDArray[Any], reading: Reading) -> 
         slice_position_mm=slice_position(scope),
         stored_sha256=stored_sha256(stored) if hashed else "",
         stored_range=(float(stored.min()), float(stored.max())),
+        decoder=decoder,
         whole_shape=None if whole == decoded else whole,
         whole_box=None if whole == decoded else _whole_box(file.layout, decoded),
         notes=file.notes + notes + grey_notes,
