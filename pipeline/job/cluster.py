@@ -18,8 +18,6 @@ from pipeline.job.cluster_crew import Crew, Hand
 from pipeline.job.scorer import Done, killed
 from pipeline.ledger.types import Claim
 
-__all__ = ["Cluster", "Place"]
-
 _CHUNK = 32
 
 

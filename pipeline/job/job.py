@@ -219,7 +219,8 @@ class Job:
             yield self._scorer.outcomes
             return
         try:
-            from pipeline.job.cluster import Cluster, Place
+            from pipeline.job.cluster import Cluster
+            from pipeline.job.cluster_actor import Place
         except ImportError:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
         bundle_id, code = self._bundle.manifest.bundle_id, dict(code_version())
