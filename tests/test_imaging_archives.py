@@ -3,6 +3,7 @@ import random
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files import archives, members
+from pipeline.imaging.files.contents import read_head
+from pipeline.imaging.files.study_file import Member
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
 from pipeline.intake import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
@@ -290,6 +293,19 @@ def test_an_archive_that_is_gone_or_changed_is_refused(tmp_path: Path) -> None:
     assert {refusal(one)[0] for one in file.values()} == {Reason.DECODE_FAILED}
     (tmp_path / "study.zip").unlink()
     assert {refusal(one)[1] for one in file.values()} == {"The file could not be opened: No such file or directory."}
+
+
+def test_the_start_of_a_member_is_found_behind_any_number_of_empty_blocks(tmp_path: Path) -> None:
+    """A writer that flushes often puts empty blocks into the data (RFC 1951 3.2.4), here more than are read at once."""
+    packed = bytearray(make_zip({"a.dcm": bytes(5)}, zipfile.ZIP_STORED))
+    content, empty = make_dicom(), b"\0\0\0\xff\xff"
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = empty * 5000 + compressor.compress(content) + compressor.flush()
+    (tmp_path / "study.zip").write_bytes(packed[:35] + deflated)
+    member = Member(0, len(deflated), len(content), zlib.crc32(content), zipfile.ZIP_DEFLATED)
+    file = StudyFile(tmp_path / "study.zip", "study.zip/a.dcm", (member,))
+    assert read_head(file, 132) == content[:132]
+    assert read_bytes(file) == content
 
 
 def test_altered_archives_are_read_or_refused(tmp_path: Path) -> None:

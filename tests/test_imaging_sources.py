@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
 from pipeline.intake import Limits, Reading
-from tests.builders import make_dicom, make_dicomdir, make_pixels, make_zip
+from tests.builders import make_dataset, make_dicom, make_dicomdir, make_pixels, make_zip
 
 
 def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
@@ -354,6 +355,13 @@ def test_a_dicomdir_alone_means_the_files_that_it_names(tmp_path: Path) -> None:
         "\\x2e\\x2e/SECRET": "unsafe_path",
     }
     assert locate(disc / "dicomdir;1", "Images/a1") == StudyFile(disc / "Images" / "a1", "Images/a1")
+
+
+def test_an_image_is_no_dicomdir_because_one_of_its_uids_begins_like_that_of_directories(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    dataset.file_meta.MediaStorageSOPInstanceUID = f"{MediaStorageDirectoryStorage}.1.2"
+    dataset.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    assert [outcome(file) for file in discover(tmp_path / "x.dcm")] == ["read"]
 
 
 def test_a_damaged_dicomdir_is_refused_alone_and_harmless_in_a_folder(tmp_path: Path) -> None:

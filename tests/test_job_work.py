@@ -1,14 +1,18 @@
 """Which files make a study, and how one sees that they changed."""
 
+import io
 from pathlib import Path
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.study import stated_study
-from pipeline.imaging.sources import StudyFile, discover
+from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
 from pipeline.intake import Limits
 from pipeline.job.shard import Shard
 from pipeline.job.work import Grouping, StudyFiles, packed, unpacked
@@ -87,6 +91,59 @@ def test_the_study_of_a_file_with_a_long_header_is_found(tmp_path: Path) -> None
     assert stated(tmp_path / "x.dcm") == "1.2.9"
 
 
+UID = "1.2.826.0.1.3680043.10.9999.79.123456"
+WHOLE = len(UID) + len(UID) % 2
+SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+
+
+def with_uid_at(start: int, syntax: str, **elements: Any) -> bytes:
+    """A DICOM file in which the value of Study Instance UID begins at byte `start`, behind a private element of that size."""
+    content = b""
+    size = 0
+    for _ in range(2):
+        dataset = make_dataset(StudyInstanceUID=UID, **elements)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.private_block(0x0009, "OCTRAY TEST", create=True).add_new(0x10, "OB", bytes(size))
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        content = buffer.getvalue()
+        size += start - content.index(UID.encode())
+    assert content.index(UID.encode()) == start
+    return content
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_study_uid_is_whole_wherever_it_lies_in_its_file(tmp_path: Path, syntax: str) -> None:
+    for behind in range(-WHOLE - 14, 6, 2):
+        (tmp_path / "x.dcm").write_bytes(with_uid_at(2**16 + behind, syntax))
+        assert stated(tmp_path / "x.dcm") == UID, behind
+
+
+def test_patients_whose_study_uids_begin_alike_stay_apart(tmp_path: Path) -> None:
+    content = with_uid_at(2**16 - 16, ExplicitVRLittleEndian)
+    others = {name: content.replace(UID.encode(), UID[:-1].encode() + name.encode()) for name in "123"}
+    for name, other in others.items():
+        (tmp_path / f"{name}.dcm").write_bytes(other)
+    for method in (ZIP_STORED, ZIP_DEFLATED):
+        (tmp_path / f"{method}.zip").write_bytes(make_zip({f"{name}.dcm": other for name, other in others.items()}, method))
+    found = {study.key: len(study.files) for study in grouped(tmp_path)}
+    assert found == {f"study:{UID[:-1]}{name}": 3 for name in "123"}
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_file_that_ends_within_its_study_uid_states_none_and_is_cut_off(tmp_path: Path, syntax: str) -> None:
+    """The UID is not the last of the elements by their tags here, but by their places in the file."""
+    content = with_uid_at(2**16 - 16, syntax)
+    element = content.index(UID.encode()) - 8
+    group = b"\x00\x08\x00\x01" if syntax == ExplicitVRBigEndian else b"\x08\x00\x01\x00"
+    for edge in (content[: element + 8 + 16], content[:element] + group + content[element + 4 : element + 8 + 16]):
+        (tmp_path / "x.dcm").write_bytes(edge)
+        assert stated(tmp_path / "x.dcm") == ""
+        with pytest.raises(UnreadableError) as caught:
+            list(read_frames_from_bytes(edge, "x.dcm"))
+        assert caught.value.reason is Reason.TRUNCATED
+
+
 @pytest.mark.parametrize("content", [b"", b"text", make_dicom()[:200], make_dicom(StudyInstanceUID="")])
 def test_what_states_no_study_is_one_of_its_own(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.dcm").write_bytes(content)
@@ -94,7 +151,6 @@ def test_what_states_no_study_is_one_of_its_own(tmp_path: Path, content: bytes) 
 
 
 def test_the_study_is_that_of_the_frames(tmp_path: Path, shared_data: Path) -> None:
-    from pipeline.errors import UnreadableError
     from pipeline.imaging.sources import read_frames
 
     compared = 0

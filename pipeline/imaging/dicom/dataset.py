@@ -83,10 +83,14 @@ def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
     return syntax, (f"The file names no transfer syntax; {syntax.name} was found.",)
 
 
+def is_cut_off(dataset: Dataset, tag: int) -> bool:
+    """Return whether the bytes ended within an element, whose value is then only the start of one; `dcmread` does not tell."""
+    element = dataset.get_item(tag)
+    declared, there = getattr(element, "length", None), getattr(element, "value", None)
+    return isinstance(declared, int) and declared != 0xFFFFFFFF and isinstance(there, bytes) and len(there) < declared
+
+
 def _check_whole(dataset: Dataset) -> None:
-    """Find out whether the file ends within an element; `dcmread` does not tell."""
-    last = dataset.get_item(max(dataset.keys())) if dataset else None
-    declared, there = getattr(last, "length", None), getattr(last, "value", None)
-    cut = isinstance(declared, int) and declared != 0xFFFFFFFF and isinstance(there, bytes) and len(there) < declared
-    if last is None or (cut and last.tag <= LAST_PIXEL_TAG):
+    """Find out whether the file ends within an element; only behind the pixels, where padding lies, does that do no harm."""
+    if not dataset or any(is_cut_off(dataset, tag) for tag in dataset.keys() if tag <= LAST_PIXEL_TAG):  # noqa: SIM118
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")

@@ -7,7 +7,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from pipeline.errors import UnreadableError
-from pipeline.imaging.dicom.dataset import parse, uid_text
+from pipeline.imaging.dicom.dataset import is_cut_off, parse, uid_text
 from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile
@@ -43,9 +43,10 @@ def stated_study(file: StudyFile) -> Iterator[str]:
 
 
 def _at_start(head: bytes) -> str:
+    """Return the UID if it lies in `head` as a whole; the part of a longer one would be the UID of another study."""
     try:
         found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=[_STUDY])
-        return uid_text(found, _STUDY_KEYWORD)
+        return "" if is_cut_off(found, _STUDY) else uid_text(found, _STUDY_KEYWORD)
     except Exception:  # pydicom has no common base for what it raises at a file's cut end, or where it is deflated
         return ""
 

@@ -19,6 +19,8 @@ MISSING = Refusal(Reason.MISSING, "The DICOMDIR names this file, but it is not t
 EMPTY = Refusal(Reason.NO_PIXELS, "The DICOMDIR names no file. Give the folder that it lies in instead.")
 OUTSIDE = Refusal(Reason.UNSAFE_PATH, "The DICOMDIR names a file outside of its folder, which is not read. Copy it in.")
 
+_DIRECTORY_CLASS = b"\x02\x00\x02\x00UI\x14\x00" + MediaStorageDirectoryStorage.encode()
+"""Media Storage SOP Class UID of a directory with its tag and its length: other UIDs may begin with the same characters."""
 _VERSION = re.compile(r"\.?(;[0-9]+)?$")
 
 FileId = tuple[str, ...]
@@ -32,7 +34,7 @@ def is_named_dicomdir(name: str) -> bool:
 
 def is_dicomdir(head: bytes) -> bool:
     """Say whether a file that begins with `head` is one: Media Storage SOP Class UID (0002,0002) is that of a directory."""
-    return head[128:132] == b"DICM" and MediaStorageDirectoryStorage.encode() in head
+    return head[128:132] == b"DICM" and _DIRECTORY_CLASS in head
 
 
 def referenced_files(content: bytes) -> tuple[FileId, ...]:

@@ -111,8 +111,11 @@ def unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
         stream.seek(data_start(stream, member))
         if member.method == zipfile.ZIP_STORED:
             return stream.read(min(count, member.packed))
-        packed = stream.read(member.packed if count > _HEAD else min(member.packed, _HEAD))
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
+        inflating, content, left = zlib.decompressobj(-zlib.MAX_WBITS), b"", member.packed
+        while len(content) < count and left and (packed := stream.read(left if count > _HEAD else min(left, _HEAD))):
+            content += inflating.decompress(packed, count - len(content))
+            left -= len(packed)
+        return content
 
 
 def _whole(stream: IO[bytes], member: Member) -> bytes:
