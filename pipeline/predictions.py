@@ -142,7 +142,7 @@ class FramePrediction:
 
     Parameters
     ----------
-    key, source, laterality
+    key, source, laterality, view_position
         As in `Frame`.
     predictions
         One for each label.
@@ -165,3 +165,4 @@ class FramePrediction:
     laterality: str = ""
     distance: float | None = None
     input_sha256: str = ""
+    view_position: str = ""

@@ -69,7 +69,7 @@ class FrameFacts:
 
     Parameters
     ----------
-    key, source, laterality, transfer_syntax_uid, photometric_interpretation, notes, file_sha256, decoder
+    key, source, laterality, view_position, transfer_syntax_uid, photometric_interpretation, notes, file_sha256, decoder
         As in `Frame`.
     rows, columns
         Of the frame in its file.
@@ -80,6 +80,7 @@ class FrameFacts:
     key: InstanceKey
     source: str
     laterality: str
+    view_position: str
     transfer_syntax_uid: str
     photometric_interpretation: str
     rows: int
@@ -189,6 +190,7 @@ class Frame:
             self.key,
             self.source,
             self.laterality,
+            self.view_position,
             self.transfer_syntax_uid,
             self.photometric_interpretation,
             *self.shape,

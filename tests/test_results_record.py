@@ -19,6 +19,7 @@ def make_record() -> StudyRecord:
         predictions=(prediction,),
         flags=(Flag(Check.ROTATED, "The frame may be turned."),),
         laterality="R",
+        view_position="PA",
         distance=0.123456,
         input_sha256="a" * 64,
     )
@@ -35,7 +36,7 @@ def test_a_record_survives_json_and_its_numbers_are_rounded_once() -> None:
     assert frame.prediction.predictions[0].logit == 1.2346
     assert frame.prediction.distance == 0.1235
     assert frame.prediction.predictions[0].state == "uncertain"
-    assert (frame.prediction.key, frame.prediction.laterality) == (make_key(2), "R")
+    assert (frame.prediction.key, frame.prediction.laterality, frame.prediction.view_position) == (make_key(2), "R", "PA")
     assert frame.prediction.flags == make_record().frames[0].prediction.flags
     assert frame.pictures == make_record().frames[0].pictures
     assert record.failures == make_record().failures

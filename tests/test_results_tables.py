@@ -27,16 +27,16 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     fill(tables.predictions_table(tmp_path / "p.csv"), [make_result(normal, make_prediction())])
     content = (tmp_path / "p.csv").read_bytes().decode()
     assert content == (
-        "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,label,logit,probability,"
+        "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,view_position,label,logit,probability,"
         "positive,state,operating_point,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,NORMAL,-2.0000,0.1000,false,negative,,,,,b,\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,PNEUMONIA,1.5000,0.9000,true,positive,,,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,,,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,,,,,b,\r\n"
     )
 
 
 def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -> None:
     uncertain = make_prediction(conformal_set=("present", "absent"), operating_point=0.43215)
-    frame = replace(make_result(uncertain), laterality="L", distance=0.71236, input_sha256="ab")
+    frame = replace(make_result(uncertain), laterality="L", view_position="PA", distance=0.71236, input_sha256="ab")
     fill(tables.predictions_table(tmp_path / "p.csv"), [frame])
     (row,) = read(tmp_path / "p.csv")
     expected = {
@@ -45,11 +45,13 @@ def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -
         "conformal_set": "present;absent",
         "distance": "0.7124",
         "laterality": "L",
+        "view_position": "PA",
         "input_sha256": "ab",
     }
     assert row | expected == row
     record = tables.frame_record(frame)
-    assert (record["distance"], record["laterality"], record["input_sha256"]) == (0.7124, "L", "ab")
+    assert (record["distance"], record["laterality"], record["view_position"]) == (0.7124, "L", "PA")
+    assert record["input_sha256"] == "ab"
     assert record["predictions"][0]["conformal_set"] == ["present", "absent"]
 
 

@@ -46,6 +46,12 @@ def rewrite(bundle: Bundle, **contents: bytes) -> Bundle:
 _OWN = {"schema_version", "bundle_id", "files"}
 
 
+def test_what_a_frame_says_of_its_side_and_view_stands_beside_the_result(bundle: Bundle) -> None:
+    frame = make_frame(laterality="L", view_position="PA")
+    (result,) = Predictor(bundle).predict([frame])
+    assert (result.laterality, result.view_position) == ("L", "PA")
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
     bundle = make_bundle(tmp_path / "bundle", activation=activation)

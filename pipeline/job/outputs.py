@@ -134,7 +134,8 @@ class Writer:
             if self._wanted.heatmaps:
                 name = f"{HEATMAPS}/{picture_name(result, drawn.label)}"
                 self._write(name, drawn, pieces)
-                pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence))
+                size = drawn.rows, drawn.columns
+                pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence, *size))
         return ReportFrame(replace(result, heatmaps=()) if result.heatmaps else result, tuple(pictures))
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:

@@ -16,6 +16,7 @@ COLUMNS: Mapping[str, Column] = {
     "sop_instance_uid": (str, lambda frame, _: frame.key.sop_instance_uid),
     "frame_number": (int, lambda frame, _: frame.key.frame_number),
     "laterality": (str, lambda frame, _: frame.laterality),
+    "view_position": (str, lambda frame, _: frame.view_position),
     "label": (str, lambda _, prediction: prediction.label),
     "logit": (float, lambda _, prediction: rounded(prediction.logit)),
     "probability": (float, lambda _, prediction: rounded(prediction.probability)),

@@ -60,6 +60,7 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
         "frame_number": result.key.frame_number,
         "source": result.source,
         "laterality": result.laterality,
+        "view_position": result.view_position,
         "distance": known(result.distance),
         "input_sha256": result.input_sha256,
         "bundle_id": result.predictions[0].bundle_id if result.predictions else "",
@@ -76,7 +77,13 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
             for one in result.predictions
         ],
         "pictures": [
-            {"label": one.label, "path": one.path.as_posix(), "has_positive_evidence": one.has_positive_evidence}
+            {
+                "label": one.label,
+                "path": one.path.as_posix(),
+                "has_positive_evidence": one.has_positive_evidence,
+                "rows": one.rows,
+                "columns": one.columns,
+            }
             for one in frame.pictures
         ],
     }
@@ -104,6 +111,7 @@ def _to_frame(values: Mapping[str, Any]) -> ReportFrame:
         predictions=predictions,
         flags=tuple(Flag(Check(flag["check"]), flag["message"]) for flag in values["flags"]),
         laterality=values["laterality"],
+        view_position=values["view_position"],
         distance=values["distance"],
         input_sha256=values["input_sha256"],
     )

@@ -45,6 +45,7 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
         "sop_instance_uid": frame.key.sop_instance_uid,
         "frame_number": frame.key.frame_number,
         "laterality": frame.laterality,
+        "view_position": frame.view_position,
         "distance": known(frame.distance),
         "input_sha256": frame.input_sha256,
         "bundle_id": frame.predictions[0].bundle_id if frame.predictions else "",

@@ -24,11 +24,15 @@ class Picture:
         The file; below the folder of results where it is relative.
     has_positive_evidence
         As in `Heatmap`.
+    rows, columns
+        Of the frame alone, which stands at the upper left of the picture; 0 if unknown.
     """
 
     label: str
     path: PurePath
     has_positive_evidence: bool
+    rows: int = 0
+    columns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

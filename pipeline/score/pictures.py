@@ -54,6 +54,8 @@ class Drawn:
         As in `Heatmap`.
     jpeg, png
         The files; empty where they were not asked for.
+    rows, columns
+        Of the frame alone, which stands at the upper left of the picture.
     fault
         Why they could not be drawn; empty where they were.
     """
@@ -62,6 +64,8 @@ class Drawn:
     has_positive_evidence: bool
     jpeg: bytes = b""
     png: bytes = b""
+    rows: int = 0
+    columns: int = 0
     fault: str = ""
 
 
@@ -74,7 +78,7 @@ def _drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_p
     known = partial(Drawn, heatmap.label, heatmap.has_positive_evidence)
     try:
         picture = draw(view, heatmap, full_scale(manifest.temperature, heatmap.values.size))
-        return known(jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b"")
+        return known(jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b"", *view.grey.shape)
     except Exception as error:  # of Pillow or a codec, which have no base in common; the numbers stand without a picture
         return known(fault=type(error).__name__)
 

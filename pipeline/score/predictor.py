@@ -124,6 +124,7 @@ class Predictor:
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
                 flags=item.flags,
                 laterality=item.facts.laterality,
+                view_position=item.facts.view_position,
                 distance=distance,
                 input_sha256=item.facts.file_sha256,
             )
