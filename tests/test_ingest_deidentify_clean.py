@@ -3,11 +3,13 @@
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import BasicTextSRStorage, CTImageStorage, TwelveLeadECGWaveformStorage
+from pydicom.uid import BasicTextSRStorage, ComprehensiveSRStorage, CTImageStorage, TwelveLeadECGWaveformStorage
 
+from pipeline.errors import UnreadableError
 from pipeline.imaging.guard import silence_decoders
 from pipeline.ingest.deidentify.dates import is_time, is_zone
 from pipeline.ingest.deidentify.instance import deidentify_bytes
@@ -275,3 +277,93 @@ def test_one_identifier_of_two_issuers_is_two_patients() -> None:
     assert len({pseudonym(), pseudonym(IssuerOfPatientID="A"), pseudonym(IssuerOfPatientID="B")}) == 3
     made = result(make_dicom(ReferencedSeriesSequence=[item(PatientID="7", IssuerOfPatientID="A")]))
     assert made.ReferencedSeriesSequence[0].PatientID == pseudonym(IssuerOfPatientID="A")
+
+
+# Graphics
+
+
+STROKES = [10.0, 10.0, 18.5, 40.0, 26.0, 10.0]
+
+
+def strokes(**others: Any) -> Dataset:
+    return item(
+        GraphicAnnotationUnits="PIXEL",
+        GraphicDimensions=2,
+        NumberOfGraphicPoints=3,
+        GraphicData=STROKES,
+        GraphicType="POLYLINE",
+        **others,
+    )
+
+
+def make_state(sop_class: str, **elements: Any) -> bytes:
+    dataset = make_dataset(Modality="PR", SOPClassUID=sop_class, **elements)
+    for keyword in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(dataset, keyword)
+    dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    return file_bytes(dataset)
+
+
+@pytest.mark.parametrize("number", [*range(1, 9), 11])
+def test_nothing_that_was_drawn_is_left_in_a_presentation_state(number: int) -> None:
+    compound = item(CompoundGraphicUnits="PIXEL", GraphicDimensions=2, GraphicData=STROKES, CompoundGraphicType="MULTILINE")
+    text = item(BoundingBoxTopLeftHandCorner=[18.5, 40.0], UnformattedTextValue="Weird")
+    annotation = item(
+        GraphicLayer="WEIRD",
+        GraphicObjectSequence=[strokes()],
+        TextObjectSequence=[text],
+        CompoundGraphicSequence=[compound],
+    )
+    content = make_state(
+        f"1.2.840.10008.5.1.4.1.1.11.{number}",
+        GraphicAnnotationSequence=[annotation],
+        GraphicLayerSequence=[item(GraphicLayer="WEIRD", GraphicLayerOrder=1, GraphicLayerDescription="Weird")],
+        GraphicGroupSequence=[item(GraphicGroupID=1, GraphicGroupLabel="Weird")],
+        SharedFunctionalGroupsSequence=[item(GraphicAnnotationSequence=[annotation])],
+    )
+    for options in (Options(), Options(frozenset(Keep))):
+        made = result(content, options)
+        assert [element.keyword for element in made.iterall() if "Graphic" in element.keyword] == []
+        assert np.float32(18.5).tobytes() not in file_bytes(made)
+        assert b"WEIRD" not in file_bytes(made).upper()
+
+
+def test_outlines_in_a_report_lose_their_form_and_stay_valid() -> None:
+    region = strokes(ValueType="SCOORD")
+    content = make_state(ComprehensiveSRStorage, ContentSequence=[item(ValueType="CONTAINER", ContentSequence=[region])])
+    made = result(content).ContentSequence[0].ContentSequence[0]
+    assert (made.GraphicType, list(made.GraphicData)) == ("POLYLINE", [0.0] * 6)
+
+
+# Classes
+
+
+@pytest.mark.parametrize(
+    "keyword", ["ReferencedSOPClassUID", "RelatedGeneralSOPClassUID", "AvailableTransferSyntaxUID", "SOPClassesInStudy"]
+)
+@pytest.mark.parametrize("uid", ["1.2.840.10008.5.1.4.1.1.48213", "1.2.840.10008.48213", "1.2.840.10008.1.2.4.482130"])
+@pytest.mark.parametrize("options", [Options(), Options(frozenset(Keep))])
+def test_a_class_that_the_standard_does_not_register_is_replaced(keyword: str, uid: str, options: Options) -> None:
+    made = result(make_dicom(ReferencedSeriesSequence=[item(**{keyword: uid})]), options)
+    assert made.ReferencedSeriesSequence[0].get(keyword) == SECRET.uid(uid)
+
+
+@pytest.mark.parametrize("uid", [CTImageStorage, "1.2.840.10008.1.2.4.70", ""])
+def test_a_class_that_the_standard_registers_stays(uid: str) -> None:
+    made = result(make_dicom(ReferencedSeriesSequence=[item(ReferencedSOPClassUID=uid, AvailableTransferSyntaxUID=uid)]))
+    (kept,) = made.ReferencedSeriesSequence
+    assert (kept.ReferencedSOPClassUID, kept.AvailableTransferSyntaxUID) == (uid, uid)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.5.1.4.1.1.48213", "1.2.840.10008.1.2.1.48213"])
+def test_an_object_of_a_class_that_the_standard_does_not_register_is_refused(uid: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        result(make_dicom(SOPClassUID=uid))
+    assert caught.value.refusal is Refusal.NOT_SUPPORTED
+
+
+def test_a_transfer_syntax_that_the_standard_does_not_register_is_refused() -> None:
+    content = make_dicom()
+    assert content.count(b"1.2.840.10008.1.2.1\0") == 1
+    with pytest.raises(UnreadableError):
+        result(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.7\0"))

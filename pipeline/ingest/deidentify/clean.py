@@ -20,18 +20,25 @@ from pipeline.ingest.deidentify.options import Keep, Refusal, RefusedError
 from pipeline.ingest.deidentify.representation import BINARY, settle_codes, settled
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.table import Action, Rule, find
-from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list, dummy, is_safe
+from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list, dummy, is_class, is_safe
 
 _PATIENT_ID = Tag("PatientID")
 _PATIENT_NAME = Tag("PatientName")
 _FORMS = {
     "AS": re.compile(r"[0-9]{3}[DWMY]"),
     "UI": re.compile(r"[0-9.]{0,64}"),
-    "class": re.compile(r"(1\.2\.840\.10008\.[0-9.]{1,50})?"),
 }
 _ZONE = Tag("TimezoneOffsetFromUTC")
 _STRUCTURED = "clean_structured_content"
-_CLASSES = ("ClassUID", "TransferSyntaxUID", "SOPClassesInStudy", "SOPClassesSupported")
+_CLASSES = (
+    *(f"{name}UID{where}" for name in ("SOPClass", "TransferSyntax") for where in ("", "InFile")),
+    *("SOPClassesInSeries", "SOPClassesInStudy", "SOPClassesSupported"),
+)
+_GRAPHICS = frozenset(
+    map(Tag, ("GraphicAnnotationSequence", "GraphicGroupSequence", "GraphicLayerSequence", "VolumetricAnnotationSequence"))
+)
+"""Annotations drawn by hand; their modules are conditional or optional in every presentation state (PS3.3 A.33)."""
+_STROKES = Tag("GraphicData")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ def _clean(dataset: Dataset, context: Context, words: Action, data: frozenset[st
     for tag in sorted(dataset.keys()):
         rule = find(tag)
         action = rule.action(context.keep) if rule else _unlisted(tag, context.keep, data)
+        action = Action.REMOVE if tag in _GRAPHICS else action
         representation = "" if action is Action.REMOVE else settled(dataset, tag)
         if not representation:
             dataset.pop(tag, None)
@@ -108,9 +116,15 @@ def _clean(dataset: Dataset, context: Context, words: Action, data: frozenset[st
 
 
 def _keep(dataset: Dataset, tag: BaseTag, words: Action, context: Context, representation: str) -> None:
-    """Keep a value that has the form of its kind, and no text that may not stay where this stands."""
+    """Keep a value that has the form of its kind, and no text that may not stay where this stands.
+
+    Strokes outside of annotations, in reports and fiducials, keep their number of points, which their type depends on; all of
+    the points become 0 (PS3.15 E.3.3: graphics can be writing).
+    """
     if representation == "CS":
         settle_codes(dataset[tag])
+    elif tag == _STROKES:
+        dataset[tag].value = [0.0] * len(as_list(dataset[tag].value)) or None
     elif not _is_valid(dataset, tag, representation):
         _apply(dataset, tag, Action.UID if representation == "UI" else Action.DUMMY, context, representation)
     elif representation in TEXT and (words is Action.DUMMY or (words is Action.CLEAN and not _is_code(tag))):
@@ -123,9 +137,12 @@ def _is_code(tag: BaseTag) -> bool:
 
 
 def _is_valid(dataset: Dataset, tag: BaseTag, representation: str) -> bool:
-    """Say whether UIDs and ages have the form of such (PS3.5 6.2, 9.1), and classes are the Standard's."""
-    form = _FORMS["class"] if keyword_for_tag(tag).endswith(_CLASSES) else _FORMS.get(representation)
-    return form is None or all(form.fullmatch(str(value).strip()) for value in as_list(dataset[tag].value))
+    """Say whether UIDs and ages have the form of such (PS3.5 6.2, 9.1), and classes and syntaxes are registered (PS3.6 A)."""
+    values = [str(value).strip(" \0") for value in as_list(dataset[tag].value)]
+    if keyword_for_tag(tag).endswith(_CLASSES):
+        return all(value == "" or is_class(value) for value in values)
+    form = _FORMS.get(representation)
+    return form is None or all(form.fullmatch(value) for value in values)
 
 
 def _inner(words: Action, rule: Rule | None, action: Action) -> Action:

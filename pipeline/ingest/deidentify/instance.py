@@ -26,14 +26,13 @@ from pipeline.ingest.deidentify.mark import mark, set_file_meta
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import blank, clear_surplus, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy
+from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy, is_class
 from pipeline.ingest.deidentify.verify import left, verify
 from pipeline.intake import Limits, Reading
 
 HEAD = 512
 _DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."
 _UNWRITABLE = "The DICOM file breaks the Standard, so that it cannot be written again. Export it again."
-_STANDARD = "1.2.840.10008."
 _REFUSED_CLASSES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR, which names every file",
     "1.2.840.10008.5.1.4.1.1.66": "raw data, of which nobody knows what is in them",
@@ -161,7 +160,7 @@ def _check_kind(dataset: Dataset) -> None:
     kind = _REFUSED_CLASSES.get(uid)
     if "EncapsulatedDocument" in dataset:
         kind = "a document in another format"
-    elif not uid.startswith(_STANDARD):
+    elif not is_class(uid):
         kind = "an object of a kind that the Standard does not know"
     if kind:
         raise RefusedError(Refusal.NOT_SUPPORTED, f"The file is {kind}: it cannot be de-identified by rules. Leave it out.")

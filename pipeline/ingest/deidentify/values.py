@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.multival import MultiValue
 
 TEXT = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -28,6 +29,7 @@ _DUMMIES: dict[str, Any] = {
     "TM": "000000",
     "UR": "urn:anonymized",
 }
+_CLASSES = frozenset({"SOP Class", "Meta SOP Class", "Service Class", "Transfer Syntax"})
 _WORDS = re.compile(r"[^\W_]+")
 
 
@@ -47,6 +49,11 @@ def as_list(value: Any) -> list[Any]:
     if value is None or (isinstance(value, str | bytes) and not value):
         return []
     return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+
+
+def is_class(uid: str) -> bool:
+    """Say whether a UID is a class or a transfer syntax that the Standard registers (PS3.6 Annex A)."""
+    return uid in UID_dictionary and UID_dictionary[uid][1] in _CLASSES
 
 
 def is_safe(texts: Iterable[Any]) -> bool:
