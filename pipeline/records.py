@@ -111,7 +111,8 @@ class Frame:
         Modality (0008,0060), for example CR, DX or OPT, which is said of B-scans only: en-face frames are OPTENF, photographs
         of the eye OP; empty where neither the file nor its SOP class says it.
     view_position
-        View Position (0018,5101), else View Code Sequence (0054,0220), for example PA; empty where unknown.
+        View Code Sequence (0054,0220), else View Position (0018,5101): AP, PA, LL, RL, FRONTAL, LATERAL or another term; empty
+        if unknown.
     laterality
         R, L, U or B: Image Laterality (0020,0062) before Laterality (0020,0060); empty where unknown, never guessed.
     pixel_spacing_mm
@@ -123,7 +124,7 @@ class Frame:
     sop_class_uid
         SOP Class UID (0008,0016); empty where unknown.
     body_part
-        Body Part Examined (0018,0015), else Anatomic Region Sequence (0008,2218); empty where unknown.
+        Anatomic Region Sequence (0008,2218), else Body Part Examined (0018,0015), for example CHEST; empty if unknown.
     burned_in_annotation
         Burned In Annotation (0028,0301), YES or NO; empty where unknown.
     by_camera

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, DataSection
 from pipeline.errors import ConfigError, InputError
+from pipeline.imaging.dicom.codes import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.predictions import Activation
 from pipeline.records import ImageRecord, Split
@@ -100,12 +101,12 @@ def _check_targets(material: Material, activation: Activation) -> None:
 
 def _check_intended_use(material: Material, data: DataSection) -> None:
     """Refuse frames that scoring would refuse; a frame that does not say what it is may be anything."""
-    for keyword, setting, intended in (
-        ("modality", "data.modalities", data.modalities),
-        ("view_position", "data.view_positions", data.view_positions),
+    for keyword, setting, intended, is_expected in (
+        ("modality", "data.modalities", data.modalities, is_expected_modality),
+        ("view_position", "data.view_positions", data.view_positions, is_expected_view),
     ):
         found = {value for record in material.records if (value := getattr(record, keyword))}
-        if intended and (other := sorted(found - set(intended))):
+        if intended and (other := sorted(value for value in found if not is_expected(value, intended))):
             raise InputError(
                 f"The index holds frames of {keyword.replace('_', ' ')} {', '.join(other)}, but {setting} says "
                 f"{', '.join(intended)}. Ingest only the studies that the model is meant for, or change {setting}."

@@ -5,11 +5,11 @@ What is left out was measured to change the network's input by more than one gre
 
 from pydicom.dataset import Dataset
 
+from pipeline.imaging.dicom.codes import RADIOGRAPHY
 from pipeline.imaging.dicom.display import rendering
 from pipeline.imaging.dicom.header import Scope, code, number
 from pipeline.imaging.grayscale import Lut, Rescale, Window
 
-RADIOGRAPHS = frozenset({"CR", "DX"})
 SHOWN = 1 / 8
 """A window shows at least this part of what the stored bits can hold; a narrower one cuts the overshoot at edges off."""
 _OTHER_FOR_EACH_FRAME = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -34,7 +34,7 @@ def is_reducible(dataset: Dataset, explanation: str) -> bool:
     UnreadableError
         `INCONSISTENT` where a lookup table contradicts its own description.
     """
-    if code(dataset, "Modality") not in RADIOGRAPHS or any(keyword in dataset for keyword in (*_OTHER_FOR_EACH_FRAME, _TABLES)):
+    if code(dataset, "Modality") not in RADIOGRAPHY or any(keyword in dataset for keyword in (*_OTHER_FOR_EACH_FRAME, _TABLES)):
         return False
     way, _ = rendering(Scope.of(dataset, 0), explanation)
     if isinstance(way.modality, Lut) or isinstance(way.voi, Lut) or way.padding is not None:

@@ -5,7 +5,8 @@ A value that the file does not state is never held against it. No value of the f
 
 from collections.abc import Sequence
 
-from pipeline.imaging.quality.look import CHEST, Look
+from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view
+from pipeline.imaging.quality.look import Look
 
 
 def wrong_modality(look: Look) -> str:
@@ -13,26 +14,28 @@ def wrong_modality(look: Look) -> str:
     modality, expected = look.frame.modality, look.gate.modalities
     if not expected and modality == "MG":
         return "The frame is a mammogram, which is taken only where Modality MG is asked for by name."
-    if not modality or not expected or modality in expected:
+    if not modality or not expected or is_expected_modality(modality, expected):
         return ""
     return f"The frame is of another modality than {_listed(expected)}. Use a model that was made for it."
 
 
 def wrong_body_part(look: Look) -> str:
-    """Body Part Examined (0018,0015) against what is expected; CHEST and THORAX mean the same."""
+    """Body Part Examined (0018,0015), or its code, against what is expected, as `imaging.dicom.codes` reads both."""
     part, expected = look.frame.body_part, look.gate.body_parts
-    alike = CHEST if CHEST & set(expected) else frozenset()
-    if not part or not expected or part in expected or part in alike:
+    if not part or not expected or is_expected_body_part(part, expected):
         return ""
-    return f"The frame shows another part of the body than {_listed(expected)}, its header says."
+    return f"The header names another part of the body than {_listed(expected)}, or names it in words unknown to octray."
 
 
 def not_frontal(look: Look) -> str:
-    """View Position (0018,5101) against what is expected; pixels are not asked."""
+    """View Position (0018,5101), or its code, against what is expected; pixels are not asked."""
     view, expected = look.frame.view_position, look.gate.view_positions
-    if not view or not expected or view in expected:
+    if not view or not expected or is_expected_view(view, expected):
         return ""
-    return f"The frame was taken in another view than {_listed(expected)}, its header says, for example from the side."
+    return (
+        f"The header names another view than {_listed(expected)}, for example one from the side, or names it in words "
+        "unknown to octray."
+    )
 
 
 def too_small(look: Look) -> str:

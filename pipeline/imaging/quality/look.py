@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.imaging.borders import white_borders
+from pipeline.imaging.dicom.codes import RADIOGRAPHY, is_expected_body_part
 from pipeline.imaging.filters import ndimage
 from pipeline.intake import Gate
 from pipeline.records import FloatArray, Frame
@@ -17,10 +18,7 @@ RIM = 4
 """Pixels of the small copy along its edges, and along wedges, that checks of its picture leave aside."""
 SPREAD = (1.5, 3.0)
 """Standard deviation of the smoothing in rows and columns of the small copy."""
-RADIOGRAPHY = frozenset({"CR", "DX"})
-"""Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1)."""
-CHEST = frozenset({"CHEST", "THORAX"})
-"""Values of Body Part Examined (0018,0015) that mean the chest."""
+_CHEST = "CHEST"
 
 
 class Subject(Enum):
@@ -87,8 +85,8 @@ class Look:
     def _is_chest(self) -> bool:
         """Say so where the header does, or where it is silent and the gate expects frontal radiographs of chests."""
         if self.frame.body_part:
-            return self.frame.body_part in CHEST
-        return bool(self.gate.body_parts) and set(self.gate.body_parts) <= CHEST
+            return self.frame.body_part == _CHEST
+        return bool(self.gate.body_parts) and all(is_expected_body_part(_CHEST, (part,)) for part in self.gate.body_parts)
 
 
 def reduced(pixels: FloatArray, side: int) -> FloatArray:
