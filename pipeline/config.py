@@ -1,13 +1,15 @@
 """Settings of a training run: loads YAML with key=value overrides, and reports every fault at once."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.intake import Check, Gate, Limits, Policy
@@ -16,6 +18,8 @@ from pipeline.records import Fit, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
+"""The name of a label in the form that the index has it in."""
 
 
 class Section(BaseModel):
@@ -61,8 +65,8 @@ class QualitySection(Section):
 class DataSection(Section):
     """What the labels mean and which studies the model is meant for."""
 
-    labels: tuple[str, ...] = Field(default=(), description="in the order of the outputs; empty: those of the index, sorted")
-    normal_label: str | None = Field(default=None, description="the label that means no finding; it is never urgent")
+    labels: tuple[Label, ...] = Field(default=(), description="in the order of the outputs; empty: those of the index, sorted")
+    normal_label: Label | None = Field(default=None, description="the label that means no finding; it is never urgent")
     modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
     view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
     body_parts: tuple[str, ...] = Field(default=(), description="intended Body Part Examined values; empty: any")

@@ -46,7 +46,7 @@ def test_another_column_can_hold_the_patients(tmp_path: Path) -> None:
         ("file,label\n", "has no rows"),
         ("name;label\n1.png;X\n", "has no column file and label; its columns are name;label"),
         ("file,finding\n1.png,X\n", "has no column label; its columns are file, finding"),
-        ("file,label\na/1.png,\na/2.png,X\na/3.png\n", r"2 rows with an empty label: 1\.png, 3\.png\."),
+        ("file,label\na/1.png,\na/2.png,X\na/3.png,\n", r"2 rows with an empty label: 1\.png, 3\.png\."),
         ("file,label\n,X\n", "1 rows with an empty file: line 2"),
         ("file,label,patient_key\n1.png,X,\n", "1 rows with an empty patient_key: 1.png"),
         ("file,label,split\n1.png,X,train\n2.png,X,\n", "1 rows with an empty split: 2.png"),
@@ -54,6 +54,19 @@ def test_another_column_can_hold_the_patients(tmp_path: Path) -> None:
         ("file,label,patient_key\n1.png,X,p\n1.png,X,q\n", "two patients for 1 files: 1.png"),
         ("file,label,split\n1.png,X,train\n1.png,X,test\n", "two splits for 1 files: 1.png"),
         ('file,label\n"1.png,X\n', "is not a CSV file in UTF-8"),
+        ("file,label,note,patient_key\n1.png,X,see, p1,p1\n2.png,X,,p2\n", "has 4 columns, and more cells than that in line 2"),
+        ("file,age,label\n" + "1.png,61,5,X\n" * 7, "more cells than that in lines 2, 3, 4, 5, 6 and 2 more"),
+        ('file,label,note\n1.png,X,"two\nlines"\n\n2.png,X,a,b\n', "more cells than that in line 5"),
+        ("file,label\n1.png,X,\n", "has 2 columns, and more cells than that in line 2"),
+        ("file,label,,\n1.png,Effusion, left,\n", "has 2 columns, and more cells than that in line 2"),
+        ("file,note,label,age\n1.png,X,61\n", "has 4 columns, and fewer cells than that in line 2"),
+        ("file,label\n1.png\n", "has 2 columns, and fewer cells than that in line 2"),
+        ("file,label,label\n1.png,X,Y\n", "more than one column label"),
+        ("file,label,patient_key,patient_key\n1.png,X,p,q\n", "more than one column patient_key"),
+        ("file,label, Label\n1.png,X,Y\n", "more than one column label"),
+        ("file,label,\ufefflabel\n1.png,X,Y\n", "more than one column label"),
+        ("file,label,\u00c4rztin,A\u0308rztin\n1.png,X,a,b\n", "more than one column \u00e4rztin"),
+        ('file,label\n1.png,"X\n2.png,Y"\n', "line break inside a cell of the column label in line 2"),
     ],
 )
 def test_a_wrong_table_is_explained(tmp_path: Path, text: str, message: str) -> None:
@@ -106,9 +119,109 @@ def test_a_name_in_two_sources_is_refused(tmp_path: Path) -> None:
         match_files(table, [tmp_path / "a", tmp_path / "b"], [(0, "1.png"), (1, "1.png")])
 
 
+def test_blanks_marks_and_case_in_the_header_make_no_difference(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "\ufeff File ,LABEL\u00a0,Patient_Key,Split,Age,,\n1.png,X,p,test,3,,\n", "utf-8-sig"))
+    assert table.columns == ("file", "label", "patient_key", "split", "Age")
+    assert table.facts == {"1.png": FileFacts(frozenset({"X"}), "p", Split.TEST)}
+
+
+def test_columns_without_a_name_are_ignored(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, ",file,label,,note\n0,1.png,X,y,z\n1,2.png,,y,z\n".replace(",,y", ",W,y")))
+    assert {file: set(facts.labels) for file, facts in table.facts.items()} == {"1.png": {"X"}, "2.png": {"W"}}
+
+
+def test_labels_and_patients_in_two_forms_of_unicode_are_one(tmp_path: Path) -> None:
+    composed, decomposed = "\u00d6dem", "O\u0308dem"
+    table = read_labels(
+        write(tmp_path, f"file,label,patient_key\n1.png,{composed},{composed}\n1.png,{decomposed} ,{decomposed}\n")
+    )
+    assert table.facts == {"1.png": FileFacts(frozenset({composed}), composed)}
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder `real` of two files, one of which has a second name, and a link to the folder."""
+    (tmp_path / "real" / "s").mkdir(parents=True)
+    for name in ("1.png", "2.png"):
+        (tmp_path / "real" / "s" / name).touch()
+    (tmp_path / "real" / "s" / "also.png").symlink_to("1.png")
+    (tmp_path / "link").symlink_to("real")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{}/real/s/1.png", "{}/link/s/1.png", "link/s/1.png", "./s/../real/s//1.png", "link\\s\\1.png", "also.png"]
+)
+@pytest.mark.parametrize("source", ["real/s", "link/s"])
+def test_every_way_to_a_file_names_it(linked: Path, source: str, spelling: str) -> None:
+    root = (linked / source).resolve()
+    table = read_labels(write(linked, f"file,label\n1.png,X\n{spelling.format(linked)},Y\n"))
+    facts, note = match_files(table, [root], [(0, "1.png"), (0, "2.png")])
+    assert facts == {(0, "1.png"): FileFacts(frozenset({"X", "Y"}))}
+    assert note == "Labels: 1 files named by their path below a source."
+
+
+def test_the_file_behind_a_link_is_known_by_its_own_name(linked: Path) -> None:
+    table = read_labels(write(linked, "file,label\n1.png,X\n"))
+    assert list(match_files(table, [linked / "real" / "s"], [(0, "also.png"), (0, "2.png")])[0]) == [(0, "also.png")]
+
+
+def test_a_table_behind_a_link_speaks_of_files_beside_the_link_or_beside_itself(linked: Path) -> None:
+    (linked / "tables").mkdir()
+    write(linked / "tables", "file,label\nreal/s/1.png,X\n../real/s/2.png,Y\n")
+    (linked / "labels.csv").symlink_to("tables/labels.csv")
+    facts, note = match_files(read_labels(linked / "labels.csv"), [linked / "real" / "s"], [(0, "1.png"), (0, "2.png")])
+    assert sorted(facts) == [(0, "1.png"), (0, "2.png")]
+    assert note == "Labels: 2 files named by their path below the table's own folder."
+
+
+def test_members_of_an_archive_can_be_named_by_their_whole_path(linked: Path) -> None:
+    (linked / "real" / "a.zip").touch()
+    table = read_labels(write(linked, f"file,label\n{linked}/link/a.zip/x/1.png,X\n"))
+    facts, note = match_files(table, [linked / "real"], [(0, "a.zip/x/1.png")])
+    assert list(facts) == [(0, "a.zip/x/1.png")]
+    assert note == "Labels: 1 files named by their whole path."
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1.png,X,p,train\n{}/link/s/1.png,X,q,train\n", "two patients for 1 files: 1.png"),
+        ("1.png,X,p,train\nlink/s/1.png,X,p,test\n", "two splits for 1 files: 1.png"),
+    ],
+)
+def test_rows_that_contradict_each_other_under_two_names_are_refused(linked: Path, rows: str, message: str) -> None:
+    table = read_labels(write(linked, "file,label,patient_key,split\n" + rows.format(linked)))
+    with pytest.raises(InputError, match=message) as caught:
+        match_files(table, [linked / "real" / "s"], [(0, "1.png")])
+    assert str(linked) not in str(caught.value)
+
+
+def test_names_of_files_in_two_forms_of_unicode_or_with_blanks_are_one(tmp_path: Path) -> None:
+    composed, decomposed = "\u00d6dem", "O\u0308dem"
+    found = [(0, f"{decomposed}/1.png"), (0, "a /2.png ")]
+    table = read_labels(write(tmp_path, f"file,label\n{composed}/1.png,X\n{tmp_path}/s/{composed}/1.png,Y\na/2.png,X\n"))
+    facts, _ = match_files(table, [tmp_path / "s"], found)
+    assert facts == {found[0]: FileFacts(frozenset({"X", "Y"})), found[1]: FileFacts(frozenset({"X"}))}
+
+
+def test_two_files_whose_names_are_alike_are_told_apart_only_by_their_exact_names(tmp_path: Path) -> None:
+    composed, decomposed = "\u00d6.png", "O\u0308.png"
+    exact = read_labels(write(tmp_path, f"file,label\n{composed},X\n{decomposed},Y\n"))
+    facts, _ = match_files(exact, [tmp_path], [(0, composed), (0, decomposed)])
+    assert {source: set(fact.labels) for (_, source), fact in facts.items()} == {composed: {"X"}, decomposed: {"Y"}}
+    with pytest.raises(InputError, match="names 1 files of which there are two"):
+        match_files(read_labels(write(tmp_path, "file,label\n1.png,X\n")), [tmp_path], [(0, "1.png "), (0, "\u200b1.png")])
+
+
 def test_the_folder_names_the_label() -> None:
     facts = folder_labels([Path("data/set")], [(0, "x/NORMAL/1.png"), (0, "2.png")])
     assert {file_id: set(fact.labels) for file_id, fact in facts.items()} == {
         (0, "x/NORMAL/1.png"): {"NORMAL"},
         (0, "2.png"): {"set"},
     }
+
+
+def test_blanks_and_forms_of_unicode_in_names_of_folders_make_no_new_label() -> None:
+    found = [(0, "\u00d6dem/1.png"), (0, "O\u0308dem/2.png"), (0, "\u00d6dem /3.png")]
+    assert {label for facts in folder_labels([Path("set")], found).values() for label in facts.labels} == {"\u00d6dem"}

@@ -47,6 +47,17 @@ def test_files_that_a_pattern_does_not_match_are_counted() -> None:
         keys_from_paths(re.compile(r"^(\d+)?/?"), ["1/a.png", "x/b.png", "y/c.png"])
 
 
+def test_one_patient_in_two_forms_of_unicode_is_one() -> None:
+    composed, decomposed = "M\u00fcller", "Mu\u0308ller"
+    pattern = parse_patient_pattern(f"^({decomposed}|x) ?/")
+    assert pattern is not None
+    assert set(keys_from_paths(pattern, [f"{composed}/1.png", f"{decomposed} /2.png"]).values()) == {composed}
+    written = {"SpecificCharacterSet": "ISO_IR 192"}
+    assert read_patient_id(make_dicom(PatientID=decomposed, **written)) == read_patient_id(
+        make_dicom(PatientID=composed, **written)
+    )
+
+
 def test_the_identifier_is_read_without_its_padding() -> None:
     assert read_patient_id(make_dicom(PatientID=" 007 ")) == "007"
     assert read_patient_id(make_dicom(PatientID=None)) == ""

@@ -83,3 +83,8 @@ def test_published_settings_name_no_server_and_no_folder() -> None:
 def test_frames_are_decoded_whole_where_text_is_looked_for(text: str, exact: bool) -> None:
     assert load_config("xray", [f"quality.burned_in_text={text}"]).to_network().exact_decoding is exact
     assert load_config("xray", ["preprocessing.exact_decoding=true"]).to_network().exact_decoding
+
+
+def test_labels_are_compared_in_one_form_of_unicode() -> None:
+    config = load_config("xray", ["data.labels=[O\u0308dem, NORMAL]", "data.normal_label=O\u0308dem"])
+    assert (config.data.labels, config.data.normal_label) == (("\u00d6dem", "NORMAL"), "\u00d6dem")

@@ -3,18 +3,33 @@
 import csv
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import InputError
+from pipeline.imaging.files.study_file import as_name, as_text
 from pipeline.records import Split
 
 _EXAMPLES = 5
 _SHOWN = 60
 """Characters of a cell that a message shows."""
+_AROUND = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
+"""Blanks, and the byte order mark that is left when tables are copied together."""
+_LINE_BREAK = re.compile(r"[\r\n]")
+_OWN_COLUMNS = ("file", "label", "patient_key", "split")
+_BELOW = "files named by their path below a source"
+_BESIDE = "files named by their path below the table's own folder"
+_WHOLE = "files named by their whole path"
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
+Name = TypeVar("Name", str, FileId)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +62,31 @@ def shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def same_text(text: str) -> str:
+    """Return a name in the one form in which two spellings of it are equal: Unicode NFC, without blanks around it."""
+    return unicodedata.normalize("NFC", _AROUND.sub("", text))
+
+
 def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
     """Read a table of labels.
 
     Parameters
     ----------
     path
-        CSV in UTF-8 with the columns `file` and `label`, and optionally `split` and a column of patient keys; other columns are
-        ignored. A file that stands in several rows has several labels.
+        CSV (RFC 4180) in UTF-8 with the columns `file` and `label`, and optionally `split` and a column of patient keys; other
+        columns are ignored. A file that stands in several rows has several labels.
     patient_key
-        What was given as `--patient-key`: patient keys are read where it is a column's name, or where it is None and there is a
+        What was given as `--patient-key`: patient keys are read if it is a column's name, or if it is None and there is a
         column named `patient_key`.
 
     Raises
     ------
     InputError
-        Where the table cannot be read, lacks a column, has an empty cell in one that counts, or contradicts itself.
+        If the table cannot be read, lacks a column or names one twice, has a row with more or fewer cells than columns or an
+        empty cell in a column that counts, or contradicts itself.
     """
     columns, rows = _read_rows(path)
-    if missing := [name for name in ("file", "label") if name not in columns]:
-        known = ", ".join(map(shortened, columns[:_SHOWN]))
-        raise InputError(
-            f"{path.name} has no column {' and '.join(missing)}; its columns are {known}. "
-            "It needs file and label, separated by commas, in its first line."
-        )
-    wanted = "patient_key" if patient_key is None else patient_key
+    wanted = "patient_key" if patient_key is None else same_text(patient_key)
     patient = wanted if wanted in columns else None
     split = "split" if any(row.get("split") for row in rows) else None
     for column in filter(None, ("file", "label", patient, split)):
@@ -80,56 +95,124 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
                 f"{path.name} has {len(empty)} rows with an empty {column}: {examples(empty)}. "
                 "Fill the cells in, or leave the rows out."
             )
-    return LabelTable(path, columns, _collect(path, rows, patient, split))
+        if broken := [row[""] for row in rows if _LINE_BREAK.search(row[column])]:
+            raise InputError(
+                f"{path.name} has a line break inside a cell of the column {column} in {_lines(broken)}. "
+                "A quotation mark may be missing there."
+            )
+    stated = [
+        (
+            _slashes(row["file"]),
+            FileFacts(
+                frozenset((same_text(row["label"]),)),
+                same_text(row[patient]) if patient else None,
+                _parse_split(path, row[split]) if split else None,
+            ),
+        )
+        for row in rows
+    ]
+    return LabelTable(path, columns, _united(path, stated))
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """Return the column names and the rows, every cell stripped; the line number stands under the empty name."""
+    """Return the column names and the rows, no cell with blanks around it; the line number stands under the empty name."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            columns = tuple(name.strip() for name in next(reader, []))
-            rows = [
-                {"": str(reader.line_num)}
-                | {name: cell.strip() for name, cell in zip(columns, _padded(cells, len(columns)), strict=False)}
-                for cells in reader
-                if any(cell.strip() for cell in cells)
-            ]
+            header = [same_text(name) for name in next(reader, [])]
+            numbered, line = [], reader.line_num + 1
+            for cells in reader:
+                numbered.append((line, [_AROUND.sub("", cell) for cell in cells]))
+                line = reader.line_num + 1
     except OSError:
         raise InputError(f"The table of labels {path.name} cannot be opened. Check the path given to --labels.") from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError(f"{path.name} is not a CSV file in UTF-8. Save it again as CSV (UTF-8, commas).") from None
-    if any("\0" in cell for row in rows for cell in row.values()):
+    numbered = [(line, cells) for line, cells in numbered if any(cells)]
+    if any("\0" in cell for _, cells in numbered for cell in cells):
         raise InputError(f"{path.name} holds characters of value 0. Save it again as CSV (UTF-8, commas).")
-    if not rows:
+    if not numbered:
         raise InputError(f"{path.name} has no rows. It needs the columns file and label, and one row a file.")
-    return columns, rows
+    columns = _columns(path, header)
+    _check_widths(path, numbered, len(columns), len(header))
+    return columns, [
+        {name: cell for name, cell in zip(columns, cells, strict=False) if name} | {"": str(line)} for line, cells in numbered
+    ]
 
 
-def _padded(cells: Sequence[str], length: int) -> list[str]:
-    """Return the cells of a row, with empty ones for those that it lacks."""
-    return [*cells, *[""] * (length - len(cells))]
-
-
-def _collect(path: Path, rows: Sequence[Mapping[str, str]], patient: str | None, split: str | None) -> dict[str, FileFacts]:
-    facts: dict[str, FileFacts] = {}
-    clashes: dict[str, list[str]] = {"patients": [], "splits": []}
-    for row in rows:
-        file = posixpath.normpath(row["file"].replace("\\", "/"))
-        new = FileFacts(
-            frozenset((row["label"],)), row[patient] if patient else None, _parse_split(path, row[split]) if split else None
+def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns up to the last one that has a name; `Label` is `label`, as for all that octray reads."""
+    counts = Counter(name.casefold() for name in header if name)
+    if twice := sorted(shortened(name) for name, count in counts.items() if count > 1):
+        raise InputError(
+            f"{path.name} has more than one column {', '.join(twice[:_EXAMPLES])}. Leave one of each, or give them different "
+            "names; case and blanks make no difference."
         )
-        known = facts.setdefault(file, new)
+    named = max((number for number, name in enumerate(header, start=1) if name), default=0)
+    columns = tuple(name.casefold() if name.casefold() in _OWN_COLUMNS else name for name in header[:named])
+    if missing := [name for name in ("file", "label") if name not in columns]:
+        known = ", ".join(map(shortened, columns[:_SHOWN]))
+        raise InputError(
+            f"{path.name} has no column {' and '.join(missing)}; its columns are {known}. "
+            "It needs file and label, separated by commas, in its first line."
+        )
+    return columns
+
+
+def _check_widths(path: Path, rows: Sequence[tuple[int, Sequence[str]]], named: int, width: int) -> None:
+    """Refuse rows of which it is not certain which cell belongs to which column (RFC 4180, section 2, rule 4).
+
+    Parameters
+    ----------
+    named
+        How many columns there are up to the last that has a name; cells beyond must be empty.
+    width
+        How many cells the first line has.
+    """
+    more = [str(line) for line, cells in rows if len(cells) > width or any(cells[named:])]
+    fewer = [str(line) for line, cells in rows if len(cells) < named]
+    if more:
+        raise InputError(
+            f"{path.name} has {named} columns, and more cells than that in {_lines(more)}. Put quotation marks around a cell "
+            "that contains a comma."
+        )
+    if fewer:
+        raise InputError(
+            f"{path.name} has {named} columns, and fewer cells than that in {_lines(fewer)}. Add the cells that are missing, "
+            "empty ones too."
+        )
+
+
+def _lines(numbers: Sequence[str]) -> str:
+    more = f" and {len(numbers) - _EXAMPLES} more" if len(numbers) > _EXAMPLES else ""
+    return f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(numbers[:_EXAMPLES])}{more}"
+
+
+def _slashes(file: str) -> str:
+    return posixpath.normpath(file.replace("\\", "/"))
+
+
+def _united(path: Path, stated: Iterable[tuple[Name, FileFacts]]) -> dict[Name, FileFacts]:
+    """Return what all rows together say of each file.
+
+    Raises
+    ------
+    InputError
+        If they give a file two patients or two splits.
+    """
+    facts: dict[Name, FileFacts] = {}
+    clashes: dict[str, set[Name]] = {"patients": set(), "splits": set()}
+    for name, new in stated:
+        known = facts.setdefault(name, new)
         if known.patient_key != new.patient_key:
-            clashes["patients"].append(file)
+            clashes["patients"].add(name)
         if known.split != new.split:
-            clashes["splits"].append(file)
-        facts[file] = replace(known, labels=known.labels | new.labels)
-    for what, files in clashes.items():
-        if files:
-            raise InputError(
-                f"{path.name} gives two {what} for {len(set(files))} files: {examples(files)}. Keep one for each file."
-            )
+            clashes["splits"].add(name)
+        facts[name] = replace(known, labels=known.labels | new.labels)
+    for what, names in clashes.items():
+        if names:
+            files = examples(name if isinstance(name, str) else name[1] for name in names)
+            raise InputError(f"{path.name} gives two {what} for {len(names)} files: {files}. Keep one for each file.")
     return facts
 
 
@@ -141,7 +224,10 @@ def _parse_split(path: Path, text: str) -> Split:
 
 
 def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[FileId]) -> tuple[dict[FileId, FileFacts], str]:
-    """Find the file that each row of a table means: below a source, or else beside the table itself.
+    """Find the file that each row of a table means: below a source, or else beside the table itself or by its whole path.
+
+    Links are followed on both sides, and names that differ only in their form of Unicode or in blanks at the end of a part are
+    the same name, unless there is a file for each of them. Rows that mean one file say together what is known of it.
 
     Parameters
     ----------
@@ -160,21 +246,29 @@ def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[File
     Raises
     ------
     InputError
-        Where a row means no file, or files in two sources.
+        If a row means no file, or more than one, or if rows contradict each other.
     """
-    found = set(files)
-    matched: dict[FileId, FileFacts] = {}
-    missing, twice, beside, outside = [], [], 0, 0
+    found = _Found(sources, files)
+    stated: list[tuple[FileId, FileFacts]] = []
+    ways: dict[FileId, str] = {}
+    missing: list[str] = []
+    twice: list[str] = []
+    alike: list[str] = []
+    outside: set[str] = set()
+    bases = (table.path.absolute().parent, table.path.resolve().parent)
     for file, facts in table.facts.items():
-        below = [(root, file) for root in range(len(sources)) if (root, file) in found]
-        near = below or [file_id for file_id in _beside(table.path, file, sources) if file_id in found]
-        if len(below) > 1:
-            twice.append(file)
-        elif near:
-            beside += not below
-            matched[near[0]] = facts
-        elif (table.path.parent / file).is_file() and not any(_beside(table.path, file, sources)):
-            outside += 1
+        meant, way = found.below(file), _BELOW
+        if not meant:
+            paths = [os.path.realpath(base / file) for base in bases]
+            meant = next(filter(None, map(found.at, paths)), [])
+            way = _WHOLE if posixpath.isabs(file) else _BESIDE
+        if len(meant) > 1:
+            (twice if len({root for root, _ in meant}) > 1 else alike).append(file)
+        elif meant:
+            stated.append((meant[0], facts))
+            ways.setdefault(meant[0], way)
+        elif left_out := [path for path in paths if os.path.isfile(path) and not found.covers(path)]:  # noqa: PTH113
+            outside.add(left_out[0])
         else:
             missing.append(file)
     if missing:
@@ -187,29 +281,65 @@ def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[File
             f"{table.path.name} names {len(twice)} files that are in two sources: {examples(twice)}. "
             "Ingest the sources one by one."
         )
-    return matched, _understood(len(matched) - beside, beside, outside)
+    if alike:
+        raise InputError(
+            f"{table.path.name} names {len(alike)} files of which there are two: {examples(alike)}. Their names differ only in "
+            "blanks or in how letters with accents are encoded. Rename one of them."
+        )
+    counts = Counter(ways.values())
+    parts = [f"{counts[way]} {way}" for way in (_BELOW, _BESIDE, _WHOLE) if counts[way]]
+    parts += [f"{len(outside)} labelled files lie outside the sources and were left out"] if outside else []
+    return _united(table.path, stated), f"Labels: {'; '.join(parts)}."
 
 
-def _beside(table: Path, file: str, sources: Sequence[Path]) -> Iterator[FileId]:
-    """Yield the files of the sources that a path below the table's folder means."""
-    path = Path(os.path.normpath(table.resolve().parent / file))
-    for root, source in enumerate(sources):
-        if path.is_relative_to(source):
-            yield root, path.relative_to(source).as_posix()
+class _Found:
+    """The files that were found in some sources, by every name under which a table may know them."""
+
+    def __init__(self, sources: Sequence[Path], files: Iterable[FileId]) -> None:
+        self._sources = sources
+        self._files = dict.fromkeys(files)
+        self._alike: dict[str, list[FileId]] = {}
+        for file_id in self._files:
+            self._alike.setdefault(_alike(file_id[1]), []).append(file_id)
+
+    def below(self, file: str) -> list[FileId]:
+        """Return the files that have this path below a source: literally, else in another spelling, else behind a link."""
+        name = as_text(file)
+        exact = [(root, name) for root in range(len(self._sources)) if (root, name) in self._files]
+        if exact or posixpath.isabs(file) or file.startswith("../"):
+            return exact
+        linked = (self.at(os.path.realpath(source / file)) for source in self._sources)
+        return self._alike.get(_alike(name)) or list(dict.fromkeys(chain.from_iterable(linked)))
+
+    def at(self, path: str) -> list[FileId]:
+        """Return the files that lie at a path without links: literally, else in another spelling of the same name."""
+        name = as_text(path)
+        alike = self._real.get(_alike(name), {})
+        return [file_id for file_id, real in alike.items() if real == name] or list(alike)
+
+    def covers(self, path: str) -> bool:
+        """Return whether a path without links lies in a source, so that a file there would have been found."""
+        return any(Path(path).is_relative_to(os.path.realpath(source)) for source in self._sources)
+
+    @cached_property
+    def _real(self) -> dict[str, dict[FileId, str]]:
+        """The files by their paths without links, in one spelling, with these paths; members lie below their archive."""
+        folders = lru_cache(maxsize=None)(os.path.realpath)
+        found: dict[str, dict[FileId, str]] = {}
+        for root, source in self._files:
+            path = self._sources[root].joinpath(*(as_name(part) or part for part in source.split("/")))
+            real = as_text(os.path.realpath(path) if path.is_symlink() else os.path.join(folders(path.parent), path.name))  # noqa: PTH118
+            found.setdefault(_alike(real), {})[root, source] = real
+        return found
 
 
-def _understood(below: int, beside: int, outside: int) -> str:
-    parts = [
-        f"{below} files named by their path below a source" if below else "",
-        f"{beside} files named by their path below the table's own folder" if beside else "",
-        f"{outside} labelled files lie outside the sources and were left out" if outside else "",
-    ]
-    return "Labels: " + "; ".join(filter(None, parts)) + "."
+def _alike(path: str) -> str:
+    return "/".join(map(same_text, path.split("/")))
 
 
 def folder_labels(sources: Sequence[Path], files: Iterable[FileId]) -> dict[FileId, FileFacts]:
     """Return for each file the name of the folder that it lies in as its label; the source's own name at its top."""
     return {
-        (root, source): FileFacts(frozenset((posixpath.basename(posixpath.dirname(source)) or sources[root].name,)))
+        (root, source): FileFacts(frozenset((same_text(posixpath.basename(posixpath.dirname(source)) or sources[root].name),)))
         for root, source in files
     }

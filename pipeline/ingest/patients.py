@@ -9,12 +9,13 @@ import hashlib
 import hmac
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydicom import dcmread
 
 from pipeline.errors import InputError
-from pipeline.ingest.labels import examples
+from pipeline.ingest.labels import examples, same_text
 
 
 def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.Pattern[str] | None:
@@ -37,10 +38,10 @@ def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.P
     InputError
         Where it is neither.
     """
-    if text is None or text in columns:
+    if text is None or same_text(text) in columns:
         return None
     try:
-        pattern = re.compile(text)
+        pattern = re.compile(unicodedata.normalize("NFC", text))
     except re.error as error:
         raise InputError(f"The patient key {text} is not a regular expression: {error}.") from None
     if pattern.groups != 1:
@@ -52,7 +53,7 @@ def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.P
 
 
 def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[str, str]:
-    """Return the patient key of each path: what the pattern's group matches in it.
+    """Return the patient key of each path: what the pattern's group matches in it, in one form of Unicode.
 
     Raises
     ------
@@ -61,9 +62,9 @@ def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[st
     """
     keys, without = {}, []
     for source in sources:
-        found = pattern.search(source)
-        if found and found.group(1):
-            keys[source] = found.group(1)
+        found = pattern.search(unicodedata.normalize("NFC", source))
+        if found and (key := same_text(found.group(1) or "")):
+            keys[source] = key
         else:
             without.append(source)
     if without:
@@ -81,10 +82,8 @@ def read_patient_id(content: bytes) -> str:
     patient divided by mistake would cross splits.
     """
     try:
-        return str(
-            dcmread(io.BytesIO(content), specific_tags=["PatientID"], stop_before_pixels=True, force=True).get("PatientID")
-            or ""
-        ).strip()
+        header = dcmread(io.BytesIO(content), specific_tags=["PatientID"], stop_before_pixels=True, force=True)
+        return same_text(str(header.get("PatientID") or ""))
     except Exception:
         return ""
 
