@@ -18,7 +18,7 @@ from pipeline.progress import silent
 from pipeline.train.augment import Augmentation
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head
-from pipeline.train.loss import class_weights, remove_class_weights, weighted_loss
+from pipeline.train.loss import class_weights, count_terms, remove_class_weights, weighted_loss
 
 SIZE = 32
 
@@ -45,14 +45,21 @@ def test_unknown_labels_do_not_change_the_loss() -> None:
     expected = functional.binary_cross_entropy_with_logits(logits, targets)
     unknown = torch.cat([targets, torch.full((3, 2), torch.nan)])
     more = torch.cat([logits, torch.randn(3, 2)])
-    torch.testing.assert_close(weighted_loss(more, unknown, weights, Activation.SIGMOID), expected)
+    terms = count_terms(unknown.double().numpy(), Activation.SIGMOID)
+    torch.testing.assert_close(weighted_loss(more, unknown, weights, Activation.SIGMOID, terms), expected)
+    alone = torch.cat([functional.one_hot(torch.tensor([0, 1, 1, 0]), 2).float(), torch.full((3, 2), torch.nan)])
+    terms = count_terms(alone.double().numpy(), Activation.SOFTMAX)
+    torch.testing.assert_close(
+        weighted_loss(more, alone, weights, Activation.SOFTMAX, terms), functional.cross_entropy(logits, alone[:4])
+    )
 
 
 def test_the_softmax_loss_is_weighted_cross_entropy() -> None:
     logits, classes, weights = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 2]), torch.tensor([1.0, 2.0, 0.5])
     expected = functional.cross_entropy(logits, classes, weights, label_smoothing=0.1)
     targets = functional.one_hot(classes, 3).float()
-    torch.testing.assert_close(weighted_loss(logits, targets, weights, Activation.SOFTMAX, 0.1), expected)
+    divisor = weights[classes].sum().item()
+    torch.testing.assert_close(weighted_loss(logits, targets, weights, Activation.SOFTMAX, divisor, 0.1), expected)
 
 
 def examples(count: int, seed: int) -> Examples:
@@ -202,3 +209,33 @@ def test_without_class_weights_probabilities_are_those_of_the_training_split_aga
     assert weighted.mean() > 0.2
     assert shifted.mean() == pytest.approx(present.mean(), abs=0.01)
     assert expected_calibration_error(shifted, targets[:, 1]) < 0.02 < expected_calibration_error(weighted, targets[:, 1])
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+def test_in_small_batches_the_mean_probability_is_the_frequency(activation: Activation, unknown: float) -> None:
+    """Batches of four, as they are drawn in fine-tuning; a network that knows nothing must end at the frequencies."""
+    rng = np.random.default_rng(0)
+    targets = one_hot(rng.choice(3, 400, p=[0.75, 0.2, 0.05]), 3)
+    if unknown:  # more often so for frames with the common label, so that what a batch knows goes with what it holds
+        hidden = rng.random(400) < unknown * (1 + targets[:, 0]) / 2
+        targets[hidden] = np.nan
+    frequency = np.nanmean(targets, axis=0)
+    weights = class_weights(targets, activation)
+    layer = torch.nn.Linear(1, 3, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.weight)
+    solver = torch.optim.LBFGS([layer.bias], max_iter=100, line_search_fn="strong_wolfe")
+    nothing, counts = torch.zeros(4, 1, dtype=torch.float64), torch.from_numpy(weights)
+    divisor = 4 * count_terms(targets, activation) / len(targets)
+    batches = torch.from_numpy(targets).split(4)
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        loss = sum((weighted_loss(layer(nothing), batch, counts, activation, divisor) for batch in batches), torch.tensor(0.0))
+        (loss / len(batches)).backward()
+        return loss / len(batches)
+
+    solver.step(closure)
+    remove_class_weights(layer, weights)
+    (found,) = probabilities(layer.bias.detach().numpy()[None], activation, 1.0)
+    np.testing.assert_allclose(found, frequency, rtol=1e-3)

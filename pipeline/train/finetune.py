@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.records import FloatArray
 from pipeline.train.augment import Augmentation
 from pipeline.train.checkpoint import Course, State, load_checkpoint, save_checkpoint, trainable
-from pipeline.train.loss import weighted_loss
+from pipeline.train.loss import count_terms, weighted_loss
 
 TEMPERATURES = np.geomspace(0.25, 8, 31).tolist()
 """Tried for the tune loss, about 12 % apart."""
@@ -143,7 +143,8 @@ def judge_tune(network: Network, fitting: Fitting, progress: Progress) -> dict[s
         logits = torch.cat([network(pixels)[0] for pixels, _ in batches])
     truth = frames.targets[frames.rows]
     targets = torch.from_numpy(truth).float()
-    losses = [weighted_loss(logits / t, targets, fitting.class_weights, fitting.activation).item() for t in TEMPERATURES]
+    terms = count_terms(truth, fitting.activation)
+    losses = [weighted_loss(logits / t, targets, fitting.class_weights, fitting.activation, terms).item() for t in TEMPERATURES]
     judged = {"tune_loss": float(np.min(losses))}
     if math.isfinite(judged["tune_loss"]) and math.isfinite(area := _mean_auroc(logits.numpy(), truth, fitting.activation)):
         judged["tune_auroc"] = area
@@ -188,10 +189,13 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
     order = np.random.default_rng((fitting.seed, epoch)).permutation(fitting.train.rows)
     size = fitting.settings.batch_size
     batches = fitting.train.batches(order, size)
+    terms = count_terms(fitting.train.targets[fitting.train.rows], fitting.activation)
+    divisor = terms * size / len(order)
     total = 0.0
     for pixels, targets in progress(batches, f"epoch {epoch}", math.ceil(len(order) / size)):
         logits, _ = state.network(fitting.augmentation(pixels))
-        loss = weighted_loss(logits, targets, fitting.class_weights, fitting.activation, fitting.settings.label_smoothing)
+        smoothing = fitting.settings.label_smoothing
+        loss = weighted_loss(logits, targets, fitting.class_weights, fitting.activation, divisor, smoothing)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "
@@ -200,8 +204,8 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
         state.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()
-        total += loss.item() * len(pixels)
-    return total / len(order)
+        total += loss.item() * divisor
+    return total / terms
 
 
 def _judge_epoch(state: State, fitting: Fitting, train_loss: float, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.config import HeadSection
 from pipeline.errors import TrainingError
 from pipeline.predictions import Activation
-from pipeline.train.loss import weighted_loss
+from pipeline.train.loss import count_terms, weighted_loss
 
 Array = NDArray[np.float64]
 
@@ -77,16 +77,18 @@ def _fit(train: Examples, tune: Examples, weights: Array, activation: Activation
     torch.nn.init.zeros_(layer.bias)
     solver = torch.optim.LBFGS(layer.parameters(), max_iter=epochs, history_size=20, line_search_fn="strong_wolfe")
 
+    terms, tune_terms = (count_terms(part.targets, activation) for part in (train, tune))
+
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        loss = weighted_loss(layer(features), targets, counts, activation) + decay * layer.weight.square().sum() / 2
+        loss = weighted_loss(layer(features), targets, counts, activation, terms) + decay * layer.weight.square().sum() / 2
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     final = float(solver.step(closure).detach())  # type: ignore[no-untyped-call]
     with torch.no_grad():
         tune_logits = layer(torch.from_numpy(tune.features))
-        tune_loss = float(weighted_loss(tune_logits, torch.from_numpy(tune.targets), counts, activation))
+        tune_loss = float(weighted_loss(tune_logits, torch.from_numpy(tune.targets), counts, activation, tune_terms))
     if not np.isfinite([final, tune_loss]).all():
         raise TrainingError("The loss of the linear head is not a number. Look for frames with extreme or empty pixels.")
     return Head(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy(), decay, tune_loss)

@@ -49,10 +49,16 @@ def remove_class_weights(classifier: torch.nn.Linear, weights: NDArray[np.float6
         classifier.bias.sub_(torch.from_numpy(np.log(weights)))
 
 
+def count_terms(targets: NDArray[np.float64], activation: Activation) -> int:
+    """Return how many terms `weighted_loss` adds up: frames of which all labels are known, or with sigmoid known labels."""
+    known = ~np.isnan(targets)
+    return int(known.all(axis=1).sum() if activation is Activation.SOFTMAX else known.sum())
+
+
 def weighted_loss(
-    logits: Tensor, targets: Tensor, weights: Tensor, activation: Activation, label_smoothing: float = 0.0
+    logits: Tensor, targets: Tensor, weights: Tensor, activation: Activation, divisor: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return the mean loss over all that is known.
+    """Return the sum of the loss over all that is known, divided by `divisor`.
 
     Parameters
     ----------
@@ -63,14 +69,19 @@ def weighted_loss(
     activation
         `softmax` gives weighted cross-entropy over the frames whose labels are all known, `sigmoid` weighted binary
         cross-entropy over all known labels.
+    divisor
+        The same number for all batches of a run. A batch's own weights or known labels would not do, though torch takes them
+        by default: a frame would count for less in a batch that happens to hold more of the heavy labels, so that a label of
+        weight w is not taught w times its odds, and `remove_class_weights` would remove too much.
     label_smoothing
         In [0, 1): how far targets are drawn towards the uniform distribution.
     """
     if activation is Activation.SOFTMAX:
         known = ~torch.isnan(targets).any(1)
         classes = targets[known].argmax(1)
-        return functional.cross_entropy(logits[known], classes, weights, label_smoothing=label_smoothing)
+        losses = functional.cross_entropy(logits[known], classes, weights, label_smoothing=label_smoothing, reduction="none")
+        return losses.sum() / divisor
     known = ~torch.isnan(targets)
     smooth = torch.nan_to_num(targets) * (1 - label_smoothing) + label_smoothing / 2
     losses = functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
-    return losses[known].mean()
+    return losses[known].sum() / divisor
