@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from zipfile import ZIP_STORED
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
 from pipeline.intake import Limits, Reading
@@ -333,6 +335,55 @@ def outcome(file: StudyFile) -> str:
     except UnreadableError as error:
         return error.reason
     return "read"
+
+
+PREAMBLES = {
+    "tiff": b"II*\0\x08\0\0\0",
+    "tiff-big-endian": b"MM\0*\0\0\0\x08",
+    "bigtiff": b"II+\0\x08\0\0\0",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "jpeg": b"\xff\xd8\xff\xe0",
+    "zip": b"PK\x03\x04",
+    "empty-zip": b"PK\x05\x06",
+    "gzip": b"\x1f\x8b\x08",
+    "bmp": b"BM",
+    "gif": b"GIF89a",
+    "pdf": b"%PDF-1.4",
+    "elf": b"\x7fELF",
+    "vol": b"HSF-OCT-103",
+    "e2e": b"CMDb\0",
+    "fda": b"FOCTFDA",
+    "big-endian": b"\0\x08\0\x05CS",
+}
+
+
+def test_dicom_is_dicom_whatever_its_preamble_looks_like(tmp_path: Path) -> None:
+    """PS3.10 7.1 leaves the 128 bytes before DICM to the application, for example to files that are DICOM and TIFF at once."""
+    plain = make_dicom(make_pixels(), StudyInstanceUID="1.2.3")
+    (expected,) = read_frames_from_bytes(plain, "x")
+    contents = {f"{name}.dcm": preamble.ljust(128, b"\0") + plain[128:] for name, preamble in PREAMBLES.items()}
+    contents |= {
+        "scan.img": contents["zip.dcm"],
+        "P1_Macular Cube 512x128_1-2-2013_10-11-12_OS_sn1_cube_z.img": contents["bmp.dcm"],
+    }
+    write_all(tmp_path, contents | {"all.zip": make_zip(contents), "stored.zip": make_zip(contents, ZIP_STORED)})
+    found = list(discover(tmp_path))
+    assert {file.source for file in found} == {
+        f"{folder}{name}" for folder in ("", "all.zip/", "stored.zip/") for name in contents
+    }
+    for file in found:
+        (frame,) = read_frames(file)
+        assert frame.pixel_sha256 == expected.pixel_sha256, file.source
+        assert list(stated_study(file)) == ["1.2.3"], file.source
+        assert locate(tmp_path, file.source) == file
+
+
+def test_an_archive_is_one_though_a_name_in_it_has_the_letters_of_dicom_at_their_place(tmp_path: Path) -> None:
+    name = f"{'x' * 98}DICM/1.dcm"
+    content = make_zip({name: make_dicom()})
+    assert content[128:132] == b"DICM"
+    write_all(tmp_path, {"a.zip": content})
+    assert [file.source for file in discover(tmp_path)] == [f"a.zip/{name}"]
 
 
 def test_a_dicomdir_alone_means_the_files_that_it_names(tmp_path: Path) -> None:

@@ -69,10 +69,10 @@ def read_frames_from_bytes(content: bytes, source: str, reading: Reading = DEFAU
 def _reader(head: bytes, source: str) -> Reader:
     if not head:
         raise UnreadableError(Reason.NOT_AN_IMAGE, "The file is empty. Copy it again.")
-    if head.startswith(PNG) or head.startswith(JPEG):
-        return read_picture
     if is_dicom(head):
         return read_dicom
+    if head.startswith(PNG) or head.startswith(JPEG):
+        return read_picture
     if head.startswith(TIFF):
         return read_tiff
     if (reader := vendor_reader(head, source)) is not None:

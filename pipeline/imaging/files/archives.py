@@ -14,6 +14,8 @@ from pipeline.imaging.files.study_file import Member, Refusal, StudyFile, harmle
 from pipeline.imaging.guard import translated
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+HEAD = 134
+"""Bytes from the start of a file that are enough to tell an archive."""
 MOST_MEMBERS = 2**18
 """Members of an archive and of all archives within it."""
 MOST_UNPACKED = 2**38
@@ -98,8 +100,12 @@ class _Window(io.RawIOBase):
 
 
 def is_archive(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is a zip archive."""
-    return head.startswith(ZIP)
+    """Return whether a file that begins with `head` is a zip archive.
+
+    A DICOM file with the start of one in its preamble, which applications may use as they like (PS3.10 7.1), is none. The group
+    of its first element is looked at, too, since these bytes are part of the first member's name in some archives.
+    """
+    return head.startswith(ZIP) and head[128:134] != b"DICM\x02\x00"
 
 
 def find_members(file: StudyFile) -> Iterator[StudyFile]:
@@ -208,7 +214,7 @@ def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spe
         yield found
         return
     try:
-        nested = is_archive(unpack(archive.stream, member, len(ZIP[0])))
+        nested = is_archive(unpack(archive.stream, member, HEAD))
     except UnreadableError:
         nested = False
     yield from _nested(archive, found, spent) if nested else (found,)

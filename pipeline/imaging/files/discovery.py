@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging.files import dicomdir
-from pipeline.imaging.files.archives import ZIP, find_members, is_archive
+from pipeline.imaging.files import archives, dicomdir
+from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
@@ -115,7 +115,7 @@ def _without_dicomdirs(files: list[StudyFile]) -> Iterator[StudyFile]:
 
 
 def _expanded(file: StudyFile) -> Iterable[StudyFile]:
-    return find_members(file) if is_archive(_peek(file, len(ZIP[0]))) else (file,)
+    return find_members(file) if is_archive(_peek(file, archives.HEAD)) else (file,)
 
 
 def _peek(file: StudyFile, count: int) -> bytes:
@@ -179,7 +179,7 @@ def locate(root: Path, source: str) -> StudyFile:
     if name is None or not os.path.lexists(path):
         return _gone(path, source)
     file = _reached(folder, path) or _below(folder, path)
-    if file.source == source and not is_archive(_peek(file, len(ZIP[0]))):
+    if file.source == source and not is_archive(_peek(file, archives.HEAD)):
         return file
     return _members(file, file.stat()).get(source) or _gone(path, source)
 
