@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -23,7 +24,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     OphthalmicTomographyImageStorage,
+    RLELossless,
 )
 
 from pipeline.errors import Reason, UnreadableError
@@ -32,7 +35,7 @@ from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import StudyFile, read_frames, read_frames_from_bytes
 from pipeline.intake import DEFAULT_READING, Limits, Reading
 from pipeline.records import Frame
-from tests.builders import make_dataset, make_dicom
+from tests.builders import make_dataset, make_dicom, make_encapsulated
 
 REAL = Path(data_store.__file__).parent / "data"
 
@@ -269,6 +272,43 @@ def test_pixel_values_in_floating_point() -> None:
     assert refused(write(dataset)).reason is Reason.INCONSISTENT
 
 
+GREY, COLOURS = np.arange(48 * 40, dtype=np.uint8).reshape(48, 40), np.repeat(np.arange(64, dtype=np.uint8), 3).reshape(8, 8, 3)
+COMPRESSED = {
+    RLELossless: lambda pixels: RLELosslessEncoder.encode(make_dataset(pixels)),
+    JPEG2000Lossless: lambda pixels: imagecodecs.jpeg2k_encode(pixels, level=0),
+    JPEGLSLossless: imagecodecs.jpegls_encode,
+}
+
+
+@pytest.mark.parametrize("syntax", [None, *COMPRESSED])
+@pytest.mark.parametrize(
+    ("pixels", "overrides", "note"),
+    [
+        (GREY, {"NumberOfFrames": 0}, "Number of Frames is 0: the file was read as one frame."),
+        (COLOURS, {"NumberOfFrames": 0}, "Number of Frames is 0: the file was read as one frame."),
+        (GREY, {"SamplesPerPixel": None}, "Samples per Pixel is missing: it was taken as 1, as MONOCHROME2 has it."),
+        (
+            GREY,
+            {"SamplesPerPixel": None, "PhotometricInterpretation": "MONOCHROME1"},
+            "Samples per Pixel is missing: it was taken as 1, as MONOCHROME1 has it.",
+        ),
+        (COLOURS, {"SamplesPerPixel": None}, "Samples per Pixel is missing: it was taken as 3, as RGB has it."),
+    ],
+)
+def test_what_a_header_leaves_open_but_implies_is_read_with_a_note(
+    pixels: np.ndarray, overrides: dict[str, Any], note: str, syntax: str | None
+) -> None:
+    """pydicom, as DCMTK, reads a file of 0 frames as one; both know the samples of a grey picture."""
+    if syntax is None:
+        content = make_dicom(pixels, **overrides)
+    else:
+        content = make_encapsulated(pixels, syntax, [[COMPRESSED[syntax](pixels)]], **overrides)
+    (frame,) = read(content)
+    assert frame.stored_sha256 == hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert frame.notes == (note,)
+    assert frame.number_of_frames == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason", "words"),
     [
@@ -280,7 +320,8 @@ def test_pixel_values_in_floating_point() -> None:
         ({"Rows": 49}, Reason.TRUNCATED, "3840 of 3920 bytes"),
         ({"Rows": 24}, Reason.INCONSISTENT, "describes 1920"),
         ({"NumberOfFrames": 2}, Reason.TRUNCATED, "3840 of 7680 bytes"),
-        ({"NumberOfFrames": 0}, Reason.INCONSISTENT, "Number of Frames is 0"),
+        ({"NumberOfFrames": -1}, Reason.INCONSISTENT, "Number of Frames is -1"),
+        ({"SamplesPerPixel": None, "PhotometricInterpretation": "RGB"}, Reason.TRUNCATED, "3840 of 11520 bytes"),
         ({"BitsStored": 17}, Reason.INCONSISTENT, "Bits Stored is 17 of 16"),
         ({"BitsStored": 12}, Reason.INCONSISTENT, "High Bit is 15 with 12 bits stored"),
         ({"BitsStored": 12, "HighBit": 0}, Reason.INCONSISTENT, "High Bit is 0 with 12 bits stored"),

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import uid
+from pydicom import dcmread, uid
 from pydicom.pixels.encoders import RLELosslessEncoder
 
 from pipeline.errors import Reason, UnreadableError
@@ -262,6 +262,42 @@ def test_signed_codestreams_under_an_unsigned_header_are_refused(codecformat: st
     with pytest.raises(UnreadableError, match="signed values, but Pixel Representation is 0") as caught:
         list(read_frames_from_bytes(content, "a.dcm", Reading(side=side)))
     assert caught.value.reason is Reason.INCONSISTENT
+
+
+def one_segment(*runs: bytes) -> bytes:
+    return struct.pack("<16L", 1, 64, *[0] * 14) + b"".join(runs)
+
+
+CUT_RUN = "The last run of an RLE segment claims more bytes than there are; the frame was complete without them."
+
+
+@pytest.mark.parametrize(
+    "last", [b"\x7f" + bytes(128), b"\x7f" + bytes(64), b"\x05\x09", b"\x80\x05", b"\x80\xc0", b"\x00", b"\x80"]
+)
+def test_a_last_rle_run_that_claims_too_much_does_no_harm_to_a_complete_frame(last: bytes) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    runs = b"\x7f" + pixels.tobytes()[:128], b"\x7f" + pixels.tobytes()[128:]
+    content = make_encapsulated(pixels, uid.RLELossless, [[one_segment(*runs, last)]])
+    (frame,) = read(content)
+    assert frame.stored_sha256 == sha256(pixels)
+    is_whole = last in (b"\x7f" + bytes(128), b"\x00", b"\x80")
+    assert frame.notes == (() if is_whole else (CUT_RUN,))
+
+
+@pytest.mark.parametrize("missing", [0, 2, 40])
+def test_a_last_rle_run_counts_as_far_as_it_reaches(missing: int) -> None:
+    pixels = np.arange(201, dtype=np.uint8).reshape(3, 67)
+    runs = b"\x7f" + pixels.tobytes()[:128], b"\x7f" + pixels.tobytes()[128 : 201 - missing]
+    content = make_encapsulated(pixels, uid.RLELossless, [[one_segment(*runs)]])
+    if not missing:
+        (frame,) = read(content)
+        assert frame.stored_sha256 == sha256(pixels)
+        np.testing.assert_array_equal(dcmread(io.BytesIO(content)).pixel_array, pixels)
+        assert frame.notes == (CUT_RUN,)
+    else:
+        with pytest.raises(UnreadableError) as caught:
+            read(content)
+        assert caught.value.reason is Reason.DECODE_FAILED
 
 
 def test_colour_in_rle_and_in_planes_is_that_of_pydicom() -> None:

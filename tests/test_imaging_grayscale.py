@@ -194,6 +194,26 @@ def test_a_voi_lut_without_a_table_is_left_out_and_said_so(window: bool) -> None
     np.testing.assert_array_equal(frame.pixels, read_one(stored, **given))
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_a_modality_lut_without_a_table_is_left_out_and_the_rescale_counts(described: bool) -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    empty = Dataset()
+    if described:
+        empty.add_new(0x00283002, "US", [256, 0, 16])
+        empty.ModalityLUTType = "US"
+    given = {
+        "RescaleSlope": 2,
+        "RescaleIntercept": -10,
+        "WindowCenter": 100,
+        "WindowWidth": 150,
+        "VOILUTFunction": "LINEAR_EXACT",
+    }
+    content = make_dicom(stored, ModalityLUTSequence=Sequence([empty]), **given)
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    assert frame.notes == ("The Modality LUT of the file has no table and was left out.",)
+    np.testing.assert_array_equal(frame.pixels, read_one(stored, **given))
+
+
 def test_signed_values_and_unused_high_bits() -> None:
     signed = np.array([[-1000, -500], [0, 500]], np.int16)
     np.testing.assert_allclose(

@@ -52,7 +52,9 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
     if runner.transfer_syntax == uid.RLELossless:
         runner.set_option("planar_configuration", 1)
         pixels = runner.rows * runner.columns
-        return bytearray(decode_rle(encoded, pixels, runner.samples_per_pixel, runner.bits_allocated))
+        planes, notes = decode_rle(encoded, pixels, runner.samples_per_pixel, runner.bits_allocated)
+        runner.get_option("notes", []).extend(notes)
+        return bytearray(planes)
     expected = (runner.rows, runner.columns, runner.samples_per_pixel)
     check_codestream(encoded, expected, runner.bits_allocated, runner.pixel_representation == 1)
     array = _reduced(encoded, runner)

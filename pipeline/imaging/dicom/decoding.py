@@ -23,19 +23,19 @@ Values = NDArray[Any]
 
 
 def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
-    """Decode the frames one at a time; as `decoded_values`, without the name of what decoded them."""
-    return (values for values, _ in decoded_values(dataset, layout, reading))
+    """Decode the frames one at a time; as `decoded_values`, without what it says of them."""
+    return (values for values, _, _ in decoded_values(dataset, layout, reading))
 
 
-def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[tuple[Values, str]]:
+def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[tuple[Values, str, tuple[str, ...]]]:
     """Decode the frames one at a time.
 
     Yields
     ------
-    tuple[NDArray, str]
+    tuple[NDArray, str, tuple[str, ...]]
         Values of shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns where
-        `reading.side` allows it. They may be a view of the pixel data that cannot be written to. And what decoded them, as
-        `Frame.decoder`.
+        `reading.side` allows it. They may be a view of the pixel data that cannot be written to. Then what decoded them, as
+        `Frame.decoder`, and what is wrong with the encoded frame, in sentences.
 
     Raises
     ------
@@ -43,19 +43,20 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
         `DECODE_FAILED`, `TRUNCATED` or `RESOURCE_LIMIT`.
     """
     register()
-    frames: Iterator[Values] = iter(())
+    frames: Iterator[tuple[Values, tuple[str, ...]]] = iter(())
     for number in range(1, layout.frames + 1):
         with translated(f"The pixel data of frame {number} are damaged and cannot be decoded. Copy or export the file again."):
             if number == 1:
                 encapsulated = layout.transfer_syntax.is_encapsulated
                 frames = _encapsulated(dataset, layout, reading) if encapsulated else _native(dataset, layout)
-            array = next(frames, None)
-        if array is None:
+            decoded = next(frames, None)
+        if decoded is None:
             raise UnreadableError(
                 Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
             )
+        array, notes = decoded
         values = _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
-        yield values if reading.side is None else _averaged(values, layout, reading.side), _decoder(array, layout)
+        yield values if reading.side is None else _averaged(values, layout, reading.side), _decoder(array, layout), notes
 
 
 def _decoder(array: Values, layout: Layout) -> str:
@@ -90,12 +91,13 @@ def _placed(words: Values, layout: Layout) -> Values:
     return aligned(words, layout.bits)
 
 
-def _native(dataset: Dataset, layout: Layout) -> Iterator[Values]:
+def _native(dataset: Dataset, layout: Layout) -> Iterator[tuple[Values, tuple[str, ...]]]:
     if layout.bits_allocated == 1:
-        return _single_bits(np.frombuffer(little_endian(dataset, "PixelData"), np.uint8), layout)
+        return ((array, ()) for array in _single_bits(np.frombuffer(little_endian(dataset, "PixelData"), np.uint8), layout))
     decoder = get_decoder(layout.transfer_syntax)
-    frames = decoder.iter_array(dataset, allow_excess_frames=False, view_only=True, **_options(layout))
-    return (array for array, _ in frames)
+    options = _options(layout) | {"samples_per_pixel": layout.samples, "number_of_frames": layout.frames}
+    frames = decoder.iter_array(dataset, allow_excess_frames=False, view_only=True, **options)
+    return ((array, ()) for array, _ in frames)
 
 
 def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
@@ -106,15 +108,16 @@ def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
         yield bits[start % 8 : start % 8 + pixels].reshape(layout.rows, layout.columns)
 
 
-def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
+def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[tuple[Values, tuple[str, ...]]]:
     decoder = get_decoder(layout.transfer_syntax)
-    options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | {"number_of_frames": 1}
+    counts = {"samples_per_pixel": layout.samples, "number_of_frames": 1}
+    options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | counts
     for encoded in layout.encoded_frames(dataset):
         yield decode_frame(encoded, decoder, options, reading)
 
 
-def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> Values:
-    """Decode one compressed frame.
+def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> tuple[Values, tuple[str, ...]]:
+    """Decode one compressed frame; return also what is wrong with it, in sentences.
 
     Parameters
     ----------
@@ -126,8 +129,8 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
         The image pixel attributes of the header, by the names that pydicom gives them.
     reading
         Its `side` reaches the plugin as an option of that name; a plugin that decodes at a reduced resolution sets the options
-        `rows` and `columns` to what it returns.
+        `rows` and `columns` to what it returns. Another option, `notes`, is a list for its sentences.
     """
-    one = encapsulate([encoded], has_bot=False)
-    array: Values = next(decoder.iter_array(one, decoding_plugin=PLUGIN, validate=False, side=reading.side, **options))[0]
-    return array
+    one, notes = encapsulate([encoded], has_bot=False), list[str]()
+    array, _ = next(decoder.iter_array(one, decoding_plugin=PLUGIN, validate=False, side=reading.side, notes=notes, **options))
+    return array, tuple(notes)

@@ -13,7 +13,6 @@ from pipeline.imaging.dicom.header import (
     as_signed,
     code,
     is_no_number,
-    item,
     items,
     little_endian,
     number,
@@ -94,10 +93,12 @@ def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
 
 def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance."""
-    table = item(scope.dataset, "ModalityLUTSequence")
+    tables = items(scope.dataset, "ModalityLUTSequence")
+    table = next((one for one in tables if value(one, "LUTData") is not None), None)
     if table is not None:
         return _lut(table, _is_signed(scope.dataset))
-    notes = tuple(
+    notes: tuple[str, ...] = ("The Modality LUT of the file has no table and was left out.",) if tables else ()
+    notes += tuple(
         f"{name} is no number: it was left out."
         for keyword, name in (("RescaleSlope", "Rescale Slope"), ("RescaleIntercept", "Rescale Intercept"))
         if any(is_no_number(one, keyword) for one in scope.candidates("PixelValueTransformationSequence"))
@@ -107,7 +108,7 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
         return Rescale(), notes
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
     if slope == 0:
-        return Rescale(), ("Rescale Slope is 0, which would leave no image: the rescale was left out.",)
+        return Rescale(), (*notes, "Rescale Slope is 0, which would leave no image: the rescale was left out.")
     return Rescale(1.0 if slope is None else slope, intercept or 0.0), notes
 
 

@@ -25,7 +25,10 @@ PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleF
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the pixel data are laid out; checked, so that no half-valid one exists. Pixels in floating point have no `bits`."""
+    """How the pixel data are laid out; checked, so that no half-valid one exists. Pixels in floating point have no `bits`.
+
+    `notes` says in sentences what the header leaves out and was assumed.
+    """
 
     keyword: str
     rows: int
@@ -36,6 +39,7 @@ class Layout:
     bits: Bits | None
     photometric_interpretation: str
     transfer_syntax: UID
+    notes: tuple[str, ...] = ()
 
     def encoded_frames(self, dataset: Dataset) -> Iterator[bytes]:
         """Yield the encoded frames of encapsulated pixel data; raises as `fragments.encoded_frames`."""
@@ -57,16 +61,20 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
             Reason.NO_PIXELS, "The DICOM file has no pixel data: it is no image, or it was cut off before them."
         )
     keyword = present[0]
+    photometric_interpretation = code(dataset, "PhotometricInterpretation")
+    frames, frame_notes = _number_of_frames(dataset)
+    samples, sample_notes = _samples(dataset, photometric_interpretation)
     layout = Layout(
         keyword=keyword,
         rows=_required(dataset, "Rows"),
         columns=_required(dataset, "Columns"),
-        frames=_required(dataset, "NumberOfFrames") if value(dataset, "NumberOfFrames") is not None else 1,
-        samples=_required(dataset, "SamplesPerPixel"),
+        frames=frames,
+        samples=samples,
         bits_allocated=_required(dataset, "BitsAllocated"),
         bits=_bits(dataset) if keyword == "PixelData" else None,
-        photometric_interpretation=code(dataset, "PhotometricInterpretation"),
+        photometric_interpretation=photometric_interpretation,
         transfer_syntax=syntax,
+        notes=frame_notes + sample_notes,
     )
     check_size(layout.rows, layout.columns, max(layout.frames, 1), limits)
     _check_header(dataset, layout)
@@ -90,6 +98,24 @@ def _required(dataset: Dataset, keyword: str) -> int:
     return int(found)
 
 
+def _number_of_frames(dataset: Dataset) -> tuple[int, tuple[str, ...]]:
+    if value(dataset, "NumberOfFrames") is None:
+        return 1, ()
+    frames = _required(dataset, "NumberOfFrames")
+    return (frames, ()) if frames else (1, ("Number of Frames is 0: the file was read as one frame.",))
+
+
+def _samples(dataset: Dataset, photometric_interpretation: str) -> tuple[int, tuple[str, ...]]:
+    if value(dataset, "SamplesPerPixel") is not None or photometric_interpretation not in GREY + COLOUR:
+        return _required(dataset, "SamplesPerPixel"), ()
+    samples = _samples_of(photometric_interpretation)
+    return samples, (f"Samples per Pixel is missing: it was taken as {samples}, as {photometric_interpretation} has it.",)
+
+
+def _samples_of(photometric_interpretation: str) -> int:
+    return 3 if photometric_interpretation in COLOUR else 1
+
+
 def _bits(dataset: Dataset) -> Bits:
     stored, high = _required(dataset, "BitsStored"), number(dataset, "HighBit")
     return Bits(_required(dataset, "BitsAllocated"), stored, stored - 1 if high is None else int(high), overlay_bits(dataset))
@@ -105,7 +131,7 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
         faults += _bit_faults(layout.bits, movable=layout.transfer_syntax not in CODESTREAMS)
         if _required(dataset, "PixelRepresentation") not in (0, 1):
             faults.append("Pixel Representation is neither 0 nor 1")
-    expected = 3 if layout.photometric_interpretation in COLOUR else 1
+    expected = _samples_of(layout.photometric_interpretation)
     if layout.photometric_interpretation not in GREY + COLOUR:
         kind = layout.photometric_interpretation
         kind = kind if kind in _UNREAD else "missing, or no term of the Standard"

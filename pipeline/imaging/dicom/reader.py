@@ -93,9 +93,10 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     instance = hashlib.sha256()
     with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
         reading = _as_possible(reading, file)
-    for number, (stored, decoder) in enumerate(decoded_values(dataset, file.layout, reading), 1):
+    for number, (stored, decoder, damage) in enumerate(decoded_values(dataset, file.layout, reading), 1):
         with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(file, number, stored, decoder, reading)
+            frame = replace(frame, notes=frame.notes + damage) if damage else frame
             if frame.stored_sha256 and file.layout.frames > 1:
                 instance.update(np.ascontiguousarray(stored).data)
         if frame.stored_sha256 and number == file.layout.frames:
@@ -106,8 +107,8 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
 def _file(dataset: Dataset, content: bytes, source: str, layout: Layout, notes: tuple[str, ...]) -> _File:
     uids, uid_notes = instance_uids(dataset, content)
     sop_class = uid_text(dataset, "SOPClassUID")
-    overlay_notes = layout.bits.notes if layout.bits is not None else ()
-    return _File(dataset, layout, uids, sop_class, source, notes + uid_notes + overlay_notes + intent_notes(dataset, sop_class))
+    layout_notes = layout.notes + (layout.bits.notes if layout.bits is not None else ())
+    return _File(dataset, layout, uids, sop_class, source, notes + uid_notes + layout_notes + intent_notes(dataset, sop_class))
 
 
 def _as_possible(reading: Reading, file: _File) -> Reading:
