@@ -1,6 +1,7 @@
 import hashlib
 import io
 import re
+import struct
 import zlib
 from typing import Any
 
@@ -70,6 +71,53 @@ def test_lossless_eight_bit_grey_comes_out_as_it_is(content: bytes) -> None:
     assert frame.notes == ()
     assert frame.modality == ""
     assert frame.transfer_syntax_uid == ""
+
+
+def make_tiff(values: np.ndarray, bits: int, colours: np.ndarray | None = None) -> bytes:
+    """An uncompressed TIFF of 1 to 8 bits a pixel, grey or with a palette of words of shape (3, entries)."""
+    packed = np.packbits(np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(len(values), -1), axis=1).tobytes()
+    words = b"" if colours is None else colours.astype("<u2").tobytes()
+    shorts = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: 1 if colours is None else 3}
+    shorts |= {273: 8, 277: 1, 278: values.shape[0], 279: len(packed)}
+    entries = [struct.pack("<HHII", tag, 3, 1, value) for tag, value in shorts.items()]
+    if colours is not None:
+        entries.append(struct.pack("<HHII", 320, 3, colours.size, 8 + len(packed)))
+    end = 8 + len(packed) + len(words)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, end) + packed + words + directory
+
+
+PALETTE = np.repeat((np.arange(256)[::-1] // 2 + 40)[None], 3, axis=0)
+
+
+@pytest.mark.parametrize("factor", [257, 256, 1])
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_a_palette_in_a_tiff_file_is_the_picture_that_it_is_in_a_png_file(factor: int, bits: int) -> None:
+    indices, palette = GREY >> (8 - bits), PALETTE[:, : 2**bits]
+    image = Image.fromarray(indices, "P")
+    image.putpalette(palette.T.astype(np.uint8).tobytes())
+    (expected,) = read(save(image))
+    (frame,) = read(make_tiff(indices, bits, palette * factor))
+    np.testing.assert_array_equal(frame.pixels, expected.pixels)
+    assert frame.pixel_sha256 == expected.pixel_sha256
+    assert frame.notes == expected.notes == ()
+    if factor == 256:
+        (by_pillow,) = read(save(image, "TIFF"))
+        np.testing.assert_array_equal(by_pillow.pixels, expected.pixels)
+
+
+def test_a_palette_of_words_runs_over_their_range() -> None:
+    palette = np.repeat(np.arange(256)[None] * 100 + 7, 3, axis=0)
+    (frame,) = read(make_tiff(GREY, 8, palette))
+    np.testing.assert_allclose(frame.pixels, (GREY * 100.0 + 7) / 65535, atol=1e-6)
+    assert frame.notes == ()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_a_few_bits_runs_over_their_range(bits: int) -> None:
+    values = GREY >> (8 - bits)
+    (frame,) = read(make_tiff(values, bits))
+    np.testing.assert_allclose(frame.pixels, values / (2**bits - 1), atol=1e-6)
 
 
 def test_one_picture_has_one_hash_in_every_encoding() -> None:

@@ -68,7 +68,8 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         if stored is None:
             stored = _picture_values(_load(image))
         file = _File("pillow", content, source, 1, (image.height, image.width), reading.hashes)
-        frame = _frame(file, 1, stored, _grey(stored, TOLERANCE if content.startswith(JPEG) else 0))
+        grey = _grey(stored, TOLERANCE if content.startswith(JPEG) else 0)
+        frame = _frame(file, 1, stored, grey, (0.0, 255.0) if grey.dtype == np.uint8 else None)
     yield replace(frame, instance_sha256=frame.stored_sha256, by_camera=by_camera, notes=notes + frame.notes)
 
 
@@ -139,7 +140,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
                 stored = _page_values(page)
                 grey = _grey(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
                 file = _File("tifffile", content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
-                frame = _frame(file, number, stored, grey, inverted=page.photometric.name == "MINISWHITE")
+                frame = _frame(file, number, stored, grey, _full_range(page, grey), page.photometric.name == "MINISWHITE")
                 if frame.stored_sha256 and len(pages) > 1:
                     instance.update(little_endian(stored).data)
             if frame.stored_sha256 and number == len(pages):
@@ -187,7 +188,7 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
 def _page_values(page: Any) -> NDArray[Any]:
     array: NDArray[Any] = page.asarray()
     if page.photometric.name == "PALETTE":
-        array = np.moveaxis(page.colormap[:, array], 0, -1)
+        array = np.moveaxis(_colour_map(page)[:, array], 0, -1)
     elif page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":
         array = np.moveaxis(array, 0, -1)
     if array.shape[:2] != (page.imagelength, page.imagewidth):
@@ -199,6 +200,25 @@ def _page_values(page: Any) -> NDArray[Any]:
             Reason.INCONSISTENT, "A page of the TIFF file holds values that are not numbers. Export it again."
         )
     return array
+
+
+def _colour_map(page: Any) -> NDArray[Any]:
+    """Return the palette of a page, shape (3, entries): as bytes if its words were made of bytes, as in nearly all files.
+
+    Writers repeat a byte in both halves of a word (TIFF 6.0, page 23), leave the lower half 0, or the upper one.
+    """
+    words: NDArray[np.uint16] = page.colormap
+    for factor in (257, 256, 1):
+        if not (words % factor).any() and words.max() // factor < 2**8:
+            return (words // factor).astype(np.uint8)
+    return words
+
+
+def _full_range(page: Any, grey: NDArray[Any]) -> tuple[float, float] | None:
+    """Return what a palette, or up to 8 bits, can hold; None for what is shown between percentiles."""
+    bits = 8 * grey.itemsize if page.photometric.name == "PALETTE" else page.bitspersample
+    known = grey.dtype.kind == "u" and (bits <= 8 or page.photometric.name == "PALETTE")
+    return (0.0, 2.0**bits - 1) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +233,17 @@ class _File:
     hashes: bool
 
 
-def _frame(file: _File, number: int, stored: NDArray[Any], grey: NDArray[Any], inverted: bool = False) -> Frame:
-    """Make a frame: up to 8 bits are shown over their whole range, anything wider between percentiles."""
+def _frame(
+    file: _File,
+    number: int,
+    stored: NDArray[Any],
+    grey: NDArray[Any],
+    full_range: tuple[float, float] | None,
+    inverted: bool = False,
+) -> Frame:
+    """Make a frame: up to 8 bits and palettes are shown over their whole range, anything wider between percentiles."""
     if grey.dtype == bool:
-        grey = grey.astype(np.uint8) * np.uint8(255)
-    full_range = (0.0, 255.0) if grey.dtype == np.uint8 else None
+        grey, full_range = grey.astype(np.uint8) * np.uint8(255), (0.0, 255.0)
     pixels, notes = render(grey, Rendering(inverted=inverted, full_range=full_range))
     uids = [derived_uid(file.content, role) for role in ("study", "series", "instance")]
     frame = Frame(
