@@ -13,10 +13,10 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtend
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import PLUGIN, register
 from pipeline.imaging.dicom.codestream import check_codestream, codestream_shape
-from pipeline.imaging.identity import pixel_sha256
+from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
-from tests.builders import make_dataset
+from tests.builders import make_dataset, make_dicom
 
 GREY = (np.add.outer(np.arange(40), np.arange(56)) * 40 % 4096).astype(np.uint16)
 
@@ -74,6 +74,67 @@ def test_signed_values_in_unsigned_jpeg_ls_keep_their_sign() -> None:
     signed = GREY.astype(np.int16) - 2000
     (frame,) = read_compressed([imagecodecs.jpegls_encode(signed.view(np.uint16))], signed, JPEGLSLossless)
     assert frame.pixel_sha256 == pixel_sha256(signed)
+
+
+LOSSLESS = {
+    JPEGLosslessSV1: lambda array, bits: imagecodecs.ljpeg_encode(array, bitspersample=bits),
+    JPEGLSLossless: lambda array, bits: imagecodecs.jpegls_encode(array, level=0),
+    JPEG2000Lossless: lambda array, bits: imagecodecs.jpeg2k_encode(
+        array, level=0, codecformat="j2k", bitspersample=bits, reversible=True
+    ),
+}
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+@pytest.mark.parametrize("largest", [1030, 4095])
+@pytest.mark.parametrize("way", [{"WindowCenter": 2048, "WindowWidth": 4096}, {}])
+def test_values_of_more_bits_than_are_stored_do_not_wrap(syntax: str, largest: int, way: dict[str, int]) -> None:
+    pixels = (GREY * (largest / 4095)).astype(np.uint16)
+    pixels[0, 0] = largest
+    header = {"BitsStored": 10, "HighBit": 9} | way
+    (frame,) = read_compressed([LOSSLESS[syntax](pixels, 12)], pixels, syntax, **header)
+    assert frame.stored_range == (pixels.min(), largest)
+    assert frame.stored_sha256 == stored_sha256(pixels)
+    (as_it_is,) = read_frames_from_bytes(make_dicom(pixels, **way), "a.dcm")
+    np.testing.assert_array_equal(frame.pixels, as_it_is.pixels)
+    assert frame.notes[0] == "The compressed image holds values beyond those of Bits Stored: they are read as they are."
+    within = pixels % 1024
+    (frame,) = read_compressed([LOSSLESS[syntax](within, 12)], within, syntax, **header)
+    assert "Bits Stored" not in "".join(frame.notes)
+
+
+def test_values_of_more_bits_than_are_stored_do_not_wrap_in_extended_jpeg() -> None:
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint16) * 32
+    encoded = imagecodecs.jpeg8_encode(smooth, level=98, bitspersample=12)
+    header = {"BitsStored": 10, "HighBit": 9, "WindowCenter": 2048, "WindowWidth": 4096}
+    (frame,) = read_compressed([encoded], smooth, JPEGExtended12Bit, **header)
+    assert np.abs(frame.pixels * 4095 - smooth).max() < 20
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_values_beyond_eight_stored_bits_are_shown_between_percentiles(syntax: str) -> None:
+    (frame,) = read_compressed([LOSSLESS[syntax](GREY, 12)], GREY, syntax, BitsStored=8, HighBit=7)
+    low, high = np.percentile(GREY, (0.5, 99.5))
+    np.testing.assert_allclose(frame.pixels, np.clip((GREY - low) / (high - low), 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "precision", "stored", "kept"),
+    [
+        *((syntax, *bits) for syntax in LOSSLESS for bits in ((16, 16, 16), (16, 12, 16), (16, 12, 12))),
+        *(
+            (syntax, *bits)
+            for syntax in (JPEGLosslessSV1, JPEG2000Lossless)
+            for bits in ((12, 12, 12), (12, 16, 12), (12, 10, 12))
+        ),
+    ],
+)
+def test_signs_are_found_at_the_codestreams_precision(syntax: str, precision: int, stored: int, kept: int) -> None:
+    """`kept` bits of each word hold the value with its sign, the bits above them are 0."""
+    signed = np.add.outer(np.arange(40), np.arange(56)).astype(np.int16) * 21 - 1000
+    words = signed.view(np.uint16) & np.uint16(2**kept - 1)
+    (frame,) = read_compressed([LOSSLESS[syntax](words, precision)], signed, syntax, BitsStored=stored, HighBit=stored - 1)
+    assert frame.stored_sha256 == stored_sha256(signed)
 
 
 @pytest.mark.parametrize(

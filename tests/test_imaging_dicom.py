@@ -112,7 +112,7 @@ def test_ophthalmic_tomography_takes_each_frames_own_functional_group() -> None:
     measures = make_item(PixelMeasuresSequence=Sequence([make_item(PixelSpacing=[0.004, 0.012])]))
     measures.FrameAnatomySequence = Sequence([make_item(FrameLaterality="R")])
     dataset.SharedFunctionalGroupsSequence = Sequence([measures])
-    window = make_item(WindowCenter=10, WindowWidth=20, VOILUTFunction="LINEAR_EXACT")
+    window = make_item(WindowCenter=80, WindowWidth=80, VOILUTFunction="LINEAR_EXACT")
     rescale = make_item(RescaleSlope=2, RescaleIntercept=0)
     dataset.PerFrameFunctionalGroupsSequence = Sequence(
         [
@@ -125,7 +125,7 @@ def test_ophthalmic_tomography_takes_each_frames_own_functional_group() -> None:
     assert [frame.key.frame_number for frame in frames] == [1, 2, 3]
     assert [frame.laterality for frame in frames] == ["L", "R", "R"]
     assert [frame.pixel_spacing_mm for frame in frames] == [(0.004, 0.012), (0.004, 0.012), (0.005, 0.005)]
-    np.testing.assert_allclose(frames[1].pixels, np.clip(volume[1] * 2 / 20, 0, 1))
+    np.testing.assert_allclose(frames[1].pixels, np.clip((volume[1] * 2 - 40.0) / 80, 0, 1), atol=1e-6)
     assert [frame.pixel_sha256 for frame in frames] == [pixel_sha256(one) for one in volume]
 
 

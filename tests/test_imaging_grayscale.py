@@ -1,6 +1,9 @@
 import io
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import data_store
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.sequence import Sequence
@@ -48,7 +52,7 @@ def test_windows_are_pydicoms(window: Window) -> None:
     dataset.VOILUTFunction = window.function
     with np.errstate(over="ignore"):
         expected = apply_windowing(stored.astype(np.float64), dataset) / 4095
-    actual, _ = render(stored, Rendering(voi=Window(float(dataset.WindowCenter), float(dataset.WindowWidth), window.function)))
+    actual = apply_window(stored, Window(float(dataset.WindowCenter), float(dataset.WindowWidth), window.function))
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -230,7 +234,8 @@ def test_without_a_window_percentiles_are_taken_said_so_and_padding_is_left_out(
     content = make_dicom(stored, PixelPaddingValue=60000)
     (frame,) = read_frames_from_bytes(content, "a.dcm")
     low, high = np.percentile(stored[:20], (0.5, 99.5))
-    np.testing.assert_allclose(frame.pixels, np.clip((stored.astype(float) - low) / (high - low), 0, 1), atol=1e-5)
+    expected = np.clip((stored[:20].astype(float) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(frame.pixels, np.vstack([expected, np.zeros((20, 50))]), atol=1e-5)
     assert frame.notes == ("The file names no window: the grey levels run from percentile 0.5 to 99.5 of the values.",)
 
 
@@ -312,6 +317,168 @@ def test_values_outside_a_table_take_its_ends() -> None:
     np.testing.assert_allclose(grey * 255, [[10, 10, 20, 30, 30]], atol=1e-4)
 
 
+def beside(**overrides: Any) -> bytes:
+    """Values from 32,768 to 34,687, unless told otherwise, in a window or table that ends far below them."""
+    stored = np.arange(48 * 40, dtype=np.uint16).reshape(48, 40) + 32768
+    return make_dicom(**{"pixels": stored} | overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"WindowCenter": 2048, "WindowWidth": 4096},
+        {"WindowCenter": 65000, "WindowWidth": 400},
+        {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 60000, "WindowWidth": 4096, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 32768, "WindowWidth": 4096, "RescaleSlope": 1, "RescaleIntercept": -32768},
+        {"VOILUTSequence": Sequence([make_lut(np.arange(100, 3900, dtype=np.uint16), 0, 12)])},
+        {"VOILUTSequence": Sequence([make_lut(np.arange(100, 3900, dtype=np.uint16), 40000, 12)])},
+        {"WindowCenter": 2048, "WindowWidth": 4096, "PhotometricInterpretation": "MONOCHROME1"},
+    ],
+)
+def test_a_window_beside_all_values_gives_way_to_percentiles_and_it_is_said(overrides: dict[str, Any]) -> None:
+    (frame,) = read_frames_from_bytes(beside(**overrides), "a.dcm")
+    ramp = np.arange(48 * 40).reshape(48, 40)
+    low, high = np.percentile(ramp, (0.5, 99.5))
+    expected = np.clip((ramp - low) / (high - low), 0, 1)
+    expected = 1 - expected if "PhotometricInterpretation" in overrides else expected
+    np.testing.assert_allclose(frame.pixels, expected, atol=1e-5)
+    kind = "VOI LUT" if "VOILUTSequence" in overrides else "window"
+    assert frame.notes == (
+        f"The {kind} of the file lies beside the values of the frame and would hide it: the grey levels run from percentile "
+        "0.5 to 99.5 of the values.",
+    )
+
+
+def test_a_window_beside_all_but_padding_and_a_few_values_gives_way() -> None:
+    stored = np.arange(48 * 40, dtype=np.uint16).reshape(48, 40) + 32768
+    stored[:4], stored[20, 20] = 0, 2000
+    (frame,) = read_frames_from_bytes(beside(pixels=stored, PixelPaddingValue=0, WindowCenter=2048, WindowWidth=4096), "a.dcm")
+    low, high = np.percentile(stored[4:], (0.5, 99.5))
+    expected = np.clip((stored[4:].astype(float) - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(frame.pixels, np.vstack([np.zeros((4, 40)), expected]), atol=1e-5)
+    assert "would hide it" in frame.notes[0]
+
+
+def test_a_window_of_which_a_part_is_needed_stays() -> None:
+    stored = np.zeros((40, 50), np.uint16)
+    stored[0, :30] = 4000  # 1.5 % of the values
+    pixels = read_one(stored, WindowCenter=2048, WindowWidth=2048)
+    np.testing.assert_array_equal(pixels, stored > 0)
+    assert (read_one(np.full((40, 50), 9, np.uint16), WindowCenter=2048, WindowWidth=2048) == 0).all()
+
+
+WINDOWED = {"WindowCenter": 1500, "WindowWidth": 1001}
+TABLED = {"VOILUTSequence": Sequence([make_lut(np.arange(4096, dtype=np.uint16), 0, 12)])}
+
+
+@pytest.mark.parametrize("inverted", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}, {}])
+@pytest.mark.parametrize("way", [WINDOWED, {}, TABLED])
+@pytest.mark.parametrize("padding", [0, 4095])
+def test_padding_is_black_whatever_the_window_and_the_sense(
+    inverted: dict[str, Any], way: dict[str, Any], padding: int
+) -> None:
+    stored = np.arange(1000, 3000, dtype=np.uint16).reshape(40, 50)
+    plain = read_one(stored, **inverted, **way)
+    stored[:10] = padding
+    padded = read_one(stored, **inverted, **way, PixelPaddingValue=padding)
+    assert not padded[:10].any()
+    if way:
+        np.testing.assert_array_equal(padded[10:], plain[10:])
+    else:
+        assert padded[10:].min() == 0
+        assert padded[10:].max() == 1
+
+
+def test_padding_of_eight_bits_is_black() -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = read_one(stored, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0, PixelPaddingRangeLimit=31)
+    np.testing.assert_allclose(pixels, np.where(stored < 32, 0, 1 - stored / 255), atol=1e-6)
+
+
+def make_floats(values: np.ndarray, **overrides: object) -> bytes:
+    dataset = make_dataset(np.zeros(values.shape, f"u{values.itemsize}"), **overrides)
+    del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+    setattr(dataset, "FloatPixelData" if values.itemsize == 4 else "DoubleFloatPixelData", values.tobytes())
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "Float"), (np.float64, "DoubleFloat")])
+@pytest.mark.parametrize(
+    ("paddings", "ends"),
+    [
+        ([-1e30], [-1e30]),
+        ([-1.7e38], [-1.7e38]),
+        ([-2000.5, -1000.25], [-3000.0, -1000.25]),
+        ([2000.5, 3000.0], [3000.0, 1000.25]),
+        ([np.nan], [np.nan]),
+        ([np.inf], [np.inf]),
+        ([-np.inf, -5000.0], [-np.inf, -4000.0]),
+    ],
+)
+def test_padding_in_floating_point_neither_counts_nor_shows(
+    dtype: type[np.generic], name: str, paddings: list[float], ends: list[float]
+) -> None:
+    picture = np.linspace(-1, 1, 2000).reshape(40, 50).astype(dtype)
+    stored = picture.copy()
+    for row, padding in enumerate(paddings):
+        stored[2 * row : 2 * row + 2] = padding
+    keys = dict(zip((f"{name}PixelPaddingValue", f"{name}PixelPaddingRangeLimit"), ends, strict=False))
+    (frame,) = read_frames_from_bytes(make_floats(stored, **keys), "a.dcm")
+    first = 2 * len(paddings)
+    low, high = np.percentile(picture[first:].astype(float), (0.5, 99.5))
+    np.testing.assert_allclose(frame.pixels[first:], np.clip((picture[first:] - low) / (high - low), 0, 1), atol=1e-5)
+    assert not frame.pixels[:first].any()
+    assert np.isfinite(frame.stored_range).all()
+
+
+def test_what_is_no_number_and_no_padding_is_refused() -> None:
+    stored = np.linspace(-1, 1, 2000).reshape(40, 50).astype(np.float32)
+    stored[0, 0] = np.nan
+    for keys in ({}, {"FloatPixelPaddingValue": -5.0}, {"DoubleFloatPixelPaddingValue": np.nan}):
+        with pytest.raises(UnreadableError, match="not numbers"):
+            list(read_frames_from_bytes(make_floats(stored, **keys), "a.dcm"))
+    with pytest.raises(UnreadableError, match="not numbers"):
+        list(read_frames_from_bytes(make_floats(np.full((40, 50), np.nan), DoubleFloatPixelPaddingValue=np.nan), "a.dcm"))
+
+
+XA, XRF, BIPLANE = (f"1.2.840.10008.5.1.4.1.1.12.{number}" for number in (1, 2, 3))
+ENHANCED_XA = "1.2.840.10008.5.1.4.1.1.12.1.1"
+
+
+@pytest.mark.parametrize("sop_class", [XA, XRF, BIPLANE, ENHANCED_XA])
+@pytest.mark.parametrize("relationship", [None, "LOG", "DISP", "LIN"])
+@pytest.mark.parametrize("table", [True, False])
+def test_the_modality_lut_of_angiography_is_not_for_display_as_in_dcmtk(
+    sop_class: str, relationship: str | None, table: bool, tmp_path: Path
+) -> None:
+    if (dcmj2pnm := shutil.which("dcmj2pnm")) is None:
+        pytest.skip("DCMTK is not installed")
+    stored = np.arange(256, dtype=np.uint8).repeat(16).reshape(64, 64)
+    lut = make_lut(np.minimum(4095, 80 + 12 * np.arange(256)), 0, 16)
+    lut.ModalityLUTType = "US"
+    modality = {"ModalityLUTSequence": Sequence([lut])} if table else {"RescaleSlope": 12, "RescaleIntercept": 80}
+    said = {"PixelIntensityRelationship": relationship} if relationship else {}
+    dataset = make_dataset(stored, SOPClassUID=sop_class, WindowCenter=127, WindowWidth=255, **modality, **said)
+    dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    subprocess.run([dcmj2pnm, "+Ww", "127", "255", str(tmp_path / "a.dcm"), str(tmp_path / "a.pgm")], check=True)
+    (frame,) = read_frames_from_bytes((tmp_path / "a.dcm").read_bytes(), "a.dcm")
+    assert np.abs(frame.pixels * 255 - np.asarray(Image.open(tmp_path / "a.pgm"), float)).max() <= 1
+    assert (frame.pixels == 1).mean() < 0.01 or sop_class == ENHANCED_XA
+
+
+def test_a_broken_modality_lut_that_is_not_for_display_does_no_harm() -> None:
+    lut = make_lut(np.arange(9), 0, 16)
+    lut.LUTDescriptor = [12, 0, 16]
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = read_one(ramp, SOPClassUID=XA, ModalityLUTSequence=Sequence([lut]))
+    np.testing.assert_allclose(pixels, ramp / 255, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_of_whole_files_are_pydicoms(function: str) -> None:
     stored = np.arange(-600, 600, dtype=np.int16).reshape(30, 40)
@@ -350,7 +517,8 @@ def test_padding_of_signed_pixels_is_found_however_it_is_written(padding: int) -
     dataset.save_as(buffer, enforce_file_format=True)
     (frame,) = read_frames_from_bytes(buffer.getvalue(), "a.dcm")
     low, high = np.percentile(stored[:20], (0.5, 99.5))
-    np.testing.assert_allclose(frame.pixels, np.clip((stored.astype(float) - low) / (high - low), 0, 1), atol=1e-5)
+    np.testing.assert_allclose(frame.pixels[:20], np.clip((stored[:20] - low) / (high - low), 0, 1), atol=1e-5)
+    assert not frame.pixels[20:].any()
 
 
 def test_presentation_lut_shape_identity_says_nothing_about_monochrome1() -> None:

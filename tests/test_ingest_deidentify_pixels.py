@@ -16,6 +16,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     OphthalmicTomographyImageStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
@@ -243,3 +244,14 @@ def test_a_picture_that_is_taken_for_text_as_a_whole_is_refused_and_not_wiped(mo
     with pytest.raises(RefusedError, match="covers more than a quarter") as caught:
         deidentify(make_dicom(np.full((40, 48), 100, np.uint16), BurnedInAnnotation="YES"), Options(clean_pixels=True))
     assert caught.value.refusal is Refusal.BURNED_IN
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_beyond_the_stored_bits_of_a_compressed_image_are_kept(signed: bool) -> None:
+    pixels = np.arange(40 * 30).reshape(40, 30) * 3
+    pixels = (pixels - 1800).astype(np.int16) if signed else pixels.astype(np.uint16)
+    encoded = imagecodecs.jpegls_encode(pixels.view(np.uint16), level=0)
+    content = make_encapsulated(pixels, JPEGLSLossless, [[encoded]], BitsStored=10, HighBit=9, BurnedInAnnotation="NO")
+    made = deidentify(content)
+    np.testing.assert_array_equal(made.pixel_array, blanked(pixels))
+    assert (made.BitsStored, made.HighBit) == (12, 11)

@@ -12,7 +12,8 @@ from pipeline.records import FloatArray
 Values = NDArray[Any]
 
 PERCENTILES = (0.5, 99.5)
-"""Where a frame of more than 8 bits names no window, these percentiles of its values become black and white."""
+"""If a frame of more than 8 bits names no window, or one that hides it, these percentiles of its values are black and white."""
+_HALF_A_LEVEL = np.float32(0.5 / 255)
 _EXACT = 2**23
 """Differences of words of 16 bits and whole numbers below this one are exact in float32."""
 
@@ -68,12 +69,13 @@ class Rendering:
     modality
         Modality LUT or rescale.
     voi
-        VOI LUT or window; None where the header gives none.
+        VOI LUT or window; None if the header gives none.
     inverted
-        True where low values are to be shown white: MONOCHROME1, or Presentation LUT Shape (2050,0020) INVERSE. The two say the
+        True if low values are to be shown white: MONOCHROME1, or Presentation LUT Shape (2050,0020) INVERSE. The two say the
         same (PS3.3 C.8.11.3.1.2), so both together invert once.
     padding
-        Smallest and largest stored value that is padding and no measurement (0028,0120), (0028,0121); None where there is none.
+        Smallest and largest stored value that is padding and no measurement, (0028,0120) to (0028,0125); nan twice if NaN is
+        padding; None if there is none. Padding is black, whatever the window and the sense are (PS3.3 C.7.5.1.1.2).
     full_range
         Smallest and largest value that 8 bits or fewer, or a palette, can hold; None for more bits.
     """
@@ -91,7 +93,7 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
     Parameters
     ----------
     stored
-        Array of shape (rows, columns), integers or finite floats.
+        Array of shape (rows, columns), integers or floats; all but the padding are finite.
     rendering
         What the header says.
 
@@ -99,19 +101,63 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
     -------
     tuple[FloatArray, tuple[str, ...]]
         float32 array of the same shape in [0, 1], MONOCHROME2 sense; and what had to be assumed, in sentences.
+
+    Notes
+    -----
+    A window that lies beside the values, all but those outside of `PERCENTILES`, would leave one grey. It is set aside, and the
+    percentiles are shown instead.
     """
+    padded = None if rendering.padding is None else is_padding(stored, rendering.padding)
+    if padded is not None and (padded.all() or not padded.any()):
+        padded = None
+    if padded is not None:
+        stored = np.where(padded, stored[~padded][0], stored)  # so that it neither counts nor overflows
     values = apply_modality(stored, rendering.modality)
+    measured = values if padded is None else values[~padded]
     notes: tuple[str, ...] = ()
-    if isinstance(rendering.voi, Lut):
-        grey = apply_lut(values, rendering.voi).astype(np.float32) / np.float32(2**rendering.voi.bits - 1)
-    elif rendering.voi is not None:
-        grey = apply_window(values, rendering.voi)
+    if rendering.voi is not None:
+        grey = _through(values, rendering.voi)
+        bounds = _percentile_bounds(measured) if _is_hidden(grey, values, padded, rendering.voi) else (0.0, 0.0)
+        if bounds[0] < bounds[1]:
+            grey = apply_range(values, *bounds)
+            kind = "VOI LUT" if isinstance(rendering.voi, Lut) else "window"
+            notes = (f"The {kind} of the file lies beside the values of the frame and would hide it: {_SHOWN_INSTEAD}",)
+    elif rendering.full_range is not None:
+        grey = apply_range(values, *_full_bounds(rendering.full_range, rendering.modality))
     else:
-        bounds, notes = _bounds(stored, values, rendering)
-        grey = apply_range(values, *bounds)
+        grey = apply_range(values, *_percentile_bounds(measured))
+        notes = (f"The file names no window: {_SHOWN_INSTEAD}",)
     if rendering.inverted:
         np.subtract(1, grey, out=grey)
+    if padded is not None:
+        grey[padded] = 0
     return np.ascontiguousarray(grey), notes
+
+
+_SHOWN_INSTEAD = f"the grey levels run from percentile {PERCENTILES[0]} to {PERCENTILES[1]} of the values."
+
+
+def is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
+    """Say of every stored value whether it is padding, as `Rendering.padding` says."""
+    if math.isnan(padding[0]):
+        return np.isnan(stored)
+    return (stored >= padding[0]) & (stored <= padding[1])
+
+
+def _through(values: Values, voi: Lut | Window) -> FloatArray:
+    if isinstance(voi, Window):
+        return apply_window(values, voi)
+    return apply_lut(values, voi).astype(np.float32) / np.float32(2**voi.bits - 1)
+
+
+def _is_hidden(grey: FloatArray, values: Values, padded: NDArray[np.bool_] | None, voi: Lut | Window) -> bool:
+    """Say whether next to nothing lies within a window, or the entries of a table: all the rest has its first or last grey."""
+    low, high = grey < _HALF_A_LEVEL, grey > 1 - _HALF_A_LEVEL
+    if isinstance(voi, Lut):
+        low, high = low | (values <= voi.first), high | (values >= voi.first + voi.data.size - 1)
+    if padded is not None:
+        low, high = low[~padded], high[~padded]
+    return bool(max(np.count_nonzero(low), np.count_nonzero(high)) >= PERCENTILES[1] / 100 * low.size)
 
 
 def apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
@@ -142,7 +188,7 @@ def apply_window(values: Values, window: Window) -> FloatArray:
 
 
 def apply_range(values: Values, low: float, high: float) -> FloatArray:
-    """Map `low` to 0 and `high` to 1, linearly and clipped; where both are equal, only what lies above them is 1."""
+    """Map `low` to 0 and `high` to 1, linearly and clipped; if both are equal, only what lies above them is 1."""
     if high <= low:
         return (values > low).astype(np.float32)
     whole = math.floor(low)
@@ -154,21 +200,17 @@ def apply_range(values: Values, low: float, high: float) -> FloatArray:
     return np.clip(grey, 0, 1, out=grey).astype(np.float32, copy=False)
 
 
-def _bounds(stored: Values, values: Values, rendering: Rendering) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Choose black and white where the header does not: all that up to 8 bits can become, percentiles of anything wider."""
-    if rendering.full_range is not None:
-        low, high = rendering.full_range
-        every = np.arange(low, high + 1) if isinstance(rendering.modality, Lut) else np.asarray((low, high))
-        shown = apply_modality(every, rendering.modality)
-        return (float(shown.min()), float(shown.max())), ()
-    measured = values if rendering.padding is None else values[~_is_padding(stored, rendering.padding)]
-    if measured.size == 0:
-        measured = values
+def _full_bounds(full_range: tuple[float, float], modality: Lut | Rescale) -> tuple[float, float]:
+    """Return black and white for values of up to 8 bits, or of a palette: all that they can become."""
+    low, high = full_range
+    every = np.arange(low, high + 1) if isinstance(modality, Lut) else np.asarray((low, high))
+    shown = apply_modality(every, modality)
+    return float(shown.min()), float(shown.max())
+
+
+def _percentile_bounds(measured: Values) -> tuple[float, float]:
     low, high = percentiles(measured, PERCENTILES)
-    if high <= low:
-        low, high = float(measured.min()), float(measured.max())
-    note = f"The file names no window: the grey levels run from percentile {PERCENTILES[0]} to {PERCENTILES[1]} of the values."
-    return (low, high), (note,)
+    return (low, high) if high > low else (float(measured.min()), float(measured.max()))
 
 
 def percentiles(values: Values, wanted: tuple[float, float]) -> tuple[float, float]:
@@ -183,7 +225,3 @@ def percentiles(values: Values, wanted: tuple[float, float]) -> tuple[float, flo
     lower, upper = (np.searchsorted(below, place, side="right") + first for place in (floors, np.ceil(places)))
     low, high = (lower + (upper - lower) * (places - floors)).tolist()
     return low, high
-
-
-def _is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
-    return (stored >= padding[0]) & (stored <= padding[1])

@@ -10,7 +10,7 @@ from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.codestream import check_codestream, check_codestream_size
+from pipeline.imaging.dicom.codestream import check_codestream, check_codestream_size, read_codestream
 from pipeline.imaging.dicom.rle import decode_rle, rle_segments
 from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
 from pipeline.intake import Limits
@@ -23,6 +23,9 @@ LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLo
 CODESTREAMS = frozenset({*JPEG, *JPEG_LS, *JPEG_2000})
 DECODER_DEPENDENCIES = dict.fromkeys((*CODESTREAMS, uid.RLELossless), (PLUGIN,))
 """Transfer syntaxes of this plugin; pydicom looks for this name."""
+
+OWN_CORRECTIONS = {"correct_unused_bits": False, "apply_jls_sign_correction": False, "apply_j2k_sign_correction": False}
+"""Options of pydicom for the transfer syntaxes in `CODESTREAMS`."""
 
 _lock = threading.Lock()
 
@@ -44,10 +47,13 @@ def register() -> None:
 def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
     """Decode one frame into the container that the header promises; called by pydicom.
 
+    How many bits the values have is said by the codestream, not by Bits Stored (0028,0101) (PS3.5 8.2): none of them is cut off
+    or wrapped. pydicom's own corrections of bits and signs are to be switched off (`OWN_CORRECTIONS`).
+
     Raises
     ------
     UnreadableError
-        Where the codestream contradicts the header; `imagecodecs` raises its own errors.
+        If the codestream contradicts the header; `imagecodecs` raises its own errors.
     """
     if runner.transfer_syntax == uid.RLELossless:
         runner.set_option("planar_configuration", 1)
@@ -64,6 +70,8 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
             raise UnreadableError(
                 Reason.INCONSISTENT, "The compressed image holds another picture than its header says. Export the file again."
             )
+        if runner.pixel_representation == 1 and array.dtype.kind == "u":
+            array = _signed(array, encoded, runner)
     runner.set_option("rows", array.shape[0])
     runner.set_option("columns", array.shape[1])
     if runner.samples_per_pixel > 1:
@@ -114,6 +122,21 @@ def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None
     if runner.transfer_syntax in JPEG and stored == Stored(8, signed=False):
         return decode_jpeg(encoded, side)
     return None
+
+
+def _signed(words: NDArray[np.generic], encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:
+    """Give words their sign, of which JPEG and JPEG-LS know nothing, and JPEG 2000 only if its writer told it.
+
+    The sign is the highest bit of the codestream's precision. Where that is more than Bits Stored (0028,0101), writers either
+    repeat the sign up to it, or leave 0 above the stored bits: then no word is larger than these.
+    """
+    found = read_codestream(encoded)
+    precision, stored = found.precision if found else runner.bits_stored, runner.bits_stored
+    bits = stored if stored < precision and int(words.max()) < 2**stored else precision
+    wide = words.astype(f"u{max(1, runner.bits_allocated // 8)}")
+    shift = np.asarray(8 * wide.itemsize - bits, wide.dtype)
+    signed: NDArray[np.generic] = (wide << shift).view(f"i{wide.itemsize}") >> shift.astype(f"i{wide.itemsize}")
+    return signed
 
 
 def _decode(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:

@@ -12,7 +12,7 @@ from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import aligned
-from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, PLUGIN, register
+from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTIONS, PLUGIN, register
 from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
@@ -80,13 +80,16 @@ def _averaged(values: Values, layout: Layout, side: int) -> Values:
 
 
 def _options(layout: Layout) -> dict[str, Any]:
-    """Say which of pydicom's own corrections are left out: the bits of grey pixels that no codec has moved are moved here."""
-    return {"correct_unused_bits": False} if layout.samples == 1 and layout.transfer_syntax not in CODESTREAMS else {}
+    """Say which of pydicom's own corrections are left out: the codecs here place bits and signs, and `_placed` grey pixels."""
+    if layout.transfer_syntax in CODESTREAMS:
+        return OWN_CORRECTIONS
+    return {"correct_unused_bits": False} if layout.samples == 1 else {}
 
 
 def _placed(words: Values, layout: Layout) -> Values:
-    """Bring the stored bits to the low end of the words, where pydicom and the codecs have not done it."""
-    if layout.bits is None or not (_options(layout) or layout.bits.overlays):
+    """Bring the stored bits to the low end of the words, unless pydicom or the codecs have done it."""
+    is_placed = layout.samples > 1 or layout.transfer_syntax in CODESTREAMS
+    if layout.bits is None or (is_placed and not layout.bits.overlays):
         return words
     return aligned(words, layout.bits)
 

@@ -1,13 +1,17 @@
 """Reads from a DICOM header the way from stored values to grey levels: modality transformation, VOI LUT or window, sense."""
 
+import math
 from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.dataset import uid_text
 from pipeline.imaging.dicom.header import (
     Scope,
     as_signed,
@@ -21,6 +25,18 @@ from pipeline.imaging.dicom.header import (
     value,
 )
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
+
+_SHOWN_AS_STORED = (
+    uid.XRayAngiographicImageStorage,
+    uid.XRayRadiofluoroscopicImageStorage,
+    uid.UID("1.2.840.10008.5.1.4.1.1.12.3"),  # X-Ray Angiographic Bi-Plane, retired
+)
+_PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""(0028,0120) to (0028,0125), by the element that holds the pixels; in that order, as `layout` looks for them."""
 
 
 def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:
@@ -40,7 +56,7 @@ def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str
     """
     dataset = scope.dataset
     modality, modality_notes = _modality(scope)
-    low, high = _stored_range(dataset)
+    low, high = stored_limits(dataset)
     voi, voi_notes = _voi(scope, explanation, negative=_lowest(modality, low, high) < 0)
     inverse = code(dataset, "PresentationLUTShape") == "INVERSE"
     made = Rendering(
@@ -53,7 +69,7 @@ def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str
     return made, modality_notes + voi_notes
 
 
-def _stored_range(dataset: Dataset) -> tuple[int, int]:
+def stored_limits(dataset: Dataset) -> tuple[int, int]:
     """Return the smallest and the largest value that Bits Stored (0028,0101) can hold."""
     bits, signed = int(number(dataset, "BitsStored") or 16), _is_signed(dataset)
     low = -(2 ** (bits - 1)) if signed else 0
@@ -92,7 +108,14 @@ def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
 
 
 def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
-    """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance."""
+    """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance.
+
+    Neither is for display in X-ray angiography and radiofluoroscopy: it leads back to the intensity of the X-rays, and windows
+    there are about stored values (PS3.3 C.8.7.1.1.2). What decides is the SOP class alone, as in DCMTK; Pixel Intensity
+    Relationship (0028,1040), which dcm4che asks instead, is often missing, and of other classes it says nothing of windows.
+    """
+    if uid_text(scope.dataset, "SOPClassUID") in _SHOWN_AS_STORED:
+        return Rescale(), ()
     tables = items(scope.dataset, "ModalityLUTSequence")
     table = next((one for one in tables if value(one, "LUTData") is not None), None)
     if table is not None:
@@ -161,12 +184,22 @@ def _normalised(explanation: str) -> str:
 
 
 def _padding(dataset: Dataset) -> tuple[float, float] | None:
-    """Pixel Padding Value (0028,0120) and Pixel Padding Range Limit (0028,0121), the smaller one first."""
-    ends = [number(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    """Return the padding value of the pixels and the limit of its range, the smaller one first; nan twice if one is NaN."""
+    keyword = next((keyword for keyword in _PADDING if keyword in dataset), "PixelData")
+    ends = [_float(dataset, name) for name in _PADDING[keyword]]
     if ends[0] is None:
         return None
-    found = [as_signed(end, _is_signed(dataset)) for end in ends if end is not None]
-    return min(found), max(found)
+    found = [as_signed(end, _is_signed(dataset)) if keyword == "PixelData" else end for end in ends if end is not None]
+    return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
+
+
+def _float(dataset: Dataset, keyword: str) -> float | None:
+    """Return an element's first number, which may be infinite or NaN."""
+    found = value(dataset, keyword)
+    try:
+        return None if found is None else float(found[0] if isinstance(found, MultiValue) else found)
+    except (TypeError, ValueError):
+        return None
 
 
 def _lut(table: Dataset, negative: bool) -> tuple[Lut, tuple[str, ...]]:

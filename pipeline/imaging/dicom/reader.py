@@ -12,17 +12,17 @@ from pydicom.dataset import Dataset
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dicom import header
-from pipeline.imaging.dicom.codecs import JPEG_2000, LOSSY
+from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, LOSSY
 from pipeline.imaging.dicom.codes import body_part, view_position
 from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.dicom.decoding import decoded_values
-from pipeline.imaging.dicom.display import palette_rendering, rendering
+from pipeline.imaging.dicom.display import palette_rendering, rendering, stored_limits
 from pipeline.imaging.dicom.geometry import pixel_spacing, slice_position
 from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
 from pipeline.imaging.dicom.objects import intent_notes, modality
 from pipeline.imaging.dicom.palette import check_supplemental, look_up
 from pipeline.imaging.dicom.reducible import is_reducible
-from pipeline.imaging.grayscale import Rendering, render
+from pipeline.imaging.grayscale import Rendering, is_padding, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
@@ -120,11 +120,12 @@ def _as_possible(reading: Reading, file: _File) -> Reading:
 
 
 def _frame(file: _File, number: int, stored: NDArray[Any], decoder: str, reading: Reading) -> Frame:
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        raise UnreadableError(Reason.INCONSISTENT, f"Frame {number} holds values that are not numbers.")
     scope = header.Scope.of(file.dataset, number - 1)
     grey = _grey(stored, file)
     way, notes = _rendering(file, scope, grey, reading.voi_explanation)
+    stored_range = _stored_range(stored, way.padding, number)
+    if note := _beyond_the_bits(file, stored_range):
+        way, notes = replace(way, full_range=None), (*notes, note)
     with np.errstate(over="raise", invalid="raise"):
         pixels, grey_notes = render(grey, way)
     whole, decoded = (file.layout.rows, file.layout.columns), (pixels.shape[0], pixels.shape[1])
@@ -140,13 +141,33 @@ def _frame(file: _File, number: int, stored: NDArray[Any], decoder: str, reading
         pixel_spacing_mm=pixel_spacing(scope),
         slice_position_mm=slice_position(scope),
         stored_sha256=stored_sha256(stored) if hashed else "",
-        stored_range=(float(stored.min()), float(stored.max())),
+        stored_range=stored_range,
         decoder=decoder,
         whole_shape=None if whole == decoded else whole,
         whole_box=None if whole == decoded else _whole_box(file.layout, decoded),
         notes=file.notes + notes + grey_notes,
         **_of_instance(file),
     )
+
+
+def _stored_range(stored: NDArray[Any], padding: tuple[float, float] | None, number: int) -> tuple[float, float]:
+    """Return the smallest and the largest number that is stored; what is none, or infinite, must be padding."""
+    if stored.dtype.kind == "f" and not (finite := np.isfinite(stored)).all():
+        padded = False if padding is None else is_padding(stored, padding)
+        if not finite.any() or not (finite | padded).all():
+            raise UnreadableError(Reason.INCONSISTENT, f"Frame {number} holds values that are not numbers.")
+        stored = stored[finite]
+    return float(stored.min()), float(stored.max())
+
+
+def _beyond_the_bits(file: _File, stored_range: tuple[float, float]) -> str:
+    """Say so if a codestream holds values that Bits Stored (0028,0101) has no room for: they count (PS3.5 8.2)."""
+    if file.layout.bits is None or file.layout.transfer_syntax not in CODESTREAMS:
+        return ""
+    low, high = stored_limits(file.dataset)
+    if low <= stored_range[0] and stored_range[1] <= high:
+        return ""
+    return "The compressed image holds values beyond those of Bits Stored: they are read as they are."
 
 
 def _whole_box(layout: Layout, decoded: tuple[int, int]) -> tuple[float, float, float, float]:

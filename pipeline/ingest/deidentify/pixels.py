@@ -92,7 +92,7 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
     """
     if layout.bits_allocated < 8:
         raise RefusedError(Refusal.NOT_SUPPORTED, "Pixels of a single bit cannot be blanked. Leave the file out.")
-    frames = []
+    frames, bits = [], layout.bits.stored if layout.bits is not None else 0
     for stored in stored_values(dataset, layout, DEFAULT_READING):
         frame = np.array(stored)
         for box in boxes(stored):
@@ -100,11 +100,18 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
                 raise RefusedError(Refusal.OUTSIDE, _OUTSIDE.format(layout.rows, layout.columns))
             frame[box.top : box.top + box.height, box.left : box.left + box.width] = 0
         frames.append(frame.tobytes())
+        if layout.bits is not None:
+            bits = max(bits, *(_bits_of(int(end), frame.dtype.kind == "i") for end in (frame.min(), frame.max())))
         yield None
-    _set_uncompressed(dataset, layout, b"".join(frames))
+    _set_uncompressed(dataset, layout, b"".join(frames), bits)
 
 
-def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes) -> None:
+def _bits_of(number: int, signed: bool) -> int:
+    return (number if number >= 0 else ~number).bit_length() + signed
+
+
+def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes, bits: int) -> None:
+    """Put uncompressed pixels of so many bits into a data set; a codestream may hold more of them than Bits Stored says."""
     representation = {"FloatPixelData": "OF", "DoubleFloatPixelData": "OD"}.get(layout.keyword, "OW")
     if layout.bits_allocated == 8:
         representation = "OB"
@@ -115,7 +122,7 @@ def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes) -> None:
     if layout.samples > 1:
         dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
     if layout.bits is not None:
-        dataset.HighBit = layout.bits.stored - 1
+        dataset.BitsStored, dataset.HighBit = bits, bits - 1
     for keyword in _STALE:
         if keyword in dataset:
             delattr(dataset, keyword)
