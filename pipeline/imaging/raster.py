@@ -188,7 +188,7 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
 def _page_values(page: Any) -> NDArray[Any]:
     array: NDArray[Any] = page.asarray()
     if page.photometric.name == "PALETTE":
-        array = np.moveaxis(_colour_map(page)[:, array], 0, -1)
+        array = np.moveaxis(_colour_map(page)[:, array.astype(np.uint8) if array.dtype == bool else array], 0, -1)
     elif page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":
         array = np.moveaxis(array, 0, -1)
     if array.shape[:2] != (page.imagelength, page.imagewidth):
