@@ -164,7 +164,7 @@ def test_ingest_writes_names_that_do_nothing_and_come_back(
     studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = tmp_path / "[red]index"
-    arguments = ["ingest", str(studies), "--label-from", "folder", "--out", str(index), "--split", "40/20/20/20"]
+    arguments = ["ingest", str(studies), "--label-from", "folder:1", "--out", str(index), "--split", "40/20/20/20"]
     assert main(arguments) == 1
     said = capsys.readouterr()
     check_text(said.out + said.err)

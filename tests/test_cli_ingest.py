@@ -96,6 +96,41 @@ def test_pictures_that_name_no_patient_are_told(tmp_path: Path, capsys: pytest.C
     assert "name no patient" not in capsys.readouterr().err
 
 
+def test_the_folder_that_is_the_label_is_named_and_what_looks_wrong_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders as people have them: label, patient, eye."""
+    source = tmp_path / "s"
+    for number in range(32):
+        folder = source / ("CNV", "NORMAL")[number % 2] / f"p{number // 4}" / ("OD", "OS")[number // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(folder / f"{number}.png")
+    (source / "readme.txt").write_text("no picture")
+    arguments = (
+        str(source),
+        "--out",
+        str(tmp_path / "i"),
+        "--patient-key",
+        "/(p[0-9]+)/",
+        "--split",
+        "40/20/20/20",
+        "--label-from",
+    )
+    with pytest.raises(InputError, match="any of these could be the label: folder:1 .2 names., folder:2"):
+        run_ingest(*arguments, "folder")
+    assert not (tmp_path / "i" / "index.json").exists()
+    assert run_ingest(*arguments, "folder:1") == 0
+    index, said = load_index(tmp_path / "i"), " ".join(capsys.readouterr().err.split())
+    assert (index.labels, len(index.records)) == (("CNV", "NORMAL"), 32)
+    assert [(row.source, row.reason) for row in index.quarantine] == [("readme.txt", "no_label")]
+    assert "1 quarantined: no_label" in said
+    assert "look like" not in said
+    assert run_ingest(*arguments, "folder:3") == 0
+    assert "The labels OD, OS look like eyes, not like findings." in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(InputError, match=r"has no example in the split .* The 8 labels look like patients"):
+        run_ingest(*arguments, "folder:2")
+
+
 def test_labels_come_from_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_ingest("studies", "--labels", "a.csv", "--label-from", "folder", "--out", "index")

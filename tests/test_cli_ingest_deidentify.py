@@ -167,7 +167,7 @@ def test_files_without_a_label_are_not_even_de_identified(studies: Path) -> None
 def test_a_patient_stays_together_and_nameless(studies: Path, options: list[str]) -> None:
     for number, name in enumerate(FAMILY_NAMES):
         write_study(studies / "again" / label_of(name) / f"{name}.dcm", 100 + number, name)
-    assert ingest(studies, "--label-from", "folder", *options) == 0
+    assert ingest(studies, "--label-from", "folder:-1", *options) == 0
     known = originals(studies)
     by_patient: dict[str, set[str]] = {}
     for record in index_of(studies).records:

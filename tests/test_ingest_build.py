@@ -70,7 +70,7 @@ def test_a_labelled_folder_becomes_an_index(tmp_path: Path) -> None:
 
 def test_the_name_of_the_folder_can_be_the_label(tmp_path: Path) -> None:
     (write_set(tmp_path)).unlink()
-    index = build(tmp_path, label_from_folder=True)
+    index = build(tmp_path, label_from="folder")
     assert Counter(label for record in index.records for label, holds in record.labels.items() if holds) == {
         "SICK": 12,
         "WELL": 12,

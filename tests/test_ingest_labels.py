@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.labels import FileFacts, folder_labels, match_files, read_labels
+from pipeline.ingest.labels import FileFacts, doubt, folder_labels, match_files, read_labels
 from pipeline.records import Split
 
 
@@ -214,14 +214,109 @@ def test_two_files_whose_names_are_alike_are_told_apart_only_by_their_exact_name
         match_files(read_labels(write(tmp_path, "file,label\n1.png,X\n")), [tmp_path], [(0, "1.png "), (0, "\u200b1.png")])
 
 
-def test_the_folder_names_the_label() -> None:
-    facts = folder_labels([Path("data/set")], [(0, "x/NORMAL/1.png"), (0, "2.png")])
+CLASSES = [f"{label}/p{number:02d}/{eye}/1.png" for label in ("CNV", "NORMAL") for number in range(12) for eye in ("OD", "OS")]
+
+
+def labels_of(label_from: str, files: list[str], source: str = "data/set") -> dict[str, str]:
+    facts = folder_labels(label_from, [Path(source)], [(0, file) for file in files])
+    return {file: next(iter(fact.labels)) for (_, file), fact in facts.items()}
+
+
+def test_the_only_folder_names_the_label() -> None:
+    assert labels_of("folder", ["NORMAL/1.png", "CNV/2.png"]) == {"NORMAL/1.png": "NORMAL", "CNV/2.png": "CNV"}
+
+
+def test_a_source_without_folders_is_the_label_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "CNV").mkdir()
+    (tmp_path / "CNV" / "1.png").touch()
+    sources = [Path("data/set"), tmp_path / "CNV" / "1.png", Path("NORMAL")]
+    facts = folder_labels("folder", sources, [(0, "2.png"), (1, "1.png"), (2, "DRUSEN/1.png"), (2, "readme.txt")])
     assert {file_id: set(fact.labels) for file_id, fact in facts.items()} == {
-        (0, "x/NORMAL/1.png"): {"NORMAL"},
         (0, "2.png"): {"set"},
+        (1, "1.png"): {"CNV"},
+        (2, "DRUSEN/1.png"): {"DRUSEN"},
     }
 
 
+def test_one_of_several_folders_is_not_guessed() -> None:
+    with pytest.raises(InputError) as caught:
+        labels_of("folder", CLASSES)
+    assert str(caught.value).startswith(
+        "Files lie in up to 3 folders within each other, and any of these could be the label: folder:1 (2 names), folder:2 (12 "
+        "names that look like patients), folder:3 (2 names that look like eyes). Name the folder that is the label"
+    )
+
+
+@pytest.mark.parametrize(
+    ("label_from", "labels"),
+    [
+        ("folder:1", {"CNV", "NORMAL"}),
+        ("folder:-3", {"CNV", "NORMAL"}),
+        ("folder:-1", {"OD", "OS"}),
+        ("^([^/]+)/p", {"CNV", "NORMAL"}),
+        ("/p[0-9]+/(.)", {"O"}),
+    ],
+)
+def test_the_user_says_which_folder_is_the_label(label_from: str, labels: set[str]) -> None:
+    assert set(labels_of(label_from, CLASSES).values()) == labels
+
+
+def test_files_without_the_folder_that_is_named_have_no_label() -> None:
+    files = ["train/CNV/1.png", "train/2.png", "3.png"]
+    assert labels_of("folder:2", files) == {"train/CNV/1.png": "CNV"}
+    assert labels_of("^train/([^/]+)/", files) == {"train/CNV/1.png": "CNV"}
+    with pytest.raises(InputError, match="--label-from folder:3 gives none of the 3 files a label"):
+        labels_of("folder:3", files)
+
+
+def test_an_archive_that_is_given_is_no_folder_and_one_in_a_source_is(tmp_path: Path) -> None:
+    (tmp_path / "set.zip").touch()
+    assert labels_of("folder", ["set.zip/CNV/1.png"], str(tmp_path / "set.zip")) == {"set.zip/CNV/1.png": "CNV"}
+    assert labels_of("folder:2", ["set.zip/CNV/1.png"], str(tmp_path)) == {"set.zip/CNV/1.png": "CNV"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("folder:0", "is neither folder, nor folder:N, nor a regular expression with one group"),
+        ("folder:one", "is neither folder"),
+        ("(a)(b)", "is neither folder"),
+        ("(", "is not a regular expression"),
+    ],
+)
+def test_what_names_no_folder_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        labels_of(text, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (["OD", "OS"], "The labels OD, OS look like eyes, not like findings."),
+        (["left_eye", "Right Eye"], "The labels Right Eye, left_eye look like eyes"),
+        (["L", "NORMAL", "R"], "The labels L, NORMAL, R look like eyes"),
+        (["test", "train", "val"], "The labels test, train, val look like splits"),
+        ([f"Patient {number}" for number in range(30)], "The 30 labels look like patients"),
+        ([f"{number:07d}" for number in range(8)], "The 8 labels look like patients"),
+        ([f"{name}_Hans" for name in "abcdefghijklmnopqrst"], "The 20 labels look like patients"),
+        (["NORMAL", "Normal"], "The labels NORMAL, Normal differ only in case, and count as different."),
+        (["CNV", "DME", "DRUSEN", "NORMAL"], ""),
+        (["0", "1", "2", "3", "4"], ""),
+        (["AMD", "DME", "ERM", "NO", "RAO", "RVO", "VID"], ""),
+    ],
+)
+def test_labels_that_look_like_no_findings_are_named(labels: list[str], sentence: str) -> None:
+    said = doubt(labels, {label: {"p1", "p2"} for label in labels}, from_folders=True)
+    assert said.startswith(sentence)
+    assert bool(said) == bool(sentence)
+
+
+def test_one_label_for_each_patient_is_named() -> None:
+    assert doubt(["A", "B"], {"A": {"p1"}, "B": {"p1", "p2"}}, from_folders=False) == ""
+    said = doubt(["A", "B"], {"A": {"p1"}, "B": {"p2"}}, from_folders=False)
+    assert said == "The 2 labels look like patients, not like findings. Check the column label of the table."
+
+
 def test_blanks_and_forms_of_unicode_in_names_of_folders_make_no_new_label() -> None:
-    found = [(0, "\u00d6dem/1.png"), (0, "O\u0308dem/2.png"), (0, "\u00d6dem /3.png")]
-    assert {label for facts in folder_labels([Path("set")], found).values() for label in facts.labels} == {"\u00d6dem"}
+    found = ["\u00d6dem/1.png", "O\u0308dem/2.png", "\u00d6dem /3.png"]
+    assert set(labels_of("folder", found).values()) == set(labels_of("^(.+)/", found).values()) == {"\u00d6dem"}

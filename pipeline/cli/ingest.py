@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--labels", type=Path, metavar="CSV", help="table with the columns file,label and optionally patient_key, split"
     )
-    labels.add_argument("--label-from", choices=("folder",), help="the name of a file's folder is its label")
+    labels.add_argument(
+        "--label-from",
+        default="",
+        metavar="folder|folder:N|REGEX",
+        help="the label is the name of a folder: the only one below SOURCE, the N-th (-1: the one in which the file lies), or "
+        "what a regular expression with one group finds in the path below SOURCE",
+    )
     parser.add_argument(
         "--patient-key",
         metavar="COLUMN|REGEX",
@@ -65,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.ingest.splits import parse_percent
     from pipeline.ingest.verdict import NO_LABEL
 
-    rules = Rules(
-        args.labels, args.label_from == "folder", args.patient_key, parse_percent(args.split), args.seed, _deidentify(args)
-    )
+    rules = Rules(args.labels, args.label_from, args.patient_key, parse_percent(args.split), args.seed, _deidentify(args))
     console = Console(stderr=True)
     try:
         built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out)

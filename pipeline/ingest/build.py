@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imaging.files.study_file import as_text
+from pipeline.imaging.files.study_file import StudyFile, as_text
 from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.run import Run
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
-from pipeline.ingest.labels import FileFacts, FileId, folder_labels, match_files, read_labels
+from pipeline.ingest.labels import FileFacts, FileId, doubt, folder_labels, match_files, read_labels
 from pipeline.ingest.material import Material, deidentified
 from pipeline.ingest.order import Row, in_order
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
 from pipeline.ingest.reading import How, SeenFrame, find_files
 from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
 from pipeline.ingest.stream import Outcomes, Places
-from pipeline.ingest.verdict import Used, quarantined, usable
+from pipeline.ingest.verdict import NO_FOLDER, NOT_NAMED, Used, quarantined, usable
 from pipeline.progress import Progress, silent
 from pipeline.records import ImageRecord, Quarantined, Split
 
@@ -33,8 +33,8 @@ class Rules:
     ----------
     labels
         Table of labels, see `pipeline.ingest.labels.read_labels`.
-    label_from_folder
-        Whether the name of a file's folder is its label.
+    label_from
+        Which folder's name is the label of a file, see `pipeline.ingest.labels.folder_labels`; empty if none is.
     patient_key
         A column of the table, or a regular expression with one group for the path below the source. Where it is None: the
         table's column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
@@ -47,7 +47,7 @@ class Rules:
     """
 
     labels: Path | None = None
-    label_from_folder: bool = False
+    label_from: str = ""
     patient_key: str | None = None
     percent: Percent = DEFAULT_PERCENT
     seed: int = 0
@@ -92,8 +92,8 @@ def build_index(
     Returns
     -------
     tuple
-        The index, not yet written, and a sentence on how the table of labels was understood, empty where there is none. A file
-        that cannot be read stands in its quarantine, and so does, unread, one without a label where labels were given.
+        The index, not yet written, and what is to be said of the labels, empty if that is nothing. A file that cannot be read
+        stands in its quarantine, and so does, unread, one without a label if labels were given.
 
     Raises
     ------
@@ -106,22 +106,28 @@ def build_index(
         homes = (run.out,) if run else roots
         places = Places([as_text(str(home)) for home in homes], journal)
         files = find_files(sources, _no_studies(rules, out), (lambda _, file: run.knows(file)) if run else places.knows)
-        known = _known(rules, roots, files)
+        known = _known(rules, sources, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)
-        wanted = {file_id: file for file_id, file in files.items() if not rules.labels or file_id in known.facts}
-        material = Material(files, wanted, known.facts)
+        wanted = {one: file for one, file in files.items() if _is_wanted(rules, known, one, file)}
+        material = Material(files, wanted, known.facts, unlabelled=NOT_NAMED if rules.labels else NO_FOLDER)
         if run:
             material = deidentified(material, run, progress)
         outcomes = places.read(material.wanted, how, progress, workers)
         places.keep_only(material.files)
-    quarantine = (*material.left_out, *quarantined(material.files, outcomes))
+    quarantine = (*material.left_out, *quarantined(material.files, outcomes, material.unlabelled))
     used = usable(outcomes)
     if not used:
         raise InputError(_nothing_readable(sources, files, quarantine))
     labels = _labels(rules, known, material, used)
     records = _records(outcomes, used, material, _patient_keys(outcomes, used, material, pattern), labels)
-    divided, percent = _divided(records, material, rules)
-    return Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent), known.note
+    doubts = doubt(labels, _patients(records, labels), bool(rules.label_from))
+    try:
+        divided, percent = _divided(records, material, rules)
+    except InputError as error:
+        raise InputError(" ".join(filter(None, (str(error), doubts)))) from None
+    return Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent), " ".join(
+        filter(None, (known.note, doubts))
+    )
 
 
 def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
@@ -145,12 +151,20 @@ def _no_studies(rules: Rules, out: Path | None) -> list[Path]:
     return [*own, rules.labels] if rules.labels else own
 
 
-def _known(rules: Rules, roots: Sequence[Path], files: Iterable[FileId]) -> _Known:
+def _known(rules: Rules, sources: Sequence[Path], roots: Sequence[Path], files: Mapping[FileId, StudyFile]) -> _Known:
     if rules.labels:
         table = read_labels(rules.labels, rules.patient_key)
         facts, note = match_files(table, roots, files)
         return _Known(facts, table.columns, note)
-    return _Known(folder_labels(roots, files) if rules.label_from_folder else {})
+    found = [file_id for file_id, file in files.items() if not file.refusal]
+    return _Known(folder_labels(rules.label_from, sources, found) if rules.label_from else {})
+
+
+def _is_wanted(rules: Rules, known: _Known, file_id: FileId, file: StudyFile) -> bool:
+    """Return whether a file is read, if only to say why it cannot be; files without a label are not, if labels were given."""
+    if rules.labels or (rules.label_from and not file.refusal):
+        return file_id in known.facts
+    return True
 
 
 def _nothing_readable(sources: Sequence[Path], files: Collection[FileId], quarantine: Sequence[Quarantined]) -> str:
@@ -195,6 +209,16 @@ def _records(
         for row in rows
         for file_id in (file_ids[row.file],)
     )
+
+
+def _patients(records: Sequence[ImageRecord], labels: Sequence[str]) -> dict[str, set[str]]:
+    """Return for each label the patients in whom it occurs."""
+    patients: dict[str, set[str]] = {label: set() for label in labels}
+    for record in records:
+        for label in patients:
+            if record.labels[label]:
+                patients[label].add(record.patient_key)
+    return patients
 
 
 def _record(

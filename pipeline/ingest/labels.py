@@ -6,7 +6,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -27,6 +27,20 @@ _OWN_COLUMNS = ("file", "label", "patient_key", "split")
 _BELOW = "files named by their path below a source"
 _BESIDE = "files named by their path below the table's own folder"
 _WHOLE = "files named by their whole path"
+_NAME_THE_FOLDER = (
+    "Name the folder that is the label with --label-from: folder:1 for the first below SOURCE, folder:2 for the second, "
+    "folder:-1 for the one in which a file lies, or a regular expression with one group for the path below SOURCE."
+)
+_PATIENTS = "patients"
+_NO_FINDINGS = {
+    "eyes": frozenset(("od", "os", "ou", "re", "le", "l", "r", "left", "right", "both"))
+    | {"lefteye", "righteye", "botheyes", "eyeleft", "eyeright"}
+    | {"links", "rechts", "gauche", "droite", "izquierda", "derecha", "sinistra", "destra"},
+    "splits": frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+    | {"tune", "tuning", "calibration", "dev", "holdout"},
+}
+_MANY_NUMBERS, _MANY_FOLDERS = 8, 20
+"""From how many numbered names, and names of folders, labels look like patients: no scale of grades is so long."""
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
 Name = TypeVar("Name", str, FileId)
@@ -337,9 +351,144 @@ def _alike(path: str) -> str:
     return "/".join(map(same_text, path.split("/")))
 
 
-def folder_labels(sources: Sequence[Path], files: Iterable[FileId]) -> dict[FileId, FileFacts]:
-    """Return for each file the name of the folder that it lies in as its label; the source's own name at its top."""
+def folder_labels(label_from: str, sources: Sequence[Path], files: Iterable[FileId]) -> dict[FileId, FileFacts]:
+    """Take the label of each file from the names of the folders in which it lies.
+
+    Parameters
+    ----------
+    label_from
+        `folder` for the only folder between a source and its files, or the source itself if all its files lie at its top;
+        `folder:N` for the N-th folder below the source, `folder:-1` for the one in which a file lies; or a regular expression
+        with one group for the path below the source.
+    sources
+        What was given to read; an archive in a source is a folder.
+    files
+        Every file that was found.
+
+    Returns
+    -------
+    dict
+        What is known of the files that have a label.
+
+    Raises
+    ------
+    InputError
+        If `label_from` is none of these, if one of several folders could be meant, or if no file has a label.
+    """
+    folders = {(root, file): _folders(sources[root], file) for root, file in files}
+    if label_from == "folder":
+        names = _only_folders(sources, folders)
+    elif level := re.fullmatch(r"folder:(-?[1-9][0-9]{0,3})", label_from):
+        names = {file_id: _at(path, int(level[1])) for file_id, path in folders.items()}
+    else:
+        pattern = path_pattern(label_from, "The value of --label-from", "neither folder, nor folder:N,")
+        found = {file_id: pattern.search(unicodedata.normalize("NFC", file_id[1])) for file_id in folders}
+        names = {file_id: match[1] or "" for file_id, match in found.items() if match}
+    facts = {file_id: FileFacts(frozenset((label,))) for file_id, name in names.items() if (label := same_text(name))}
+    if not facts:
+        raise InputError(f"--label-from {label_from} gives none of the {len(folders)} files a label. {_NAME_THE_FOLDER}")
+    return facts
+
+
+def path_pattern(text: str, subject: str, otherwise: str) -> re.Pattern[str]:
+    """Compile a regular expression with one group that is searched for in the path of a file below its source.
+
+    Raises
+    ------
+    InputError
+        If it is none; `subject` and `otherwise` say in the message where it was given, and what else it is not.
+    """
+    try:
+        pattern = re.compile(unicodedata.normalize("NFC", text))
+    except re.error as error:
+        raise InputError(f"{subject} {text} is not a regular expression: {error}.") from None
+    if pattern.groups != 1:
+        raise InputError(f"{subject} {text} is {otherwise} nor a regular expression with one group, such as '^([^/]+)/'.")
+    return pattern
+
+
+def _folders(source: Path, file: str) -> list[str]:
+    """Return the names of the folders between what was given to read and a file in it, the outermost first."""
+    folders = file.split("/")[:-1]
+    return folders[1:] if source.is_file() else folders
+
+
+def _at(folders: Sequence[str], level: int) -> str:
+    """Return the name of the folder at a level, 1 for the outermost and -1 for the innermost; empty if there is none."""
+    place = level - 1 if level > 0 else level
+    return folders[place] if -len(folders) <= place < len(folders) else ""
+
+
+def _only_folders(sources: Sequence[Path], folders: Mapping[FileId, Sequence[str]]) -> dict[FileId, str]:
+    """Return the name of the only folder of each file, or of its source if all files of that lie at its top.
+
+    Raises
+    ------
+    InputError
+        If files lie in folders within folders: octray does not guess which of them is the label.
+    """
+    deepest = Counter[int]()
+    for (root, _), path in folders.items():
+        deepest[root] = max(deepest[root], len(path))
+    if (most := max(deepest.values(), default=0)) > 1:
+        levels = [{name for path in folders.values() if (name := same_text(_at(path, level + 1)))} for level in range(most)]
+        known = (
+            f"folder:{level} ({len(names)} {'name' if len(names) == 1 else 'names'}{_that_look_like(names)})"
+            for level, names in enumerate(levels, start=1)
+        )
+        raise InputError(
+            f"Files lie in up to {most} folders within each other, and any of these could be the label: {', '.join(known)}. "
+            f"{_NAME_THE_FOLDER}"
+        )
     return {
-        (root, source): FileFacts(frozenset((same_text(posixpath.basename(posixpath.dirname(source)) or sources[root].name),)))
-        for root, source in files
+        (root, file): path[0] if path else "" if deepest[root] else _own_name(sources[root], file)
+        for (root, file), path in folders.items()
     }
+
+
+def _own_name(source: Path, file: str) -> str:
+    """Return the name of what was given to read; of the folder around it if that is a single picture."""
+    place = source.resolve()
+    return place.parent.name if place.is_file() and "/" not in file else place.name
+
+
+def doubt(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_folders: bool) -> str:
+    """Return a sentence if labels look like eyes, patients or splits, or like each other; empty if they do not.
+
+    Parameters
+    ----------
+    labels
+        All of them.
+    patients
+        For each label the patients in whom it occurs.
+    from_folders
+        Whether they are names of folders, which say of each file one thing only.
+    """
+    one_each = len(labels) > 1 and all(len(patients[label]) == 1 for label in labels)
+    many = from_folders and len(labels) >= _MANY_FOLDERS
+    alike = _look_like(labels) or (_PATIENTS if one_each or many else "")
+    which = f"{len(labels)} labels" if alike == _PATIENTS else f"labels {examples(labels)}"
+    mend = _NAME_THE_FOLDER if from_folders else "Check the column label of the table."
+    cases = Counter(label.casefold() for label in labels)
+    twice = [label for label in labels if cases[label.casefold()] > 1]
+    said = [
+        f"The {which} look like {alike}, not like findings. {mend}" if alike else "",
+        f"The labels {examples(twice)} differ only in case, and count as different." if twice else "",
+    ]
+    return " ".join(filter(None, said))
+
+
+def _look_like(names: Collection[str]) -> str:
+    """Return what names look like if not like findings: eyes, splits, or patients, which are numbered."""
+    words = {re.sub(r"[\W_]+", "", name).casefold() for name in names}
+    for what, known in _NO_FINDINGS.items():
+        if len(words & known) > 1 or 2 * len(words & known) >= len(words) > 0:
+            return what
+    shapes = Counter(re.sub(r"[0-9]+", "0", name) for name in names)
+    numbered = max((count for shape, count in shapes.items() if "0" in shape), default=0)
+    return _PATIENTS if numbered >= _MANY_NUMBERS and 2 * numbered >= len(names) else ""
+
+
+def _that_look_like(names: Collection[str]) -> str:
+    what = _look_like(names)
+    return f" that look like {what}" if what else ""

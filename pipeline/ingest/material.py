@@ -33,6 +33,8 @@ class Material:
         Files in which the patient was made up, since the original names none.
     pseudonym
         What stands for a patient that the table of labels or a path names.
+    unlabelled
+        A sentence that says why files that are not wanted have no label.
     """
 
     files: Mapping[FileId, StudyFile]
@@ -42,6 +44,7 @@ class Material:
     origins: Mapping[FileId, str] = field(default_factory=dict)
     nameless: frozenset[FileId] = frozenset()
     pseudonym: Callable[[str], str] = str
+    unlabelled: str = NOT_NAMED
 
     def of(self, file_id: FileId) -> FileFacts:
         """Return what is known of a file."""
@@ -80,7 +83,9 @@ def deidentified(found: Material, run: Run, progress: Progress) -> Material:
         Where copies of one file have different labels, patients or splits, or the key is none.
     """
     outcomes = dict(zip(found.wanted, run.deidentify(list(found.wanted.values()), progress), strict=True))
-    unlabelled = [run.leave_out(file, NO_LABEL, NOT_NAMED) for one, file in found.files.items() if one not in found.wanted]
+    unlabelled = [
+        run.leave_out(file, NO_LABEL, found.unlabelled) for one, file in found.files.items() if one not in found.wanted
+    ]
     made = {(0, one.name): one for one in outcomes.values() if isinstance(one, Made)}
     files = {file_id: StudyFile(run.out / file_id[1], file_id[1]) for file_id in sorted(made)}
     refused = [one for one in outcomes.values() if isinstance(one, Refused)]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydicom import dcmread
 
 from pipeline.errors import InputError
-from pipeline.ingest.labels import examples, same_text
+from pipeline.ingest.labels import examples, path_pattern, same_text
 
 
 def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.Pattern[str] | None:
@@ -40,16 +40,8 @@ def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.P
     """
     if text is None or same_text(text) in columns:
         return None
-    try:
-        pattern = re.compile(unicodedata.normalize("NFC", text))
-    except re.error as error:
-        raise InputError(f"The patient key {text} is not a regular expression: {error}.") from None
-    if pattern.groups != 1:
-        known = f"one of the columns {', '.join(columns)}" if columns else "a column of the table given by --labels"
-        raise InputError(
-            f"The patient key {text} is neither {known} nor a regular expression with one group, such as '^([^/]+)/'."
-        )
-    return pattern
+    known = f"one of the columns {', '.join(columns)}" if columns else "a column of the table given by --labels"
+    return path_pattern(text, "The patient key", f"neither {known}")
 
 
 def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ Used = Mapping[FileId, tuple[SeenFrame, ...]]
 NO_LABEL = "no_label"
 UID_CLASH = "uid_clash"
 NOT_NAMED = "The table of labels does not name this file. Add a row for it to use it."
+NO_FOLDER = "No folder of this file is the label by --label-from. Move it into one, or name another folder, to use it."
 
 
 def usable(outcomes: Mapping[FileId, ReadFile]) -> dict[FileId, tuple[SeenFrame, ...]]:
@@ -27,7 +28,7 @@ def usable(outcomes: Mapping[FileId, ReadFile]) -> dict[FileId, tuple[SeenFrame,
     return {file_id: found for file_id, found in frames.items() if found}
 
 
-def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile]) -> Iterator[Quarantined]:
+def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile], unlabelled: str) -> Iterator[Quarantined]:
     """Yield a row for each file, and for each frame of one that can be used, that is not used, in the order of the files.
 
     Parameters
@@ -36,12 +37,14 @@ def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile]) 
         Every file that was found.
     outcomes
         What was read; the others have no label.
+    unlabelled
+        A sentence that says why these have none.
     """
     clashing = clashes(outcomes)
     for root, source in files:
         read, other = outcomes.get((root, source)), clashing.get((root, source))
         if read is None:
-            yield Quarantined(source, NO_LABEL, NOT_NAMED, root=root)
+            yield Quarantined(source, NO_LABEL, unlabelled, root=root)
         elif read.failure:
             yield Quarantined(source, read.failure.reason, read.failure.message, root=root)
         elif other:
