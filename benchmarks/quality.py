@@ -26,7 +26,7 @@ from pipeline.records import FloatArray, Frame, InstanceKey
 
 CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))
 B_SCAN = Gate(modalities=("OPT",))
-SETS = {"cxr-pediatric": (CHEST, 1000), "oct-kermany": (B_SCAN, 0), "oct-octdl-crops": (B_SCAN, 0)}
+SETS = {"cxr-pediatric": CHEST, "oct-kermany": B_SCAN, "oct-octdl-crops": B_SCAN}
 ROUNDS = 9
 
 Change = Callable[[FloatArray], FloatArray]
@@ -38,8 +38,8 @@ def main() -> int:
     if not data.is_dir():
         sys.stderr.write("The shared data are not here: set OCTRAY_SHARED_DATA to their folder.\n")
         return 1
-    for name, (gate, most) in SETS.items():
-        _print_rates(name, gate, _pictures(data / name, most))
+    for name, gate in SETS.items():
+        _print_rates(name, gate, _pictures(data / name))
     _print_rates("chest phantoms", CHEST, _phantoms(CHEST))
     _print_rates("B-scan phantoms", B_SCAN, _phantoms(B_SCAN))
     _print_samples(data / "dicom-samples" / "files")
@@ -47,11 +47,9 @@ def main() -> int:
     return 0
 
 
-def _pictures(folder: Path, most: int) -> list[Frame]:
-    """Read a set, or a sample of it, and leave its modality unknown, as the files do."""
+def _pictures(folder: Path) -> list[Frame]:
+    """Read a set, and leave its modality unknown, as the files do."""
     files = [file for file in discover(folder) if file.source.endswith((".jpeg", ".jpg", ".png"))]
-    if most:
-        files = [files[index] for index in sorted(np.random.default_rng(7).choice(len(files), most, replace=False))]
     return [frame for file in files for frame in read_frames(file)]
 
 
@@ -163,6 +161,11 @@ def _half(pixels: FloatArray, end: str) -> FloatArray:
 CHANGES: Mapping[str, Change] = {
     "as it is": lambda pixels: pixels,
     "a quarter turn": _turned(1),
+    "black and white exchanged": lambda pixels: 1 - pixels,
+    "the same, a quarter turn": lambda pixels: np.ascontiguousarray(np.rot90(1 - pixels)),
+    "left half": lambda pixels: pixels[:, : pixels.shape[1] // 2],
+    "right half": lambda pixels: pixels[:, pixels.shape[1] // 2 :],
+    "lower half empty": lambda pixels: np.vstack([pixels[: len(pixels) // 2], np.full_like(pixels[len(pixels) // 2 :], 0.5)]),
     "upside down": _turned(2),
     "three quarter turns": _turned(3),
     "twice as bright, clipped": _gain(2),

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
 from pipeline.intake import Check, Gate, Limits, Policy
@@ -17,6 +17,7 @@ from pipeline.predictions import Activation, HeatmapMethod
 from pipeline.records import Fit, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Age = Annotated[int, Field(ge=0, le=150)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """The name of a label in the form that the index has it in."""
@@ -54,8 +55,12 @@ class QualitySection(Section):
     wrong_modality: Policy = Policy.REJECT
     wrong_body_part: Policy = Policy.REJECT
     not_frontal: Policy = Policy.REJECT
+    wrong_age: Policy = Policy.REJECT
+    unknown_age: Literal[Policy.FLAG, Policy.IGNORE] = Policy.FLAG
+    inverted: Policy = Policy.REJECT
     rotated: Policy = Policy.FLAG
     cropped: Policy = Policy.FLAG
+    half_frame: Policy = Policy.FLAG
     photographed_film: Policy = Policy.FLAG
     burned_in_text: Policy = Policy.IGNORE
     white_borders: Policy = Policy.FLAG
@@ -70,6 +75,16 @@ class DataSection(Section):
     modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
     view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
     body_parts: tuple[str, ...] = Field(default=(), description="intended Body Part Examined values; empty: any")
+    ages: tuple[Age, Age] | None = Field(
+        default=None, description="youngest and oldest intended age in completed years, both included; null: any"
+    )
+
+    @field_validator("ages")
+    @classmethod
+    def _in_order(cls, ages: tuple[int, int] | None) -> tuple[int, int] | None:
+        if ages is not None and ages[0] > ages[1]:
+            raise ValueError("the youngest age must come before the oldest, for example [0, 17]")
+        return ages
 
 
 class PreprocessingSection(Section):
@@ -188,6 +203,7 @@ class Config(Section):
             modalities=self.data.modalities,
             view_positions=self.data.view_positions,
             body_parts=self.data.body_parts,
+            ages=self.data.ages,
         )
 
     def to_network(self) -> Preprocessing:

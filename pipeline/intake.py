@@ -14,8 +14,12 @@ class Check(StrEnum):
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
     NOT_FRONTAL = "not_frontal"
+    WRONG_AGE = "wrong_age"
+    UNKNOWN_AGE = "unknown_age"
+    INVERTED = "inverted"
     ROTATED = "rotated"
     CROPPED = "cropped"
+    HALF_FRAME = "half_frame"
     PHOTOGRAPHED_FILM = "photographed_film"
     BURNED_IN_TEXT = "burned_in_text"
     WHITE_BORDERS = "white_borders"
@@ -66,6 +70,8 @@ class Gate:
         Expected values of View Position (0018,5101); empty: any.
     body_parts
         Expected values of Body Part Examined (0018,0015); empty: any. A frame that names none is not held against it.
+    ages
+        Youngest and oldest expected age in completed years, both included; None: any.
     """
 
     policies: Mapping[Check, Policy] = field(default_factory=lambda: {Check.WRONG_MODALITY: Policy.REJECT})
@@ -73,6 +79,7 @@ class Gate:
     modalities: tuple[str, ...] = ()
     view_positions: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
+    ages: tuple[int, int] | None = None
 
     def policy(self, check: Check) -> Policy:
         """Return what happens where `check` finds something."""

@@ -125,6 +125,8 @@ class Frame:
         SOP Class UID (0008,0016); empty where unknown.
     body_part
         Anatomic Region Sequence (0008,2218), else Body Part Examined (0018,0015), for example CHEST; empty if unknown.
+    patient_age
+        In completed years, by `imaging.dicom.header.patient_age`; None if unknown.
     burned_in_annotation
         Burned In Annotation (0028,0301), YES or NO; empty where unknown.
     by_camera
@@ -166,6 +168,7 @@ class Frame:
     transfer_syntax_uid: str = ""
     sop_class_uid: str = ""
     body_part: str = ""
+    patient_age: int | None = None
     burned_in_annotation: str = ""
     by_camera: bool = False
     instance_number: int | None = None

@@ -41,6 +41,9 @@ def test_a_plain_frame_passes_unmarked() -> None:
         ({"modality": "MG"}, {}, Check.WRONG_MODALITY),
         ({"body_part": "HAND"}, {"body_parts": ("CHEST",)}, Check.WRONG_BODY_PART),
         ({"view_position": "LL"}, {"view_positions": ("PA", "AP")}, Check.NOT_FRONTAL),
+        ({"patient_age": 18}, {"ages": (0, 17)}, Check.WRONG_AGE),
+        ({"patient_age": 17}, {"ages": (18, 90)}, Check.WRONG_AGE),
+        ({"patient_age": None}, {"ages": (0, 17)}, Check.UNKNOWN_AGE),
         ({"whole_shape": (500, 63)}, {"smallest_side": 64}, Check.TOO_SMALL),
         ({"by_camera": True}, {}, Check.PHOTOGRAPHED_FILM),
         ({"burned_in_annotation": "YES"}, {"policies": {Check.BURNED_IN_TEXT: Policy.FLAG}}, Check.BURNED_IN_TEXT),
@@ -61,6 +64,9 @@ def test_what_is_not_expected_is_found(frame: dict[str, Any], gate: dict[str, An
         ({"body_part": "CHEST"}, {"body_parts": ("THORAX",)}),
         ({"modality": "RG", "view_position": "FRONTAL"}, {"modalities": ("CR", "DX"), "view_positions": ("PA",)}),
         ({"view_position": "PA"}, {"view_positions": ("PA", "AP")}),
+        ({"patient_age": 0}, {"ages": (0, 17)}),
+        ({"patient_age": 17}, {"ages": (0, 17)}),
+        ({"patient_age": 99}, {}),
         ({"whole_shape": (64, 500)}, {"smallest_side": 64}),
     ],
 )
@@ -152,6 +158,44 @@ def test_real_frames_are_rotated_only_where_they_were_turned(
     assert marked == 0 if turns == 0 else marked >= 36
 
 
+@pytest.mark.parametrize(
+    ("folder", "header"),
+    [("cxr-pediatric", CHEST), ("oct-kermany", {"modality": "OPT"}), ("oct-octdl-crops", {"modality": "OPT"})],
+)
+def test_real_frames_are_inverted_only_if_they_are_negatives(folder: str, header: dict[str, str], shared_data: Path) -> None:
+    frames = [replace(frame, **header) for frame in real(shared_data, folder, 40)]
+    assert not any(Check.INVERTED in found(frame) for frame in frames)
+    for turns in range(4):
+        negatives = [replace(frame, pixels=np.ascontiguousarray(np.rot90(1 - frame.pixels, turns))) for frame in frames]
+        marked = [found(frame) for frame in negatives]
+        assert sum(Check.INVERTED in checks for checks in marked) >= 38
+        assert not any(Check.INVERTED in checks and Check.ROTATED in checks for checks in marked)
+
+
+def test_real_chests_are_halves_only_if_they_were_cut(shared_data: Path) -> None:
+    frames = [replace(frame, **CHEST) for frame in real(shared_data, "cxr-pediatric", 40)]
+    assert not any(Check.HALF_FRAME in found(frame) for frame in frames)
+    middle = frames[0].pixels.shape[1] // 2
+    for part in (np.s_[:, :middle], np.s_[:, middle:]):
+        assert sum(Check.HALF_FRAME in found(replace(frame, pixels=frame.pixels[part])) for frame in frames) >= 38
+    for part, grey in ((np.s_[middle:], 0.5), (np.s_[:, :middle], 0.0), (np.s_[:middle], 1.0)):
+        cut = [replace(frame, pixels=frame.pixels.copy()) for frame in frames]
+        for frame in cut:
+            frame.pixels[part] = grey
+        assert all(Check.HALF_FRAME in found(frame) for frame in cut)
+
+
+def test_negatives_and_halves_without_real_pictures() -> None:
+    chest = np.kron(UPRIGHT_CHEST, np.ones((20, 20), np.float32))
+    assert found(make_frame(pixels=chest, **CHEST)) == set()
+    assert found(make_frame(pixels=1 - chest, **CHEST)) == {Check.INVERTED}
+    assert found(make_frame(pixels=chest[:, :80], **CHEST)) == {Check.HALF_FRAME}
+    assert found(make_frame(pixels=chest[:, :80], modality="CR", body_part="HAND")) == set()
+    b_scan = make_b_scan()
+    assert found(make_frame(pixels=1 - b_scan, modality="OPT")) == {Check.INVERTED}
+    assert found(make_frame(pixels=np.vstack([np.zeros((400, 280), np.float32), b_scan]), modality="OPT")) == set()
+
+
 def make_b_scan() -> FloatArray:
     """Dark above, two sharp bright layers, and a choroid that fades, with speckle over it all."""
     depth = np.arange(300, dtype=np.float32)
@@ -203,6 +247,38 @@ def test_what_a_gate_expects_stands_in_for_a_header_that_is_silent() -> None:
     frame = make_frame(pixels=upside_down, modality="")
     assert found(frame, modalities=("CR", "DX"), body_parts=("CHEST",)) == {Check.ROTATED}
     assert found(frame, modalities=("CR", "DX")) == set()
+
+
+@pytest.mark.parametrize(
+    ("header", "age"),
+    [
+        ({"PatientAge": "012Y"}, 12),
+        ({"PatientAge": "018M"}, 1),
+        ({"PatientAge": "024M"}, 2),
+        ({"PatientAge": "104W"}, 1),
+        ({"PatientAge": "030D"}, 0),
+        ({"PatientAge": "45y"}, 45),
+        ({"PatientAge": "012Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, 12),
+        ({"PatientBirthDate": "20000229", "StudyDate": "20180228"}, 17),
+        ({"PatientBirthDate": "20000229", "StudyDate": "20180301"}, 18),
+        ({"PatientBirthDate": "2000.02.29", "StudyDate": "20180301"}, 18),
+        ({"PatientAge": "45", "PatientBirthDate": "20000101", "StudyDate": "20180301"}, 18),
+        ({"PatientAge": "999Y"}, None),
+        ({"PatientAge": "", "PatientBirthDate": "18000101", "StudyDate": "20180301"}, None),
+        ({"PatientBirthDate": "20190101", "StudyDate": "20180301"}, None),
+        ({"PatientBirthDate": "20001301", "StudyDate": "20180301"}, None),
+        ({"PatientBirthDate": "20000101"}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_ages_in_completed_years(header: dict[str, str], age: int | None) -> None:
+    (frame,) = read_frames_from_bytes(make_dicom(**header), "a.dcm")
+    assert frame.patient_age == age
+    if age is not None and age > 5:
+        (flag,) = assess(frame, Gate(smallest_side=16, ages=(0, 5)))
+        assert flag.check is Check.WRONG_AGE
+        assert str(age) not in flag.message
 
 
 def test_what_a_file_says_of_itself_reaches_the_gate() -> None:

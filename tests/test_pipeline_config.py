@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.intake import Check, Policy
 
 
 def faults(source: str | Path, *overrides: str) -> tuple[str, ...]:
@@ -88,3 +89,13 @@ def test_frames_are_decoded_whole_where_text_is_looked_for(text: str, exact: boo
 def test_labels_are_compared_in_one_form_of_unicode() -> None:
     config = load_config("xray", ["data.labels=[O\u0308dem, NORMAL]", "data.normal_label=O\u0308dem"])
     assert (config.data.labels, config.data.normal_label) == (("\u00d6dem", "NORMAL"), "\u00d6dem")
+
+
+def test_ages_reach_the_gate_and_an_unknown_one_is_never_refused() -> None:
+    config = load_config("xray", ["data.ages=[0, 17]"])
+    assert config.gate().ages == (0, 17)
+    assert config.gate().policy(Check.UNKNOWN_AGE) is Policy.FLAG
+    with pytest.raises(ConfigError, match="youngest age must come before the oldest"):
+        load_config("xray", ["data.ages=[17, 0]"])
+    with pytest.raises(ConfigError, match="quality.unknown_age"):
+        load_config("xray", ["quality.unknown_age=reject"])

@@ -170,7 +170,7 @@ def test_the_model_is_described_without_its_files(client: TestClient, bundle: Bu
     assert answer["labels"] == ["NORMAL", "PNEUMONIA"]
     assert answer["preprocessing"] == asdict(Preprocessing(size=32))
     assert answer["quality"] == {"policies": {"wrong_modality": "reject", "not_frontal": "reject"}, "smallest_side": 16}
-    assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": [], "body_parts": []}
+    assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": [], "body_parts": [], "ages": None}
     assert not {"files", "provenance"} & set(answer)
 
 

@@ -35,11 +35,12 @@ class _Part(BaseModel):
 
 
 class IntendedUse(_Part):
-    """What the model was trained for; empty tuples mean any."""
+    """What the model was trained for; empty tuples and None mean any. `ages` are completed years, both ends included."""
 
     modalities: tuple[str, ...]
     view_positions: tuple[str, ...]
     body_parts: tuple[str, ...] = ()
+    ages: tuple[int, int] | None = None
 
 
 class Quality(_Part):

@@ -62,6 +62,8 @@ def _use(config: Config) -> str:
         "## Intended use\n\n"
         f"- modalities: {', '.join(config.data.modalities) or 'any'}\n"
         f"- view positions: {', '.join(config.data.view_positions) or 'any'}\n"
+        f"- parts of the body: {', '.join(config.data.body_parts) or 'any'}\n"
+        f"- ages: {f'{ages[0]} to {ages[1]} years' if (ages := config.data.ages) else 'any'}\n"
         f"- label that means no finding: {config.data.normal_label or 'none'}"
     )
 

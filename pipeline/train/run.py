@@ -264,7 +264,9 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         temperature=verdict.temperature,
         operating_points=verdict.points,
         heatmap=fitted.heatmap,
-        intended_use=IntendedUse(modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts),
+        intended_use=IntendedUse(
+            modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts, ages=gate.ages
+        ),
         quality=Quality(policies=gate.policies, smallest_side=gate.smallest_side),
         conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands),
         outliers=Outliers(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,10 @@ from pydicom.tag import BaseTag, Tag
 LONGEST = 2**16
 """Bytes of an element that has one object for each of its values; an explicit length cannot say more (PS3.5 7.1.2)."""
 _BLOCKS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UT", "LT", "ST", "UR", "UN")
+OLDEST = 130
+"""Years; a greater age is a mistake or stands for an unknown one."""
+_AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.IGNORECASE)
+_DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,31}")
 
 
@@ -135,6 +140,32 @@ def code(dataset: Dataset, keyword: str) -> str:
     found = value(dataset, keyword)
     text = str(found[0] if isinstance(found, MultiValue) else found or "").strip().upper()
     return text if _CODE.fullmatch(text) else ""
+
+
+def patient_age(dataset: Dataset) -> int | None:
+    """Return the patient's age in completed years, None if the file does not say it in a usable way.
+
+    Patient's Age (0010,1010), in days, weeks, months or years (PS3.5 6.2, AS), else the time from Patient's Birth Date
+    (0010,0030) to Study Date (0008,0020). What is below zero or above `OLDEST` is not used.
+    """
+    stated = _AGE.fullmatch("".join(texts(dataset, "PatientAge")))
+    if stated:
+        years = int(int(stated[1]) * _DAYS[stated[2].upper()] / 365.25 + 1e-9)
+        return years if years <= OLDEST else None
+    born, studied = _date(dataset, "PatientBirthDate"), _date(dataset, "StudyDate")
+    if born is None or studied is None:
+        return None
+    years = studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day))
+    return years if 0 <= years <= OLDEST else None
+
+
+def _date(dataset: Dataset, keyword: str) -> date | None:
+    """Return a date; it may be written with dots, as before 1993 (PS3.5 6.2, DA)."""
+    text = "".join(texts(dataset, keyword)).strip().replace(".", "")
+    try:
+        return date.fromisoformat(text) if len(text) == 8 else None
+    except ValueError:
+        return None
 
 
 def as_signed(word: float, signed: bool) -> float:

@@ -179,6 +179,7 @@ def _of_instance(file: _File) -> dict[str, Any]:
     """Return the fields that all frames of a file have in common."""
     return {
         "view_position": view_position(file.dataset),
+        "patient_age": header.patient_age(file.dataset),
         "burned_in_annotation": header.code(file.dataset, "BurnedInAnnotation"),
         "sop_class_uid": file.sop_class,
         "instance_number": header.whole_number(file.dataset, "InstanceNumber"),

@@ -38,6 +38,21 @@ def not_frontal(look: Look) -> str:
     )
 
 
+def wrong_age(look: Look) -> str:
+    """The patient's age against what is expected; an unknown age is not held against the frame."""
+    age, expected = look.frame.patient_age, look.gate.ages
+    if age is None or expected is None or expected[0] <= age <= expected[1]:
+        return ""
+    return f"The patient is not {expected[0]} to {expected[1]} years old, its header says. Use a model for this age."
+
+
+def unknown_age(look: Look) -> str:
+    """An age that the file does not state, if one is expected."""
+    if look.gate.ages is None or look.frame.patient_age is not None:
+        return ""
+    return f"The file does not state the patient's age; check that it is {look.gate.ages[0]} to {look.gate.ages[1]} years."
+
+
 def too_small(look: Look) -> str:
     """Rows (0028,0010) and columns (0028,0011) of the file, whatever the resolution it was decoded at."""
     rows, columns = look.frame.shape
