@@ -36,7 +36,9 @@ class LimitsSection(Section):
     file_pixels: PositiveInt = Field(default=Limits().file_pixels, description="rows x columns x frames of a file")
     file_bytes: PositiveInt = Field(default=Limits().file_bytes, description="size of a file, or of a member of a zip")
     inflated_bytes: PositiveInt = Field(default=Limits().inflated_bytes, description="size of an inflated deflated DICOM file")
-    frame_seconds: Annotated[float, Field(gt=0)] = Field(default=Limits().frame_seconds, description="time for one frame")
+    frame_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=Limits().frame_seconds, description="processor time for one frame"
+    )
     worker_bytes: Annotated[int, Field(ge=2**29)] = Field(
         default=Limits().worker_bytes, description="memory of one process that reads files"
     )

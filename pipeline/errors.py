@@ -73,7 +73,10 @@ class Reason(StrEnum):
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     INCONSISTENT = "inconsistent"
     DECODE_FAILED = "decode_failed"
+    NOT_OPENED = "not_opened"
     RESOURCE_LIMIT = "resource_limit"
+    TIME_LIMIT = "time_limit"
+    MEMORY_LIMIT = "memory_limit"
     DECODER_CRASH = "decoder_crash"
     UNSAFE_PATH = "unsafe_path"
     MISSING = "missing"
@@ -93,6 +96,10 @@ class Reason(StrEnum):
     PHOTOGRAPHED_FILM = "photographed_film"
     BURNED_IN_TEXT = "burned_in_text"
     WHITE_BORDERS = "white_borders"
+
+
+PASSING = frozenset({Reason.NOT_OPENED, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, Reason.MISSING})
+"""What another attempt may not meet: it depends on the machine, on what else runs there, or on a disk or a network."""
 
 
 class UnreadableError(OctrayError):

@@ -88,7 +88,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one file may demand before it is refused with `Reason.RESOURCE_LIMIT`.
+    """What one file may demand before it is refused: `RESOURCE_LIMIT`, `TIME_LIMIT` or `MEMORY_LIMIT` of `Reason`.
 
     Parameters
     ----------
@@ -101,7 +101,8 @@ class Limits:
     inflated_bytes
         Size of a deflated DICOM data set once it is inflated; zlib packs zeros a thousandfold.
     frame_seconds
-        Time for one frame, where files are read in worker processes.
+        Processor time for one frame, of all threads together, if files are read in worker processes. What else the machine has
+        to do does not count.
     worker_bytes
         Memory of one worker process.
     """
@@ -112,6 +113,11 @@ class Limits:
     inflated_bytes: int = 2**29
     frame_seconds: float = 10.0
     worker_bytes: int = 2**31
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds by the clock for one frame, for what waits without an end: no loaded machine stretches a frame so much."""
+        return 60.0 + 12.0 * self.frame_seconds
 
 
 @dataclass(frozen=True, slots=True)

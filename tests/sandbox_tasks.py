@@ -1,10 +1,12 @@
 """What the tests of the sandbox run in other processes; a module of its own, since those import it."""
 
 import ctypes
+import hashlib
 import itertools
 import mmap
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +55,15 @@ def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     yield from score_singly(files, scoring)
 
 
+def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+    """Fail on files of some names as a loaded machine does, or a share that does not answer."""
+    reasons = {"slow": Reason.TIME_LIMIT, "huge": Reason.MEMORY_LIMIT, "closed": Reason.NOT_OPENED}
+    for file in files:
+        if (reason := reasons.get(file.source.partition(".")[0])) is not None:
+            raise UnreadableError(reason, "It cannot be read now. Try again.")
+    yield from score_singly(files, scoring)
+
+
 def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
     if len(files) > 1:
         yield from score_files(files[:1], scoring)
@@ -96,6 +107,31 @@ def hang(_: object) -> Iterator[int]:
         pass
 
 
+def hang_in_threads(_: object) -> Iterator[int]:
+    """Wait for threads that take the time, as a decoder may that has threads of its own."""
+    yield 1
+    content = bytes(2**20)
+    threads = [threading.Thread(target=lambda: [hashlib.sha256(content) for _ in itertools.count()]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def wait_longer(seconds: float) -> Iterator[float]:
+    time.sleep(seconds)
+    yield seconds
+
+
+def work_for(seconds: float) -> Iterator[float]:
+    """Take so much processor time; give how long it took by the clock."""
+    begun = time.monotonic()
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    yield time.monotonic() - begun
+
+
 def hang_outside_python(_: object) -> Iterator[int]:
     yield 1
     ctypes.CDLL(None).sleep(60)
@@ -128,7 +164,9 @@ def demand_beside(size: int) -> Iterator[int]:
 def take_time_beside(path: Path) -> Iterator[int]:
     """Take longer than the limit beside it, leave a file, then take time without an end within it."""
     with beside_the_limits():
-        time.sleep(1.5)
+        end = time.process_time() + 1.5
+        while time.process_time() < end:
+            pass
     path.touch()
     while True:
         pass
@@ -136,9 +174,11 @@ def take_time_beside(path: Path) -> Iterator[int]:
 
 
 def put_results_together(count: int) -> Iterator[int]:
-    """Take half a second for each of so many results, and give them at once."""
+    """Take half a second of processor time for each of so many results, and give them at once."""
     for _ in range(count):
-        time.sleep(0.5)
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
         restart_clock()
     yield count
 

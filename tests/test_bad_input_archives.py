@@ -108,5 +108,5 @@ def test_a_dicomdir_that_takes_too_long_is_refused_and_its_folder_read(tmp_path:
     (tmp_path / "A").write_bytes(make_dicom(SMALL))
     (alone,) = discover(tmp_path / "DICOMDIR")
     assert alone.refusal is not None
-    assert alone.refusal.reason is Reason.RESOURCE_LIMIT
+    assert alone.refusal.reason is Reason.TIME_LIMIT
     assert [file.source for file in discover(tmp_path)] == ["A"]

@@ -62,7 +62,7 @@ def test_the_service_answers_files_that_ask_for_much(client: TestClient, tmp_pat
 
 @pytest.mark.slow
 def test_the_service_ends_a_file_that_hangs_and_scores_the_next(client: TestClient) -> None:
-    assert post(client, endless_items(200_000)) == "resource_limit"
+    assert post(client, endless_items(200_000)) == "time_limit"
     assert post(client, make_dicom(SMALL)) == ""
 
 

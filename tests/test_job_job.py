@@ -30,7 +30,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import batch
 from tests.builders import make_bundle, make_dicom
-from tests.sandbox_tasks import crash_on_name
+from tests.sandbox_tasks import crash_on_name, fail_for_now_on_name
 from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows
 
@@ -402,6 +402,86 @@ def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_s
     (failure,) = rows(tmp_path / "results" / "failures.csv")
     assert (failure["source"], failure["reason"]) == ("crash.dcm", "decoder_crash")
     assert [row["source"] for row in rows(tmp_path / "results" / "predictions.csv")[::2]] == ["a.dcm", "z.dcm"]
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """Three studies, of which one is named slow."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("a", "slow", "z"):
+        (studies / f"{name}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{ord(name[0])}"))
+    return studies
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The keys of the studies that are tried, each with which attempt at it that is."""
+    tried: list[tuple[str, int]] = []
+    take = Loop._take
+
+    def note(self: Loop, done: Done) -> None:
+        tried.append((done.claim.key, done.claim.attempt))
+        take(self, done)
+
+    monkeypatch.setattr(Loop, "_take", note)
+    return tried
+
+
+def fail_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("score_files", "score_singly"):
+        monkeypatch.setattr(batch, name, fail_for_now_on_name)
+
+
+def test_a_study_that_took_too_long_is_tried_again_in_the_next_run(
+    slow: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[tuple[str, int]]
+) -> None:
+    assert main(arguments(slow, bundle, tmp_path / "whole")) == 0
+    tried.clear()
+    with monkeypatch.context() as loaded:
+        fail_for_now(loaded)
+        assert main(arguments(slow, bundle, tmp_path / "results")) == 1
+        (failure,) = rows(tmp_path / "results" / "failures.csv")
+        assert (failure["source"], failure["reason"]) == ("slow.dcm", "time_limit")
+    assert main(arguments(slow, bundle, tmp_path / "results")) == 0
+    assert tried == [("study:1.2.97", 1), ("study:1.2.115", 1), ("study:1.2.122", 1), ("study:1.2.115", 2)]
+    assert contents(tmp_path / "results") == contents(tmp_path / "whole")
+
+
+def test_a_version_of_a_study_is_tried_in_three_runs_at_most(
+    slow: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[tuple[str, int]]
+) -> None:
+    fail_for_now(monkeypatch)
+    for _ in range(5):
+        assert main(arguments(slow, bundle, tmp_path / "results")) == 1
+    assert [attempt for key, attempt in tried if key == "study:1.2.115"] == [1, 2, 3]
+    (slow / "slow.dcm").write_bytes((slow / "slow.dcm").read_bytes())
+    tried.clear()
+    assert main(arguments(slow, bundle, tmp_path / "results")) == 1
+    assert tried == [("study:1.2.115", 1)]
+    assert [row["reason"] for row in rows(tmp_path / "results" / "failures.csv")] == ["time_limit"]
+
+
+def test_a_file_that_cannot_be_decoded_is_not_tried_again(
+    slow: Path, bundle: Bundle, tmp_path: Path, tried: list[tuple[str, int]]
+) -> None:
+    (slow / "slow.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.115")[:-500])
+    for _ in range(3):
+        assert main(arguments(slow, bundle, tmp_path / "results")) == 1
+    assert len(tried) == 3
+
+
+def test_what_failed_for_time_memory_or_a_disk_is_tried_again(
+    slow: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("closed", "huge"):
+        (slow / f"{name}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{ord(name[0])}"))
+    with monkeypatch.context() as loaded:
+        fail_for_now(loaded)
+        assert main(arguments(slow, bundle, tmp_path / "results")) == 1
+        reasons = {row["source"]: row["reason"] for row in rows(tmp_path / "results" / "failures.csv")}
+        assert reasons == {"closed.dcm": "not_opened", "huge.dcm": "memory_limit", "slow.dcm": "time_limit"}
+    assert main(arguments(slow, bundle, tmp_path / "results")) == 0
 
 
 def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path: Path) -> None:

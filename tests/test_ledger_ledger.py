@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,24 @@ def test_a_second_result_and_a_late_one_are_dropped(ledger: Ledger) -> None:
     assert ledger.finish("a", [outcome(again, probability=0.9)]) == set()
     assert ledger.finish("b", [outcome(again, probability=0.2)]) == set()
     assert [stored.probability for stored in ledger.outcomes(Order.POSITION)] == [0.9]
+
+
+def test_an_outcome_that_is_not_final_counts_as_one_until_the_study_is_tried_again(ledger: Ledger) -> None:
+    ledger.add(works(3))
+    for attempt in (1, 2, 3):
+        claims = ledger.claim("a", 3, LONG)
+        assert {claim.attempt for claim in claims if claim.key == "study:1"} == {attempt}
+        ledger.finish("a", [replace(outcome(claim), is_final=claim.key != "study:1") for claim in claims])
+        assert (keys(ledger), ledger.unfinished()) == (["study:0", "study:1", "study:2"], 0)
+        failed = [(one.key, work) for one, work in ledger.failed(3)]
+        assert failed == ([("study:1", b"[1]")] if attempt < 3 else [])
+        ledger.retry_failed([one.id for one, _ in ledger.failed(3)])
+        assert keys(ledger) == ["study:0", "study:1", "study:2"][:: 2 if attempt < 3 else 1]
+    ((left, _),) = ledger.failed()
+    ledger.replace(replace(left, record=b"[]", is_final=True), b"other")
+    assert list(ledger.failed()) == []
+    assert [one.record for one in ledger.outcomes(Order.POSITION) if one.key == "study:1"] == [b"[]"]
+    assert dict(ledger.works())["study:1"] == b"other"
 
 
 def test_what_comes_late_of_a_study_that_changed_or_is_gone_is_taken_for_no_other(ledger: Ledger) -> None:

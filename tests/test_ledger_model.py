@@ -27,6 +27,7 @@ class Study:
     lost: bool = False
     outcome: tuple[bytes, int, float] | None = None
     finished_by: str = ""
+    is_final: bool = True
 
 
 class Machine(RuleBasedStateMachine):
@@ -78,8 +79,10 @@ class Machine(RuleBasedStateMachine):
         for study in self.held(owner):
             study.lost = False
 
-    @rule(data=st.data(), owner=OWNERS, rank=st.integers(0, 2), probability=st.sampled_from([0.25, 0.5]))
-    def finish(self, data: Any, owner: str, rank: int, probability: float) -> None:
+    @rule(
+        data=st.data(), owner=OWNERS, rank=st.integers(0, 2), probability=st.sampled_from([0.25, 0.5]), is_final=st.booleans()
+    )
+    def finish(self, data: Any, owner: str, rank: int, probability: float, is_final: bool) -> None:
         """Finish anything that was ever claimed, even where that was long ago, or by another."""
         ever = st.lists(st.sampled_from(self.claims), unique_by=lambda claim: claim.id) if self.claims else st.just([])
         chosen, made, expected = data.draw(ever), (b"made", rank, probability), set()
@@ -87,9 +90,10 @@ class Machine(RuleBasedStateMachine):
             study = self.model.get(claim.key)
             if study and study.id == claim.id and study.owner == owner:
                 study.outcome, study.finished_by, study.owner, study.lost = made, owner, "", False
+                study.is_final = is_final
             if study and study.id == claim.id and (study.outcome, study.finished_by) == (made, owner):
                 expected.add(claim.id)
-        assert self.ledger.finish(owner, [Outcome(claim.id, *made) for claim in chosen]) == expected
+        assert self.ledger.finish(owner, [Outcome(claim.id, *made, is_final=is_final) for claim in chosen]) == expected
 
     @rule(owner=OWNERS, data=st.data())
     def retry(self, owner: str, data: Any) -> None:
@@ -118,6 +122,17 @@ class Machine(RuleBasedStateMachine):
         self.ledger.reopen([one.id for one in chosen])
         for study in chosen:
             study.outcome, study.finished_by, study.attempts = None, "", 0
+
+    @rule(attempts=st.integers(1, 3))
+    def retry_failed(self, attempts: int) -> None:
+        failed = [one for one in self.model.values() if one.outcome is not None and not one.is_final]
+        few = {one.id for one in failed if one.attempts + 1 < attempts}
+        assert {outcome.id for outcome, _ in self.ledger.failed()} == {one.id for one in failed}
+        assert {outcome.id for outcome, _ in self.ledger.failed(attempts)} == few
+        self.ledger.retry_failed(one.id for one in self.model.values() if one.id in few or one.is_final)
+        for study in failed:
+            if study.id in few:
+                study.outcome, study.finished_by, study.attempts = None, "", study.attempts + 1
 
     @invariant()
     def outcomes_are_those_of_the_model(self) -> None:

@@ -312,7 +312,7 @@ def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, pre
     predictor.admission = replace(predictor.admission, reading=reading)
     items = list(score_folder(studies, predictor))
     failures = {name(item): item for item in items if isinstance(item, Quarantined)}
-    assert failures["b/02x.dcm", None].reason == "resource_limit"
+    assert failures["b/02x.dcm", None].reason == "time_limit"
     assert failures["b/04x.dcm", 3].reason == "decode_failed"
     assert failures["b/04x.dcm", 3].message.endswith("No frame after this one was read.")
     assert [name(item) for item in items if name(item)[0] == "b/04x.dcm"] == [("b/04x.dcm", number) for number in (1, 2, 3)]

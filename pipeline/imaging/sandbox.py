@@ -38,7 +38,8 @@ class Sandbox:
     workers
         How many tasks run at the same time.
     limits
-        `frame_seconds` is the time for each result of a task, `worker_bytes` the address space of a worker.
+        `frame_seconds` is the processor time for each result of a task, `wall_seconds` the time by the clock, `worker_bytes`
+        the address space of a worker.
     """
 
     def __init__(self, workers: int = 2, limits: Limits = Limits()) -> None:  # noqa: B008
@@ -89,8 +90,8 @@ class Sandbox:
         Raises
         ------
         UnreadableError
-            What the task raises; `RESOURCE_LIMIT` where it took more time or memory than the limits allow, `DECODER_CRASH`
-            where its process ended, `DECODE_FAILED` where it raised what is no `OctrayError`.
+            What the task raises; `TIME_LIMIT` or `MEMORY_LIMIT` if it took more than the limits allow, `DECODER_CRASH` if its
+            process ended, `DECODE_FAILED` if it raised what is no `OctrayError`.
         OctrayError
             What the task raises.
         WorkerError
@@ -216,7 +217,7 @@ class _Worker:
         self._connection, theirs = Pipe()
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from pipeline.imaging.worker import serve; "
-            f"serve({theirs.fileno()}, {limits.frame_seconds}, {limits.worker_bytes})"
+            f"serve({theirs.fileno()}, {limits.frame_seconds}, {limits.wall_seconds}, {limits.worker_bytes})"
         )
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code],
@@ -261,15 +262,21 @@ class _Worker:
             yield packed(Kind.FAILED, self._failure(self._process.wait()))
 
     def _failure(self, code: int) -> UnreadableError:
+        if code == -signal.SIGPROF:
+            return UnreadableError(
+                Reason.TIME_LIMIT,
+                f"Reading the file took more than {self.limits.frame_seconds:g} seconds of processor time. Try again; if that "
+                "does not help, convert it to a transfer syntax that is read faster, or scale it down.",
+            )
         if code == -signal.SIGALRM:
             return UnreadableError(
-                Reason.RESOURCE_LIMIT,
-                f"Reading the file took longer than {self.limits.frame_seconds:g} seconds. Export it again, in another "
-                "transfer syntax if it is an image.",
+                Reason.TIME_LIMIT,
+                f"Reading the file took longer than {self.limits.wall_seconds:g} seconds, most of them waiting. Check that its "
+                "disk or network answers and that the machine is not overloaded, and try again.",
             )
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
-                Reason.RESOURCE_LIMIT,
+                Reason.MEMORY_LIMIT,
                 "Reading the file needs more memory than there is. Free some, scale the image down, or split the file.",
             )
         return UnreadableError(

@@ -15,10 +15,11 @@ OUT_OF_MEMORY = 3
 """Exit code of a worker that has no memory left to say so."""
 
 
-_seconds = 0.0
+_seconds = 0.0, 0.0
+"""Processor time and time by the clock for one result."""
 
 
-def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
+def serve(handle: int, frame_seconds: float, wall_seconds: float, worker_bytes: int) -> None:
     """Do the tasks that come in until nobody sends any more, then end.
 
     Parameters
@@ -26,22 +27,25 @@ def serve(handle: int, frame_seconds: float, worker_bytes: int) -> None:
     handle
         File descriptor of a socket; messages with working folder, task and item come in, others go out.
     frame_seconds
-        Time for one result, without that of importing the task and of what is done `beside_the_limits`; the kernel ends the
-        process with SIGALRM, even within a decoder, where it takes longer.
+        Processor time of all threads for one result, without that of importing the task and of what is done
+        `beside_the_limits`; if it takes more, the kernel ends the process with SIGPROF, even within a decoder.
+    wall_seconds
+        The same by the clock; the kernel ends the process with SIGALRM.
     worker_bytes
         Address space of this process, but for what is loaded `beside_the_limits`.
     """
     global _seconds  # of the only task at a time that this process has
-    _seconds = frame_seconds
+    _seconds = frame_seconds, wall_seconds
     connection = Connection(handle)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(worker_bytes)
     try:
         _import_readers()
         send(connection, packed(Kind.READY))
         while True:
-            for message in _messages(receive(connection), frame_seconds):
+            for message in _messages(receive(connection)):
                 send(connection, message)
     except (EOFError, ConnectionError):
         return
@@ -58,7 +62,7 @@ def beside_the_limits(kept: bool = False) -> Iterator[None]:
     kept
         Whether the memory that the block takes is held for good, and the limit is to be so much higher afterwards.
     """
-    rest, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    rest = _stop_clock()
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if limit != most:
         before = _address_space() if kept else 0
@@ -68,13 +72,13 @@ def beside_the_limits(kept: bool = False) -> Iterator[None]:
     finally:
         if limit != most:
             _limit_memory(limit + max(0, _address_space() - before) if kept else limit)
-        _start_clock(rest)
+        _start_clock(*rest)
 
 
 def restart_clock() -> None:
     """Give a task that puts several results together the time of one for each of them."""
     if signal.getitimer(signal.ITIMER_REAL)[0]:
-        _start_clock(_seconds)
+        _start_clock(*_seconds)
 
 
 def _limit_memory(size: int) -> None:
@@ -98,18 +102,18 @@ def _import_readers() -> None:
         raise
 
 
-def _messages(request: Message, frame_seconds: float) -> Iterator[Message]:
+def _messages(request: Message) -> Iterator[Message]:
     """Yield a message for each result and one for the end; the clock stands still while one is being sent."""
     try:
         folder, task, item = request.content()
         if folder is not None:
             os.chdir(folder)
-        _start_clock(frame_seconds)
+        _start_clock(*_seconds)
         for result in task(item):
             message = packed(Kind.RESULT, result)
             _stop_clock()
             yield message
-            _start_clock(frame_seconds)
+            _start_clock(*_seconds)
         message = packed(Kind.DONE)
     except Exception as error:
         message = packed(Kind.FAILED, _speakable(error))
@@ -122,7 +126,7 @@ def _speakable(error: Exception) -> OctrayError:
         return error
     if isinstance(error, MemoryError):
         return UnreadableError(
-            Reason.RESOURCE_LIMIT,
+            Reason.MEMORY_LIMIT,
             "Reading the file needs more memory than octray gives it. Scale the image down, or split the file.",
         )
     return UnreadableError(
@@ -131,9 +135,11 @@ def _speakable(error: Exception) -> OctrayError:
     )
 
 
-def _start_clock(seconds: float) -> None:
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _start_clock(processor_seconds: float, wall_seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, processor_seconds)
+    signal.setitimer(signal.ITIMER_REAL, wall_seconds)
 
 
-def _stop_clock() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+def _stop_clock() -> tuple[float, float]:
+    """Stop both timers, and return what was left of them; zeros if they stood still."""
+    return signal.setitimer(signal.ITIMER_PROF, 0)[0], signal.setitimer(signal.ITIMER_REAL, 0)[0]

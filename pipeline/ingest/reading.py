@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.errors import PASSING, InputError, Reason, UnreadableError
 from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
@@ -14,8 +14,7 @@ from pipeline.ingest.patients import hash_patient, read_patient_id
 from pipeline.intake import DEFAULT_READING, Check, Gate, Reading
 from pipeline.records import Frame, InstanceKey
 
-_PASSING = (Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH)
-"""Failures that another run may not meet: they depend on the machine and on what else runs there."""
+_PASSING = PASSING | {Reason.DECODER_CRASH}
 
 
 @dataclass(frozen=True, slots=True)

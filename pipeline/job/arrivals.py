@@ -20,7 +20,7 @@ class Arrivals:
         self._marks: dict[str, dict[str, str]] = {}
         self._parts: Counter[str] = Counter()
         for key, work in entered:
-            self._add(_whole(key), marks_of(work))
+            self._add(*_whole(key), marks_of(work))
 
     def new(self, study: StudyFiles) -> StudyFiles | None:
         """Return what is to be scored of a study, and remember it.
@@ -40,7 +40,7 @@ class Arrivals:
         if before.keys() <= there.keys() and self._parts[study.key] < 2:
             self._marks[study.key], self._parts[study.key] = there, 1
             return _only(study, there)
-        self._add(study.key, there)
+        self._add(study.key, self._parts[study.key] + 1, there)
         return replace(_only(study, late), key=_part(study.key, self._parts[study.key]))
 
     def replaced(self, study: StudyFiles) -> list[str]:
@@ -51,9 +51,9 @@ class Arrivals:
             del self._marks[key]
         return found
 
-    def _add(self, key: str, marks: dict[str, str]) -> None:
+    def _add(self, key: str, number: int, marks: dict[str, str]) -> None:
         self._marks[key] = self._marks.get(key, {}) | marks
-        self._parts[key] += 1
+        self._parts[key] = max(number, self._parts[key])
 
 
 def _only(study: StudyFiles, sources: Iterable[str]) -> StudyFiles:
@@ -67,6 +67,8 @@ def _part(key: str, number: int) -> str:
     return f"study+{number}:{key.partition(':')[2]}"
 
 
-def _whole(key: str) -> str:
+def _whole(key: str) -> tuple[str, int]:
+    """Return the key of a whole study, and the number of the part of it that a key names."""
     kind, _, stated = key.partition(":")
-    return f"study:{stated}" if kind.startswith("study") else key
+    number = kind.partition("+")[2]
+    return f"study:{stated}" if kind.startswith("study") else key, int(number or 1)

@@ -2,25 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import PASSING, ConfigError, InputError, Reason
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
 from pipeline.job.loop import Loop, Outcomes, patiently
 from pipeline.job.outputs import Wanted
-from pipeline.job.scorer import Scorer
+from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
 from pipeline.job.shard import Shard
 from pipeline.job.signals import undisturbed
 from pipeline.job.summary import summarise
 from pipeline.job.unsaved import Unsaved
-from pipeline.job.work import Grouping, StudyFiles, changed_at, packed, unpacked
+from pipeline.job.work import Grouping, StudyFiles, changed_at, is_there, packed, unpacked, without
 from pipeline.ledger.connection import without_password
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Output, StudyWork
@@ -147,28 +147,31 @@ class Job:
             studies = self._studies(files)
             self._plan(ledger, studies, 0)
             ledger.keep({study.key for study in studies})
+            self._try_again(ledger)
             self._work(ledger)
 
     def watch(self, quiet: float, pause: Callable[[float], None] = time.sleep) -> None:
         """Score studies as they arrive, each once nothing of it has changed for `quiet` seconds, until interrupted.
 
-        Results of files that have been taken away stay, and a folder that is away is waited for.
+        Results of files that have been taken away stay, and a folder that is away is waited for. A file that is gone before it
+        could be read was never scored and is not listed: whatever it was renamed to is found, and so is the file if it is back.
         """
         with self._ledger(keep=True) as ledger:
-            arrivals = Arrivals(ledger.works())
-            if len(ledger):
-                self._work(ledger)
+            arrivals, is_begun = Arrivals(ledger.works()), bool(len(ledger))
             while True:
                 try:
                     found = list(discover(self._request.studies, self._grouping.is_known))
                 except InputError:  # a share that is away comes back
                     found = []
-                settled = [study for study in self._studies(found) if time.time() - changed_at(study) >= quiet]
+                settled = [study for study in self._studies(found) if _is_quiet(study.files, quiet)]
                 replaced = [key for study in settled for key in arrivals.replaced(study)]
                 patiently(partial(ledger.forget, replaced))
                 if studies := [new for study in settled if (new := arrivals.new(study))]:
                     patiently(partial(self._plan, ledger, studies, patiently(ledger.__len__)))
-                    self._work(ledger)
+                again = patiently(partial(self._try_again, ledger, quiet))
+                if (studies or again or is_begun) and self._work(ledger, is_watched=True):
+                    arrivals = Arrivals(ledger.works())
+                is_begun = False
                 pause(max(1.0, quiet / 4))
 
     @contextmanager
@@ -194,19 +197,34 @@ class Job:
         works = (StudyWork(one.key, place, one.fingerprint, packed(one, base)) for place, one in enumerate(studies, first))
         ledger.add(works)
 
-    def _work(self, ledger: Ledger) -> None:
-        """Score what is not finished, and write tables and report, whatever ends it."""
+    def _try_again(self, ledger: Ledger, quiet: float = 0.0) -> int:
+        """Have studies scored again that failed for what may have passed, if all their files are there and quiet."""
+        ids = [
+            outcome.id for outcome, work in ledger.failed(MOST_ATTEMPTS) if _is_quiet(unpacked(work, self._scorer.base), quiet)
+        ]
+        ledger.retry_failed(ids)
+        return len(ids)
+
+    def _work(self, ledger: Ledger, is_watched: bool = False) -> bool:
+        """Score what is not finished, and write tables and report, whatever ends it.
+
+        Returns whether files of a watched folder were gone before they could be read; the ledger then forgets them.
+        """
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
         unsaved = Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
         loop = Loop(ledger, unsaved, self._tell)
+        some_gone = False
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
         finally:
             self.faults += loop.faults
             with undisturbed():
+                if is_watched:
+                    some_gone = _forget_gone(ledger, self._scorer.base)
                 self._write(ledger, unsaved)
+        return some_gone
 
     def _tell(self, record: StudyRecord) -> None:
         self.scored += 1
@@ -233,6 +251,31 @@ class Job:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
         self._folder.keep_pieces(names | unsaved.names())  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
+
+
+def _is_quiet(files: Sequence[StudyFile], seconds: float) -> bool:
+    """Return whether all files are there, and nothing of them has changed for so many seconds."""
+    return time.time() - changed_at(files) >= seconds
+
+
+def _forget_gone(ledger: Ledger, base: Path) -> bool:
+    """Forget files that were not there any more when they were to be read, and studies of which nothing is left."""
+    some_gone = False
+    for outcome, work in ledger.failed():
+        record, files = StudyRecord.from_json(outcome.record), unpacked(work, base)
+        missing = {failure.source for failure in record.failures if failure.reason == Reason.MISSING}
+        gone = {file.source for file in files if file.source in missing and not is_there(file.path)}
+        if not gone:
+            continue
+        some_gone = True
+        failures = tuple(failure for failure in record.failures if failure.source not in gone)
+        if not record.frames and not failures:
+            ledger.forget([outcome.key])
+            continue
+        is_final = not any(failure.reason in PASSING for failure in failures)
+        record = replace(record, failures=failures)
+        ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), without(work, gone))
+    return some_gone
 
 
 def _reopen(ledger: Ledger, base: Path, folder: Path) -> None:

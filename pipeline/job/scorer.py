@@ -9,7 +9,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import Reason
+from pipeline.errors import PASSING, Reason
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
@@ -24,7 +24,8 @@ from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored
 
 MOST_ATTEMPTS = 3
-"""How often a study is tried that kills the process that reads it."""
+"""How often one version of a study is tried: within one run if it kills the process that reads it, once in each of several
+runs if a file of it could not be opened, or took too much time or memory."""
 
 
 def _now() -> str:
@@ -65,6 +66,11 @@ class _Study:
     def is_to_be_tried_again(self) -> bool:
         crashed = any(failure.reason == Reason.DECODER_CRASH for failure in self.failures)
         return crashed and self.claim.attempt < MOST_ATTEMPTS
+
+    def is_final(self) -> bool:
+        """Return whether another attempt would give the same; whether a file is refused is found out when it is discovered."""
+        refused = {file.source for file in self.files if file.refusal}
+        return not any(failure.reason in PASSING and failure.source not in refused for failure in self.failures)
 
     def uid(self) -> str:
         """Return the UID that the files state, else the derived one; empty where nothing could be read."""
@@ -137,7 +143,8 @@ class Scorer:
         content = tracer.trace(results, study.failures, {"begun": study.begun_at, "ended": _now()})
         trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
         urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
-        return Done(study.claim, Outcome(study.claim.id, study.record().to_json(), *urgency, (*outputs, trace)), faults)
+        outcome = Outcome(study.claim.id, study.record().to_json(), *urgency, (*outputs, trace), study.is_final())
+        return Done(study.claim, outcome, faults)
 
     def _tracer(self) -> Tracer:
         engine = self.predictor.engine

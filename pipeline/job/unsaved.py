@@ -31,7 +31,8 @@ class Unsaved:
         line = self._kept.get((claim.key, claim.fingerprint))
         if line is None or not all(map(self._is_there, _outputs(line))):
             return None
-        return Outcome(claim.id, base64.b64decode(line["record"]), line["rank"], line["probability"], _outputs(line))
+        record = base64.b64decode(line["record"])
+        return Outcome(claim.id, record, line["rank"], line["probability"], _outputs(line), line["is_final"])
 
     def names(self) -> set[str]:
         """Return the names of the files that belong to what is kept."""
@@ -48,6 +49,7 @@ class Unsaved:
                     "rank": outcome.rank,
                     "probability": outcome.probability,
                     "outputs": [asdict(output) for output in outcome.outputs],
+                    "is_final": outcome.is_final,
                 }
                 self._kept[claim.key, claim.fingerprint] = line
                 file.write(json.dumps(line) + "\n")

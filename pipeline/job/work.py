@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,12 @@ class Grouping:
         return [StudyFiles(key, *zip(*group, strict=True)) for key, group in groups.items()]
 
 
-def changed_at(study: StudyFiles) -> float:
-    """Return when a file of a study was last written, moved or touched, in seconds since 1970, by the clock of its disk."""
-    return max((_changed(file.path) for file in study.files), default=0.0)
+def changed_at(files: Iterable[StudyFile]) -> float:
+    """Return when one of the files was last written, moved or touched, in seconds since 1970, by the clock of its disk.
+
+    It is infinite if one of them is not there any more: what it was renamed to is still to be found.
+    """
+    return max((_changed(file.path) for file in files), default=0.0)
 
 
 def file_key(source: str) -> str:
@@ -107,6 +111,12 @@ def packed(study: StudyFiles, base: Path) -> bytes:
 def unpacked(work: bytes, base: Path) -> tuple[StudyFile, ...]:
     """Return the files that `packed` wrote."""
     return tuple(_to_file(values, base) for values in json.loads(work))
+
+
+def without(work: bytes, sources: Collection[str]) -> bytes:
+    """Return what `packed` wrote without some of its files."""
+    files = [values for values in json.loads(work) if values["source"] not in sources]
+    return json.dumps(files, separators=(",", ":")).encode()
 
 
 def marks_of(work: bytes) -> dict[str, str]:
@@ -133,7 +143,18 @@ def _changed(path: Path) -> float:
     try:
         return path.stat().st_ctime
     except OSError:
-        return 0.0
+        return 0.0 if is_there(path) else math.inf
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is something at a path; a link that leads nowhere is, and so is what may not be looked at."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _mark(file: StudyFile, place: _Place) -> str:

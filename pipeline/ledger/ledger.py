@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from pipeline.ledger import bulk
 from pipeline.ledger.connection import connect, now, translated, writing
-from pipeline.ledger.schema import FINISHED, HELD, PENDING, studies
+from pipeline.ledger.schema import FAILED, FINISHED, HELD, PENDING, studies
 from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
 
 _ROWS = 1000
@@ -113,7 +113,7 @@ class Ledger:
         """
         rows = {outcome.id: _outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.id)}
         with self._writing() as connection:
-            taken = bulk.change(connection, list(rows.values()), {"state": FINISHED}, _held_by(owner))
+            taken = bulk.change(connection, list(rows.values()), {}, _held_by(owner))
             rest = [one for one in rows if one not in taken]
             kept = _found(connection, rest, "owner", *_OUTCOME) if rest else ()
         return taken | {row.id for row in kept if row.owner == owner and _is_same(row, rows[row.id])}
@@ -134,6 +134,31 @@ class Ledger:
         """Have finished studies worked on again."""
         for group in _groups(ids, _ROWS):
             self._update(studies.c.id.in_(group), **_NOTHING)
+
+    def failed(self, attempts: int | None = None) -> Iterator[tuple[StoredOutcome, bytes]]:
+        """Read the outcomes that are not final, and what their workers had to know, as they were when this was called.
+
+        Parameters
+        ----------
+        attempts
+            Only of studies that were tried fewer times; None reads all.
+        """
+        few = studies.c.attempts + 1 < attempts if attempts is not None else true()
+        with translated(), self._engine.connect() as connection:
+            found = self._select("id").where(studies.c.state == FAILED, few).order_by(studies.c.position)
+            ids = array("q", connection.execute(found).scalars())
+        yield from ((_stored(row), bytes(row.work)) for row in self._rows(ids, "work"))
+
+    def retry_failed(self, ids: Iterable[int]) -> None:
+        """Have studies worked on again whose outcome is not final: the attempt that gave it counts."""
+        for group in _groups(ids, _ROWS):
+            which = studies.c.id.in_(group) & (studies.c.state == FAILED)
+            self._update(which, **_NOTHING | {"attempts": studies.c.attempts + 1})
+
+    def replace(self, outcome: Outcome, work: bytes) -> None:
+        """Put another outcome in the place of a study's, and other work in the place of what it was made of."""
+        row = _outcome_row(outcome)
+        self._update(studies.c.id == row.pop("study"), work=work, **row)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Forget these studies."""
@@ -157,22 +182,27 @@ class Ledger:
 
     def unfinished(self) -> int:
         """Return how many studies are not finished."""
-        return self._count(studies.c.state != FINISHED)
+        return self._count(studies.c.state.in_((PENDING, HELD)))
 
     def outcomes(self, order: Order) -> Iterator[StoredOutcome]:
-        """Read what came of the finished studies, a page at a time, as they were when this was called.
+        """Read what came of the studies, final or not, a page at a time, as it was when this was called.
 
         All that is held in memory of the others is their number: eight bytes for each.
         """
         place = (studies.c.position, studies.c.id)
         by = place if order is Order.POSITION else (studies.c.rank.desc(), studies.c.probability.desc(), *place)
-        finished = self._select("id").where(studies.c.state == FINISHED).order_by(*by)
+        finished = self._select("id").where(studies.c.state.in_((FINISHED, FAILED))).order_by(*by)
         with translated(), self._engine.connect() as connection:
             ids = array("q", connection.execute(finished, execution_options={"yield_per": _ROWS}).scalars())
+        yield from map(_stored, self._rows(ids))
+
+    def _rows(self, ids: Iterable[int], *more: str) -> Iterator[Any]:
+        """Read studies that have an outcome, a page at a time, in the order of their ids as given."""
         for page in _groups(ids, _PAGE):
             with translated(), self._engine.connect() as connection:
-                found = {row.id: row for row in _found(connection, page, "key", *_OUTCOME) if row.record is not None}
-            yield from (_stored(found[one]) for one in page if one in found)
+                rows = _found(connection, page, "key", "state", *_OUTCOME, *more)
+            found = {row.id: row for row in rows if row.record is not None}
+            yield from (found[one] for one in page if one in found)
 
     def _writing(self) -> AbstractContextManager[Connection]:
         return writing(self._engine)
@@ -236,12 +266,14 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "rank": outcome.rank,
         "probability": outcome.probability,
         "outputs": _to_json(outputs),
+        "state": FINISHED if outcome.is_final else FAILED,
     }
 
 
 def _stored(row: Any) -> StoredOutcome:
     outputs = tuple(Output(*output) for output in json.loads(row.outputs))
-    return StoredOutcome(row.id, zlib.decompress(row.record), row.rank, row.probability, outputs, row.key)
+    is_final = row.state != FAILED
+    return StoredOutcome(row.id, zlib.decompress(row.record), row.rank, row.probability, outputs, is_final, row.key)
 
 
 def _found(connection: Connection, ids: Collection[int], *names: str) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text
 
 VERSION = 1
-PENDING, HELD, FINISHED = 0, 1, 2
+PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
 
 metadata = MetaData()
 

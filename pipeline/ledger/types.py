@@ -77,6 +77,8 @@ class Outcome:
         How urgent it is: a higher rank comes first, and within it a higher probability.
     outputs
         The files that were written.
+    is_final
+        Whether another attempt would give the same; a study whose outcome is not final may be tried again.
     """
 
     id: int
@@ -84,3 +86,4 @@ class Outcome:
     rank: int
     probability: float
     outputs: tuple[Output, ...] = ()
+    is_final: bool = True

@@ -105,8 +105,14 @@ class StudyFile:
 
 
 def not_opened(error: OSError) -> UnreadableError:
-    """Return the error that says why a file could not be opened, without its path."""
-    return UnreadableError(Reason.DECODE_FAILED, f"The file could not be opened: {error.strerror}.")
+    """Return the error that says why a file could not be opened or read, without its path."""
+    if isinstance(error, FileNotFoundError):
+        return UnreadableError(Reason.MISSING, "There is no file any more, or a link that leads nowhere. Copy the file back.")
+    if isinstance(error, PermissionError):
+        return UnreadableError(Reason.NOT_OPENED, f"The file could not be opened: {error.strerror}. Check its permissions.")
+    return UnreadableError(
+        Reason.NOT_OPENED, f"The file could not be read: {error.strerror}. Check its disk or network, and try again."
+    )
 
 
 def as_text(name: str) -> str:

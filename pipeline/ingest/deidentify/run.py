@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import Reason, UnreadableError
+from pipeline.errors import PASSING, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.appearance import Look, appearance, settled
@@ -23,7 +23,7 @@ _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
 _TEXT_SECONDS = 120.0
 """To find text in one frame; 2000 x 2000 pixels took up to 25 s in one thread of a busy machine."""
-_PASSING = frozenset({Reason.RESOURCE_LIMIT, Reason.DECODER_CRASH, Refusal.SAME_UID})
+_PASSING = PASSING | {Reason.DECODER_CRASH, Refusal.SAME_UID}
 """Refusals that another run may not meet: they depend on the machine, or on other files."""
 _SPACE, _COPIES = 2**30, 6
 """Address space of a worker without a file, and how many times one is in memory while it is cleaned."""
