@@ -4,6 +4,7 @@ A message is a sentence that says what is wrong and how to mend it. It names fil
 path, and never carries a patient's name or identifier.
 """
 
+import resource
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -80,6 +81,7 @@ class Reason(StrEnum):
     DECODER_CRASH = "decoder_crash"
     UNSAFE_PATH = "unsafe_path"
     MISSING = "missing"
+    NO_WORKER = "no_worker"
     OUT_OF_DISTRIBUTION = "out_of_distribution"
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
@@ -100,6 +102,22 @@ class Reason(StrEnum):
 
 PASSING = frozenset({Reason.NOT_OPENED, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, Reason.MISSING})
 """What another attempt may not meet: it depends on the machine, on what else runs there, or on a disk or a network."""
+
+
+_LACK_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "bad_alloc", "can't start new thread")
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that there is no memory left: a library that cannot be mapped is an ImportError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _LACK_OF_MEMORY)
+
+
+def lack_of_memory() -> str:
+    """Return the sentence for an error that `is_lack_of_memory`."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    than_now = "" if limit == resource.RLIM_INFINITY else f" than the {limit // 2**20} MiB that it may take now (ulimit -v)"
+    return f"There is too little memory. Give octray more{than_now}, and start again."
 
 
 class UnreadableError(OctrayError):

@@ -19,7 +19,7 @@ from pydicom import dcmread
 from pipeline.cli.main import main
 from pipeline.errors import LedgerError
 from pipeline.imaging.sources import StudyFile
-from pipeline.job import loop
+from pipeline.job import loop, summary
 from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done, killed
 from pipeline.job.unsaved import Unsaved
@@ -501,3 +501,71 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
     (record,) = told
     assert record.study_instance_uid == "1.2.3"
     assert [(failure.source, failure.reason) for failure in record.failures] == [("x.dcm", "decoder_crash")]
+
+
+NO_WORKERS = """
+import os, signal, sys
+if any("imaging.worker" in word for word in sys.orig_argv):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_tables_are_written_if_every_worker_dies_at_its_start(
+    slow: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    (slow / "z.dcm").rename(tmp_path / "z.dcm")
+    assert main(arguments(slow, bundle, out)) == 0
+    (tmp_path / "z.dcm").rename(slow / "z.dcm")
+    (tmp_path / "sitecustomize.py").write_text(NO_WORKERS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    command = [sys.executable, "-m", "pipeline.cli.main"]
+    for folder, lost in ((out, {"z.dcm"}), (tmp_path / "new", {"a.dcm", "slow.dcm", "z.dcm"})):
+        ended = subprocess.run([*command, *arguments(slow, bundle, folder)], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert "octray: The process that reads files was ended by signal 9 while it started. Run it again;" in ended.stderr
+        assert {row["source"]: row["reason"] for row in rows(folder / "failures.csv")} == dict.fromkeys(lost, "no_worker")
+        assert {row["source"] for row in rows(folder / "predictions.csv")} == {"a.dcm", "slow.dcm", "z.dcm"} - lost
+        assert (folder / "report.html").exists()
+    monkeypatch.undo()
+    assert main(arguments(slow, bundle, out)) == 0
+    assert rows(out / "failures.csv") == []
+
+
+@pytest.mark.parametrize("raised", [ImportError("libarrow.so.2500: failed to map segment from shared object"), MemoryError()])
+def test_other_tables_are_written_if_there_is_no_memory_for_parquet(
+    slow: Path,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: Exception,
+) -> None:
+    def fail(path: Path) -> None:
+        raise raised
+
+    out = tmp_path / "results"
+    out.mkdir()
+    monkeypatch.setattr(summary, "parquet_table", fail)
+    assert main(arguments(slow, bundle, out)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "octray: predictions.parquet was not written, all other files are there: There is too little memory."
+    )
+    assert len(rows(out / "predictions.csv")) == 6
+    assert (out / "report.html").exists()
+    assert not (out / "predictions.parquet").exists()
+
+
+def test_little_memory_is_said_in_one_sentence(slow: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """The address space is what `ulimit -v 250000` gives: too little for the libraries that score."""
+    program = "import resource, sys; from pipeline.cli.main import main; size = 250_000 * 1024; "
+    program += "resource.setrlimit(resource.RLIMIT_AS, (size, size)); sys.exit(main())"
+    command = [sys.executable, "-c", program, *arguments(slow, bundle, tmp_path / "results")]
+    one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # since OpenBLAS ends the process if it gets no memory for each
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == (
+        "octray: There is too little memory. Give octray more than the 244 MiB that it may take now (ulimit -v), "
+        "and start again."
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.cli.terminal import printable
-from pipeline.errors import ConfigError, OctrayError
+from pipeline.errors import ConfigError, OctrayError, is_lack_of_memory, lack_of_memory
 
 COMMANDS = (
     "phantom",
@@ -95,12 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nobody to read it
         return DONE
     except OSError as error:
-        _say(f"{_subject(error)}{error.strerror or type(error).__name__}. Check the place, its permissions and its free space.")
+        what = error.strerror or type(error).__name__
+        place = f"{_subject(error)}{what}. Check the place, its permissions and its free space."
+        _say(lack_of_memory() if is_lack_of_memory(error) else place)
         return UNUSABLE
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "Interrupted. What was finished is kept.")
         return INTERRUPTED
     except Exception as error:
+        if is_lack_of_memory(error):
+            _say(lack_of_memory())
+            return UNUSABLE
         if sys.flags.dev_mode:
             raise
         again = "`python -X dev -m pipeline.cli.main` with the same arguments shows where it happened"

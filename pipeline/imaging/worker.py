@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.errors import OctrayError, Reason, UnreadableError
+from pipeline.errors import OctrayError, Reason, UnreadableError, is_lack_of_memory
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
 
 OUT_OF_MEMORY = 3
@@ -97,7 +97,7 @@ def _import_readers() -> None:
     try:
         import pipeline.imaging.sources  # noqa: F401
     except ImportError as error:
-        if error.name is None or "map segment" in str(error) or "allocate memory" in str(error):
+        if error.name is None or is_lack_of_memory(error):
             raise MemoryError from None
         raise
 

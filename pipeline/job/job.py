@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import PASSING, ConfigError, InputError, Reason
+from pipeline.errors import PASSING, ConfigError, InputError, Reason, WorkerError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
@@ -27,6 +27,7 @@ from pipeline.ledger.types import Order, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.model.engine import usable_cores
 from pipeline.progress import Progress
+from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals
 from pipeline.score.predictor import Predictor
@@ -144,7 +145,11 @@ class Job:
             name = self._request.studies.resolve().name
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
         with self._ledger() as ledger:
-            studies = self._studies(files)
+            try:
+                studies = self._studies(files)
+            except WorkerError as error:
+                self._write(ledger, _not_begun(ledger, files, error), self._unsaved().names())
+                raise
             self._plan(ledger, studies, 0)
             ledger.keep({study.key for study in studies})
             self._try_again(ledger)
@@ -212,19 +217,27 @@ class Job:
         """
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
-        unsaved = Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
+        unsaved = self._unsaved()
         loop = Loop(ledger, unsaved, self._tell)
         some_gone = False
+        not_begun: list[Quarantined] = []
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
+        except InputError as error:  # no process can be started that reads files, here or on a cluster
+            files = (file for _, work in ledger.works() for file in unpacked(work, self._scorer.base))
+            not_begun = _not_begun(ledger, files, error)
+            raise
         finally:
             self.faults += loop.faults
             with undisturbed():
                 if is_watched:
                     some_gone = _forget_gone(ledger, self._scorer.base)
-                self._write(ledger, unsaved)
+                self._write(ledger, not_begun, unsaved.names())
         return some_gone
+
+    def _unsaved(self) -> Unsaved:
+        return Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
 
     def _tell(self, record: StudyRecord) -> None:
         self.scored += 1
@@ -247,10 +260,17 @@ class Job:
         with Cluster(self._request.cluster, place) as cluster:
             yield cluster.outcomes
 
-    def _write(self, ledger: Ledger, unsaved: Unsaved) -> None:
+    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined], unsaved: Collection[str]) -> None:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
-        self._folder.keep_pieces(names | unsaved.names())  # not those of studies that changed, or that a kill cut off
-        self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress)
+        self._folder.keep_pieces(names.union(unsaved))  # not those of studies that changed, or that a kill cut off
+        self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress, not_begun)
+
+
+def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: InputError) -> list[Quarantined]:
+    """Return why files were not looked at, of which nothing is known from an earlier run either."""
+    records = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
+    known = {source for record in records for source in record.sources()}
+    return [Quarantined(file.source, Reason.NO_WORKER, str(error)) for file in files if file.source not in known]
 
 
 def _is_quiet(files: Sequence[StudyFile], seconds: float) -> bool:

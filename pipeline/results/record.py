@@ -31,6 +31,10 @@ class StudyRecord:
     frames: tuple[ReportFrame, ...]
     failures: tuple[Quarantined, ...] = ()
 
+    def sources(self) -> set[str]:
+        """Return the files that something is said of."""
+        return {frame.prediction.source for frame in self.frames} | {failure.source for failure in self.failures}
+
     def to_json(self) -> bytes:
         """Return the record as UTF-8 JSON; equal records give equal bytes."""
         values = {
