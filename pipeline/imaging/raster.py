@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,13 @@ from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
-from pipeline.imaging.dicom.codestream import check_scans, codestream_shape
+from pipeline.imaging.dicom.codestream import check_scans, codestream_shape, read_codestream
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, stored_sha256
+from pipeline.imaging.picture_count import check_single
 from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, levels, whole_box
+from pipeline.imaging.tiff_pages import find_pictures, plane_values
 from pipeline.intake import DEFAULT_READING, Limits, Reading
 from pipeline.records import Frame, InstanceKey
 
@@ -25,8 +28,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
-MOST_PAGES, MOST_STRIPS = 2**14, 2**18
-"""Pages of a TIFF file, and strips or tiles of one of them."""
+MOST_STRIPS = 2**18
+"""Strips or tiles of a page of a TIFF file."""
 
 _MODES = {
     "1": "L",
@@ -39,12 +42,17 @@ _MODES = {
     "I;16": "I;16",
     "I;16B": "I;16",
 }
+_READ_BY_PILLOW = (0xC0, 0xC1, 0xC2)
+_KINDS_OF_JPEG = {0xC3: "without loss", 0xCB: "without loss", 0xF7: "LS"}
 _OF_A_CAMERA = frozenset({ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.FocalLength})
+_XMP, _XMP_ORIENTATION = 700, re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 _TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
 def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read a PNG or JPEG file; it is one frame, its pixels as stored, an orientation in its EXIF data left alone.
+
+    A file of several pictures is refused.
 
     Raises
     ------
@@ -56,21 +64,42 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         # Pillow checks a size of its own when it opens; ours comes first.
         check_size(*_announced_size(content), 1, reading.limits)
         check_scans(content)
+        _check_kind_of_jpeg(content)
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-        exif = image.getexif() if "exif" in image.info else Image.Exif()
-        orientation = exif.get(ExifTags.Base.Orientation, 1)
-        by_camera = not _OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
-        if orientation != 1:
-            notes += (f"The file asks to be turned or mirrored (EXIF orientation {orientation}); the pixels are as stored.",)
+        notes += check_single(content, image)
         if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I;16", "I;16B"):
             notes += ("The file has 16 bits in each colour channel; 8 of them were read.",)
         stored = _reduced(content, (image.height, image.width), reading)
         if stored is None:
             stored = _picture_values(_load(image))
+        # Only after it was loaded: EXIF data may lie behind the pixels of a PNG file.
+        exif = image.getexif()
+        by_camera = not _OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
+        notes += _orientation_notes("EXIF", exif.get(ExifTags.Base.Orientation))
         file = _File("pillow", content, source, 1, (image.height, image.width), reading.hashes)
         grey = _grey(stored, TOLERANCE if content.startswith(JPEG) else 0)
         frame = _frame(file, 1, stored, grey, (0.0, 255.0) if grey.dtype == np.uint8 else None)
     yield replace(frame, instance_sha256=frame.stored_sha256, by_camera=by_camera, notes=notes + frame.notes)
+
+
+def _check_kind_of_jpeg(content: bytes) -> None:
+    found = read_codestream(content) if content.startswith(JPEG) else None
+    if found is None or (found.precision == 8 and found.marker in _READ_BY_PILLOW):
+        return
+    kind = _KINDS_OF_JPEG.get(
+        found.marker, f"with {found.precision} bits a sample" if found.precision != 8 else "of a rare kind"
+    )
+    raise UnreadableError(
+        Reason.UNSUPPORTED_ENCODING,
+        f"The image is a JPEG {kind}, which octray reads in DICOM files only. Export it as PNG or as JPEG of 8 bits.",
+    )
+
+
+def _orientation_notes(kind: str, orientation: object) -> tuple[str, ...]:
+    """Say that a file asks for another orientation than the one that its pixels have (TIFF 6.0 and EXIF, tag 274)."""
+    if orientation not in range(2, 9):
+        return ()
+    return (f"The file asks to be turned or mirrored ({kind} orientation {orientation}); the pixels are as stored.",)
 
 
 def _reduced(content: bytes, shape: tuple[int, int], reading: Reading) -> NDArray[Any] | None:
@@ -117,7 +146,7 @@ def _grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
 
 
 def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
-    """Read a TIFF file, one frame a page; pages that are marked as reduced copies of another are left out.
+    """Read a TIFF file, one frame a picture, in the order that `find_pictures` gives; none is turned or mirrored.
 
     Raises
     ------
@@ -129,50 +158,45 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
         tiff = tifffile.TiffFile(io.BytesIO(content))
     with tiff:
         with translated(damaged):
-            pages = [page for page in _every_page(tiff) if not page.is_reduced]
-            if not pages:
-                raise UnreadableError(Reason.NO_PIXELS, "The TIFF file has no page with an image. Export it again.")
-            for page in pages:
-                _check_page(page, len(content), len(pages), reading.limits)
+            pictures, notes = find_pictures(tiff, len(content))
+            for page in {id(page): page for page, _ in pictures}.values():
+                _check_page(page, len(content), len(pictures), reading.limits)
         instance = hashlib.sha256()
-        for number, page in enumerate(pages, 1):
-            with translated(f"Page {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
-                stored = _page_values(page)
+        for number, picture in enumerate(pictures, 1):
+            page, _ = picture
+            with translated(f"Picture {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
+                stored = _page_values(page, plane_values(picture, content))
                 grey = _grey(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
-                file = _File("tifffile", content, source, len(pages), (page.imagelength, page.imagewidth), reading.hashes)
+                file = _File("tifffile", content, source, len(pictures), (page.imagelength, page.imagewidth), reading.hashes)
                 frame = _frame(file, number, stored, grey, _full_range(page, grey), page.photometric.name == "MINISWHITE")
-                if frame.stored_sha256 and len(pages) > 1:
+                orientation_notes, by_camera = _exif_of_page(page)
+                frame = replace(frame, by_camera=by_camera, notes=notes + orientation_notes + frame.notes)
+                if frame.stored_sha256 and len(pictures) > 1:
                     instance.update(little_endian(stored).data)
-            if frame.stored_sha256 and number == len(pages):
+            if frame.stored_sha256 and number == len(pictures):
                 frame = replace(frame, instance_sha256=frame.stored_sha256 if number == 1 else instance.hexdigest())
             yield frame
 
 
-def _every_page(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """Yield the pages of a file, which name each other as a chain; tifffile does not see every chain that bites its tail."""
-    seen: set[int] = set()
-    while (page := _page_or_none(tiff, len(seen))) is not None:
-        if page.offset in seen:
-            raise UnreadableError(
-                Reason.INCONSISTENT, "The pages of the TIFF file come round to one that was there already. Export it again."
-            )
-        seen.add(page.offset)
-        if len(seen) > MOST_PAGES:
-            raise UnreadableError(Reason.RESOURCE_LIMIT, f"The TIFF file has more than {MOST_PAGES} pages. Split it.")
-        yield page
-
-
-def _page_or_none(tiff: tifffile.TiffFile, index: int) -> Any:
-    try:
-        return tiff.pages.get(index)
-    except IndexError:
-        return None
+def _exif_of_page(page: Any) -> tuple[tuple[str, ...], bool]:
+    """Return what is to be said of the orientation of a page, and whether a camera took it, as its tags or EXIF data tell."""
+    packet, exif = page.tags.valueof(_XMP), page.tags.valueof(ExifTags.IFD.Exif)
+    in_packet = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
+    orientation = page.tags.valueof(ExifTags.Base.Orientation, int(in_packet[1]) if in_packet else None)
+    named = exif if isinstance(exif, dict) else {}
+    by_camera = any(tag.value in page.tags or tag.name in named for tag in _OF_A_CAMERA)
+    return _orientation_notes("TIFF", orientation), by_camera
 
 
 def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
     check_size(page.imagelength, page.imagewidth, pages, limits)
     kind = f"{page.dtype}, {getattr(page.photometric, 'name', page.photometric)}"
     known = getattr(page.photometric, "name", "") in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "YCBCR")
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING,
+            f"The compression of the TIFF file ({int(page.compression)}) is not one that octray reads. Export it uncompressed.",
+        )
     if not known or str(page.dtype) not in _TIFF_TYPES or page.imagedepth != 1 or page.samplesperpixel > 4:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING, f"The TIFF file is stored as {kind}, which octray does not read. Export it as grey."
@@ -185,8 +209,8 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
         raise UnreadableError(Reason.TRUNCATED, "The TIFF file is cut off. Copy or export it again.")
 
 
-def _page_values(page: Any) -> NDArray[Any]:
-    array: NDArray[Any] = page.asarray()
+def _page_values(page: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """Return values of shape (rows, columns) or (rows, columns, samples), palettes looked up."""
     if page.photometric.name == "PALETTE":
         array = np.moveaxis(_colour_map(page)[:, array.astype(np.uint8) if array.dtype == bool else array], 0, -1)
     elif page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":

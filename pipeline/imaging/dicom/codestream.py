@@ -19,7 +19,10 @@ _MOST_SAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and of what kind its samples are."""
+    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and of what kind its samples are.
+
+    `marker` is the second byte of the frame header of a JPEG, which names the kind (ISO/IEC 10918-1 B.1.1.3); 0 for JPEG 2000.
+    """
 
     rows: int
     columns: int
@@ -28,6 +31,7 @@ class Codestream:
     tiles: int = 1
     subsampled: bool = False
     signed: bool = False
+    marker: int = 0
 
 
 def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated: int, signed: bool = False) -> None:
@@ -181,7 +185,7 @@ def _jpeg(encoded: bytes) -> Codestream | None:
         marker = encoded[at + 1]
         if marker in _FRAME_HEADERS:
             rows, columns = (int.from_bytes(encoded[at + offset : at + offset + 2], "big") for offset in (5, 7))
-            return Codestream(rows, columns, samples=encoded[at + 9], precision=encoded[at + 4])
+            return Codestream(rows, columns, samples=encoded[at + 9], precision=encoded[at + 4], marker=marker)
         if marker == 0xFF:
             at += 1
         elif marker in _STANDALONE:
