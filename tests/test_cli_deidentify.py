@@ -1,5 +1,6 @@
 """`octray deidentify` as a user starts it: what it writes and says, what it never says, and its exit codes."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -96,6 +97,54 @@ def test_the_default_key_lies_among_the_settings(source: Path, monkeypatch: pyte
 def test_what_is_missing_is_said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["deidentify", *arguments]) == 2
     assert "Name the files or folders to de-identify" in capsys.readouterr().err
+
+
+def test_a_file_that_was_looked_at_is_passed_alone_and_recorded(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        window = {
+            "WindowCenter": "-600",
+            "WindowWidth": "1500",
+            "InstanceNumber": number,
+            "SOPInstanceUID": f"1.2.999.5.{number}",
+        }
+        (source / f"window{number}.dcm").write_bytes(make_dicom(PatientID="1500", **window))
+    content = (source / "window1.dcm").read_bytes()
+    allow = ("--allow", f"{hashlib.sha256(content).hexdigest().upper()}:WindowWidth")
+    assert run(source) == 1
+    said = capsys.readouterr().err
+    assert "2 refused: identity_left: A value in (0028,1051)" in said
+    assert run(source, *allow) == 1
+    assert len(written(source)) == 2
+    assert run(source, *allow) == 1
+    assert "2 files of 2 patients" in capsys.readouterr().err
+    main(["deidentify", "--show-crosswalk", "--key", str(source.parent / "keys" / "my.key")])
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {entry["source"]: entry["allowed"] for entry in entries if "name" in entry} == {
+        "Jörg.dcm": [],
+        "window1.dcm": ["WindowWidth"],
+    }
+    assert {entry["sha256"] for entry in entries if entry.get("reason") == "identity_left"} == {
+        hashlib.sha256((source / f"window{number}.dcm").read_bytes()).hexdigest() for number in (1, 2)
+    }
+    assert run(source) == 1
+    assert "2 refused: identity_left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["folder:WindowWidth", "0" * 64, f"{'0' * 64}:", f"{'0' * 64}:Window", f"{'0' * 63}:Rows", f"{'0' * 64}:0029,1010", "*:*"],
+)
+def test_only_one_file_and_one_attribute_can_be_passed(source: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, "--allow", text) == 2
+    assert "must be SHA256:ATTRIBUTE" in capsys.readouterr().err
+    assert written(source) == []
+
+
+@pytest.mark.parametrize("attribute", ["0028,1051", "(0028,1051)", "WindowWidth"])
+def test_an_attribute_is_named_by_keyword_or_number(source: Path, attribute: str) -> None:
+    content = make_dicom(PatientID="1500", WindowCenter="-600", WindowWidth="1500")
+    (source / "Jörg.dcm").write_bytes(content)
+    assert run(source, "--allow", f"{hashlib.sha256(content).hexdigest()}:{attribute}") == 0
 
 
 def test_every_option_and_every_refusal_is_explained() -> None:

@@ -348,7 +348,9 @@ def test_a_class_that_the_standard_does_not_register_is_replaced(keyword: str, u
     assert made.ReferencedSeriesSequence[0].get(keyword) == SECRET.uid(uid)
 
 
-@pytest.mark.parametrize("uid", [CTImageStorage, "1.2.840.10008.1.2.4.70", ""])
+@pytest.mark.parametrize(
+    "uid", [CTImageStorage, "1.2.840.10008.1.2.4.70", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.1.2.4.110", ""]
+)
 def test_a_class_that_the_standard_registers_stays(uid: str) -> None:
     made = result(make_dicom(ReferencedSeriesSequence=[item(ReferencedSOPClassUID=uid, AvailableTransferSyntaxUID=uid)]))
     (kept,) = made.ReferencedSeriesSequence

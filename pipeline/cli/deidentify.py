@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,14 @@ def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
         help="find text in every image and blank it; needs the extra ocr, and can miss some",
     )
     parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="SHA256:ATTRIBUTE",
+        help="keep a value that was refused because it equals an identifier, after you have looked at it: in the one file with "
+        "this hash, in this one attribute (a keyword or gggg,eeee); may be given several times",
+    )
+    parser.add_argument(
         "--key",
         type=Path,
         metavar="FILE",
@@ -89,13 +98,14 @@ def job(args: argparse.Namespace, out: Path) -> "Job":
     Raises
     ------
     InputError
-        Where a rectangle is none.
+        If a rectangle is none, or what is to be allowed is no hash and attribute.
     """
     from pipeline.ingest.deidentify.job import Job
     from pipeline.ingest.deidentify.options import Keep, Options
 
     keep = frozenset(Keep[name.upper()] for name in args.keep)
-    return Job(out, _key(args), Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels))
+    allowed = frozenset(_allowed(text) for text in args.allow)
+    return Job(out, _key(args), Options(keep, tuple(_box(text) for text in args.blank), args.clean_pixels, allowed))
 
 
 def _key(args: argparse.Namespace) -> Path:
@@ -116,6 +126,21 @@ def _box(text: str) -> "Box":
         raise InputError(f"The rectangle {text} must be LEFT,TOP,WIDTH,HEIGHT in pixels, for example 0,0,640,40.")
     left, top, width, height = (int(number) for number in numbers)
     return Box(left, top, width, height)
+
+
+def _allowed(text: str) -> tuple[str, int]:
+    """Return the hash of a file and the tag of an attribute; a folder or a whole file cannot be named."""
+    from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+
+    sha256, _, attribute = text.partition(":")
+    number = re.fullmatch(r"\(?([0-9a-fA-F]{4}),([0-9a-fA-F]{4})\)?", attribute)
+    tag = int("".join(number.groups()), 16) if number else tag_for_keyword(attribute or "none")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256) or tag is None or not dictionary_has_tag(tag):
+        raise InputError(
+            f"--allow {text} must be SHA256:ATTRIBUTE: the hash of one file as the crosswalk has it, and a keyword of DICOM "
+            "or its number, for example WindowCenter or 0028,1050."
+        )
+    return sha256.lower(), tag
 
 
 def _show_crosswalk(key: Path) -> int:

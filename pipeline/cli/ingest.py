@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
 def _deidentify(args: argparse.Namespace) -> "Job | None":
     if args.deidentify:
         return job(args, args.deidentify)
-    if args.key or args.keep or args.blank or args.clean_pixels:
-        raise InputError("--keep, --blank, --clean-pixels and --key belong to --deidentify DIR, which was not given.")
+    if args.key or args.keep or args.blank or args.clean_pixels or args.allow:
+        raise InputError("--keep, --blank, --clean-pixels, --allow and --key belong to --deidentify DIR, which was not given.")
     return None
 
 

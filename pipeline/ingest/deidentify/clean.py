@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -20,7 +19,7 @@ from pipeline.ingest.deidentify.options import Keep, Refusal, RefusedError
 from pipeline.ingest.deidentify.representation import BINARY, settle_codes, settled
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.table import Action, Rule, find
-from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list, dummy, is_class, is_safe
+from pipeline.ingest.deidentify.values import FREE_TEXT, TEMPORAL, TEXT, as_list, dummy, is_class, is_registered, is_safe
 
 _PATIENT_ID = Tag("PatientID")
 _PATIENT_NAME = Tag("PatientName")
@@ -206,7 +205,7 @@ def _pseudonym(dataset: Dataset, context: Context) -> str:
 
 def _uid(uid: str, context: Context) -> str:
     """Return what replaces a UID; those that the Standard registers identify no instance and stay."""
-    return uid if not uid or uid in UID_dictionary else context.secret.uid(str(UID(uid.strip())))
+    return uid if not uid or is_registered(uid) else context.secret.uid(str(UID(uid.strip())))
 
 
 def _cleaned(tag: BaseTag, values: list[Any], context: Context, representation: str) -> list[Any] | None:

@@ -27,11 +27,11 @@ def clean_codes(dataset: Dataset) -> None:
         return
     scheme = _text(dataset, "CodingSchemeDesignator")
     values = [text for keyword in ("CodeValue", "LongCodeValue") if (text := _text(dataset, keyword))]
-    meanings = {one for value in values for one in _meanings(scheme, value)}
-    _replace(dataset, "CodeMeaning", _safe_meaning(_text(dataset, "CodeMeaning"), meanings))
+    known = {one for value in values for one in meanings(scheme, value)}
+    _replace(dataset, "CodeMeaning", _safe_meaning(_text(dataset, "CodeMeaning"), known))
     for keyword in ("CodeValue", "LongCodeValue"):
         text = _text(dataset, keyword)
-        _replace(dataset, keyword, text if meanings or _is_code(scheme, text) else DUMMY_TEXT)
+        _replace(dataset, keyword, text if known or _is_code(scheme, text) else DUMMY_TEXT)
     _replace(dataset, "CodingSchemeDesignator", scheme if scheme in _SCHEMES else DUMMY_TEXT)
     version = _text(dataset, "CodingSchemeVersion")
     _replace(dataset, "CodingSchemeVersion", version if _VERSION.fullmatch(version) else DUMMY_TEXT)
@@ -63,7 +63,8 @@ def _is_code(scheme: str, value: str) -> bool:
     return scheme in _SCHEMES and bool(_NUMBERED.fullmatch(value))
 
 
-def _meanings(scheme: str, value: str) -> frozenset[str]:
+def meanings(scheme: str, value: str) -> frozenset[str]:
+    """Return what a code means by the dictionaries of PS3.16, nothing if they do not have it."""
     if scheme in _SNOMED and value in mapping["SRT"]:
         scheme, value = "SCT", mapping["SRT"][value]
     return _dictionary().get((scheme, value), frozenset())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
@@ -21,8 +22,9 @@ from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.imaging.sources import read_bytes
 from pipeline.ingest.deidentify.clean import Context, clean, patient_key
-from pipeline.ingest.deidentify.identity import Identity
+from pipeline.ingest.deidentify.identity import Identity, as_text
 from pipeline.ingest.deidentify.mark import mark, set_file_meta
+from pipeline.ingest.deidentify.numbers import NUMBERS, is_free
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import blank, clear_surplus, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
@@ -61,6 +63,8 @@ class Deidentified:
         By how many days dates were moved, None where they were replaced.
     names_patient
         Whether the original said who the patient is; otherwise its study stands for the patient.
+    allowed
+        The attributes that stayed although they repeat an identifier, since somebody looked at this file.
     """
 
     content: bytes
@@ -70,6 +74,7 @@ class Deidentified:
     uids: tuple[str, str, str]
     offset_days: int | None
     names_patient: bool = True
+    allowed: tuple[str, ...] = ()
 
 
 def deidentify_file(
@@ -131,6 +136,7 @@ def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: L
 def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> Iterator[Deidentified | None]:
     if not is_dicom(content[:HEAD]):
         raise RefusedError(Refusal.NOT_DICOM, "The file is not DICOM. Only DICOM files can be de-identified.")
+    allowed = options.allowed_in(hashlib.sha256(content).hexdigest()) if options.allowed else frozenset()
     with translated(_DAMAGED):
         dataset, syntax, _ = parse(content, limits)
         uids, _ = instance_uids(dataset, content)
@@ -146,13 +152,14 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
     with translated(_UNWRITABLE):
         _set_uids(dataset, uids)
         clean(dataset, context)
-        _replace_left(dataset, identity, options)
+        _replace_left(dataset, identity, options, allowed)
         mark(dataset, options, layout is not None)
         made = _written(dataset)
-    verify(made, identity, context.pseudonym, options)
+    verify(made, identity, context.pseudonym, options, allowed)
     offset = context.offset_days if Keep.DATES in options.keep else None
     name = "/".join((context.pseudonym, *(secret.uid(uid) for uid in uids))) + ".dcm"
-    yield Deidentified(made, name, patient_id, context.pseudonym, uids, offset, bool(patient))
+    names = tuple(sorted(keyword_for_tag(tag) for tag in allowed))
+    yield Deidentified(made, name, patient_id, context.pseudonym, uids, offset, bool(patient), names)
 
 
 def _check_kind(dataset: Dataset) -> None:
@@ -198,11 +205,14 @@ def _set_uids(dataset: Dataset, uids: tuple[str, str, str]) -> None:
         setattr(dataset, keyword, uid)
 
 
-def _replace_left(dataset: Dataset, identity: Identity, options: Options) -> None:
-    """Replace values that the profile keeps, a manufacturer's name for one, where they repeat something that identifies."""
-    for element, text in list(left(dataset, identity, options)):
-        if element.VR in REPLACEABLE:
-            values = [dummy(element.VR) if str(one).strip(" \0") == text else one for one in as_list(element.value)]
+def _replace_left(dataset: Dataset, identity: Identity, options: Options, allowed: frozenset[int]) -> None:
+    """Replace values that the profile keeps, a manufacturer's name for one, if they repeat something that identifies.
+
+    Numbers become 0 if the object stays valid with it; those that the image needs stay, and the verifier refuses the file.
+    """
+    for element, text in list(left(dataset, identity, options, allowed)):
+        if element.VR in REPLACEABLE or (element.VR in NUMBERS and is_free(element.tag)):
+            values = [dummy(element.VR) if as_text(one) == text else one for one in as_list(element.value)]
             element.value = values[0] if len(values) == 1 else values
 
 

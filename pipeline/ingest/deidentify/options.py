@@ -44,11 +44,19 @@ class Options:
         What is blanked in every frame of every image.
     clean_pixels
         Whether text is looked for in every frame, and blanked.
+    allowed
+        What somebody looked at and found to be chance: the SHA-256 of a file's bytes, and the tag of the attribute that may
+        stay in this one file as it is.
     """
 
     keep: frozenset[Keep] = frozenset()
     boxes: tuple[Box, ...] = ()
     clean_pixels: bool = False
+    allowed: frozenset[tuple[str, int]] = frozenset()
+
+    def allowed_in(self, sha256: str) -> frozenset[int]:
+        """Return the tags of the attributes that are allowed in the file with this hash."""
+        return frozenset(tag for file, tag in self.allowed if file == sha256)
 
 
 class Refusal(StrEnum):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from pydicom.datadict import keyword_for_tag
+
 from pipeline.errors import PASSING, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.sandbox import Sandbox
@@ -91,7 +93,8 @@ class Run:
         path = crosswalk.crosswalk_path(job.key)
         self.out = job.out.resolve()
         self._originals: dict[str, str] = {}
-        self._aliases: set[str] = set()
+        self._allowed: dict[str, list[str]] = {}
+        self._aliases: dict[str, str] = {}
         self._crosswalk = crosswalk.Writer(path, self.secret, self._noted(crosswalk.read(path, self.secret)))
         self._done = Done(done_path(job.key), self.secret, bound_to(job.options, reading, self.out))
         _remove_parts(self.out)
@@ -141,10 +144,15 @@ class Run:
         if len(noted) == 2:
             reason, message = noted
             refused = Refused(file.source, reason, message, self._alias(file))
-            return refused if refused.alias in self._aliases else None
+            is_same = refused.alias in self._aliases and not self._allowed_now(self._aliases[refused.alias])
+            return refused if is_same else None
         name, names_patient, *made_looks = noted
         made = appearance(StudyFile(self.out / name, name))
-        return Made(name, names_patient) if name in self._originals and made == tuple(made_looks) else None
+        is_same = name in self._originals and self._allowed[name] == self._allowed_now(self._originals[name])
+        return Made(name, names_patient) if is_same and made == tuple(made_looks) else None
+
+    def _allowed_now(self, sha256: str) -> list[str]:
+        return sorted(keyword_for_tag(tag) for tag in self._job.options.allowed_in(sha256))
 
     def leave_out(self, file: StudyFile, reason: str, message: str, sha256: str = "") -> Refused:
         """Note in the crosswalk that a file was not written, and why."""
@@ -159,8 +167,9 @@ class Run:
         for entry in known:
             if "name" in entry:
                 self._originals[entry["name"]] = entry["sha256"]
+                self._allowed[entry["name"]] = entry["allowed"]
             elif "alias" in entry:
-                self._aliases.add(entry["alias"])
+                self._aliases[entry["alias"]] = entry["sha256"]
             yield entry
 
     def _alias(self, file: StudyFile) -> str:
@@ -230,7 +239,7 @@ def _place(file: StudyFile, sha256: str) -> dict[str, str]:
     return {"path": str(file.path.resolve()), "source": file.source, "sha256": sha256}
 
 
-def _entry(made: Deidentified) -> dict[str, str | int | None]:
+def _entry(made: Deidentified) -> dict[str, str | int | list[str] | None]:
     study, series, instance = made.uids
     return {
         "name": made.name,
@@ -240,6 +249,7 @@ def _entry(made: Deidentified) -> dict[str, str | int | None]:
         "series_instance_uid": series,
         "sop_instance_uid": instance,
         "offset_days": made.offset_days,
+        "allowed": list(made.allowed),
     }
 
 

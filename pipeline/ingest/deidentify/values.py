@@ -15,7 +15,7 @@ FREE_TEXT = TEXT | {"UR"}
 """Those and addresses of the web: what may hold anything."""
 TEMPORAL = frozenset({"DA", "DT", "TM"})
 DUMMY_TEXT = "ANONYMIZED"
-REPLACEABLE = FREE_TEXT | {"CS", "DS", "IS"}
+REPLACEABLE = FREE_TEXT | {"AS", "CS", "TM"}
 """Those in which one value can be replaced where it repeats something that identifies."""
 
 _DUMMIES: dict[str, Any] = {
@@ -30,6 +30,13 @@ _DUMMIES: dict[str, Any] = {
     "UR": "urn:anonymized",
 }
 _CLASSES = frozenset({"SOP Class", "Meta SOP Class", "Service Class", "Transfer Syntax"})
+_NEWER = frozenset(
+    {
+        *(f"1.2.840.10008.1.2.{number}" for number in ("4.110", "4.111", "4.112", "8.1")),
+        *(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("66.7", "66.8", "9.100.1", "9.100.2", "601.3", "601.4", "601.5")),
+    }
+)
+"""Syntaxes (JPEG XL, deflated frames) and classes (label and height maps, waveforms) that pydicom 3.0 does not know yet."""
 _WORDS = re.compile(r"[^\W_]+")
 
 
@@ -53,7 +60,12 @@ def as_list(value: Any) -> list[Any]:
 
 def is_class(uid: str) -> bool:
     """Say whether a UID is a class or a transfer syntax that the Standard registers (PS3.6 Annex A)."""
-    return uid in UID_dictionary and UID_dictionary[uid][1] in _CLASSES
+    return uid in _NEWER or (uid in UID_dictionary and UID_dictionary[uid][1] in _CLASSES)
+
+
+def is_registered(uid: str) -> bool:
+    """Say whether the Standard registers a UID, as a class, a syntax or anything else: it identifies no instance."""
+    return uid in _NEWER or uid in UID_dictionary
 
 
 def is_safe(texts: Iterable[Any]) -> bool:
