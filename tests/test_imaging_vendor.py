@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.identity import stored_sha256
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.imaging.vendor.heidelberg_e2e import from_ufloat16
 from pipeline.intake import Limits, Reading
 from pipeline.records import Frame
-from tests.builders import make_zip
+from tests.builders import make_dicom, make_zip
 
 Scans = NDArray[Any]
 
@@ -217,6 +218,75 @@ def test_an_img_file_is_read_by_the_size_in_its_name_and_turned() -> None:
     assert refused(scans.tobytes(), "disk.img") is Reason.NOT_AN_IMAGE
     assert refused(scans.tobytes(), "scan") is Reason.NOT_AN_IMAGE
     assert refused(scans.tobytes(), name, Reading(Limits(file_pixels=1000))) is Reason.RESOURCE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("name", "eye"),
+    [
+        ("P1-Macular-Cube-12x3-1-2-2013-10-11-12-OD-sn1234-cube-z.img", "R"),
+        ("P1 Macular Cube 12x3 1-2-2013 10-11-12 OS sn1234 cube z.IMG", "L"),
+        ("P1_MacularCube12x3_1-2-2013_10-11-12_OD_sn1234_cube_raw.img", "R"),
+        ("OD_OS_clinic_Optic Disc Cube 12x3_1-2-2013_10-11-12_OD_sn1234_cube_z.img", "R"),
+        ("P1 \u2013 Macular\u00a0Cube 12x3 \u2013 1-2-2013_10-11-12_OS_sn1234_cube_z (2).img", "L"),
+        ("1024x768_Anterior Segment Cube 12x3_1-2-2013_10-11-12_OS_sn1234_cube_z - Copy.img", "L"),
+        ("Cube 12x3 cube_z.img", ""),
+    ],
+)
+def test_an_img_file_may_be_named_with_dashes_or_spaces(name: str, eye: str) -> None:
+    scans = np.random.default_rng(3).integers(0, 256, (3, 1024, 12), np.uint8)
+    frames = read(scans.tobytes(), f"OS_1-2_OS_/{name}")
+    assert [frame.stored_sha256 for frame in frames] == [stored_sha256(np.rot90(scan, 2)) for scan in scans]
+    assert {frame.laterality for frame in frames} == {eye}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "lines", "columns"),
+    [
+        ("HD 5 Line Raster", 5, 1024),
+        ("HD 5 Line Raster", 5, 4096),
+        ("HD-5-Line-Raster", 5, 4096),
+        ("HD5LineRaster", 5, 1024),
+        ("HD 21 Line", 21, 1024),
+        ("HD 1 Line", 1, 4096),
+        ("5 Line Raster", 5, 1024),
+        ("HD 5 Line Raster 2048x5", 5, 2048),
+    ],
+)
+def test_an_hd_raster_has_the_lines_of_its_protocol_and_the_columns_of_its_bytes(
+    protocol: str, lines: int, columns: int
+) -> None:
+    content = np.arange(lines * 1024 * columns, dtype=np.uint32).astype(np.uint8).tobytes()
+    for name in (f"P9_{protocol}_9-22-2017_12-22-6_OD_sn58_lineEnhanced.img", f"P9 {protocol} 9-22-2017 OD sn8 line_raw.img"):
+        frames = read(content, name)
+        assert [frame.shape for frame in frames] == [(1024, columns)] * lines
+        assert {frame.laterality for frame in frames} == {"R"}
+        for wrong in (content[:-1], content + b"\0", content[: len(content) // 2], content * 2):
+            assert refused(wrong, name) is Reason.INCONSISTENT
+        assert refused(b"", name) is Reason.NOT_AN_IMAGE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "P1_Angiography 3x3 mm_11-7-2016_11-48-5_OS_sn2646_FlowCube_z.img",
+        "P1_Angiography 12x3_11-7-2016_11-48-5_OS_sn2646_FlowCube_z.img",
+        "P1_Angio (6mmx6mm)_6-13-2019_13-2-0_OS_sn25281_cube_z.img",
+        "P1_HD Line_9-22-2017_12-22-6_OD_sn5_lineEnhanced.img",
+        "backup 12x3.img",
+        "12x3_lslo.img",
+    ],
+)
+def test_an_img_file_whose_name_does_not_give_its_size_is_no_image(name: str) -> None:
+    assert refused(bytes(3 * 1024 * 12), name) is Reason.NOT_AN_IMAGE
+
+
+def test_pixels_of_an_img_file_may_look_like_dicom_without_a_preamble() -> None:
+    name = CIRRUS.replace("4x3", "12x3")
+    content = b"\x08\0\x05\0CS\x0a\0" + bytes(3 * 1024 * 12 - 8)
+    assert len(read(content, name)) == 3
+    dicom = make_dicom()
+    for other, there in ((name, dicom), ("disk.img", dicom), ("disk.img", dicom[132:])):
+        assert read(there, other)[0].modality == "CR"
 
 
 def container(kind: int, where: tuple[int, int, int, int], data: bytes) -> bytes:

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.reader import is_dicom, read_dicom
+from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom, read_dicom
 from pipeline.imaging.files.archives import is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.discovery import discover, locate
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
-from pipeline.imaging.vendor import vendor_reader
+from pipeline.imaging.vendor import is_named_by_the_device, vendor_reader
 from pipeline.intake import DEFAULT_READING, Reading
 from pipeline.records import Frame
 
@@ -69,7 +69,8 @@ def read_frames_from_bytes(content: bytes, source: str, reading: Reading = DEFAU
 def _reader(head: bytes, source: str) -> Reader:
     if not head:
         raise UnreadableError(Reason.NOT_AN_IMAGE, "The file is empty. Copy it again.")
-    if is_dicom(head):
+    # Pixels of Zeiss without any header may look like DICOM without a preamble.
+    if is_dicom(head) and not (is_named_by_the_device(source) and head[PREAMBLE : PREAMBLE + len(PREFIX)] != PREFIX):
         return read_dicom
     if head.startswith(PNG) or head.startswith(JPEG):
         return read_picture

@@ -8,13 +8,16 @@ from pipeline.imaging.vendor.heidelberg_vol import MAGIC as VOL
 from pipeline.imaging.vendor.heidelberg_vol import read_vol
 from pipeline.imaging.vendor.topcon import MAGIC as TOPCON
 from pipeline.imaging.vendor.topcon import read_topcon
-from pipeline.imaging.vendor.zeiss import is_named_img, read_img
+from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
 from pipeline.intake import Reading
 from pipeline.records import Frame
 
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 
 _READERS: tuple[tuple[bytes | tuple[bytes, ...], Reader], ...] = ((VOL, read_vol), (E2E, read_e2e), (TOPCON, read_topcon))
+
+
+__all__ = ["is_named_by_the_device", "vendor_reader"]
 
 
 def vendor_reader(head: bytes, source: str) -> Reader | None:

@@ -13,14 +13,27 @@ from pipeline.intake import DEFAULT_READING, Reading
 from pipeline.records import Frame
 
 DEPTH = 1024
-_NAME = re.compile(r"(\d{2,4})x(\d{1,4})_.*?_(OD|OS)_.*cube_(z|raw)\.img", re.IGNORECASE)
-_EYES = {"OD": "R", "OS": "L"}
+_SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")
+_SIZE = re.compile(r"(?<!\d)(\d{2,4})x(\d{1,4})(?!\d|mm)")
+_LINES = re.compile(r"(?:(?<![a-z\d])|hd_?)(\d{1,2})_?lines?(?=_|raster)")
+"""HD 5 Line Raster, HD 21 Line: the protocol has a number of B-scans."""
+_LINE_COLUMNS = (1024, 4096)
+"""Columns that a B-scan of such a protocol may have, as the retimat project found them; the number of bytes says which."""
+_KIND = re.compile(r"(?<![a-z])(?:cube|lines?)_?(?:z|raw|enhanced)(?:_copy|_?\(\d+\))*\.img$")
+"""What the device calls structure; a FlowCube, of angiography, is none."""
+_EYE = re.compile(r"_(od|os)(?=_)")
+_EYES = {"od": "R", "os": "L"}
 _NOTE = "The file has no header: the size and the eye are those in its name, and the distances of its pixels are not known."
 
 
 def is_named_img(source: str) -> bool:
-    """Say whether a file bears the ending of Zeiss."""
+    """Return whether a file bears the ending of Zeiss."""
     return source.lower().endswith(".img")
+
+
+def is_named_by_the_device(source: str) -> bool:
+    """Return whether the name of a file says how large it is, as a Zeiss Cirrus names it."""
+    return bool(_sizes(source))
 
 
 def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
@@ -33,21 +46,44 @@ def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
     UnreadableError
         And nothing else, whatever the bytes are.
     """
-    named = _NAME.search(source.rpartition("/")[2])
-    if named is None:
+    sizes = _sizes(source)
+    if not sizes:
         raise UnreadableError(
             Reason.NOT_AN_IMAGE,
             "The .img file has no header, and its name does not say how large it is, as a Zeiss Cirrus names it "
             "(...512x128_..._OD_..._cube_z.img). Give it back the name of the device, or leave it out.",
         )
-    columns, scans = int(named[1]), int(named[2])
-    check_size(DEPTH, columns, scans, reading.limits)
-    if len(content) != DEPTH * columns * scans:
+    for columns, scans in sizes:
+        check_size(DEPTH, columns, scans, reading.limits)
+    columns, scans = next((size for size in sizes if DEPTH * size[0] * size[1] == len(content)), (0, 0))
+    if not columns:
+        described = " or ".join(f"{scans} B-scans of {DEPTH} x {columns}" for columns, scans in sizes)
         raise UnreadableError(
-            Reason.INCONSISTENT, f"The .img file does not hold {scans} B-scans of {DEPTH} x {columns} bytes, as its name says."
+            Reason.INCONSISTENT,
+            f"The .img file has {len(content)} bytes, and not {described}, as its name says. Copy it again.",
         )
     stored = np.frombuffer(content, np.uint8).reshape(scans, DEPTH, columns)[:, ::-1, ::-1]
-    volume = Volume(volume_uids(content), source, scans, laterality=_EYES[named[3].upper()], notes=(_NOTE,))
+    volume = Volume(volume_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
     for number in range(1, scans + 1):
         scan = np.ascontiguousarray(stored[number - 1])
         yield to_frame(volume, number, scan, apply_range(scan, 0, 255))
+
+
+def _normalised(source: str) -> str:
+    """Return the name of a file in small letters, with one underscore for dashes, spaces and underscores."""
+    return _SEPARATORS.sub("_", source.rpartition("/")[2].lower())
+
+
+def _sizes(source: str) -> list[tuple[int, int]]:
+    """Return the columns and the B-scans that the protocol in a name stands for; several if it leaves a choice."""
+    name = _normalised(source)
+    if not _KIND.search(name):
+        return []
+    named = [(int(columns), int(scans)) for columns, scans in _SIZE.findall(name)]
+    return named or [(columns, int(scans)) for scans in _LINES.findall(name) for columns in _LINE_COLUMNS]
+
+
+def _laterality(source: str) -> str:
+    """Return R or L, empty if the name has no eye; a patient's identifier before the protocol may look like one."""
+    found = _EYE.findall(_normalised(source))
+    return _EYES[found[-1]] if found else ""
