@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import shutil
 import struct
+import subprocess
 from typing import Any
 
 import imagecodecs
@@ -130,6 +132,19 @@ def test_pages_of_any_size_are_frames_of_their_own() -> None:
     assert [frame.shape for frame in frames] == [one.shape for one in pictures]
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_pictures_that_are_samples_of_one_page_or_its_depth_are_refused_with_their_number(count: int) -> None:
+    planes = tiff(STACK[:count], planarconfig="separate")
+    pixels = tiff(np.moveaxis(STACK[:count], 0, -1), planarconfig="contig")
+    volume = tiff(STACK[:count, :48, :64], volumetric=True, tile=(16, 16))
+    for content in (planes, pixels, volume):
+        error = refused(content)
+        assert error.reason is Reason.UNSUPPORTED_ENCODING
+        assert f"holds {count} pictures" in str(error)
+    (frame,) = read(tiff(np.repeat(STACK[0][..., None], 3, -1), planarconfig="contig"))
+    np.testing.assert_allclose(frame.pixels * 255, STACK[0], atol=1e-4)
+
+
 def sub_ifds(*pictures: tuple[np.ndarray, int]) -> bytes:
     """The first picture is on a page, the others in its SubIFDs, each with a NewSubfileType."""
     buffer = io.BytesIO()
@@ -239,6 +254,15 @@ def test_a_jpeg_of_a_kind_that_is_not_read_is_not_called_damaged() -> None:
         error = refused(content)
         assert error.reason is Reason.UNSUPPORTED_ENCODING, words
         assert f"a JPEG {words}, which octray reads in DICOM files only" in str(error)
+
+
+@pytest.mark.skipif(shutil.which("jpegtran") is None, reason="no encoder of arithmetic coding (jpegtran)")
+@pytest.mark.parametrize("options", [(), ("-progressive",)])
+def test_a_jpeg_with_arithmetic_coding_is_read(options: tuple[str, ...]) -> None:
+    plain = pillow(STACK[0], kind="JPEG")
+    content = subprocess.run(["jpegtran", "-arithmetic", *options], input=plain, capture_output=True, check=True).stdout
+    assert b"\xff\xca" in content or b"\xff\xc9" in content
+    assert [frame.stored_sha256 for frame in read(content)] == [frame.stored_sha256 for frame in read(plain)]
 
 
 def test_a_tiff_compressed_in_an_unknown_way_is_not_called_damaged() -> None:

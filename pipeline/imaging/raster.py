@@ -42,7 +42,8 @@ _MODES = {
     "I;16": "I;16",
     "I;16B": "I;16",
 }
-_READ_BY_PILLOW = (0xC0, 0xC1, 0xC2)
+_READ_BY_PILLOW = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+"""Frame headers (ISO/IEC 10918-1 table B.1): baseline, extended and progressive, with Huffman or arithmetic coding."""
 _KINDS_OF_JPEG = {0xC3: "without loss", 0xCB: "without loss", 0xF7: "LS"}
 _OF_A_CAMERA = frozenset({ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.FocalLength})
 _XMP, _XMP_ORIENTATION = 700, re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
@@ -197,6 +198,8 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
             Reason.UNSUPPORTED_ENCODING,
             f"The compression of the TIFF file ({int(page.compression)}) is not one that octray reads. Export it uncompressed.",
         )
+    if page.imagedepth > 1 or (known and page.samplesperpixel > 4):
+        raise _several_on_a_page(max(page.imagedepth, 1) * _grey_samples(page))
     if not known or str(page.dtype) not in _TIFF_TYPES or page.imagedepth != 1 or page.samplesperpixel > 4:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING, f"The TIFF file is stored as {kind}, which octray does not read. Export it as grey."
@@ -209,6 +212,20 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
         raise UnreadableError(Reason.TRUNCATED, "The TIFF file is cut off. Copy or export it again.")
 
 
+def _grey_samples(page: Any) -> int:
+    """Return how many samples of a pixel of a grey page are no alpha, which ExtraSamples (338) tells; 1 for other pages."""
+    if page.photometric.name not in ("MINISBLACK", "MINISWHITE"):
+        return 1
+    return int(page.samplesperpixel) - sum(int(kind) in (1, 2) for kind in page.extrasamples)
+
+
+def _several_on_a_page(pictures: int) -> UnreadableError:
+    return UnreadableError(
+        Reason.UNSUPPORTED_ENCODING,
+        f"A page of the TIFF file holds {pictures} pictures, which octray does not read. Export each as a page of its own.",
+    )
+
+
 def _page_values(page: Any, array: NDArray[Any]) -> NDArray[Any]:
     """Return values of shape (rows, columns) or (rows, columns, samples), palettes looked up."""
     if page.photometric.name == "PALETTE":
@@ -219,6 +236,8 @@ def _page_values(page: Any, array: NDArray[Any]) -> NDArray[Any]:
         raise UnreadableError(
             Reason.INCONSISTENT, "A page of the TIFF file does not have the size that it says. Export it again."
         )
+    if (several := _grey_samples(page)) > 1 and (array[..., 1:several] != array[..., :1]).any():
+        raise _several_on_a_page(several)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UnreadableError(
             Reason.INCONSISTENT, "A page of the TIFF file holds values that are not numbers. Export it again."

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,23 +71,30 @@ def plane_values(picture: Picture, content: bytes) -> NDArray[Any]:
 
 
 def _every_page(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """Yield each page, which names the next, and after it its SubIFDs (330); the chain may bite its tail."""
+    """Yield each page, which names the next, and after it its SubIFDs (330); tifffile does not see every circle of pages."""
     seen: set[int] = set()
-    index = 0
-    while (page := _page_or_none(tiff, index)) is not None:
-        index += 1
-        waiting = [page]
-        while waiting:
-            one = waiting.pop(0)
-            if one.offset in seen:
-                raise UnreadableError(
-                    Reason.INCONSISTENT, "The pages of the TIFF file come round to one that was there already. Export it again."
-                )
-            seen.add(one.offset)
-            if len(seen) > MOST_PAGES:
-                raise UnreadableError(Reason.RESOURCE_LIMIT, f"The TIFF file has more than {MOST_PAGES} pages. Split it.")
-            yield one
-            waiting += [_sub_page(tiff, one, offset) for offset in one.subifds or () if offset]
+    chained = 0
+    while (page := _page_or_none(tiff, chained)) is not None:
+        chained += 1
+        yield _unseen(page, seen)
+        offsets = deque(page.subifds or ())
+        while offsets:
+            if offset := offsets.popleft():
+                tiff.filehandle.seek(offset)
+                sub_page = tifffile.TiffPage(tiff, index=(page.index, 0))
+                yield _unseen(sub_page, seen)
+                offsets += sub_page.subifds or ()
+
+
+def _unseen(page: Any, seen: set[int]) -> Any:
+    if page.offset in seen:
+        raise UnreadableError(
+            Reason.INCONSISTENT, "The pages of the TIFF file come round to one that was there already. Export it again."
+        )
+    seen.add(page.offset)
+    if len(seen) > MOST_PAGES:
+        raise UnreadableError(Reason.RESOURCE_LIMIT, f"The TIFF file has more than {MOST_PAGES} pages. Split it.")
+    return page
 
 
 def _page_or_none(tiff: tifffile.TiffFile, index: int) -> Any:
@@ -94,11 +102,6 @@ def _page_or_none(tiff: tifffile.TiffFile, index: int) -> Any:
         return tiff.pages.get(index)
     except IndexError:
         return None
-
-
-def _sub_page(tiff: tifffile.TiffFile, page: Any, offset: int) -> Any:
-    tiff.filehandle.seek(offset)
-    return tifffile.TiffPage(tiff, index=(page.index, 0))
 
 
 def _is_larger(page: Any, other: Any) -> bool:
