@@ -74,6 +74,8 @@ class DataSection(Section):
 
     labels: tuple[Label, ...] = Field(default=(), description="in the order of the outputs; empty: those of the index, sorted")
     normal_label: Label | None = Field(default=None, description="the label that means no finding; it is never urgent")
+    urgency: tuple[Label, ...] = Field(default=(), description="findings, the most urgent first; the others follow as equals")
+    label_names: Mapping[Label, str] = Field(default={}, description="what the abbreviations among the labels stand for")
     modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
     view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
     body_parts: tuple[str, ...] = Field(default=(), description="intended Body Part Examined values; empty: any")

@@ -53,7 +53,7 @@ class Trained:
 
 TINY = """
 name: tiny
-data: {normal_label: NORMAL}
+data: {normal_label: NORMAL, urgency: [FRACTURE, PNEUMONIA], label_names: {FRACTURE: broken bone, PNEUMONIA: lung infection}}
 preprocessing: {size: 64}
 model: {architecture: test_resnet, weights: none}
 train:

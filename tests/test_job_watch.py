@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,12 @@ def arrive(inbox: Path, name: str, study: str) -> float:
 
 
 def watch(
-    inbox: Path, out: Path, bundle: Path, steps: Callable[[Listener], Iterator[float]], monkeypatch: pytest.MonkeyPatch
+    inbox: Path,
+    out: Path,
+    bundle: Path,
+    steps: Callable[[Listener], Iterator[float]],
+    monkeypatch: pytest.MonkeyPatch,
+    **more: Any,
 ) -> None:
     """Watch a folder; `steps` runs between the looks at it, and gives the time of each look."""
     listener = Listener()
@@ -71,7 +77,7 @@ def watch(
 
     loaded = make_bundle(bundle)
     with ResultsFolder(out) as folder:
-        job = Job(Request(inbox, out), Predictor(loaded, threads=1), loaded, folder, listener, silent)
+        job = Job(Request(inbox, out, **more), Predictor(loaded, threads=1), loaded, folder, listener, silent)
         with pytest.raises(KeyboardInterrupt):
             job.watch(QUIET_SECONDS, pause)
 

@@ -276,13 +276,14 @@ def test_a_file_that_is_no_ledger_is_said(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path / 'x.sqlite'}", "run")
 
 
-def test_a_newer_ledger_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path, version: int) -> None:
     import sqlite3
 
     url = f"sqlite:///{tmp_path / 'x.sqlite'}"
     Ledger(url, "run").__exit__(None, None, None)
     with sqlite3.connect(tmp_path / "x.sqlite") as database:
-        database.execute("UPDATE octray_ledger SET version = 99")
+        database.execute("UPDATE octray_ledger SET version = ?", (version,))
     database.close()
-    with pytest.raises(LedgerError, match="newer octray"):
+    with pytest.raises(LedgerError, match="another version of octray"):
         Ledger(url, "run")

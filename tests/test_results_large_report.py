@@ -20,7 +20,7 @@ STUDIES = 5000
 def test_a_report_of_five_thousand_studies_opens_in_a_browser(tmp_path: Path, chromium: Chromium) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     Image.new("RGB", (224, 224), (200, 30, 30)).save(tmp_path / "picture.jpg")
-    picture = Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True)
+    picture = Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True, rows=200, columns=60)
     frames = [make_scored(number, (number + 0.5) / STUDIES, pictures=(picture,)) for number in range(STUDIES)]
     write(tmp_path, bundle, frames, [Quarantined("x.dcm", "not_an_image", "No image.")])
     pages = STUDIES // STUDIES_A_PAGE
@@ -33,5 +33,5 @@ def test_a_report_of_five_thousand_studies_opens_in_a_browser(tmp_path: Path, ch
         assert found == [(str(rank + 1), f"study{STUDIES - 1 - rank}.dcm") for rank in ranks]
         links = {str(attributes["href"]) for attributes in shown.all("a")}
         assert {f"#study-{rank + 1}" for rank in ranks} <= links  # the rows of the worklist
-        assert len(shown.all("img")) == STUDIES_A_PAGE
+        assert len(shown.all("img")) == 2 * STUDIES_A_PAGE  # thumbnails, too
         assert f"of {pages}" in shown.text

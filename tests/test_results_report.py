@@ -3,21 +3,30 @@
 import base64
 import io
 import re
+import shutil
+import subprocess
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import reduce
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.errors import Reason
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Bundle
 from pipeline.records import Quarantined
-from pipeline.results.record import StudyRecord
+from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals
-from pipeline.results.worklist import URGENT, Picture, ReportFrame, study_of, urgency_of
+from pipeline.results.words import REASONS, moment, percent, rate
+from pipeline.results.worklist import NOT_SCORED, URGENT, Picture, Ranking, ReportFrame, Study
 from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium
 
@@ -66,23 +75,35 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def picture(tmp_path: Path) -> Picture:
     Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.jpg")
-    return Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True)
+    return Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True, rows=16, columns=12)
 
 
-def records_of(frames: list[ReportFrame], normal_label: str | None = "NORMAL") -> list[StudyRecord]:
+RANKING = Ranking("NORMAL")
+
+
+def studies_of(frames: Iterable[ReportFrame], ranking: Ranking = RANKING) -> list[Study]:
     """Studies in the order in which the ledger gives them: the most urgent first."""
     groups: dict[str, list[ReportFrame]] = {}
     for frame in frames:
         groups.setdefault(frame.prediction.key.study_instance_uid, []).append(frame)
-    records = [StudyRecord(uid, tuple(group)) for uid, group in groups.items()]
-    return sorted(records, key=lambda record: urgency_of(record.frames, normal_label), reverse=True)
+    urgency = {uid: ranking.of_study(group) for uid, group in groups.items()}
+    studies = [Study(uid, ranking.sorted(group), rank=urgency[uid][0]) for uid, group in groups.items()]
+    return sorted(studies, key=lambda study: urgency[study.study_instance_uid], reverse=True)
+
+
+def write_studies(tmp_path: Path, bundle: Bundle, studies: list[Study], **more: Any) -> str:
+    totals = reduce(Totals.plus, studies, Totals())
+    failures = [failure for study in studies for failure in study.failures]
+    write_report(tmp_path, bundle, iter(studies), failures, totals, **more)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
-    label = bundle.manifest.normal_label
-    records = [*records_of(frames, label), StudyRecord("", (), tuple(failures or ()))]
-    totals = reduce(lambda totals, record: totals.plus(record, label), records, Totals())
-    write_report(tmp_path, bundle, iter(records), failures or (), totals)
+    """Write the report of some frames, and of files beside them that are no studies."""
+    ranking = Ranking(bundle.manifest.normal_label, bundle.manifest.urgency)
+    beside = tuple(replace(failure, reason="not_an_image") for failure in failures or ())
+    studies = [*studies_of(frames, ranking), Study("", (), beside)]
+    write_report(tmp_path, bundle, iter(studies), failures or (), reduce(Totals.plus, studies, Totals()))
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -91,28 +112,28 @@ def test_the_most_urgent_study_comes_first(tmp_path: Path, bundle: Bundle) -> No
     page = Page(write(tmp_path, bundle, frames))
     headings = re.findall(r"\d\. (study\d\.dcm)", page.text)
     assert headings == ["study4.dcm", "study2.dcm", "study3.dcm", "study1.dcm"]
-    assert [attributes["class"] for attributes in page.all("section")] == ["study urgent", "study urgent", "study", "study"]
+    assert [attributes["class"] for attributes in page.all("section")] == [*["study urgent"] * 2, *["study calm"] * 2]
 
 
 def test_a_positive_comes_before_a_higher_probability_that_is_negative() -> None:
     low = make_result(make_prediction("A", 0.2, positive=True), make_prediction("B", 0.1, positive=False))
     high_key = make_key(number=2)
     high = make_result(make_prediction("A", 0.1, False, key=high_key), make_prediction("B", 0.8, False, key=high_key))
-    first, second = records_of([ReportFrame(high), ReportFrame(low)], None)
-    assert [study_of("", record.frames, None).urgent for record in (first, second)] == [True, False]
+    studies = studies_of([ReportFrame(high), ReportFrame(low)], Ranking())
+    assert [study.rank for study in studies] == [URGENT, 0]
 
 
 def test_digits_that_are_not_written_decide_about_no_order() -> None:
     low, high = 0.87650001, 0.87650002
     frames = [make_scored(1, low), make_scored(2, high)]
-    assert urgency_of(frames[:1], "NORMAL") == urgency_of(frames[1:], "NORMAL") == (URGENT, 0.8765)
+    assert RANKING.of_study(frames[:1]) == RANKING.of_study(frames[1:]) == (URGENT, 0.8765)
     volume = [make_scored(1, low, frame_number=1), make_scored(1, high, frame_number=2)]
-    assert [frame.prediction.key.frame_number for frame in study_of("", volume, "NORMAL").frames] == [1, 2]
+    assert [frame.prediction.key.frame_number for frame in RANKING.sorted(volume)] == [1, 2]
 
 
 def test_frames_of_one_study_stand_together_the_most_urgent_first() -> None:
     frames = [make_scored(1, 0.3, frame_number=1), make_scored(2, 0.6), make_scored(1, 0.8, frame_number=2)]
-    first, second = (study_of("", record.frames, "NORMAL") for record in records_of(frames))
+    first, second = studies_of(frames)
     assert [frame.prediction.key.frame_number for frame in first.frames] == [2, 1]
     assert len(second.frames) == 1
 
@@ -121,7 +142,7 @@ def test_only_the_first_frames_of_a_volume_are_shown_large(tmp_path: Path, bundl
     frames = [make_scored(1, number / 20, "oct.dcm", number) for number in range(1, 11)]
     page = Page(write(tmp_path, bundle, frames))
     assert len(page.all("article")) == 3
-    assert "7 more frames, less urgent" in page.text
+    assert "7 more images, less urgent" in page.text
     assert re.findall(r"Frame (\d+)", page.text) == [str(number) for number in range(10, 0, -1)]
 
 
@@ -129,12 +150,13 @@ def test_it_says_what_it_is_for_and_what_it_is_not(tmp_path: Path, bundle: Bundl
     text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
     assert "Not a medical device; not for diagnosis." in text
     assert bundle.manifest.bundle_id in text
-    assert "looks for NORMAL, PNEUMONIA in frames of modality CR, DX" in text
+    assert "looks for PNEUMONIA in images of modality CR, DX" in text
 
 
 def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
     page = Page(write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))]))
-    (image,) = page.all("img")
+    assert [image["class"] for image in page.all("img") if "class" in image] == ["thumbnail"]
+    (image,) = (image for image in page.all("img") if "class" not in image)
     assert image["alt"] == "Frame 1, and beside it the same with the heatmap of PNEUMONIA: positive evidence"
     header, _, content = str(image["src"]).partition(",")
     assert header == "data:image/jpeg;base64"
@@ -147,12 +169,12 @@ def test_what_the_gate_found_is_said_of_the_frame_and_named_in_the_list(tmp_path
     flags = (Flag(Check.WHITE_BORDERS, "White wedges <there>."), Flag(Check.ROTATED, "Upside down."))
     page = write(tmp_path, bundle, [replace(frame, prediction=replace(frame.prediction, flags=flags)), make_scored(2, 0.1)])
     assert page.count("White wedges &lt;there&gt;.") == page.count("Upside down.") == 1
-    assert page.count("<td>white borders, rotated</td>") == 1
+    assert page.count(">White wedges at the edges<br>On its side or upside down</td>") == 1
 
 
 def test_failures_are_listed_with_their_reasons(tmp_path: Path, bundle: Bundle) -> None:
     text = Page(write(tmp_path, bundle, [], [Quarantined("bad.dcm", "truncated", "The file is cut.")])).text
-    for part in ("Not scored", "bad.dcm", "truncated", "The file is cut.", "No study was scored."):
+    for part in ("Not scored", "bad.dcm", "File cut off", "The file is cut.", "No study was scored."):
         assert part in text
 
 
@@ -194,10 +216,14 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) ->
     bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), architecture=evil)
     predictions = tuple(make_prediction(label) for label in bundle.manifest.labels)
     frame = ReportFrame(make_result(*predictions, source=evil), (Picture(evil, picture.path, False),))
-    page = Page(write(tmp_path, bundle, [frame], [Quarantined(evil, evil, evil)]))
-    assert not page.all("script")
-    assert len(page.all("b")) == 4
-    assert evil in page.text
+    patient = Patient({Detail.NAME: evil, Detail.ID: evil}, why_unknown="")
+    study = Study("1.2", (frame,), (Quarantined(evil, evil, evil),), patient=patient)
+    for shown in (study, replace(study, frames=(), patient=Patient(why_unknown=evil))):
+        content = write_studies(tmp_path, bundle, [shown], source=evil, details=set(Detail))
+        page = Page(content)
+        assert not page.all("script")
+        assert not re.search(r"<b>NORMAL|\"'>", content)
+        assert evil in page.text
 
 
 def test_it_loads_nothing_and_runs_nothing(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
@@ -256,8 +282,8 @@ def test_each_eye_has_its_result(tmp_path: Path, bundle: Bundle) -> None:
         scored = make_scored(1, value, "oct.dcm", number)
         frames.append(replace(scored, prediction=replace(scored.prediction, laterality=side)))
     text = " ".join(Page(write(tmp_path, bundle, frames)).text.split())
-    assert "Right (OD): PNEUMONIA 90.0% positive (2 frames)" in text
-    assert "Left (OS): PNEUMONIA 10.0% negative (1 frame)" in text
+    assert "Right: PNEUMONIA 90.0 % positive (2 images)" in text
+    assert "Left: PNEUMONIA 10.0 % negative (1 image)" in text
 
 
 def test_what_is_positive_in_a_less_urgent_frame_is_said_of_study_and_eye(tmp_path: Path) -> None:
@@ -271,9 +297,9 @@ def test_what_is_positive_in_a_less_urgent_frame_is_said_of_study_and_eye(tmp_pa
         frames.append(ReportFrame(replace(result, laterality="R")))
     page = Page(re.sub(r"<details>.*?</details>", "", write(tmp_path, bundle, frames), flags=re.DOTALL))
     text = " ".join(page.text.split())
-    said = "PNEUMONIA 90.0% positive; EFFUSION 60.0% positive (4 frames)"
-    assert f"All frames: {said}" in text
-    assert f"Right (OD): {said}" in text
+    said = "PNEUMONIA 90.0 % positive; EFFUSION 60.0 % positive (4 images)"
+    assert f"All images: {said}" in text
+    assert f"Right: {said}" in text
     assert "also EFFUSION" in text
 
 
@@ -287,13 +313,251 @@ def test_the_first_page_has_an_excerpt_of_the_model_card_and_each_has_the_limits
 
 
 def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: Bundle) -> None:
-    frames = [make_scored(1, 0.45), make_scored(2, 0.4), make_scored(3, 0.6)]
-    result = frames[1].prediction
-    unsure = tuple(replace(one, conformal_set=("present", "absent")) for one in result.predictions)
-    frames[1] = replace(frames[1], prediction=replace(result, predictions=unsure))
+    frames = [make_scored(1, 0.45), make_unsure(make_scored(2, 0.4)), make_scored(3, 0.6)]
     page = Page(write(tmp_path, bundle, frames))
     assert re.findall(r"\d\. (study\d)\.dcm", page.text) == ["study3", "study2", "study1"]
     assert "uncertain" in page.text
+
+
+def text_of(content: str) -> str:
+    """What a reader reads, blanks joined."""
+    return " ".join(Page(content).text.split())
+
+
+def row_of(content: str, rank: int) -> str:
+    """What stands in one row of the worklist."""
+    (row,) = re.findall(rf'<tr id="row-{rank}".*?</tr>', content, re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", row)).split())
+
+
+def seen(frame: ReportFrame, **facts: str) -> ReportFrame:
+    return replace(frame, prediction=replace(frame.prediction, **facts))
+
+
+def make_unsure(frame: ReportFrame) -> ReportFrame:
+    unsure = tuple(replace(one, conformal_set=("present", "absent")) for one in frame.prediction.predictions)
+    return replace(frame, prediction=replace(frame.prediction, predictions=unsure))
+
+
+@pytest.mark.parametrize("eye", ["R", "L"])
+def test_the_worklist_names_the_file_the_eye_and_the_view_that_decided(tmp_path: Path, eye: str) -> None:
+    use = {"modalities": ("OPT",), "view_positions": ()}
+    bundle = make_bundle(tmp_path / "bundle", intended_use=use)
+    chances = {"R": 0.9, "L": 0.1} if eye == "R" else {"R": 0.2, "L": 0.8}
+    names = {"R": "p/a-right.dcm", "L": "p/b-left.dcm"}
+    frames = [
+        seen(make_scored(1, chances[side], names[side], number), laterality=side, view_position="PA")
+        for number, side in enumerate(names, 1)
+    ]
+    row = row_of(write(tmp_path, bundle, frames), 1)
+    other = names["L" if eye == "R" else "R"]
+    assert names[eye] in row
+    assert other not in row
+    words = {"R": "right eye (OD)", "L": "left eye (OS)"}[eye]
+    assert f"{words}, view PA, 1 more file" in row
+
+
+def test_a_side_is_an_eye_only_where_the_model_looks_at_eyes(tmp_path: Path, bundle: Bundle) -> None:
+    content = write(tmp_path, bundle, [seen(make_scored(1, 0.9), laterality="R", view_position="AP")])
+    assert "right, view AP" in row_of(content, 1)
+    assert "eye" not in text_of(content)
+    assert "AP: antero-posterior" in text_of(content)
+
+
+def test_a_frame_of_a_volume_that_decided_is_named(tmp_path: Path, bundle: Bundle) -> None:
+    frames = [make_scored(1, chance, "volume.dcm", number) for number, chance in enumerate((0.2, 0.9, 0.4), 1)]
+    assert "volume.dcm frame 2 PNEUMONIA 90.0 % positive" in row_of(write(tmp_path, bundle, frames), 1)
+
+
+def test_a_study_that_was_scored_in_part_says_so_in_its_row_and_its_card(tmp_path: Path, bundle: Bundle) -> None:
+    (study,) = studies_of([make_scored(1, 0.1, "p/a.dcm")])
+    refused = Quarantined("p/b.dcm", "too_small", "The frame has 8 rows.")
+    content = write_studies(tmp_path, bundle, [replace(study, failures=(refused,))])
+    assert "1 of 2 images not scored" in row_of(content, 1)
+    card = text_of(content).partition("1. p/a.dcm and 1 more file")[2]
+    assert "1 of 2 images not scored. What was scored says nothing about it." in card
+    assert "b.dcm: too small. The frame has 8 rows." in card
+    assert "1scored in part" in text_of(content)
+
+
+def test_a_study_of_which_nothing_was_scored_stands_before_the_negative_ones(tmp_path: Path, bundle: Bundle) -> None:
+    scored = studies_of([make_scored(1, 0.9), make_unsure(make_scored(2, 0.4)), make_scored(3, 0.1)])
+    cut = Quarantined("cut.dcm", "truncated", "The file is cut off.")
+    unscored = Study("1.2.9", (), (cut, replace(cut, source="cut2.dcm")), rank=RANKING.of_study([])[0])
+    letter = Study("", (), (Quarantined("letter.txt", "not_an_image", "No image."),), rank=NOT_SCORED)
+    order = sorted([*scored, unscored, letter], key=lambda study: study.rank, reverse=True)
+    content = write_studies(tmp_path, bundle, order)
+    assert re.findall(r"\d\. (study\d|cut)\.dcm", Page(content).text) == ["study1", "study2", "cut", "study3"]
+    row = row_of(content, 3)
+    assert "cut.dcm 1 more file not scored 2 of 2 images not scored: file cut off" in row
+    assert '<tr id="row-5"' not in content
+    assert "1studies not scored" in text_of(content)
+    assert "letter.txt" in text_of(content).partition("Not scored:")[2]
+
+
+def test_an_uncertain_normal_label_does_not_look_positive(tmp_path: Path, bundle: Bundle) -> None:
+    frame = make_unsure(make_scored(1, 0.2))
+    assert frame.prediction.predictions[0].positive
+    content = write(tmp_path, bundle, [frame])
+    assert re.findall(r'No finding: <span class="state ([a-z]+)">([a-z]+)</span>', content) == [("uncertain", "uncertain")]
+    assert "found" not in re.findall(r'<div class="label([^"]*)">', content)
+
+
+def test_the_label_of_no_finding_is_likely_or_unlikely(tmp_path: Path, bundle: Bundle) -> None:
+    text = text_of(write(tmp_path, bundle, [make_scored(1, 0.9), make_scored(2, 0.1)]))
+    assert "No finding: unlikely" in text
+    assert "No finding: likely" in text
+    assert text.count("No finding: the label NORMAL") == 1
+
+
+def test_the_configured_order_of_findings_comes_before_their_probability(tmp_path: Path) -> None:
+    labels = ("NORMAL", "CNV", "DME", "DRUSEN", "OTHER")
+    bundle = make_bundle(tmp_path / "bundle", labels, urgency=("CNV", "DME", "DRUSEN"))
+    ranking = Ranking("NORMAL", bundle.manifest.urgency)
+    frames = []
+    for number, (label, chance) in enumerate([("OTHER", 0.99), ("DRUSEN", 0.98), ("CNV", 0.6), ("DME", 0.97), ("CNV", 0.7)], 1):
+        key = make_key(number=number)
+        chances = {name: chance if name == label else 0.01 for name in labels}
+        made = (make_prediction(name, value, positive=value > 0.5, key=key) for name, value in chances.items())
+        frames.append(ReportFrame(make_result(*made, source=f"{number}.dcm")))
+    content = write(tmp_path, bundle, frames)
+    assert re.findall(r"\d\. (\d)\.dcm", Page(content).text) == ["5", "3", "4", "2", "1"]
+    assert re.findall("|".join(labels[1:]), "".join(row_of(content, rank) for rank in range(1, 6))) == [
+        *("CNV", "CNV", "DME", "DRUSEN", "OTHER")
+    ]
+    both = (make_prediction("DRUSEN", 0.99), make_prediction("CNV", 0.6), make_prediction("DME", 0.9, positive=False))
+    assert [one.label for one in ranking.findings(both)] == ["CNV", "DRUSEN", "DME"]
+    negative = tuple(replace(one, positive=False) for one in both)
+    assert [one.label for one in ranking.findings(negative)] == ["DRUSEN", "DME", "CNV"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((1.0, ">99.9 %"), (0.99951, ">99.9 %"), (0.9991, ">99.9 %"), (0.999, "99.9 %"), (0.5, "50.0 %")),
+        *((0.001, "0.1 %"), (0.0009, "<0.1 %"), (0.0, "<0.1 %")),
+    ],
+)
+def test_a_probability_is_never_a_certainty(tmp_path: Path, bundle: Bundle, value: float, shown: str) -> None:
+    assert percent(value) == shown
+    content = write(tmp_path, bundle, [make_scored(1, value)])
+    assert shown in row_of(content, 1)
+    assert not re.search(r"\b(100\.0|0\.0) ?%", content)
+
+
+def test_a_rate_that_was_measured_may_be_all_or_none() -> None:
+    assert [rate(value) for value in (1.0, 0.0, 0.9999, 0.00001, 0.876)] == ["100 %", "0 %", "99.9 %", "0.1 %", "87.6 %"]
+
+
+def test_abbreviations_are_spelled_out_once_a_page(tmp_path: Path) -> None:
+    names = {"CNV": "choroidal neovascularisation", "DME": "diabetic <macular> oedema"}
+    bundle = make_bundle(
+        tmp_path / "bundle",
+        ("NORMAL", "CNV", "DME"),
+        label_names=names,
+        intended_use={"modalities": ("OPT",), "view_positions": ()},
+    )
+    made = [make_prediction(label, 0.4, positive=False) for label in bundle.manifest.labels]
+    text = text_of(write(tmp_path, bundle, [seen(ReportFrame(make_result(*made)), laterality="L")]))
+    for words in (*names.values(), "oculus sinister, the left eye"):
+        assert text.count(words) == 1
+    assert "oculus dexter" not in text
+
+
+def test_every_reason_and_check_has_plain_words() -> None:
+    assert REASONS.keys() >= {*Reason, *Check}
+    assert not [words for words in REASONS.values() if "_" in words]
+
+
+def test_each_card_leads_to_the_next_the_previous_and_back_to_the_list(tmp_path: Path, bundle: Bundle) -> None:
+    count = STUDIES_A_PAGE + 2
+    write(tmp_path, bundle, [make_scored(number, (count - number) / count / 2) for number in range(count)])
+    ways: dict[int, list[str]] = {}
+    for name in ("report.html", "report-2.html"):
+        content = (tmp_path / name).read_text(encoding="utf-8")
+        for rank, links in re.findall(r'<nav class="ways" aria-label="From study (\d+)">(.*?)</nav>', content):
+            ways[int(rank)] = re.findall(r'href="([^"]+)"', links)
+    assert len(ways) == count
+    assert ways[1] == ["#study-2", "#row-1"]
+    assert ways[2] == ["#study-3", "#study-1", "#row-2"]
+    last = STUDIES_A_PAGE
+    assert ways[last] == [f"report-2.html#study-{last + 1}", f"#study-{last - 1}", f"#row-{last}"]
+    assert ways[last + 1] == [f"#study-{last + 2}", f"report.html#study-{last}", f"#row-{last + 1}"]
+    assert ways[count] == [f"#study-{count - 1}", f"#row-{count}"]
+
+
+def test_the_list_shows_the_frame_itself_small(tmp_path: Path, bundle: Bundle) -> None:
+    drawn = Image.new("RGB", (600, 300), (200, 30, 30))
+    drawn.paste((90, 90, 90), (0, 0, 250, 200))
+    drawn.save(tmp_path / "picture.jpg", quality=95)
+    picture = Picture("PNEUMONIA", tmp_path / "picture.jpg", True, rows=200, columns=250)
+    content = write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))])
+    (source,) = re.findall(r'class="thumbnail" alt="" width="\d+" height="\d+" src="data:image/jpeg;base64,([^"]+)"', content)
+    with Image.open(io.BytesIO(base64.b64decode(source))) as small:
+        assert small.size == (90, 72)
+        assert np.abs(np.asarray(small, np.int16) - 90).max() < 4
+    (tmp_path / "picture.jpg").write_bytes((tmp_path / "picture.jpg").read_bytes()[:200])
+    assert "thumbnail" not in write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))]).partition("</style>")[2]
+
+
+def test_the_report_says_which_folder_when_and_what_is_new(tmp_path: Path, bundle: Bundle) -> None:
+    times = (1_700_000_000.0, 1_700_086_400.0, 1_700_090_000.0)
+    frames = [make_scored(number, 0.9 - number / 10) for number in range(3)]
+    studies = [replace(one, scored_at=at, is_new=at > times[1]) for one, at in zip(studies_of(frames), times, strict=True)]
+    content = write_studies(tmp_path, bundle, studies, source="incoming", since=times[1])
+    shown = [f"{moment(at):%Y-%m-%d %H:%M}" for at in times]
+    assert f"Folder incoming scored from {shown[0]} to {shown[2]}; 1 study new since the report of {shown[1]}" in text_of(
+        content
+    )
+    assert [row_of(content, rank).endswith(f"{at} new") for rank, at in enumerate(shown, 1)] == [False, False, True]
+    assert datetime.fromisoformat(re.findall(r'<time datetime="([^"]+)"', content)[0]) == datetime.fromtimestamp(times[0], UTC)
+    old = [replace(one, is_new=False) for one in studies]
+    assert "nothing new since the report of" in text_of(write_studies(tmp_path, bundle, old, since=times[2]))
+    assert "new since" not in text_of(write_studies(tmp_path, bundle, old))
+
+
+def test_what_a_killed_run_left_of_a_page_is_removed(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / ".report-7.html.part").write_text("Doe, Jane")
+    write(tmp_path, bundle, [make_scored(1, 0.9)])
+    assert not list(tmp_path.glob(".report*"))
+
+
+@pytest.mark.slow
+def test_every_sheet_names_its_study_and_has_a_number(
+    tmp_path: Path, bundle: Bundle, picture: Picture, chromium: Chromium
+) -> None:
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not here: install Debian's package poppler-utils")
+    Image.new("RGB", (600, 300), (20, 20, 20)).save(tmp_path / "picture.jpg")
+    frames = [
+        make_scored(number, 0.9 - number / 100, f"study{number}.dcm", frame, pictures=(picture,))
+        for number in range(6)
+        for frame in range(1, 4)
+    ]
+    failures = [Quarantined(f"bad{number}.dcm", "truncated", "The file is cut off.") for number in range(60)]
+    content = write(tmp_path, bundle, frames, failures)
+    opened = content.replace('<details class="optional"', '<details open class="optional"')
+    (tmp_path / "opened.html").write_text(opened, encoding="utf-8")
+    sheets = {}
+    for name in ("report", "opened"):
+        chromium.pdf(tmp_path / f"{name}.html", tmp_path / f"{name}.pdf")
+        told = subprocess.run(
+            ["pdftotext", "-layout", tmp_path / f"{name}.pdf", "-"], capture_output=True, text=True, check=True
+        )
+        sheets[name] = told.stdout.split("\f")[:-1]
+    count = len(sheets["report"])
+    assert [f"Page {number} of {count}" in sheet for number, sheet in enumerate(sheets["report"], 1)] == [True] * count
+    cards = [sheet for sheet in sheets["report"] if re.search(r"^\s*Frame \d", sheet, re.MULTILINE)]
+    assert len(cards) > 3
+    for sheet in cards:
+        places = [match.start() for match in re.finditer(r"Frame \d", sheet)]
+        assert re.search(r"\d\. study\d\.dcm", sheet[: places[0]])  # whose pictures follow is said above them
+    for sheet in sheets["report"]:
+        assert not re.search(r"\d\. study\d\.dcm\s[^\f]{0,60}\n+\s*Page \d+ of", sheet)  # no heading at the foot of a sheet
+    assert not any("bad0.dcm" in sheet for sheet in sheets["report"])
+    extra = sheets["opened"][count - 1 :]
+    assert "bad0.dcm" in "".join(extra)
+    assert not any(re.search(r"\d\. study\d\.dcm", sheet) for sheet in extra[1:])
 
 
 @pytest.mark.slow
@@ -333,14 +597,25 @@ def test_everything_is_reached_by_the_keyboard(tmp_path: Path, bundle: Bundle, c
     write(tmp_path, bundle, [*frames, make_scored(2, 0.3)], [Quarantined("x.dcm", "not_an_image", "No image.")])
     with chromium.reader(tmp_path / "report.html") as reader:
         stops = []
-        for _ in range(6):
+        for _ in range(8):
             reader.press("Tab", 9)
-            stops.append(reader.evaluate("document.activeElement.getAttribute('href') || document.activeElement.tagName"))
+            stops.append(reader.evaluate(FOCUSED))
             assert reader.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-        assert stops == ["#main", "#model-card", "#not-scored", "#study-1", "#study-2", "SUMMARY"]
+        listed, card = ["#study-1", "#study-2"], ["#study-2", "#row-1", "SUMMARY"]
+        assert stops == ["#main", "#not-scored", "#model-card", *listed, *card]
         assert not reader.evaluate("document.querySelector('details').open")
         reader.press("Enter", 13)
         assert reader.evaluate("document.querySelector('details').open")
-        reader.evaluate("document.querySelector('a[href=\"#study-2\"]').focus()")
+        reader.evaluate("document.querySelector('.ways a[href=\"#study-2\"]').focus()")
         reader.press("Enter", 13)
         assert reader.evaluate("location.hash") == "#study-2"
+        reader.press("Tab", 9)
+        assert reader.evaluate(FOCUSED) == "#study-1"  # the previous one, from the card that was reached
+        reader.press("Tab", 9)
+        reader.press("Enter", 13)
+        assert reader.evaluate("location.hash") == "#row-2"
+        reader.press("Tab", 9)
+        assert reader.evaluate(FOCUSED) == "#study-2"  # back in the list, at the study
+
+
+FOCUSED = "document.activeElement.getAttribute('href') || document.activeElement.tagName"

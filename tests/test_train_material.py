@@ -65,6 +65,24 @@ def test_what_is_not_known_stays_so_with_sigmoid() -> None:
     np.testing.assert_array_equal(material.targets[-1], [1, np.nan, np.nan])
 
 
+@pytest.mark.parametrize(
+    ("urgency", "fault"),
+    [
+        (("WORM",), "data.urgency: the data have no label WORM. Did you mean WORN?"),
+        (("CALM", "SICK"), "data.urgency: CALM means no finding, and is never urgent. Leave it out."),
+        (("SICK", "WORN", "SICK"), "data.urgency names a finding twice. Leave one out."),
+    ],
+)
+def test_an_order_of_findings_that_cannot_be_meant_is_a_fault(urgency: tuple[str, ...], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gather(config(urgency=urgency, normal_label="CALM"), make_index(*everything(*Split)))
+    assert caught.value.faults == (fault,)
+
+
+def test_an_order_may_name_findings_that_the_data_do_not_have() -> None:
+    gather(config(urgency=("FRACTURE", "SICK"), normal_label="CALM"), make_index(*everything(*Split)))
+
+
 def test_an_empty_test_split_is_no_fault() -> None:
     material = gather(config(), make_index(*everything(Split.TRAIN, Split.TUNE, Split.CALIBRATION)))
     assert len(material.rows(Split.TEST)) == 0

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from pipeline.job.job import Job
     from pipeline.job.shard import Shard
     from pipeline.results.dicom.kinds import Kind
+    from pipeline.results.patient import Detail
     from pipeline.results.record import StudyRecord
 
 HELP = "score a folder of studies with a bundle"
 EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+DETAILS = "name,id,birth_date,accession_number,study_date,device"
 _FAULTS_SHOWN = 10
 
 
@@ -37,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="score the I-th of N parts of the studies")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="score here, or on a Ray cluster")
     parser.add_argument("--address", default="auto", help="of the Ray cluster, HOST:PORT; auto finds one on this machine")
+    parser.add_argument(
+        "--identity",
+        type=_details,
+        default="",
+        metavar="DETAILS",
+        help=f"name patients in the report: all, or some of {DETAILS}",
+    )
     parser.add_argument("--ledger", default="", metavar="URL", help="database of the ledger instead of a file in RESULTS")
 
 
@@ -56,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = load_bundle(args.bundle)
     cluster = args.address if args.engine == "ray" else ""
-    request = Request(args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster)
+    request = Request(
+        args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster, args.identity
+    )
     predictor = Predictor(bundle, threads=1)
     try:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
@@ -180,6 +191,15 @@ def _kinds(text: str) -> "frozenset[Kind]":
         return frozenset(Kind(name) for name in text.split(",") if text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must name some of {', '.join(Kind)}, with commas between") from None
+
+
+def _details(text: str) -> "frozenset[Detail]":
+    from pipeline.results.patient import Detail
+
+    try:
+        return frozenset(Detail) if text == "all" else frozenset(Detail(name) for name in text.split(",") if text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be all, or name some of {DETAILS}, with commas between") from None
 
 
 def _seconds(text: str) -> float:

@@ -66,11 +66,14 @@ class Run:
         Whether an earlier run with the same facts was ended, or finished, in this folder.
     replaced
         Key of the run whose results were removed for this one; empty where there was none.
+    reported_at
+        When the report of this run was last written, in seconds since 1970; 0 if it never was.
     """
 
     key: str
     goes_on: bool
     replaced: str = ""
+    reported_at: float = 0.0
 
 
 class ResultsFolder:
@@ -143,9 +146,9 @@ class ResultsFolder:
         """
         path = self.path / STATE / _RUN
         told = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        before, same = _run_in(path, told)
+        before, same, reported_at = _run_in(path, told)
         if same:
-            return Run(before, goes_on=True)
+            return Run(before, goes_on=True, reported_at=reported_at)
         if keep and before:
             raise InputError(
                 f"{self.path.resolve().name} holds results of another bundle, folder, --dicom or version of octray, whose "
@@ -157,6 +160,13 @@ class ResultsFolder:
         with replacing(path) as file:
             json.dump({"run": run.key, "facts_sha256": told}, file)
         return run
+
+    def reported(self, seconds: float) -> None:
+        """Keep when the report was written, so that the next one can say what is new."""
+        path = self.path / STATE / _RUN
+        told = json.loads(path.read_text(encoding="utf-8"))
+        with replacing(path) as file:
+            json.dump(told | {"reported_at": seconds}, file)
 
     def clear(self) -> None:
         """Remove what octray wrote here, and nothing else."""
@@ -181,13 +191,13 @@ class ResultsFolder:
                     yield name, path
 
 
-def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool]:
-    """Return the key of the run in a folder, empty where there is none, and whether it has these facts."""
+def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool, float]:
+    """Return the key of the run in a folder, empty if there is none, whether it has these facts, and when it was reported."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return str(run["run"]), run["facts_sha256"] == facts_sha256
+        return str(run["run"]), run["facts_sha256"] == facts_sha256, float(run.get("reported_at", 0.0))
     except (OSError, ValueError, TypeError, KeyError):
-        return "", False
+        return "", False, 0.0
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -28,6 +28,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.engine import usable_cores
 from pipeline.progress import Progress
 from pipeline.records import Quarantined
+from pipeline.results.patient import Detail
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals
 from pipeline.score.predictor import Predictor
@@ -61,6 +62,8 @@ class Request:
         Address of the database that holds the ledger; empty: a file among the results.
     cluster
         Address of the Ray cluster that scores; empty: this process does.
+    details
+        What the report says of patients and examinations; no result depends on it.
     """
 
     studies: Path
@@ -69,6 +72,7 @@ class Request:
     shard: Shard = field(default_factory=Shard)
     ledger: str = ""
     cluster: str = ""
+    details: frozenset[Detail] = frozenset()
 
     def facts(self, bundle_id: str) -> dict[str, object]:
         """Return all that results depend on beside the studies themselves: results with other facts are begun anew."""
@@ -131,6 +135,7 @@ class Job:
         self.scored = 0
         self.faults: list[str] = []
         self.totals = Totals()
+        self._reported_at = 0.0
 
     def score(self) -> None:
         """Score everything that is there and not finished yet, and write tables and report, even where that is interrupted.
@@ -183,6 +188,7 @@ class Job:
     def _ledger(self, keep: bool = False) -> Iterator[Ledger]:
         run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id), keep)
         self.replaced = bool(run.replaced)
+        self._reported_at = run.reported_at
         url = self._request.ledger or self._folder.ledger
         if run.replaced and self._request.ledger:
             with Ledger(url, run.replaced) as old:
@@ -263,7 +269,17 @@ class Job:
     def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined], unsaved: Collection[str]) -> None:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
         self._folder.keep_pieces(names.union(unsaved))  # not those of studies that changed, or that a kill cut off
-        self.totals = summarise(self._folder.path, ledger, self._bundle, self._progress, not_begun)
+        self.totals = summarise(
+            self._folder.path,
+            ledger,
+            self._bundle,
+            self._progress,
+            not_begun,
+            studies=self._request.studies,
+            since=self._reported_at,
+            details=self._request.details,
+        )
+        self._folder.reported(time.time())
 
 
 def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: InputError) -> list[Quarantined]:

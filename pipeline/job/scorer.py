@@ -1,5 +1,6 @@
 """Scores claimed studies on this machine, and writes what belongs to each of them."""
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -14,11 +15,11 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
-from pipeline.ledger.types import Claim, Outcome
+from pipeline.ledger.types import Claim, Outcome, Output
 from pipeline.records import FrameFacts, Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
-from pipeline.results.worklist import ReportFrame, urgency_of
+from pipeline.results.worklist import Ranking, ReportFrame
 from pipeline.score.batch import score_studies
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored
@@ -57,6 +58,7 @@ class _Study:
 
     claim: Claim
     files: tuple[StudyFile, ...]
+    scored_at: float
     begun_at: str = field(default_factory=_now)
     frames: list[ReportFrame] = field(default_factory=list)
     facts: list[FrameFacts] = field(default_factory=list)
@@ -77,8 +79,9 @@ class _Study:
         kind, _, stated = self.claim.key.partition(":")
         return stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
 
-    def record(self) -> StudyRecord:
-        return StudyRecord(self.uid(), tuple(self.frames), tuple(self.failures))
+    def outcome(self, ranking: Ranking, outputs: tuple[Output, ...] = ()) -> Outcome:
+        record = StudyRecord(self.uid(), tuple(self.frames), tuple(self.failures)).to_json()
+        return Outcome(self.claim.id, record, *ranking.of_study(self.frames), outputs, self.is_final(), self.scored_at)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +115,7 @@ class Scorer:
 
         def studies() -> Iterator[tuple[_Study, tuple[StudyFile, ...]]]:
             for claim in claims:
-                begun.append(_Study(claim, unpacked(claim.work, self.base)))
+                begun.append(_Study(claim, unpacked(claim.work, self.base), claim.scored_at or time.time()))
                 yield begun[-1], begun[-1].files
 
         tracer = self._tracer()
@@ -139,11 +142,11 @@ class Scorer:
         outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
+        manifest = self.predictor.manifest
         results = [(facts, frame.prediction) for facts, frame in zip(study.facts, study.frames, strict=True)]
         content = tracer.trace(results, study.failures, {"begun": study.begun_at, "ended": _now()})
         trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
-        urgency = urgency_of(study.frames, self.predictor.manifest.normal_label)
-        outcome = Outcome(study.claim.id, study.record().to_json(), *urgency, (*outputs, trace), study.is_final())
+        outcome = study.outcome(Ranking(manifest.normal_label, manifest.urgency), (*outputs, trace))
         return Done(study.claim, outcome, faults)
 
     def _tracer(self) -> Tracer:
@@ -156,6 +159,6 @@ def killed(claim: Claim, base: Path) -> Done:
     if claim.attempt < MOST_ATTEMPTS:
         return Done(claim, None)
     message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
-    study = _Study(claim, unpacked(claim.work, base))
+    study = _Study(claim, unpacked(claim.work, base), claim.scored_at or time.time())
     study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in study.files)
-    return Done(claim, Outcome(claim.id, study.record().to_json(), 0, 0.0))
+    return Done(claim, study.outcome(Ranking()))

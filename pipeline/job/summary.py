@@ -1,25 +1,40 @@
 """Tables and report of a folder of results, written from the ledger alone: the same records give the same bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import InputError, is_lack_of_memory, lack_of_memory
-from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS
+from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_memory
+from pipeline.imaging.sandbox import Sandbox
+from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
+from pipeline.job.work import current_mark, marks_of, unpacked
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
 from pipeline.records import Quarantined
 from pipeline.results.parquet import parquet_table
+from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
 from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, write_report
 from pipeline.results.tables import failures_table, predictions_table
 from pipeline.results.totals import Totals
+from pipeline.results.worklist import Ranking, Study
+
+_AHEAD = 32
 
 
 def summarise(
-    folder: Path, ledger: Ledger, bundle: Bundle, progress: Progress = silent, not_begun: Sequence[Quarantined] = ()
+    folder: Path,
+    ledger: Ledger,
+    bundle: Bundle,
+    progress: Progress = silent,
+    not_begun: Sequence[Quarantined] = (),
+    *,
+    studies: Path,
+    since: float = 0.0,
+    details: Collection[Detail] = (),
 ) -> Totals:
     """Write `predictions.csv`, `predictions.parquet`, `failures.csv` and the report; memory does not grow with the studies.
 
@@ -35,19 +50,26 @@ def summarise(
         Is shown the studies as the report is written.
     not_begun
         Files that the ledger says nothing of, since nothing could be read.
+    studies
+        What was scored.
+    since
+        When an earlier run wrote the report, in seconds since 1970; 0 if none did.
+    details
+        What the report says of patients and examinations: read from the files of the studies now, and written nowhere else.
 
     Raises
     ------
     InputError
         If there is no memory for the library that writes `predictions.parquet`, the last of the files.
     """
+    ranking = Ranking(bundle.manifest.normal_label, bundle.manifest.urgency)
     totals, refused = Totals(), list[Quarantined]()
     with (
         predictions_table(folder / PREDICTIONS) as add_frame,
         failures_table(folder / FAILURES) as add_failure,
     ):
-        for record in _records(ledger, Order.POSITION):
-            totals = totals.plus(record, bundle.manifest.normal_label)
+        for study, record, _ in _studies(ledger, Order.POSITION, ranking, since):
+            totals = totals.plus(study)
             for frame in record.frames:
                 add_frame(frame.prediction)
             for failure in record.failures:
@@ -57,7 +79,14 @@ def summarise(
             add_failure(failure)
     refused += not_begun[: FAILURES_SHOWN - len(refused)]
     totals = replace(totals, failures=totals.failures + len(not_begun))
-    write_report(folder, bundle, _records(ledger, Order.URGENCY), refused, totals, progress)
+    with ExitStack() as stack:
+        listed = ((study, work) for study, _, work in _studies(ledger, Order.URGENCY, ranking, since) if study.is_listed)
+        if details:
+            shown = _with_patients(listed, base_of(studies), stack.enter_context(Sandbox()))
+        else:
+            shown = (study for study, _ in listed)
+        name = studies.resolve().name
+        write_report(folder, bundle, shown, refused, totals, progress, source=name, since=since, details=details)
     _write_parquet(folder / PARQUET, ledger)
     return totals
 
@@ -66,8 +95,8 @@ def _write_parquet(path: Path, ledger: Ledger) -> None:
     """Write the table by itself, so that its library, which takes as much memory as all else, costs no other file."""
     try:
         with parquet_table(path) as add:
-            for record in _records(ledger, Order.POSITION):
-                for frame in record.frames:
+            for outcome in ledger.outcomes(Order.POSITION):
+                for frame in StudyRecord.from_json(outcome.record).frames:
                     add(frame.prediction)
     except Exception as error:
         path.unlink(missing_ok=True)
@@ -76,5 +105,43 @@ def _write_parquet(path: Path, ledger: Ledger) -> None:
         raise InputError(f"{path.name} was not written, all other files are there: {lack_of_memory()}") from None
 
 
-def _records(ledger: Ledger, order: Order) -> Iterator[StudyRecord]:
-    return (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(order))
+def _studies(ledger: Ledger, order: Order, ranking: Ranking, since: float) -> Iterator[tuple[Study, StudyRecord, bytes]]:
+    """Yield each finished study as the worklist shows it, its record, and what `packed` wrote of its files."""
+    for outcome in ledger.outcomes(order):
+        record = StudyRecord.from_json(outcome.record)
+        study = Study(
+            record.study_instance_uid,
+            ranking.sorted(record.frames),
+            record.failures,
+            outcome.rank,
+            outcome.scored_at,
+            is_new=0 < since < outcome.scored_at,
+        )
+        yield study, record, outcome.work
+
+
+def _with_patients(listed: Iterator[tuple[Study, bytes]], base: Path, sandbox: Sandbox) -> Iterator[Study]:
+    """Yield studies with what their files say of the patient; few are begun at a time, to bound memory."""
+    asked = ((study, (study.main_source, study.study_instance_uid, work, base)) for study, work in listed)
+    for study, answer in sandbox.map(patient_of, asked, ahead=_AHEAD):
+        try:
+            patient = next(answer)
+        except OctrayError:  # a worker has crashed or cannot start, which is no reason to be without a report
+            patient = Patient(why_unknown=NOT_READ)
+        yield replace(study, patient=patient)
+
+
+def patient_of(asked: tuple[str, str, bytes, Path]) -> Iterator[Patient]:
+    """Yield whose study it is, once, by the one of its files that is named; made for worker processes, since it parses.
+
+    A file that is not the one that was scored may be another patient's.
+    """
+    source, study_instance_uid, work, base = asked
+    file = next((file for file in unpacked(work, base) if file.source == source), None)
+    mark = current_mark(file) if file else ""
+    if file is None or not mark:
+        yield Patient(why_unknown=GONE)
+    elif mark != marks_of(work)[source]:
+        yield Patient(why_unknown=REPLACED)
+    else:
+        yield from read_patient(file, study_instance_uid)

@@ -31,8 +31,8 @@ class Unsaved:
         line = self._kept.get((claim.key, claim.fingerprint))
         if line is None or not all(map(self._is_there, _outputs(line))):
             return None
-        record = base64.b64decode(line["record"])
-        return Outcome(claim.id, record, line["rank"], line["probability"], _outputs(line), line["is_final"])
+        record, urgency = base64.b64decode(line["record"]), (line["rank"], line["probability"])
+        return Outcome(claim.id, record, *urgency, _outputs(line), line["is_final"], line["scored_at"])
 
     def names(self) -> set[str]:
         """Return the names of the files that belong to what is kept."""
@@ -50,6 +50,7 @@ class Unsaved:
                     "probability": outcome.probability,
                     "outputs": [asdict(output) for output in outcome.outputs],
                     "is_final": outcome.is_final,
+                    "scored_at": outcome.scored_at,
                 }
                 self._kept[claim.key, claim.fingerprint] = line
                 file.write(json.dumps(line) + "\n")

@@ -124,6 +124,11 @@ def marks_of(work: bytes) -> dict[str, str]:
     return {values["source"]: values["mark"] for values in json.loads(work)}
 
 
+def current_mark(file: StudyFile) -> str:
+    """Return the mark that a file has now, as in `StudyFiles`; empty if it is not there."""
+    return _mark(file, (file.source, _looks(file)))
+
+
 def _answered(answer: Iterator[str]) -> str:
     """Return what a file states; one that no worker could parse states nothing, and reading it will say why."""
     try:

@@ -33,7 +33,7 @@ def connect(url: str) -> Engine:
     Raises
     ------
     LedgerError
-        Where it is no such address, or the database cannot be reached, or was made by a newer octray.
+        Where it is no such address, or the database cannot be reached, or was made by another version of octray.
     """
     try:
         address = make_url(url)
@@ -120,8 +120,8 @@ def _create(engine: Engine) -> None:
         versions = connection.execute(select(schema.about.c.version)).scalars().all()
         if not versions:
             connection.execute(schema.about.insert().values(version=schema.VERSION))
-        elif max(versions) > schema.VERSION:
-            raise LedgerError("The ledger was made by a newer octray. Install that one, or give another ledger.")
+        elif set(versions) != {schema.VERSION}:
+            raise LedgerError("The ledger was made by another version of octray. Install that one, or give another ledger.")
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

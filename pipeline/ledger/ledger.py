@@ -28,9 +28,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class StoredOutcome(Outcome):
-    """An outcome as it is read back, with the key of its study."""
+    """An outcome as it is read back, with the key of its study and what its worker had to know."""
 
     key: str = ""
+    work: bytes = b""
 
 
 class Ledger:
@@ -131,7 +132,7 @@ class Ledger:
         self._update(studies.c.state == HELD, state=PENDING, owner="")
 
     def reopen(self, ids: Iterable[int]) -> None:
-        """Have finished studies worked on again."""
+        """Have finished studies worked on again; when they were first scored is kept."""
         for group in _groups(ids, _ROWS):
             self._update(studies.c.id.in_(group), **_NOTHING)
 
@@ -147,7 +148,7 @@ class Ledger:
         with translated(), self._engine.connect() as connection:
             found = self._select("id").where(studies.c.state == FAILED, few).order_by(studies.c.position)
             ids = array("q", connection.execute(found).scalars())
-        yield from ((_stored(row), bytes(row.work)) for row in self._rows(ids, "work"))
+        yield from ((_stored(row), bytes(row.work)) for row in self._rows(ids))
 
     def retry_failed(self, ids: Iterable[int]) -> None:
         """Have studies worked on again whose outcome is not final: the attempt that gave it counts."""
@@ -196,11 +197,11 @@ class Ledger:
             ids = array("q", connection.execute(finished, execution_options={"yield_per": _ROWS}).scalars())
         yield from map(_stored, self._rows(ids))
 
-    def _rows(self, ids: Iterable[int], *more: str) -> Iterator[Any]:
+    def _rows(self, ids: Iterable[int]) -> Iterator[Any]:
         """Read studies that have an outcome, a page at a time, in the order of their ids as given."""
         for page in _groups(ids, _PAGE):
             with translated(), self._engine.connect() as connection:
-                rows = _found(connection, page, "key", "state", *_OUTCOME, *more)
+                rows = _found(connection, page, "key", "state", "work", *_OUTCOME)
             found = {row.id: row for row in rows if row.record is not None}
             yield from (found[one] for one in page if one in found)
 
@@ -230,11 +231,15 @@ class Ledger:
     def _claim(
         self, connection: Connection, which: ColumnElement[bool], owner: str, count: int, lease_seconds: float
     ) -> list[Claim]:
-        free = self._select("id", "key", "fingerprint", "attempts", "work").where(which).order_by(studies.c.position)
+        free = (
+            self._select("id", "key", "fingerprint", "attempts", "work", "scored_at").where(which).order_by(studies.c.position)
+        )
         rows = connection.execute(free.limit(count).with_for_update(skip_locked=True)).all()
         taken = _these(connection, [row.id for row in rows])
         connection.execute(taken.values(state=HELD, owner=owner, lease_until=now(self._engine) + lease_seconds))
-        return [Claim(row.id, row.key, row.fingerprint, row.attempts + 1, bytes(row.work)) for row in rows]
+        return [
+            Claim(row.id, row.key, row.fingerprint, row.attempts + 1, bytes(row.work), row.scored_at or 0.0) for row in rows
+        ]
 
     def _update(self, which: ColumnElement[bool], **values: Any) -> int:
         with self._writing() as connection:
@@ -251,7 +256,7 @@ _NOTHING: dict[str, Any] = {
     "probability": None,
     "outputs": None,
 }
-_OUTCOME = ("record", "rank", "probability", "outputs")
+_OUTCOME = ("record", "rank", "probability", "outputs", "scored_at")
 
 
 def _row(work: StudyWork) -> dict[str, Any]:
@@ -267,13 +272,15 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "probability": outcome.probability,
         "outputs": _to_json(outputs),
         "state": FINISHED if outcome.is_final else FAILED,
+        "scored_at": outcome.scored_at,
     }
 
 
 def _stored(row: Any) -> StoredOutcome:
     outputs = tuple(Output(*output) for output in json.loads(row.outputs))
-    is_final = row.state != FAILED
-    return StoredOutcome(row.id, zlib.decompress(row.record), row.rank, row.probability, outputs, is_final, row.key)
+    record, is_final = zlib.decompress(row.record), row.state != FAILED
+    urgency = row.rank, row.probability
+    return StoredOutcome(row.id, record, *urgency, outputs, is_final, row.scored_at, row.key, bytes(row.work))
 
 
 def _found(connection: Connection, ids: Collection[int], *names: str) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text
 
-VERSION = 1
+VERSION = 2
 PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
 
 metadata = MetaData()
@@ -26,6 +26,7 @@ studies = Table(
     Column("rank", SmallInteger),
     Column("probability", Double),
     Column("outputs", Text),
+    Column("scored_at", Double),
     Index("octray_studies_key", "key", "run", unique=True),  # the run last: by it alone, the index below is the one to use
     Index("octray_studies_state", "run", "state", "position"),
     sqlite_autoincrement=True,  # an id is never used again, so that a late outcome finds no other study

@@ -35,13 +35,22 @@ class StudyWork:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A study that one owner works on until its lease runs out; `attempt` starts at 1, the rest as in `StudyWork`."""
+    """A study that one owner works on until its lease runs out; the rest as in `StudyWork`.
+
+    Parameters
+    ----------
+    attempt
+        Starts at 1.
+    scored_at
+        As in `Outcome`, if the same files were scored before and something that was written is lost; else 0.
+    """
 
     id: int
     key: str
     fingerprint: str
     attempt: int
     work: bytes
+    scored_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class Outcome:
         The files that were written.
     is_final
         Whether another attempt would give the same; a study whose outcome is not final may be tried again.
+    scored_at
+        When these files of the study were first scored, in seconds since 1970; scoring them again does not change it.
     """
 
     id: int
@@ -87,3 +98,4 @@ class Outcome:
     probability: float
     outputs: tuple[Output, ...] = ()
     is_final: bool = True
+    scored_at: float = 0.0

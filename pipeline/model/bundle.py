@@ -169,6 +169,8 @@ class Manifest(_Part):
     architecture: str
     labels: tuple[str, ...]
     normal_label: str | None
+    urgency: tuple[str, ...] = ()
+    label_names: Mapping[str, str] = {}
     activation: Activation
     preprocessing: Preprocessing
     normalisation: Normalisation

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.results.words import moment
 from pipeline.results.worklist import Picture
+
+_THUMBNAIL = 112, 72
+"""Columns and rows at most: what a list has room for, twice as fine as it is shown."""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -16,10 +20,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
     classes = [' class="number"' if heading.startswith("#") else "" for heading in headings]
     names = [heading.removeprefix("#") for heading in headings]
     yield "<table><thead><tr>"
-    yield "".join(f'<th scope="col"{kind}>{name}</th>' for kind, name in zip(classes, names, strict=True))
+    yield "".join(f'<th scope="col"{one}>{name}</th>' for one, name in zip(classes, names, strict=True))
     yield "</tr></thead><tbody>"
     for row in rows:
-        yield "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(classes, row, strict=True)) + "</tr>"
+        yield "<tr>" + "".join(f"<td{one}>{cell}</td>" for one, cell in zip(classes, row, strict=True)) + "</tr>"
     yield "</tbody></table>"
 
 
@@ -40,11 +44,28 @@ def figure(picture: Picture, folder: Path, name: str) -> str:
     return f'<figure><img alt="{escape(description)}" {size} src="data:{kind};base64,{encoded}"></figure>'
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 frame, 2 frames."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def thumbnail(picture: Picture, folder: Path) -> str:
+    """Return the frame of a picture, small; nothing if the picture is missing or damaged, or does not say where its frame is.
+
+    It has no text alternative, since the name of the study stands beside it.
+    """
+    if not picture.rows or not picture.columns:
+        return ""
+    try:
+        with Image.open(folder / picture.path) as image:
+            small = image.convert("L").crop((0, 0, picture.columns, picture.rows))
+    except OSError:
+        return ""
+    small.thumbnail(_THUMBNAIL, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=70)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img class="thumbnail" alt="" width="{small.width}" height="{small.height}" src="data:image/jpeg;base64,{encoded}">'
+    )
 
 
-def percent(value: float) -> str:
-    """Return a part of one in percent with one digit after the point."""
-    return f"{value:.1%}"
+def time(seconds: float) -> str:
+    """Return a time as a reader takes it, by the clock on the wall, to the minute; its element has the zone and the seconds."""
+    when = moment(seconds)
+    return f'<time datetime="{when.isoformat()}">{when:%Y-%m-%d %H:%M}</time>'

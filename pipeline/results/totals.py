@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.results.record import StudyRecord
-from pipeline.results.worklist import URGENT, urgency_of
+from pipeline.results.worklist import UNCERTAIN, URGENT, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,24 +13,50 @@ class Totals:
     ----------
     studies
         Studies of which at least one frame was scored.
-    urgent
-        Those with a finding.
+    urgent, uncertain
+        Those with a finding, and those without one of which a finding is uncertain.
+    incomplete
+        Those of which a frame or a file was not scored.
+    not_scored
+        Studies of which nothing was scored.
+    new
+        Studies, scored or not, that are new since the report was last written.
     frames
         Frames that were scored.
     failures
         Files and frames that were not.
+    first_at, last_at
+        When the first and the last of the studies were scored, in seconds since 1970; 0 if there is none.
     """
 
     studies: int = 0
     urgent: int = 0
+    uncertain: int = 0
+    incomplete: int = 0
+    not_scored: int = 0
+    new: int = 0
     frames: int = 0
     failures: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
 
-    def plus(self, record: StudyRecord, normal_label: str | None) -> "Totals":
+    @property
+    def listed(self) -> int:
+        """How many studies stand in the worklist."""
+        return self.studies + self.not_scored
+
+    def plus(self, study: Study) -> "Totals":
         """Return them with one study more."""
+        is_scored = bool(study.frames)
         return Totals(
-            self.studies + bool(record.frames),
-            self.urgent + (urgency_of(record.frames, normal_label)[0] == URGENT),
-            self.frames + len(record.frames),
-            self.failures + len(record.failures),
+            self.studies + is_scored,
+            self.urgent + (study.rank >= URGENT),
+            self.uncertain + (UNCERTAIN <= study.rank < URGENT),
+            self.incomplete + (is_scored and bool(study.failures)),
+            self.not_scored + (study.is_listed and not is_scored),
+            self.new + (study.is_listed and study.is_new),
+            self.frames + len(study.frames),
+            self.failures + len(study.failures),
+            min(self.first_at or study.scored_at, study.scored_at),
+            max(self.last_at, study.scored_at),
         )

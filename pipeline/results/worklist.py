@@ -4,12 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from pipeline.errors import Reason
 from pipeline.predictions import FramePrediction, Prediction, State
+from pipeline.records import Quarantined
+from pipeline.results.patient import Patient
 from pipeline.results.rounding import rounded
 from pipeline.results.states import study_states
 
-URGENT = 2
-"""Rank of a study with a finding that is positive."""
+URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
+"""Ranks: from `URGENT` on a finding is positive, from `UNCERTAIN` on one is uncertain, at `NOT_SCORED` nothing is known, which
+a reader has to see before what is negative. To the first two, the place of the finding in the bundle's order is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,60 +49,95 @@ class ReportFrame:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All scored frames of one study.
+    """A study as it stands in the worklist.
 
     Parameters
     ----------
     study_instance_uid
-        Study Instance UID (0020,000D).
+        Study Instance UID (0020,000D); empty if no file of the study could be read.
     frames
-        Most urgent first.
-    urgent
-        Whether a label other than the normal one is positive in a frame.
+        Its scored frames, the most urgent first.
+    failures
+        Its files and frames that were not scored.
+    rank
+        As in `Ranking.of_study`.
+    scored_at
+        When it was first scored, in seconds since 1970.
+    is_new
+        Whether that was after the report was last written.
+    patient
+        Whose it is; None if the report was not asked for it.
     """
 
     study_instance_uid: str
     frames: tuple[ReportFrame, ...]
-    urgent: bool
+    failures: tuple[Quarantined, ...] = ()
+    rank: int = 0
+    scored_at: float = 0.0
+    is_new: bool = False
+    patient: Patient | None = None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is a study at all: a letter that lies beside the studies is none."""
+        return bool(self.frames) or any(failure.reason != Reason.NOT_AN_IMAGE for failure in self.failures)
+
+    @property
+    def main_source(self) -> str:
+        """The file that decided where the study stands; of a study of which nothing was scored, its first file."""
+        return self.frames[0].prediction.source if self.frames else self.failures[0].source
 
 
-def study_of(uid: str, frames: Iterable[ReportFrame], normal_label: str | None) -> Study:
-    """Return a study with its frames in the order in which a reader should look at them; what is equal keeps its order."""
-    ranked = sorted(frames, key=lambda frame: urgency(frame.prediction.predictions, normal_label), reverse=True)
-    return Study(uid, tuple(ranked), urgency_of(ranked, normal_label)[0] == URGENT)
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """By what a bundle tells which finding is more urgent.
 
-
-def urgency(predictions: Sequence[Prediction], normal_label: str | None) -> tuple[int, float]:
-    """Return what frames are sorted by: a rank, and the highest probability among the findings that give it.
-
-    The rank is `URGENT` where a finding is positive, 1 where one is uncertain, else 0. The probability is the one that is
-    written, so that no digit which nobody sees, and other hardware changes, decides about the order.
+    Parameters
+    ----------
+    normal_label
+        The label that means no finding, which is never urgent; None if there is none.
+    urgency
+        Findings, the most urgent first; those that it does not name follow as equals.
     """
-    found = findings(predictions, normal_label)
-    ranks = {State.POSITIVE: URGENT, State.UNCERTAIN: 1}
-    return max(((ranks.get(one.state, 0), rounded(one.probability)) for one in found), default=(0, 0.0))
 
+    normal_label: str | None = None
+    urgency: tuple[str, ...] = ()
 
-def urgency_of(frames: Iterable[ReportFrame], normal_label: str | None) -> tuple[int, float]:
-    """Return the urgency of a study: that of its most urgent frame."""
-    return max((urgency(frame.prediction.predictions, normal_label) for frame in frames), default=(0, 0.0))
+    def findings(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return the labels other than the normal one, the most urgent first."""
+        others = [prediction for prediction in predictions if prediction.label != self.normal_label]
+        return sorted(others, key=self._key, reverse=True)
 
+    def of_frame(self, predictions: Sequence[Prediction]) -> tuple[int, float]:
+        """Return what frames are sorted by: the rank of the most urgent finding, and its probability.
 
-def decisive(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> list[Prediction]:
-    """Return for each label the prediction that decides its state in `study_states`.
+        The probability is the one that is written, so that no digit that nobody sees, and other hardware changes, decides
+        about the order.
+        """
+        return max((self._key(one) for one in predictions if one.label != self.normal_label), default=(0, 0.0))
 
-    Of the frames that say that state it is the most probable one, and for the label of no finding the least probable one.
-    """
-    every = [list(predictions) for predictions in frames]
-    chosen = []
-    for label, state in study_states(every, normal_label).items():
-        saying = [one for predictions in every for one in predictions if one.label == label and one.state is state]
-        chosen.append((min if label == normal_label else max)(saying, key=lambda one: one.probability))
-    return chosen
+    def of_study(self, frames: Iterable[ReportFrame]) -> tuple[int, float]:
+        """Return the urgency of a study: that of its most urgent frame; `NOT_SCORED` if it has none."""
+        return max((self.of_frame(frame.prediction.predictions) for frame in frames), default=(NOT_SCORED, 0.0))
 
+    def sorted(self, frames: Iterable[ReportFrame]) -> tuple[ReportFrame, ...]:
+        """Return frames in the order in which a reader should look at them; equals keep their order."""
+        return tuple(sorted(frames, key=lambda frame: self.of_frame(frame.prediction.predictions), reverse=True))
 
-def findings(predictions: Sequence[Prediction], normal_label: str | None) -> list[Prediction]:
-    """Return the labels other than the normal one: positives first, then uncertain ones, each by falling probability."""
-    others = [prediction for prediction in predictions if prediction.label != normal_label]
-    order = (State.POSITIVE, State.UNCERTAIN)
-    return sorted(others, key=lambda one: (*(one.state is not state for state in order), -one.probability))
+    def decisive(self, frames: Iterable[Sequence[Prediction]]) -> list[Prediction]:
+        """Return for each label the prediction that decides its state in `study_states`.
+
+        Of the frames that say that state it is the most probable one, and for the label of no finding the least probable one.
+        """
+        every = [list(predictions) for predictions in frames]
+        chosen = []
+        for label, state in study_states(every, self.normal_label).items():
+            saying = [one for predictions in every for one in predictions if one.label == label and one.state is state]
+            chosen.append((min if label == self.normal_label else max)(saying, key=lambda one: one.probability))
+        return chosen
+
+    def _key(self, one: Prediction) -> tuple[int, float]:
+        """Among negative findings the probability alone decides: a rare disease that is absent is not more urgent."""
+        level = {State.POSITIVE: URGENT, State.UNCERTAIN: UNCERTAIN}.get(one.state, 0)
+        place = len(self.urgency) - self.urgency.index(one.label) if level and one.label in self.urgency else 0
+        return level + place, rounded(one.probability)

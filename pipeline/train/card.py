@@ -29,7 +29,7 @@ def model_card(
         f"# {config.name}: {', '.join(material.labels)}",
         _DISCLAIMER,
         _model(config, heatmap),
-        _use(config),
+        _use(config, material),
         _data(material, origin),
         _figures(verdict.evaluation),
         _points(verdict.points),
@@ -57,14 +57,16 @@ def _model(config: Config, heatmap: HeatmapSupport) -> str:
     )
 
 
-def _use(config: Config) -> str:
+def _use(config: Config, material: Material) -> str:
+    urgent = [label for label in config.data.urgency if label in material.labels]
     return (
         "## Intended use\n\n"
         f"- modalities: {', '.join(config.data.modalities) or 'any'}\n"
         f"- view positions: {', '.join(config.data.view_positions) or 'any'}\n"
         f"- parts of the body: {', '.join(config.data.body_parts) or 'any'}\n"
         f"- ages: {f'{ages[0]} to {ages[1]} years' if (ages := config.data.ages) else 'any'}\n"
-        f"- label that means no finding: {config.data.normal_label or 'none'}"
+        f"- label that means no finding: {config.data.normal_label or 'none'}\n"
+        f"- order of the findings, most urgent first: {', '.join(map(_cell, urgent)) or 'none given; the probability decides'}"
     )
 
 

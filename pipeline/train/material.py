@@ -1,6 +1,8 @@
 """What a run learns from: the rows of an index that its configuration can use, with their targets, checked before any work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +84,25 @@ def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
             f"Say which one means no finding, for example data.normal_label={labels[0]}, "
             "or set data.normal_label=null."
         )
+    faults += _faults_of_urgency(data, labels)
     if faults:
         raise ConfigError(faults)
     return tuple(labels)
+
+
+def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
+    """Find what is wrong with the order of the findings; it may name some that this data set does not have."""
+    unnamed = [label for label in labels if label not in (*data.urgency, data.normal_label)]
+    faults = [
+        f"data.urgency: the data have no label {label}. Did you mean {near[0]}?"
+        for label in data.urgency
+        if label not in labels and (near := get_close_matches(label, unnamed, n=1))
+    ]
+    if data.normal_label in data.urgency:
+        faults.append(f"data.urgency: {data.normal_label} means no finding, and is never urgent. Leave it out.")
+    if len(set(data.urgency)) < len(data.urgency):
+        faults.append("data.urgency names a finding twice. Leave one out.")
+    return faults
 
 
 def _check_targets(material: Material, activation: Activation) -> None:

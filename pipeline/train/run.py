@@ -258,6 +258,8 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         architecture=config.model.architecture,
         labels=material.labels,
         normal_label=config.data.normal_label,
+        urgency=tuple(label for label in config.data.urgency if label in material.labels),
+        label_names={label: words for label, words in config.data.label_names.items() if label in material.labels},
         activation=config.model.activation,
         preprocessing=job.preprocessing,
         normalisation=Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),

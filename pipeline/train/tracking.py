@@ -160,7 +160,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested settings as `section.key` -> text."""
     flat: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = ",".join(map(str, value)) if _is_list(value) else str(value)

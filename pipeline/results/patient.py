@@ -1,0 +1,135 @@
+"""Whose study it is, for a report that was asked for it: read from the files when the report is written, kept nowhere else."""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
+
+from pipeline.errors import UnreadableError
+from pipeline.imaging.dicom import header
+from pipeline.imaging.dicom.dataset import parse, uid_text
+from pipeline.imaging.dicom.reader import is_dicom
+from pipeline.imaging.files.contents import read_bytes, read_head
+from pipeline.imaging.files.study_file import StudyFile, visible
+from pipeline.intake import DEFAULT_READING
+
+_HEAD = 2**16
+_LONGEST = 200
+_KEYWORDS = (
+    *("SpecificCharacterSet", "StudyDate", "AccessionNumber", "Manufacturer", "StationName", "ManufacturerModelName"),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "StudyInstanceUID"),
+)
+_LAST = Tag("StudyInstanceUID")
+
+
+class Detail(StrEnum):
+    """What a report can be asked to say of a patient and an examination."""
+
+    NAME = "name"
+    ID = "id"
+    BIRTH_DATE = "birth_date"
+    ACCESSION_NUMBER = "accession_number"
+    STUDY_DATE = "study_date"
+    DEVICE = "device"
+
+
+GONE = "No longer known: the file is gone"
+REPLACED = "No longer known: the file was replaced"
+NOT_STATED = "The file names no patient"
+NOT_READ = "The file could not be read"
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What the files of a study say of its patient.
+
+    Parameters
+    ----------
+    details
+        Texts of one line; what the file does not state is missing.
+    why_unknown
+        A sentence, if nothing is known at all; else empty.
+    """
+
+    details: Mapping[Detail, str] = field(default_factory=dict)
+    why_unknown: str = ""
+
+
+def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
+    """Yield what a DICOM file says of its patient, once; made for worker processes, since it parses.
+
+    Parameters
+    ----------
+    file
+        One file of the study.
+    study_instance_uid
+        That of the results: a file that states another one belongs to another patient. Empty if it is not known.
+    """
+    try:
+        yield _patient(file, study_instance_uid)
+    except UnreadableError:
+        yield Patient(why_unknown=NOT_READ)
+    except Exception:  # pydicom has no common base for what it raises of a damaged file
+        yield Patient(why_unknown=NOT_READ)
+
+
+def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
+    head = read_head(file, _HEAD)
+    if not is_dicom(head):
+        return Patient(why_unknown=NOT_STATED)
+    dataset = _at_start(head) or parse(read_bytes(file), DEFAULT_READING.limits)[0]
+    stated = uid_text(dataset, "StudyInstanceUID")
+    if stated and study_instance_uid and stated != study_instance_uid:
+        return Patient(why_unknown=REPLACED)
+    texts = {
+        Detail.NAME: _name(dataset),
+        Detail.ID: _joined(dataset, ("PatientID", "IssuerOfPatientID"), " / "),
+        Detail.BIRTH_DATE: _date(dataset, "PatientBirthDate"),
+        Detail.ACCESSION_NUMBER: _text(dataset, "AccessionNumber"),
+        Detail.STUDY_DATE: _date(dataset, "StudyDate"),
+        Detail.DEVICE: _joined(dataset, ("Manufacturer", "ManufacturerModelName", "StationName"), ", "),
+    }
+    known = {detail: text for detail, text in texts.items() if text}
+    return Patient(known, "" if known else NOT_STATED)
+
+
+def _at_start(head: bytes) -> Dataset | None:
+    """Return the start of a data set, if all that is asked for lies in `head` as a whole."""
+    reached: list[BaseTag] = []
+
+    def is_behind(tag: BaseTag, *_: object) -> bool:
+        if tag > _LAST:
+            reached.append(tag)
+        return bool(reached)
+
+    try:
+        found = read_partial(io.BytesIO(head), stop_when=is_behind, force=True, specific_tags=[Tag(name) for name in _KEYWORDS])
+    except Exception:  # the same, at the cut end, or where the data set is deflated
+        return None
+    return found if reached else None
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return visible("\\".join(header.texts(dataset, keyword))).strip()[:_LONGEST]
+
+
+def _joined(dataset: Dataset, keywords: tuple[str, ...], between: str) -> str:
+    return between.join(text for keyword in keywords if (text := _text(dataset, keyword)))
+
+
+def _name(dataset: Dataset) -> str:
+    """Return Patient's Name (0010,0010): family name first, and in brackets how it is written in another script (PS3.5 6.2)."""
+    groups = [[" ".join(part.split()) for part in group.split("^")] for group in _text(dataset, "PatientName").split("=")]
+    latin, *others = (between.join(filter(None, group)) for between, group in zip((", ", " "), groups, strict=False))
+    other = "".join(others)
+    return f"{latin} ({other})" if latin and other else latin or other
+
+
+def _date(dataset: Dataset, keyword: str) -> str:
+    """Return a date as 2026-11-30; what is no date of eight digits as it stands."""
+    text = _text(dataset, keyword)
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdecimal() else text

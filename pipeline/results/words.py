@@ -1,0 +1,110 @@
+"""What results are called where people read them: plain words for codes, numbers, times, and abbreviations."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from pipeline.predictions import Prediction, State
+
+NO_FINDING = "No finding"
+
+REASONS: Mapping[str, str] = {
+    "not_an_image": "Not an image",
+    "truncated": "File cut off",
+    "no_pixels": "Holds no image",
+    "empty_image": "Image without rows or columns",
+    "coloured": "Colour picture",
+    "unsupported_encoding": "Encoding that octray does not read",
+    "inconsistent": "Header and pixels contradict each other",
+    "decode_failed": "Damaged",
+    "not_opened": "Could not be opened",
+    "resource_limit": "Too large",
+    "time_limit": "Takes too long to read",
+    "memory_limit": "Needs more memory than there is",
+    "decoder_crash": "Crashes the decoder",
+    "unsafe_path": "Leads out of the folder",
+    "missing": "File missing",
+    "no_worker": "Not looked at: nothing could be read",
+    "out_of_distribution": "Unlike the images that the model learned from",
+    "wrong_modality": "Another modality",
+    "wrong_body_part": "Another body part",
+    "not_frontal": "Another view",
+    "wrong_age": "Another age",
+    "unknown_age": "Age unknown",
+    "too_small": "Too small",
+    "blank": "Blank",
+    "saturated": "Fully white or black in large parts",
+    "inverted": "Black and white exchanged",
+    "rotated": "On its side or upside down",
+    "cropped": "Cut off at an edge",
+    "half_frame": "Half of an image",
+    "photographed_film": "Photograph of a film or screen",
+    "burned_in_text": "Text in the picture",
+    "white_borders": "White wedges at the edges",
+}
+"""Reasons why something was not scored, and checks of the quality gate, by their codes."""
+
+EYES: Mapping[str, str] = {"R": "right eye (OD)", "L": "left eye (OS)", "B": "both eyes (OU)"}
+SIDES: Mapping[str, str] = {"R": "right", "L": "left", "B": "both sides", "U": "unpaired"}
+"""Laterality (0020,0060) and Image Laterality (0020,0062), of eyes and of everything else."""
+_EYE_MODALITIES = frozenset({"OP", "OPT", "OPTENF", "OPTBSV", "OAM", "OPM", "OPR", "OPV"})
+
+ABBREVIATIONS: Mapping[str, str] = {
+    "OD": "oculus dexter, the right eye",
+    "OS": "oculus sinister, the left eye",
+    "OU": "oculus uterque, both eyes",
+    "PA": "postero-anterior",
+    "AP": "antero-posterior",
+    "LL": "left lateral",
+    "RL": "right lateral",
+    "LLD": "left lateral decubitus",
+    "RLD": "right lateral decubitus",
+    "LLO": "left lateral oblique",
+    "RLO": "right lateral oblique",
+}
+"""Defined terms of View Position (PS3.3 C.8.1.1.1), and the names of the eyes."""
+
+
+def percent(value: float) -> str:
+    """Return a probability in percent with one digit after the point, and never a certainty: `>99.9 %`, `<0.1 %`."""
+    if value > 0.999:
+        return ">99.9 %"
+    return "<0.1 %" if value < 0.001 else f"{value * 100:.1f} %"
+
+
+def rate(value: float) -> str:
+    """Return a rate that was measured, in percent; all and none may well occur."""
+    return f"{value * 100:.0f} %" if value in (0, 1) else f"{min(max(value * 100, 0.1), 99.9):.1f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 frame, 2 frames."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("dy") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def reason(code: str) -> str:
+    """Return a reason or a check in plain words."""
+    return REASONS.get(code, code.replace("_", " ").capitalize())
+
+
+def state(prediction: Prediction, normal_label: str | None) -> str:
+    """Return what a result says, in one word: of the label that means no finding, whether that is likely."""
+    if prediction.label != normal_label:
+        return prediction.state.value
+    return {State.POSITIVE: "likely", State.NEGATIVE: "unlikely"}.get(prediction.state, prediction.state.value)
+
+
+def label(name: str, normal_label: str | None) -> str:
+    """Return the name of a label; the one that means no finding is called so, whatever its name is."""
+    return NO_FINDING if name == normal_label else name
+
+
+def side(laterality: str, modalities: Iterable[str]) -> str:
+    """Return which eye or side an image shows, for a model of these modalities; empty if that is not known."""
+    named = set(modalities)
+    return (EYES if named and named <= _EYE_MODALITIES else SIDES).get(laterality, "")
+
+
+def moment(seconds: float) -> datetime:
+    """Return a time in seconds since 1970 by the clock on the wall, whole seconds."""
+    return datetime.fromtimestamp(int(seconds)).astimezone()
