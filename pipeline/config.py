@@ -1,6 +1,7 @@
 """Settings of a training run: loads YAML with key=value overrides, and reports every fault at once."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,28 @@ Age = Annotated[int, Field(ge=0, le=150)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """The name of a label in the form that the index has it in."""
+
+
+def _experiment(name: str) -> str:
+    if not name.strip():
+        raise ValueError("MLflow takes no experiment without a name")
+    return name
+
+
+def _model_name(name: str) -> str:
+    """Check what MLflow's `_validate_model_name` checks; the empty name stands for the default."""
+    if "/" in name or ":" in name or name in (".", "..") or (name and not name.strip()):
+        raise ValueError("MLflow takes no name of a model with / or :, and none that is only dots or blanks")
+    return name
+
+
+def _alias(name: str) -> str:
+    """Check what MLflow's `_validate_model_alias_name` and `_validate_model_alias_name_reserved` check."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError("MLflow takes an alias of letters, digits, underscores and dashes")
+    if name.lower() == "latest" or re.fullmatch(r"[vV]\d+", name):
+        raise ValueError("MLflow keeps the alias latest, and those of versions such as v1, for itself")
+    return name
 
 
 class Section(BaseModel):
@@ -180,9 +203,11 @@ class TrackingSection(Section):
 
     enabled: bool = True
     uri: str = Field(default="", description="empty: MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db")
-    experiment: str = "octray"
-    model_name: str = Field(default="", description="registered model; empty: octray- and the config's name")
-    alias: str = "candidate"
+    experiment: Annotated[str, Field(max_length=500), AfterValidator(_experiment)] = "octray"
+    model_name: Annotated[str, Field(max_length=250), AfterValidator(_model_name)] = Field(
+        default="", description="registered model; empty: octray- and the config's name"
+    )
+    alias: Annotated[str, Field(max_length=255), AfterValidator(_alias)] = "candidate"
 
 
 class Config(Section):

@@ -55,6 +55,10 @@ class DownloadError(OctrayError):
     """Weights or data could not be fetched, or are not what their checksum says."""
 
 
+class TrackingError(OctrayError):
+    """MLflow cannot be reached or refuses what it was given."""
+
+
 class LedgerError(OctrayError):
     """The database that holds the ledger cannot be used."""
 

@@ -121,6 +121,24 @@ def check_recorded(trained: Trained, bundle: Bundle) -> None:
     assert found == {step: pytest.approx(epoch["tune_loss"], rel=1e-4) for step, epoch in enumerate(epochs)}
 
 
+@pytest.mark.slow
+def test_a_killed_run_that_is_begun_again_ends_in_mlflow(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    words = arguments(trained, out, f"tracking.uri={trained.uri}", "tracking.experiment=begun", "tracking.model_name=begun")
+    assert stop(words, tmp_path / "bundle.work" / "checkpoint.safetensors", signal.SIGKILL)[0] == -signal.SIGKILL
+    client = MlflowClient(trained.uri)
+
+    def states() -> dict[str, str]:
+        experiment = client.get_experiment_by_name("begun")
+        assert experiment is not None
+        return {run.info.run_id: run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+    (killed,) = states()
+    assert states() == {killed: "RUNNING"}
+    assert main([*words, "train.finetune.epochs=0"]) == 0
+    assert states() == {killed: "KILLED", load_bundle(out).manifest.provenance.mlflow_run_id: "FINISHED"}
+
+
 # A run that cannot go on
 
 

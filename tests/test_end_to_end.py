@@ -243,7 +243,13 @@ BROKEN = {
     "newer": f"The bundle newer has schema version {SCHEMA_VERSION + 1}; this octray reads up to {SCHEMA_VERSION}.",
     "half": "half is not a bundle: it has no readable manifest.json. Give the folder that `octray train --out` wrote.",
 }
-WITH_BUNDLE = ["score labelled --bundle {} --out results", "evaluate {} --index i", "serve --bundle {}", "bundle verify {}"]
+WITH_BUNDLE = [
+    "score labelled --bundle {} --out results",
+    "evaluate {} --index i",
+    "serve --bundle {}",
+    "bundle verify {}",
+    "bundle register {}",
+]
 LABELLED = "ingest labelled --out index --patient-key patient_key --labels"
 
 ENDS = [

@@ -1,12 +1,13 @@
-"""MLflow: what its own client finds of a run, and what a store that is dead, silent or broken costs."""
+"""MLflow: what its own client finds of a run, and what a store that is dead, silent, slow or broken costs."""
 
 import json
 import os
 import shutil
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -14,13 +15,20 @@ from urllib.request import url2pathname
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 
 from pipeline.cli.main import main
 from pipeline.config import TrackingSection, load_config
+from pipeline.errors import ConfigError
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, load_bundle
-from pipeline.train.tracking import RunFacts, Tracker, flatten, tracking_uri
+from pipeline.train.tracking import RunFacts, Tracker, _client_settings, flatten, tracking_uri
+from pipeline.train.workspace import open_workspace
+from tests.builders import make_bundle
 from tests.conftest import Trained
+from tests.server_mlflow import Proxy, mlflow_server, proxy_of
 
 FACTS = RunFacts("tiny", {"train.seed": "0"}, "index", "a" * 64)
 
@@ -210,3 +218,304 @@ def test_a_run_that_is_no_longer_there_costs_one_sentence(store: Path, capsys: p
     tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS, run_id="f" * 32)
     tracker.log_metrics({"tune_loss": 1.0})
     assert said_once(capsys.readouterr().err)
+
+
+# A store that refuses a part, and one that comes back
+
+
+def settings(uri: object, **others: str) -> TrackingSection:
+    """Settings that are not checked first, so that MLflow has to refuse them."""
+    return TrackingSection.model_construct(**(TrackingSection().model_dump() | {"uri": str(uri)} | others))
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "sentence"),
+    [
+        ("latest", "octray-tiny", "'latest' alias name (case insensitive) is reserved"),
+        ("candidate", "chest/xray", "Invalid model name 'chest/xray'. Names cannot contain '/' or ':'"),
+    ],
+)
+def test_what_mlflow_refuses_is_said_in_its_own_words_and_the_run_ends(
+    store: Path, trained: Trained, capsys: pytest.CaptureFixture[str], alias: str, name: str, sentence: str
+) -> None:
+    tracker = Tracker(settings(f"sqlite:///{store}", alias=alias), FACTS)
+    tracker.log_bundle(trained.bundle, name)
+    tracker.finish()
+    said = capsys.readouterr().err
+    assert said_once(said)
+    assert sentence in said
+    assert "octray bundle register" in said
+    assert MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_artefacts_that_cannot_be_written_leave_a_run_that_ends_and_can_be_registered_later(
+    store: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file lies in the place of the folder for artefacts; permissions would not stop an administrator."""
+    uri = f"sqlite:///{store}"
+    (store.parent / "artifacts").write_text("no folder")
+    bundle = make_bundle(store.parent / "bundle")
+    tracker = Tracker(TrackingSection(uri=uri, experiment="blocked"), FACTS)
+    tracker.log_bundle(bundle.path, "octray-blocked")
+    tracker.finish("FAILED")
+    said = capsys.readouterr().err
+    assert said_once(said)
+    assert "Not a directory" in said or "File exists" in said
+    assert str(store.parent) not in said
+    client = MlflowClient(uri)
+    assert client.get_run(tracker.run_id).info.status == "FAILED"
+    (store.parent / "artifacts").unlink()
+    where = [f"tracking.uri={uri}", "tracking.experiment=blocked", "tracking.model_name=octray-blocked"]
+    for _ in range(2):
+        assert main(["bundle", "register", str(bundle.path), *where, "tracking.alias=good"]) == 0
+        assert capsys.readouterr().out == "registered as version 1 of octray-blocked, alias good\n"
+    version = client.get_model_version_by_alias("octray-blocked", "good")
+    assert version.run_id == tracker.run_id
+    assert load_bundle(Path(url2pathname(urlparse(version.source).path))).manifest == bundle.manifest
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("run_id", ["", "f" * 32], ids=["no run", "a run that is gone"])
+def test_a_bundle_without_a_run_gets_one_and_only_one(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run_id: str
+) -> None:
+    made = make_bundle(tmp_path / "made")
+    origin = made.manifest.provenance.model_dump() | {"mlflow_run_id": run_id}
+    bundle = make_bundle(tmp_path / "bundle", provenance=origin)
+    words = ["bundle", "register", str(bundle.path), f"tracking.uri=sqlite:///{store}", "tracking.experiment=later"]
+    for alias in ("candidate", "second"):
+        assert main([*words, f"tracking.alias={alias}"]) == 0
+        assert capsys.readouterr().out == f"registered as version 2 of octray-tiny, alias {alias}\n"
+    client = MlflowClient(f"sqlite:///{store}")
+    (found,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
+    assert (found.info.status, found.data.params) == ("FINISHED", {"name": "tiny"})
+    assert client.get_model_version_by_alias("octray-tiny", "second").run_id == found.info.run_id
+
+
+def test_the_figures_of_a_bundle_that_is_registered_later_are_recorded(store: Path, trained: Trained, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    shutil.copy(store, tmp_path / "other.db")
+    client = MlflowClient(uri)
+    first = client.get_run(load_bundle(trained.bundle).manifest.provenance.mlflow_run_id)
+    client.delete_run(first.info.run_id)
+    assert main(["bundle", "register", str(trained.bundle), f"tracking.uri={uri}", "tracking.experiment=again"]) == 0
+    (again,) = client.search_runs([client.get_experiment_by_name("again").experiment_id])
+    figures = {name: value for name, value in first.data.metrics.items() if name.startswith("test_")}
+    assert again.data.metrics == pytest.approx(figures)
+    assert again.data.params == first.data.params
+
+
+def test_only_settings_of_tracking_can_be_given_to_register(
+    bundle: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "register", str(tmp_path / "bundle"), "train.seed=3"]) == 2
+    assert "train.seed=3: only settings of tracking can be given here" in capsys.readouterr().err
+
+
+def test_a_bundle_that_cannot_be_registered_is_said_in_mlflows_words(
+    bundle: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_text("no database at all" * 100)
+    assert main(["bundle", "register", str(tmp_path / "bundle"), f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("octray: MLflow does not register the bundle: (sqlite3.DatabaseError) file is not a database.")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_killed_run_that_is_begun_again_ends_as_killed(store: Path, tmp_path: Path) -> None:
+    place = TrackingSection(uri=f"sqlite:///{store}")
+
+    def begin(resume: bool) -> Tracker:
+        workspace = open_workspace(tmp_path / "bundle", "facts", resume)
+        return Tracker(place, FACTS, workspace.run_id, workspace.left_run_id, workspace.remember_run)
+
+    killed, client = begin(resume=False), MlflowClient(place.uri)
+    resumed = begin(resume=True)
+    assert resumed.run_id == killed.run_id
+    assert client.get_run(killed.run_id).info.status == "RUNNING"
+    open_workspace(tmp_path / "bundle", "facts", resume=False)  # killed before it could open MLflow
+    again = begin(resume=False)
+    again.finish()
+    assert [client.get_run(one.run_id).info.status for one in (killed, again)] == ["KILLED", "FINISHED"]
+
+
+def test_an_interrupt_while_a_run_begins_ends_it(store: Path) -> None:
+    def interrupt(run_id: str) -> None:
+        begun.append(run_id)
+        raise KeyboardInterrupt
+
+    begun: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS, remember=interrupt)
+    assert MlflowClient(f"sqlite:///{store}").get_run(begun[0]).info.status == "KILLED"
+
+
+def test_the_cure_that_mlflow_names_is_passed_on(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(store)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '728d730b5ebd'")
+    use(f"sqlite:///{store}")
+    said = capsys.readouterr().err
+    assert said_once(said)
+    assert "mlflow db upgrade" in said
+
+
+def test_passwords_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    use(f"http://anna:secret@127.0.0.1:{port}")
+    said = capsys.readouterr().err
+    assert said_once(said)
+    assert "secret" not in said
+    assert str(port) in said
+
+
+# Names that MLflow does not take
+
+
+def is_taken(check: object, *names: str) -> bool:
+    try:
+        for name in names:
+            check(name)  # type: ignore[operator]
+    except MlflowException:
+        return False
+    return True
+
+
+NAMES = [
+    "",
+    " ",
+    "a",
+    "a b",
+    "a/b",
+    "a:b",
+    ".",
+    "..",
+    "a.b",
+    "../a",
+    "/",
+    "latest",
+    "LATEST",
+    "v1",
+    "V22",
+    "v1a",
+    "v",
+    "ä-b_c",
+    "a\n",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "x" * 255, "x" * 600])
+def test_the_names_that_mlflow_does_not_take_are_those_that_octray_refuses(name: str) -> None:
+    def refuses(key: str) -> bool:
+        try:
+            TrackingSection(**{key: name})
+        except ValueError:
+            return True
+        return False
+
+    alias = is_taken(validation._validate_model_alias_name, name) and is_taken(
+        validation._validate_model_alias_name_reserved, name
+    )
+    assert refuses("alias") != (alias and "\n" not in name)
+    if name and len(name) <= 250:
+        assert refuses("model_name") != is_taken(validation._validate_model_name, name)
+    if name.strip():
+        assert refuses("experiment") != is_taken(validation._validate_experiment_name, name)
+    assert refuses("experiment") or name.strip()
+
+
+def test_config_check_refuses_bad_names_all_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("xray", ["tracking.alias=v3", "tracking.model_name=chest/xray", "tracking.experiment=''"])
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "tracking.experiment",
+        "tracking.model_name",
+        "tracking.alias",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../../up", "/etc/octray", "a/b", "..", "x" * 400])
+def test_the_name_of_an_experiment_is_no_path(store: Path, trained: Trained, name: str) -> None:
+    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}", experiment=name), FACTS)
+    place = urlparse(MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id).info.artifact_uri).path
+    assert Path(url2pathname(place)) == store.parent.resolve() / "artifacts" / tracker.run_id / "artifacts"
+
+
+# A server
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(trained.store, folder / "mlflow.db")
+    with mlflow_server(folder / "mlflow.db", folder / "artifacts") as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    with proxy_of(server) as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_a_while_loses_nothing(
+    proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="away"), FACTS)
+    for epoch in range(8):
+        proxy.is_down = 2 <= epoch < 5
+        tracker.log_metrics({"tune_loss": epoch}, epoch)
+    tracker.log_bundle(bundle.path, "octray-away")
+    tracker.finish()
+    client = MlflowClient(proxy.url)
+    history = client.get_metric_history(tracker.run_id, "tune_loss")
+    assert [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)] == [
+        (epoch, epoch) for epoch in range(8)
+    ]
+    assert client.get_model_version_by_alias("octray-away", "candidate").run_id == tracker.run_id
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert said_once(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_an_upload_through_a_slow_proxy_has_the_time_that_the_user_gives_it(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="slow"), FACTS)
+    proxy.upload_seconds = 5.0
+    tracker.log_bundle(bundle.path, "octray-slow")
+    tracker.finish()
+    assert capsys.readouterr() == ("", "")
+    assert MlflowClient(proxy.url).get_run(tracker.run_id).info.status == "FINISHED"
+    assert proxy.uploads > len(bundle.manifest.files)
+    (version,) = MlflowClient(proxy.url).search_model_versions("name = 'octray-slow'")
+    assert version.run_id == tracker.run_id
+
+
+@pytest.mark.slow
+def test_a_bundle_is_registered_on_a_server_once(proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_bundle(tmp_path / "bundle")
+    words = ["bundle", "register", str(tmp_path / "bundle"), f"tracking.uri={proxy.url}", "tracking.model_name=it's served"]
+    proxy.is_down = True
+    assert main(words) == 2
+    assert "503" in capsys.readouterr().err
+    proxy.is_down = False
+    for _ in range(2):
+        assert main(words) == 0
+        assert capsys.readouterr().out == "registered as version 1 of it's served, alias candidate\n"
+
+
+@pytest.mark.parametrize("given", [None, "77"])
+def test_only_what_the_user_did_not_set_is_set(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    standard = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+    if given:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
+    with _client_settings():
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == (int(given) if given else 10)
+    with _client_settings(is_upload=True):
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == (int(given) if given else standard)

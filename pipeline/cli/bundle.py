@@ -1,9 +1,9 @@
-"""`octray bundle`: checks a bundle without scoring."""
+"""`octray bundle`: checks a bundle without scoring, and records it in MLflow."""
 
 import argparse
 from pathlib import Path
 
-HELP = "check that a bundle is whole and unaltered"
+HELP = "check that a bundle is whole and unaltered, or register it in MLflow"
 EXAMPLE = "octray bundle verify bundle/"
 
 
@@ -11,18 +11,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     verify = actions.add_parser("verify", help="compare every file with its hash")
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `octray train --out` wrote")
+    register = actions.add_parser(
+        "register", help="register a bundle in MLflow that could not be registered when it was trained"
+    )
+    for action in (verify, register):
+        action.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `octray train --out` wrote")
+    register.add_argument(
+        "settings", nargs="*", metavar="tracking.key=value", help="where, and under which name, if not as in the bundle"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the bundle is to standard output."""
+    """Print what the bundle is, or as which version of a model it was registered, to standard output."""
+    return _register(args.bundle, args.settings) if args.action == "register" else _verify(args.bundle)
+
+
+def _verify(path: Path) -> int:
     from pipeline.model.bundle import load_bundle
 
-    manifest = load_bundle(args.bundle).manifest
+    manifest = load_bundle(path).manifest
     print(f"bundle_id: {manifest.bundle_id}")
     print(f"config: {manifest.provenance.config_name}")
     print(f"architecture: {manifest.architecture}")
     print(f"labels: {', '.join(manifest.labels)}")
     print(f"created: {manifest.provenance.created}")
     print(f"files: {len(manifest.files)}, all unaltered")
+    return 0
+
+
+def _register(path: Path, settings: list[str]) -> int:
+    from pipeline.config import load_config
+    from pipeline.errors import ConfigError
+    from pipeline.model.bundle import CONFIG, load_bundle
+
+    if others := [one for one in settings if not one.startswith("tracking.")]:
+        raise ConfigError(
+            [f"{one}: only settings of tracking can be given here; the bundle keeps all others." for one in others]
+        )
+    bundle = load_bundle(path)
+    config = load_config(path / CONFIG, settings)
+    from pipeline.train.tracking import model_name, register
+
+    version = register(bundle, config)
+    print(f"registered as version {version} of {model_name(config)}, alias {config.tracking.alias}")
     return 0

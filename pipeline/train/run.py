@@ -48,7 +48,7 @@ from pipeline.train.lesions import lesion_masks
 from pipeline.train.loss import class_weights, remove_class_weights
 from pipeline.train.material import Material, gather
 from pipeline.train.provenance import provenance
-from pipeline.train.tracking import RunFacts, Tracker, flatten
+from pipeline.train.tracking import RunFacts, Tracker, flatten, model_name
 from pipeline.train.workspace import Workspace, open_workspace
 
 _CHECKED_FRAMES = 4
@@ -109,13 +109,14 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
     run_facts = RunFacts(config.name, flatten(config.published()), index.name, index.sha256)
-    tracker = working(progress, "opening MLflow", lambda: Tracker(config.tracking, run_facts, workspace.run_id))
-    workspace.remember_run(tracker.run_id)
+    runs = {"run_id": workspace.run_id, "left_run": workspace.left_run_id}
+    tracker = working(
+        progress, "opening MLflow", lambda: Tracker(config.tracking, run_facts, remember=workspace.remember_run, **runs)
+    )
     job = Job(config, material, workspace, tracker, progress)
     try:
         bundle = _run(job, index, out)
-        name = config.tracking.model_name or f"octray-{config.name}"
-        working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, name))
+        working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, model_name(config)))
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise

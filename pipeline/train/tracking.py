@@ -1,5 +1,6 @@
 """MLflow: parameters, metrics, files and a registered model of every run; a dead server costs seconds and never a result."""
 
+import json
 import logging
 import os
 import re
@@ -7,23 +8,30 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import TrackingSection
+import yaml
+
+from pipeline.config import Config, TrackingSection
+from pipeline.errors import TrackingError
+from pipeline.model.bundle import CONFIG, METRICS, Bundle, load_bundle
 
 DEFAULT_STORE = Path("mlruns") / "mlflow.db"
-_CLIENT_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PGCONNECT_TIMEOUT": "4",
-}
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", _TIMEOUT: "10", "PGCONNECT_TIMEOUT": "10"}
+"""How soon to give up, unless the user has set it. For uploads, which are large, MLflow's own time-out holds and not ours."""
+_SILENCE = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 _TALKATIVE = ("mlflow", "alembic")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
+_LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE = 250, 6000, 1000
+"""Limits of MLflow (`mlflow.utils.validation`)."""
+_LONGEST_REASON = 600
+_BUNDLE_ID = "octray.bundle_id"
+"""Tag of runs and versions of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,10 @@ class RunFacts:
 
 
 class Tracker:
-    """Writes to MLflow until the first failure; then says so once on standard error and lets the run go on without it.
+    """Records one training run in MLflow. What fails is said once on standard error, and training goes on.
+
+    A run that was begun always gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
+    could not be recorded are kept and sent with later ones.
 
     Parameters
     ----------
@@ -57,78 +68,235 @@ class Tracker:
         What the run is.
     run_id
         A run to go on with; empty starts a new one.
+    left_run
+        A run that was killed and is not gone on with; it ends as KILLED.
+    remember
+        Is called with the id of a new run as soon as there is one.
     """
 
-    def __init__(self, settings: TrackingSection, facts: RunFacts, run_id: str = "") -> None:
+    def __init__(
+        self,
+        settings: TrackingSection,
+        facts: RunFacts,
+        run_id: str = "",
+        left_run: str = "",
+        remember: Callable[[str], None] = lambda run_id: None,
+    ) -> None:
         self.run_id = run_id
         self._settings = settings
         self._facts = facts
+        self._remember = remember
         self._client: Any = None
+        self._said: set[str] = set()
+        self._pending: list[Any] = []
+        self._failures = self._to_skip = 0
         if settings.enabled:
-            self._try(self._start)
+            try:
+                self._try(lambda: self._start(left_run))
+            except KeyboardInterrupt:
+                self.finish("KILLED")
+                raise
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record numbers of one epoch, or of the evaluation; what MLflow takes in no name becomes an underscore."""
-
-        def write() -> None:
-            from mlflow.entities import Metric
-
-            now = int(time.time() * 1000)
-            named = [(_NOT_IN_NAMES.sub("_", key), value) for key, value in metrics.items()]
-            self._client.log_batch(self.run_id, metrics=[Metric(key, value, now, step) for key, value in named])
-
-        self._try(write, needs_client=True)
+        """Record numbers of one epoch, or of the evaluation; characters that MLflow does not take become underscores."""
+        if self._client is None:
+            return
+        self._pending += _as_metrics(metrics, step)
+        if self._to_skip:  # while MLflow does not answer, ever fewer epochs wait for it
+            self._to_skip -= 1
+        elif not self._send_metrics():
+            self._failures += 1
+            self._to_skip = 2**self._failures
 
     def log_bundle(self, bundle: Path, model_name: str) -> None:
         """Store a bundle as artefact and register it as a new version of the model, with the configured alias."""
-
-        def write() -> None:
-            from mlflow.exceptions import MlflowException
-
-            self._client.log_artifacts(self.run_id, str(bundle), "bundle")
-            try:
-                self._client.create_registered_model(model_name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            source = f"{self._client.get_run(self.run_id).info.artifact_uri}/bundle"
-            version = self._client.create_model_version(model_name, source=source, run_id=self.run_id)
-            self._client.set_registered_model_alias(model_name, self._settings.alias, version.version)
-
-        self._try(write, needs_client=True)
+        if self._client is None:
+            return
+        made = load_bundle(bundle)
+        if self._try(lambda: self._client.set_tag(self.run_id, _BUNDLE_ID, made.manifest.bundle_id)):
+            self._try(lambda: _record(self._client, self.run_id, made, model_name, self._settings.alias), is_upload=True)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
-        self._try(lambda: self._client.set_terminated(self.run_id, status), needs_client=True)
+        """End the run as FINISHED, FAILED or KILLED."""
+        if self._client is not None:
+            self._send_metrics()
+            self._try(lambda: self._client.set_terminated(self.run_id, status))
 
-    def _start(self) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-
-        uri = tracking_uri(self._settings)
-        _check_database(uri)
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    def _start(self, left_run: str) -> None:
+        client = _connect(self._settings)
+        if left_run:
+            with suppress(Exception):  # it may be in another store
+                if client.get_run(left_run).info.status == "RUNNING":
+                    client.set_terminated(left_run, "KILLED")
         if self.run_id:
-            self._client.update_run(self.run_id, status="RUNNING")
+            client.update_run(self.run_id, status="RUNNING")
+            self._client = client
             return
-        run = self._client.create_run(_experiment(self._client, uri, self._settings.experiment), run_name=self._facts.name)
-        self.run_id = run.info.run_id
-        parameters = [Param(key, value[:6000]) for key, value in self._facts.parameters.items()]
-        self._client.log_batch(self.run_id, params=parameters)
-        self._client.log_inputs(self.run_id, [_dataset(self._facts)])
+        self.run_id = _new_run(client, self._settings, self._facts)
+        self._client = client
+        self._remember(self.run_id)
+        _describe(client, self.run_id, self._facts)
 
-    def _try(self, write: Callable[[], object], needs_client: bool = False) -> None:
-        if needs_client and self._client is None:
-            return
+    def _send_metrics(self) -> bool:
+        def send() -> None:
+            while self._pending:
+                self._client.log_batch(self.run_id, metrics=self._pending[:_METRICS_AT_ONCE])
+                del self._pending[:_METRICS_AT_ONCE]
+
+        return self._try(send)
+
+    def _try(self, write: Callable[[], object], is_upload: bool = False) -> bool:
+        """Write; if that fails, say why, the same reason once, and return False."""
         try:
-            with _client_settings():
+            with _client_settings(is_upload):
                 write()
         except Exception as error:
-            self._client = None
-            sys.stderr.write(
-                f"octray: MLflow does not record the run ({type(error).__name__}); it goes on and its results are kept, "
-                "but from here on they are not tracked.\n"
-            )
+            if (reason := _reason(error)) not in self._said:
+                self._said.add(reason)
+                sys.stderr.write(
+                    f"octray: MLflow does not record the run ({reason}); training goes on and its results are kept. "
+                    "`octray bundle register` records the bundle later.\n"
+                )
+            return False
+        return True
+
+
+def register(bundle: Bundle, config: Config) -> str:
+    """Record a bundle that MLflow does not have yet: in the run that trained it, or in a new one if that is not there.
+
+    Parameters
+    ----------
+    bundle
+        What `octray train` wrote.
+    config
+        Says where, under which name and with which alias.
+
+    Returns
+    -------
+    str
+        The version of the model. If the bundle has one already, it keeps it and gets the alias.
+
+    Raises
+    ------
+    TrackingError
+        If MLflow cannot be reached or refuses it, with its own sentence.
+    """
+    try:
+        with _client_settings():
+            client = _connect(config.tracking)
+            run_id = _run_of(client, bundle, config)
+        try:
+            with _client_settings(is_upload=True):
+                return _record(client, run_id, bundle, model_name(config), config.tracking.alias)
+        finally:
+            with _client_settings(), suppress(Exception):  # what went wrong before is what counts
+                if client.get_run(run_id).info.status != "FINISHED":
+                    client.set_terminated(run_id, "FINISHED")
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow does not register the bundle: {_reason(error)}. The bundle is unchanged; the same command tries again."
+        ) from None
+
+
+def model_name(config: Config) -> str:
+    """Return the name of the registered model."""
+    return config.tracking.model_name or f"octray-{config.name}"
+
+
+def _record(client: Any, run_id: str, bundle: Bundle, name: str, alias: str) -> str:
+    """Store a bundle in a run and return the version of the model that it is, an older one if it was registered before."""
+    from mlflow.exceptions import MlflowException
+
+    bundle_id = bundle.manifest.bundle_id
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = [one.version for one in client.search_model_versions(f"tags.`{_BUNDLE_ID}` = '{bundle_id}'") if one.name == name]
+    if known:
+        version = str(known[0])
+    else:
+        client.log_artifacts(run_id, str(bundle.path), "bundle")
+        source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
+        version = str(client.create_model_version(name, source=source, run_id=run_id, tags={_BUNDLE_ID: bundle_id}).version)
+    client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
+    """Return the run that trained a bundle, or one that was made for it before, or else a new one."""
+    from mlflow.exceptions import MlflowException
+
+    origin, bundle_id = bundle.manifest.provenance, bundle.manifest.bundle_id
+    if origin.mlflow_run_id:
+        try:
+            if client.get_run(origin.mlflow_run_id).info.lifecycle_stage == "active":
+                client.set_tag(origin.mlflow_run_id, _BUNDLE_ID, bundle_id)
+                return origin.mlflow_run_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    experiment = _experiment(client, config.tracking)
+    if found := client.search_runs([experiment], f"tags.`{_BUNDLE_ID}` = '{bundle_id}'", max_results=1):
+        return str(found[0].info.run_id)
+    settings = flatten(yaml.safe_load(bundle.read(CONFIG)))
+    facts = RunFacts(origin.config_name, settings, origin.dataset_name, origin.dataset_sha256)
+    run_id = _new_run(client, config.tracking, facts)
+    client.set_tag(run_id, _BUNDLE_ID, bundle_id)
+    _describe(client, run_id, facts)
+    figures = _as_metrics(_figures(json.loads(bundle.read(METRICS)).get("evaluation") or {}), 0)
+    for start in range(0, len(figures), _METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=figures[start : start + _METRICS_AT_ONCE])
+    return run_id
+
+
+def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Return the test figures of `metrics.json` under the names that a training run gives them."""
+    parts = {"test_": evaluation.get("macro", {}), "test_argmax_": evaluation.get("argmax", {})}
+    parts |= {f"test_{label}_": one["metrics"] for label, one in evaluation.get("labels", {}).items()}
+    found = {prefix + name: figure["value"] for prefix, figures in parts.items() for name, figure in figures.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    named = ((_NOT_IN_NAMES.sub("_", key)[:_LONGEST_NAME], value) for key, value in metrics.items())
+    return [Metric(key, value, now, step) for key, value in named]
+
+
+def _connect(settings: TrackingSection) -> Any:
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(settings)
+    _check_database(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _new_run(client: Any, settings: TrackingSection, facts: RunFacts) -> str:
+    return str(client.create_run(_experiment(client, settings), run_name=facts.name).info.run_id)
+
+
+def _describe(client: Any, run_id: str, facts: RunFacts) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(key, value[:_LONGEST_VALUE]) for key, value in facts.parameters.items()])
+    client.log_inputs(run_id, [_dataset(facts)])
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what MLflow, or a library below it, says is wrong; without statements, passwords and folders."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}"
+    text = re.split(r"\[SQL:|\(Background on this error", str(error))[0]
+    text = re.sub(r"( with url: \S+| object at 0x[0-9a-f]+)", "", text)
+    text = re.sub(r"(\w[\w+.-]*://)[^/@\s]*@", r"\1", text)
+    text = re.sub(r"(?<![\w:/.])/(?!api/)(?:[^/\s'\"()]+/)+", "", text)
+    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    text = text[:_LONGEST_REASON] + "..." * (len(text) > _LONGEST_REASON)
+    return text.rstrip(".") or type(error).__name__
 
 
 def tracking_uri(settings: TrackingSection) -> str:
@@ -171,15 +339,17 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _experiment(client: Any, uri: str, name: str) -> str:
-    """Return the id of the experiment; with a SQLite file, artefacts lie in a folder beside it."""
-    found = client.get_experiment_by_name(name)
+def _experiment(client: Any, settings: TrackingSection) -> str:
+    """Return the id of the experiment; with a SQLite file, artefacts lie in the folder `artifacts` beside it."""
+    import sqlalchemy
+
+    found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
         return str(found.experiment_id)
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts" / name).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    location, uri = None, tracking_uri(settings)
+    if uri.startswith("sqlite:") and (database := sqlalchemy.make_url(uri).database):
+        location = (Path(database).resolve().parent / "artifacts").as_uri()
+    return str(client.create_experiment(settings.experiment, artifact_location=location))
 
 
 def _dataset(facts: RunFacts) -> Any:
@@ -190,13 +360,17 @@ def _dataset(facts: RunFacts) -> Any:
 
 
 @contextmanager
-def _client_settings() -> Iterator[None]:
+def _client_settings(is_upload: bool = False) -> Iterator[None]:
     """Let MLflow's client give up soon, send no usage data, and say nothing of its own.
 
     Its settings can only be made in the environment, and its import sets the levels of its loggers.
     """
-    before = {name: os.environ.get(name) for name in _CLIENT_SETTINGS}
-    os.environ.update(_CLIENT_SETTINGS)
+    ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    if is_upload:
+        ours.pop(_TIMEOUT, None)
+    ours |= _SILENCE
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         with warnings.catch_warnings(action="ignore"), _quiet_loggers():
             yield

@@ -33,6 +33,11 @@ class Workspace:
         """The MLflow run that works here; empty where there is none."""
         return str(self._state().get("mlflow_run_id", ""))
 
+    @property
+    def left_run_id(self) -> str:
+        """The MLflow run of a training that was killed here and is not resumed; empty if there is none."""
+        return str(self._state().get("left_run_id", ""))
+
     def remember_run(self, run_id: str) -> None:
         """Keep the MLflow run's id for a resumed run."""
         self._write_state({"identity": self.identity, "mlflow_run_id": run_id})
@@ -101,7 +106,9 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     if not place.name or (place.exists() and not place.is_dir()):
         raise InputError(f"A bundle cannot be written to {place.name or place.anchor}: it is not a folder of its own. {_MEND}")
     workspace = Workspace(place.with_name(f"{place.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
+    left = ""
     if not resume:
+        left = workspace.run_id or workspace.left_run_id
         shutil.rmtree(workspace.path, ignore_errors=True)
     elif workspace.path.is_dir() and workspace._state().get("identity") != workspace.identity:
         raise InputError(
@@ -112,5 +119,6 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
         workspace.path.mkdir(parents=True, exist_ok=True)
     except OSError:
         raise InputError(f"The folder of {place.name} cannot be written to. {_MEND}") from None
-    workspace._write_state({"identity": workspace.identity, "mlflow_run_id": workspace.run_id})
+    state = {"identity": workspace.identity, "mlflow_run_id": workspace.run_id, "left_run_id": left or workspace.left_run_id}
+    workspace._write_state(state)
     return workspace
