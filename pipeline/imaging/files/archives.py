@@ -14,7 +14,7 @@ from pipeline.imaging.files.study_file import Member, Refusal, StudyFile, harmle
 from pipeline.imaging.guard import translated
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-HEAD = 134
+HEAD = 132
 """Bytes from the start of a file that are enough to tell an archive."""
 MOST_MEMBERS = 2**18
 """Members of an archive and of all archives within it."""
@@ -102,10 +102,11 @@ class _Window(io.RawIOBase):
 def is_archive(head: bytes) -> bool:
     """Return whether a file that begins with `head` is a zip archive.
 
-    A DICOM file with the start of one in its preamble, which applications may use as they like (PS3.10 7.1), is none. The group
-    of its first element is looked at, too, since these bytes are part of the first member's name in some archives.
+    A DICOM file with the start of one in its preamble, which applications may use as they like (PS3.10 7.1), is none; nor is
+    an archive DICOM because a long name of its first member, which begins at byte 30, has these letters at that place.
     """
-    return head.startswith(ZIP) and head[128:134] != b"DICM\x02\x00"
+    in_a_name = 30 + int.from_bytes(head[26:28], "little") >= HEAD
+    return head.startswith(ZIP) and (head[128:132] != b"DICM" or in_a_name)
 
 
 def find_members(file: StudyFile) -> Iterator[StudyFile]:
