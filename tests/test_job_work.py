@@ -2,12 +2,12 @@
 
 import io
 from pathlib import Path
-from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
@@ -96,26 +96,29 @@ WHOLE = len(UID) + len(UID) % 2
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
 
 
-def with_uid_at(start: int, syntax: str, **elements: Any) -> bytes:
+def with_uid_at(start: int, syntax: str) -> bytes:
     """A DICOM file in which the value of Study Instance UID begins at byte `start`, behind a private element of that size."""
-    content = b""
-    size = 0
-    for _ in range(2):
-        dataset = make_dataset(StudyInstanceUID=UID, **elements)
-        dataset.file_meta.TransferSyntaxUID = syntax
-        dataset.private_block(0x0009, "OCTRAY TEST", create=True).add_new(0x10, "OB", bytes(size))
-        buffer = io.BytesIO()
-        dataset.save_as(buffer, enforce_file_format=True)
-        content = buffer.getvalue()
-        size += start - content.index(UID.encode())
-    assert content.index(UID.encode()) == start
-    return content
+    dataset = make_dataset(StudyInstanceUID=UID)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    block = dataset.private_block(0x0009, "OCTRAY TEST", create=True)
+    block.add_new(0x10, "OB", b"")
+    start -= write(dataset).index(UID.encode())
+    block.add_new(0x10, "OB", bytes(start))
+    return write(dataset)
+
+
+def write(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_study_uid_is_whole_wherever_it_lies_in_its_file(tmp_path: Path, syntax: str) -> None:
     for behind in range(-WHOLE - 14, 6, 2):
-        (tmp_path / "x.dcm").write_bytes(with_uid_at(2**16 + behind, syntax))
+        content = with_uid_at(2**16 + behind, syntax)
+        assert content.index(UID.encode()) == 2**16 + behind
+        (tmp_path / "x.dcm").write_bytes(content)
         assert stated(tmp_path / "x.dcm") == UID, behind
 
 
@@ -142,6 +145,21 @@ def test_a_file_that_ends_within_its_study_uid_states_none_and_is_cut_off(tmp_pa
         with pytest.raises(UnreadableError) as caught:
             list(read_frames_from_bytes(edge, "x.dcm"))
         assert caught.value.reason is Reason.TRUNCATED
+
+
+def test_what_lies_behind_whole_pixels_and_is_cut_off_is_left_out() -> None:
+    """Elements in the wrong order, and bytes that are none: a UID among them is no UID, and the picture is read."""
+    content = make_dicom(StudyInstanceUID=None)
+    (plain,) = read_frames_from_bytes(content, "x.dcm")
+    for behind in (
+        b"\x20\0\x0d\0UI\x1a\x001.2.826",
+        b"\x08\0\x01\0LO\0\0\x04\0\0\0FUZZ",
+        b"\x10\0\x10\0PN\0\0\x0f\0\0\0Doe^Jane",
+    ):
+        (frame,) = read_frames_from_bytes(content + behind, "x.dcm")
+        assert frame.pixel_sha256 == plain.pixel_sha256
+        assert "StudyInstanceUID" in " ".join(frame.notes)
+        assert frame.key.study_instance_uid.startswith("2.25.")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", make_dicom()[:200], make_dicom(StudyInstanceUID="")])

@@ -14,6 +14,7 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.intake import Limits
 
 LAST_PIXEL_TAG = 0x7FE00010
+_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
 _UID_CHARACTERS = frozenset("0123456789.")
 
 
@@ -91,6 +92,12 @@ def is_cut_off(dataset: Dataset, tag: int) -> bool:
 
 
 def _check_whole(dataset: Dataset) -> None:
-    """Find out whether the file ends within an element; only behind the pixels, where padding lies, does that do no harm."""
-    if not dataset or any(is_cut_off(dataset, tag) for tag in dataset.keys() if tag <= LAST_PIXEL_TAG):  # noqa: SIM118
+    """Find out whether the file ends within an element, and leave that one out if it lies behind whole pixels."""
+    if not dataset:
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
+    cut = [tag for tag in dataset.keys() if is_cut_off(dataset, tag)]  # noqa: SIM118 - iterating would parse the elements
+    is_image = any(tag in dataset for tag in _PIXEL_TAGS)
+    if any(tag in _PIXEL_TAGS or (tag < LAST_PIXEL_TAG and not is_image) for tag in cut):
+        raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
+    for tag in cut:
+        del dataset[tag]

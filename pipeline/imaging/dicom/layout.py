@@ -61,13 +61,14 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
             Reason.NO_PIXELS, "The DICOM file has no pixel data: it is no image, or it was cut off before them."
         )
     keyword = present[0]
+    rows, columns = _required(dataset, "Rows"), _required(dataset, "Columns")
     photometric_interpretation = code(dataset, "PhotometricInterpretation")
     frames, frame_notes = _number_of_frames(dataset)
     samples, sample_notes = _samples(dataset, photometric_interpretation)
     layout = Layout(
         keyword=keyword,
-        rows=_required(dataset, "Rows"),
-        columns=_required(dataset, "Columns"),
+        rows=rows,
+        columns=columns,
         frames=frames,
         samples=samples,
         bits_allocated=_required(dataset, "BitsAllocated"),
