@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Literal
 
 from pipeline.intake import Flag
-from pipeline.records import PART_OF_LOGIT, FloatArray, InstanceKey
+from pipeline.records import EXACT_EVIDENCE, FloatArray, InstanceKey
 
 HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
 
@@ -126,14 +126,14 @@ class Heatmap:
     has_positive_evidence
         False where no cell speaks for the label; the map is then all zero.
     meaning
-        What a value is: what its cell adds to the logit (`PART_OF_LOGIT`), or evidence that a method measures in its own way.
+        What a value is: `EXACT_EVIDENCE`, which its cell adds to the logit, or evidence that a method measures in its own way.
     """
 
     values: FloatArray
     label: str
     layer: str
     has_positive_evidence: bool
-    meaning: str = PART_OF_LOGIT
+    meaning: str = EXACT_EVIDENCE
 
 
 @dataclass(frozen=True, slots=True)

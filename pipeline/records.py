@@ -12,7 +12,7 @@ from pipeline.intake import Check
 FloatArray = NDArray[np.float32]
 
 
-PART_OF_LOGIT = "part of the logit"
+EXACT_EVIDENCE = "exact evidence"
 
 
 class Split(StrEnum):

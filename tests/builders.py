@@ -129,6 +129,7 @@ def make_support(failed: str = "", **overrides: Any) -> dict[str, Any]:
     """What a bundle's manifest says of its heatmaps; `failed` is the name of a check that they did not pass."""
     checks = [{"name": failed, "frames": 8, "value": 0.9, "reference": 0.5, "passed": False}] if failed else []
     fields = {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0, "checks": checks}
+    fields |= {"computed": "closed_form", "full_scale": 2.0, "true_positives": 12}
     return fields | overrides
 
 

@@ -91,6 +91,15 @@ def test_a_bundle_from_before_the_gate_refuses_what_it_refused_and_marks_the_res
     assert (gate.modalities, gate.body_parts) == (("CR", "DX"), ())
 
 
+def test_a_bundle_without_a_scale_of_its_heatmaps_is_refused(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle").path
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["heatmap"]["full_scale"]
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"is not valid in: heatmap\.full_scale\. Train the bundle anew\."):
+        load_bundle(path)
+
+
 def test_the_gate_is_read_back(tmp_path: Path) -> None:
     quality = {"policies": dict.fromkeys(Check, Policy.IGNORE), "smallest_side": 99}
     use = {"modalities": ("OPT",), "view_positions": (), "body_parts": ("EYE",)}

@@ -190,7 +190,7 @@ def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
     assert [one.NumberOfFrames for one in maps] == [len(frames)] * 2
     for label, one in enumerate(maps, 1):
         explained = [element.value for element in one.iterall() if element.keyword == "LUTExplanation"]
-        assert explained == [f"grad-cam, part of the logit of {manifest.labels[label]}, per cell"]
+        assert explained == [f"grad-cam, exact evidence for {manifest.labels[label]}"]
         image = ReadImage.from_dataset(one)
         stored = image.get_frames(apply_real_world_transform=True, dtype=np.float64)
         for number, item in enumerate(one.PerFrameFunctionalGroupsSequence):
@@ -205,8 +205,8 @@ def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "explained", "described"),
     [
-        ("grad-cam", "grad-cam, part of the logit of PNEUMONIA, per cell", "part of the logit"),
-        ("layercam", "layercam, evidence for PNEUMONIA, per cell", "evidence by layercam"),
+        ("grad-cam", "grad-cam, exact evidence for PNEUMONIA", "exact evidence"),
+        ("layercam", "layercam, evidence for PNEUMONIA", "evidence by layercam"),
     ],
 )
 def test_maps_and_pictures_say_what_their_values_are(method: str, explained: str, described: str, tmp_path: Path) -> None:
@@ -217,7 +217,13 @@ def test_maps_and_pictures_say_what_their_values_are(method: str, explained: str
     (parametric,), (capture,) = of_kind(objects, Kind.PM), of_kind(objects, Kind.SC)
     assert [element.value for element in parametric.iterall() if element.keyword == "LUTExplanation"] == [explained]
     assert parametric.ContentDescription == f"Heatmap of PNEUMONIA: {described}"
-    assert f"with the heatmap of PNEUMONIA in colour: {described}, per cell." in capture.DerivationDescription
+    assert f"with the heatmap of PNEUMONIA in colour: {described} from 0 to 2." in capture.DerivationDescription
+    (window,) = (one for one in parametric.iterall() if one.keyword == "WindowWidth")
+    (centre,) = (one for one in parametric.iterall() if one.keyword == "WindowCenter")
+    assert (float(window.value), float(centre.value)) == (2.0, 1.0)  # as the colours of the pictures: from 0 to full scale
+    report = dcmread(io.BytesIO(report_of(objects)))
+    assert any(f"Heatmaps by {method} on a scale from 0 to 2." in str(one.value) for one in report.iterall())
+    assert "logit" not in f"{parametric.SeriesDescription} {parametric.ContentDescription} {capture.DerivationDescription}"
 
 
 def test_the_brightest_place_is_where_the_geometry_says(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.records import Frame, Quarantined
 from pipeline.score import batch, scoring
 from pipeline.score.admission import Admitted
 from pipeline.score.batch import score_studies
-from pipeline.score.overlay import draw, full_scale, jpeg, png
+from pipeline.score.overlay import draw, jpeg, png
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored, Scoring, score_files, score_singly
@@ -182,7 +182,7 @@ def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Pred
         (expected,) = predictor.predict([frame])
         assert len(scored.prediction.heatmaps) == 2 * drawing.maps
         finding = next(heatmap for heatmap in expected.heatmaps if heatmap.label == "PNEUMONIA")
-        picture = draw(view_of(frame, predictor.admission.preprocessing), finding, full_scale(1.5, finding.values.size))
+        picture = draw(view_of(frame, predictor.admission.preprocessing), finding, predictor.manifest.heatmap.full_scale)
         files_of_it = jpeg(picture) if drawing.jpeg else b"", png(picture) if drawing.png and source == "a.dcm" else b""
         found = [(drawn.label, drawn.has_positive_evidence, drawn.jpeg, drawn.png) for drawn in scored.pictures]
         assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * any(files_of_it)

@@ -15,9 +15,9 @@ from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.library import library_maps
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored
-from tests.builders import make_bundle, make_frame, score_folder
+from tests.builders import make_bundle, make_frame, make_support, score_folder
 
-GRADIENT = {"layer": "forward_features", "classifier": "head.fc.weight", "exact": False, "max_difference": None}
+GRADIENT = make_support(layer="forward_features", classifier="head.fc.weight", exact=False, max_difference=None)
 
 
 @pytest.fixture(scope="module")

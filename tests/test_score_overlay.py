@@ -1,7 +1,6 @@
 """Heatmap pictures: geometry against Pillow and planted hot spots, one colour scale, words where there is nothing."""
 
 import io
-import math
 from dataclasses import replace
 
 import matplotlib
@@ -11,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.imaging.heatmap_grid import onto_frame
+from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
 from pipeline.imaging.preprocess import placement
 from pipeline.predictions import Heatmap
 from pipeline.records import Fit, Preprocessing
 from pipeline.score import overlay
-from pipeline.score.overlay import Colours, caption, colours, draw, full_scale, jpeg, png
+from pipeline.score.overlay import Colours, caption, colours, draw, jpeg, png
 from pipeline.score.view import view_of
 from tests.builders import make_frame, make_pixels
 
@@ -119,8 +118,8 @@ def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None
     ("heatmap", "words"),
     [
         (make_heatmap(), "PNEUMONIA: no positive evidence"),
-        (make_heatmap(np.ones((7, 7))), "PNEUMONIA: part of the logit, per cell"),
-        (replace(make_heatmap(np.ones((7, 7))), meaning="evidence by layercam"), "PNEUMONIA: evidence by layercam, per cell"),
+        (make_heatmap(np.ones((7, 7))), "PNEUMONIA: exact evidence"),
+        (replace(make_heatmap(np.ones((7, 7))), meaning="evidence by layercam"), "PNEUMONIA: evidence by layercam"),
     ],
 )
 def test_the_words_below_a_picture_say_what_it_shows(monkeypatch: pytest.MonkeyPatch, heatmap: Heatmap, words: str) -> None:
@@ -130,7 +129,38 @@ def test_the_words_below_a_picture_say_what_it_shows(monkeypatch: pytest.MonkeyP
     overlay._surround.cache_clear()
     drawn(make_pixels(280, 280), heatmap)
     overlay._surround.cache_clear()
-    assert written == ["logits", words]
+    assert written == ["evidence", words]
+
+
+@pytest.mark.parametrize("fit", [Fit.CROP, Fit.FOCUS])
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300), (300, 300), (31, 97)])
+@pytest.mark.parametrize("height", [0.2, 0.5, 0.9])
+def test_the_square_that_the_network_saw_is_where_its_pixels_come_from(fit: Fit, shape: tuple[int, int], height: float) -> None:
+    preprocessing = Preprocessing(SIZE, fit=fit)
+    box = placement(*shape, preprocessing, height)
+    heat = onto_frame(np.ones((CELLS, CELLS), np.float32), box, SIZE, shape)
+    top, left, bottom, right = seen_square(box, SIZE, shape) or (0, 0, *shape)
+    rows, columns = np.flatnonzero(heat.any(axis=1)), np.flatnonzero(heat.any(axis=0))
+    found = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
+    assert np.abs(np.subtract((top, left, bottom, right), found)).max() <= 1
+    assert (seen_square(box, SIZE, shape) is None) == (fit is Fit.CROP and shape == (300, 300))
+    assert seen_square(placement(*shape, PAD), SIZE, shape) is None
+
+
+def test_a_dashed_line_and_a_legend_show_the_square_that_the_network_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(overlay, "_write", lambda draw, place, text, width: written.append(text))
+    overlay._surround.cache_clear()
+    frame = make_frame(pixels=np.full((240, 400), 0.5, np.float32))
+    whole, square = (draw(view_of(frame, one), make_heatmap(), 1.0) for one in (PAD, CROP))
+    overlay._surround.cache_clear()
+    assert [text for text in written if "square" in text] == ["the square that the network saw; it did not look outside"]
+    width = view_of(frame, CROP).grey.shape[1]
+    heights, changed = 240, np.flatnonzero((whole[:240] != square[:240]).any(axis=(0, 2)))
+    left = width + PANEL_GAP
+    assert (changed.min(), changed.max()) == (left + 80, left + 319)  # the middle 240 of 400 columns, and only on the heatmap
+    line = square[:heights, left + 80, 0].astype(int)
+    assert {line.min(), line.max()} == {16, 235}  # shows on black and on white
 
 
 def test_equal_arguments_give_equal_bytes() -> None:
@@ -155,13 +185,6 @@ def test_odd_frames_are_drawn(shape: tuple[int, int]) -> None:
 def test_a_long_label_is_cut_and_not_drawn_outside() -> None:
     heatmap = Heatmap(np.ones((CELLS, CELLS), np.float32), "a very long label " * 40, "features", True)
     assert drawn(make_pixels(280, 280), heatmap).shape[1] < 700
-
-
-def test_full_scale_is_a_patch_of_five_percent_that_doubles_the_odds() -> None:
-    temperature, cells = 1.7, 49
-    logit = full_scale(temperature, cells) * 0.05 * cells
-    before = math.exp(0.3 / temperature)
-    assert math.exp((0.3 + logit) / temperature) / before == pytest.approx(2)
 
 
 def test_the_colours_are_those_of_matplotlib_and_lightness_rises_evenly() -> None:

@@ -179,8 +179,10 @@ def test_heatmaps_that_failed_their_checks_are_marked(tmp_path: Path, client: Te
     with running(create_app(make_bundle(tmp_path / "bundle", heatmap=make_support("insertion")), Settings())) as doubtful:
         for one, expected in ((doubtful, caveat), (client, "")):
             assert one.get("/v1/model").json()["heatmap_caveat"] == expected
+            assert one.get("/v1/model").json()["heatmap_full_scale"] == 2.0
             (frame,) = one.post("/v1/predict", files=files(make_dicom())).json()["frames"]
             assert frame["labels"]["PNEUMONIA"]["heatmap"]["caveat"] == expected
+            assert frame["labels"]["PNEUMONIA"]["heatmap"]["full_scale"] == 2.0
 
 
 # Health

@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.imaging.sources import locate, read_frames
 from pipeline.model.architectures import Network, create_network
 from pipeline.model.bundle import ExplanationCheck, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.records import FloatArray, Split
-from pipeline.train.explanation import Examined, check_explanations
+from pipeline.train.explanation import Examined, check_explanations, full_scale
 from pipeline.train.lesions import Masks, lesion_masks
 from tests.conftest import Trained
 
@@ -148,6 +149,57 @@ def test_lesions_that_the_map_finds_pass_and_others_fail(examined: Examined) -> 
     assert found["pointing"].reference == pytest.approx(1 / flat.shape[1])
     missed = named(check_explanations(examined, lambda cells: at(flat.argmin(axis=1))))
     assert (missed["pointing"].value, missed["pointing"].passed) == (0.0, False)
+
+
+def test_the_full_scale_is_what_the_strongest_cells_of_a_finding_reach(examined: Examined) -> None:
+    strongest = examined.maps(examined.network, examined.pixels).max(axis=(2, 3))
+    rows, chosen = np.arange(24), np.zeros((24, 2), bool)
+    chosen[1::2, 0] = chosen[::3, 1] = True
+    reached = [np.percentile(strongest[chosen[:, label], label], 95) for label in (0, 1)]
+    found = full_scale(examined, examined.pixels, rows, chosen)
+    assert max(reached) <= found <= max(reached) * 1.11  # rounded up to two digits
+    assert float(f"{found:.2g}") == found
+    few = full_scale(examined, examined.pixels, rows[[4, 6]], np.array([[False, True], [True, False]]))
+    assert few >= max(strongest[4, 1], strongest[6, 0]) * 0.95
+    assert full_scale(examined, examined.pixels, rows, np.zeros((24, 2), bool)) == 1.0
+    assert full_scale(of(Empty, examined), examined.pixels, rows, chosen) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reached", "expected"), [(0.4231, 0.43), (0.43, 0.43), (12.31, 13.0), (431.0, 440.0), (0.00712, 0.0072)]
+)
+def test_the_full_scale_has_two_digits(examined: Examined, reached: float, expected: float) -> None:
+    class Level(Examined):
+        def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+            return np.full((len(pixels), 2, 4, 4), reached, np.float32)
+
+    assert full_scale(of(Level, examined), examined.pixels, np.arange(2), np.ones((2, 2), bool)) == expected
+
+
+def test_the_scale_of_a_bundle_is_that_of_its_true_positives_and_stated(trained: Trained) -> None:
+    from pipeline.config import load_config
+    from pipeline.ingest.index import load_index
+    from pipeline.score.predictor import Predictor
+    from pipeline.train.material import gather
+
+    bundle, config = load_bundle(trained.bundle), load_config(trained.config)
+    material, predictor = gather(config, load_index(trained.index)), Predictor(load_bundle(trained.bundle))
+    strongest = []
+    for row in material.rows(Split.CALIBRATION):
+        record = material.records[row]
+        if record.labels["PNEUMONIA"]:
+            frames = read_frames(locate(material.sources[record.root], record.source))
+            (result,) = predictor.predict([frame for frame in frames if frame.key == record.key])
+            (said,) = (one for one in result.predictions if one.label == "PNEUMONIA")
+            (heatmap,) = (one for one in result.heatmaps if one.label == "PNEUMONIA")
+            if said.probability >= said.operating_point:
+                strongest.append(heatmap.values.max())
+    support = bundle.manifest.heatmap
+    assert support.true_positives == len(strongest) > 0
+    reached = np.percentile(strongest, 95) or 1.0
+    assert reached * 0.999 <= support.full_scale <= reached * 1.11
+    card = bundle.read("MODEL_CARD.md").decode()
+    assert f"from 0 to {support.full_scale:g} in every picture of this bundle. On {len(strongest)} true positives" in card
 
 
 def test_a_bundle_says_what_its_checks_found(trained: Trained) -> None:

@@ -160,8 +160,8 @@ def test_the_method_of_the_configuration_is_that_of_the_bundle(trained: Trained,
 @pytest.mark.parametrize(
     ("method", "meaning"),
     [
-        ("grad-cam", "part of the logit"),
-        ("hirescam", "part of the logit"),
+        ("grad-cam", "exact evidence"),
+        ("hirescam", "exact evidence"),
         ("grad-cam++", "evidence by grad-cam++"),
         ("layercam", "evidence by layercam"),
     ],

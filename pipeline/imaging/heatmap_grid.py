@@ -7,6 +7,9 @@ import numpy as np
 from pipeline.imaging.preprocess import Placement
 from pipeline.records import FloatArray
 
+PANEL_GAP = 8
+"""Columns between a frame and the same frame with its heatmap, in a picture of both."""
+
 
 def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
     """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
@@ -30,6 +33,28 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
     columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
     return np.asarray(rows @ values @ columns.T, np.float32)
+
+
+def seen_square(box: Placement, size: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return which part of a frame the network saw: top, left, bottom and right in pixels of a grid that covers the frame.
+
+    Parameters
+    ----------
+    box, size, shape
+        As in `onto_frame`.
+
+    Returns
+    -------
+    tuple[int, int, int, int] | None
+        Half open, at least one pixel in size and within the grid; None if the network saw the whole frame.
+    """
+    edges = []
+    for start, extent, length in ((box.top, box.rows, shape[0]), (box.left, box.columns, shape[1])):
+        first, last = (round((place - start) * length / extent) for place in (0, size))
+        first = min(max(0, first), length - 1)
+        edges.append((first, max(first + 1, min(length, last))))
+    (top, bottom), (left, right) = edges
+    return None if (top, left, bottom, right) == (0, 0, *shape) else (top, left, bottom, right)
 
 
 @lru_cache(maxsize=64)

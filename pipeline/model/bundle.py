@@ -10,14 +10,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
 from pipeline.predictions import Activation, ConformalBand, HeatmapMethod, OperatingPoint
-from pipeline.records import PART_OF_LOGIT, Preprocessing
+from pipeline.records import EXACT_EVIDENCE, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -83,8 +83,11 @@ class HeatmapSupport(_Part):
     `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
     `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and `grad-cam`, in
     logits, measured when the bundle was written, None where the closed form has no meaning; `exact` says that it is small
-    enough. `method` names the map. Schema version 1 had neither `method` nor `computed`: such a bundle has Grad-CAM by the
-    closed form, or no heatmaps.
+    enough. `method` names the map.
+
+    `full_scale` is the value of the last colour in all pictures of the bundle: in 95 % of the true positives of each finding on
+    the calibration split the strongest cell reaches no more. There are `true_positives` of them; without any it was taken from
+    all frames that have a finding.
     """
 
     layer: str
@@ -93,14 +96,9 @@ class HeatmapSupport(_Part):
     max_difference: float | None
     method: HeatmapMethod = "grad-cam"
     computed: Literal["closed_form", "gradient", "none"]
+    full_scale: float = Field(gt=0)
+    true_positives: int
     checks: tuple[ExplanationCheck, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_in_version_1(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "computed" not in values:
-            return values | {"computed": "closed_form" if values.get("exact") else "none"}
-        return values
 
     @property
     def is_part_of_logit(self) -> bool:
@@ -110,7 +108,7 @@ class HeatmapSupport(_Part):
     @property
     def meaning(self) -> str:
         """What a value of a heatmap is, in a few words."""
-        return PART_OF_LOGIT if self.is_part_of_logit else f"evidence by {self.method}"
+        return EXACT_EVIDENCE if self.is_part_of_logit else f"evidence by {self.method}"
 
     @property
     def trusted(self) -> bool:

@@ -114,6 +114,8 @@ def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod 
         max_difference=difference,
         method=method,
         computed="closed_form" if exact else "gradient",
+        full_scale=1.0,  # until it is measured: it takes a calibrated bundle
+        true_positives=0,
     )
 
 

@@ -1,6 +1,7 @@
 """Pieces of HTML: everything that comes from a file goes through `escape` here or before."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.imaging.heatmap_grid import PANEL_GAP
 from pipeline.results.words import moment
 from pipeline.results.worklist import Picture
 
@@ -30,18 +32,31 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 def figure(picture: Picture, folder: Path, name: str) -> str:
     """Return a heatmap as a figure that needs no other file: the picture within the page, with a text alternative.
 
-    A picture that is missing or damaged becomes a sentence instead.
+    Buttons lay the frame over its heatmap, half transparent or opaque, without a script. A picture that is missing or damaged
+    becomes a sentence instead.
     """
     evidence = "positive evidence" if picture.has_positive_evidence else "no positive evidence"
     description = f"{name}, and beside it the same with the heatmap of {picture.label}: {evidence}"
     try:
         content = (folder / picture.path).read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            kind, size = image.get_format_mimetype(), f'width="{image.width}" height="{image.height}"'
+            kind, width, height = image.get_format_mimetype(), image.width, image.height
     except OSError:
         return f'<p class="soft">The heatmap of {escape(picture.label)} could not be drawn.</p>'
     encoded = base64.b64encode(content).decode()
-    return f'<figure><img alt="{escape(description)}" {size} src="data:{kind};base64,{encoded}"></figure>'
+    one = f"heatmap-{hashlib.sha256(picture.path.as_posix().encode()).hexdigest()[:12]}"
+    cover = f'x="{picture.columns + PANEL_GAP}" width="{picture.columns}" height="{picture.rows}"'
+    buttons = "".join(
+        f'<input type="radio" name="{one}" id="{one}-{how}" class="{how}"{" checked" if how == "full" else ""}>'
+        f'<label for="{one}-{how}">{how}</label>'
+        for how in ("full", "faint", "off")
+    )
+    return (
+        f'<figure class="heatmap" role="group" aria-label="Heatmap of {escape(picture.label)}"><span>Heatmap</span>{buttons}'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(description)}">'
+        f'<image id="{one}" width="{width}" height="{height}" href="data:{kind};base64,{encoded}"/>'
+        f'<svg class="cover" {cover}><use href="#{one}"/></svg></svg></figure>'
+    )
 
 
 def thumbnail(picture: Picture, folder: Path) -> str:

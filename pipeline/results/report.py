@@ -446,8 +446,8 @@ def _heatmaps(support: HeatmapSupport) -> str:
     if support.computed == "none":
         return _NO_HEATMAPS
     how = "in closed form" if support.computed == "closed_form" else "by a backward pass"
-    meaning = _PARTS if support.is_part_of_logit else _EVIDENCE
-    return f"{meaning.format(method=f'{support.method}, {how}')} {_EMPTY}"
+    meaning = (_EXACT if support.is_part_of_logit else _EVIDENCE).format(method=f"{support.method}, {how}")
+    return f"{meaning} {_COLOURS.format(full=support.full_scale)} {_EMPTY}"
 
 
 def _level(study: Study) -> str:
@@ -508,14 +508,17 @@ _PROBABILITIES = (
     "point on. Sensitivity and specificity were measured there, on the calibration split. A study stands where its most urgent "
     "frame puts it."
 )
-_PARTS = (
-    "A heatmap shows which part of the label's logit each place of the frame contributes ({method}). The "
-    "colours mean the same in all pictures of one bundle: at the last colour a patch of 5 % of what the network sees doubles "
-    "the odds of the label."
+_EXACT = (
+    "A heatmap shows how much each place of the frame adds to what the model says for the label: exact evidence ({method})."
 )
 _EVIDENCE = (
-    "A heatmap shows where in the frame its method finds evidence for the label ({method}). The colours mean the same in all "
-    "pictures of one bundle, but they are no parts of the label's logit, and do not say how much a place changes the odds."
+    "A heatmap shows where in the frame its method finds evidence for the label ({method}). It does not say how much a place "
+    "changes the probability."
+)
+_COLOURS = (
+    "The colours mean the same in all pictures of one bundle. The last one stands for {full:g}, which the strongest place "
+    "seldom exceeds in frames that the model found positive and that were. A dashed line shows the square that the network "
+    "saw, if it did not see the whole frame. The buttons below a picture make its heatmap fainter, or leave it out."
 )
 _EMPTY = "An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
 _LIMITS = (

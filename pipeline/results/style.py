@@ -82,7 +82,14 @@ section.study:target { outline: 2px solid var(--link); outline-offset: -1px; }
 .state.uncertain, .state.unknown { background: transparent; border: 1.5px dashed var(--unsure); color: var(--unsure); }
 .state.likely { color: var(--on-solid); background: var(--calm); }
 figure { margin: 0; }
-figure img { max-width: 100%; height: auto; border-radius: 4px; display: block; }
+.heatmap > svg { max-width: 100%; height: auto; margin-top: 4px; border-radius: 4px; display: block; }
+.heatmap > span { font-size: 13px; color: var(--soft); margin-right: 8px; }
+.heatmap > label { font-size: 13px; margin: 0 10px 0 3px; }
+.heatmap > input { margin: 0; vertical-align: -2px; }
+.heatmap > input:focus-visible { outline: 3px solid #f2a900; outline-offset: 2px; }
+.cover { opacity: 0; }
+.faint:checked ~ svg .cover { opacity: 0.65; }
+.off:checked ~ svg .cover { opacity: 1; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--link); }
 .optional summary h2 { display: inline; color: var(--ink); margin-right: 8px; }
@@ -136,7 +143,8 @@ footer ul { max-width: 84ch; padding-left: 20px; }
   section.study > .body > * { margin-left: 4mm; }
   .body > p, .body > .mark { break-after: avoid; }
   .frame { grid-template-columns: 47mm minmax(0, 1fr); gap: 2mm 5mm; margin-top: 2mm; padding-top: 2mm; }
-  .frame figure img { max-height: 62mm; width: auto; }
+  .frame .heatmap > svg { max-height: 62mm; width: auto; margin: 0; }
+  .heatmap > span, .heatmap > input, .heatmap > label { display: none; }
   details:not(.optional)::details-content { content-visibility: visible; block-size: auto; }
   details:not(.optional) summary { color: var(--soft); list-style: none; }
   .optional { break-before: page; }

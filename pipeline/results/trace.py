@@ -98,7 +98,8 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "intended_use",
         "provenance",
     )
-    return manifest.model_dump(mode="json", include=set(fields)) | {"heatmap_caveat": manifest.heatmap.caveat}
+    heatmaps = {"heatmap_full_scale": manifest.heatmap.full_scale, "heatmap_caveat": manifest.heatmap.caveat}
+    return manifest.model_dump(mode="json", include=set(fields)) | heatmaps
 
 
 def _frame(facts: FrameFacts, result: FramePrediction) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Heatmaps as pictures: the frame beside the frame with its heatmap, and a colour scale in logits."""
+"""Heatmaps as pictures: the frame beside the frame with its heatmap, the square that the network saw, and a colour scale."""
 
 import io
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -9,7 +8,7 @@ from imagecodecs import jpeg8_encode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.imaging.heatmap_grid import onto_frame
+from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
 from pipeline.predictions import Heatmap
 from pipeline.records import FloatArray
 from pipeline.score.view import View
@@ -17,14 +16,15 @@ from pipeline.score.view import View
 Colours = NDArray[np.uint8]
 """Red, green, blue and a byte without meaning: shape (rows, columns, 4). Whole words are copied several times as fast."""
 
-DOUBLING_AREA = 0.05
 OPACITY = 0.75
-_GAP, _SCALE_WIDTH, _MIN_SCALE, _CAPTION = 8, 88, 144, 30
+_MARGIN, _SCALE_WIDTH, _MIN_SCALE, _CAPTION, _LEGEND = 8, 96, 144, 30, 22
+_DASH = 6
 _TEXT_SIZE = 16
 _SURROUNDS = 32  # of up to 2.5 MiB: radiographs of one archive may all differ in shape
 _JPEG_QUALITY = 90
 _BACKGROUND, _INK = (16, 16, 16), (235, 235, 235)
 _NO_EVIDENCE = "no positive evidence"
+_SEEN = "the square that the network saw; it did not look outside"
 # Nine of the 256 colours of matplotlib's "plasma" (Smith and van der Walt 2015, CC0), evenly spaced: lightness rises evenly.
 _PLASMA = (
     (13, 8, 135),
@@ -39,26 +39,10 @@ _PLASMA = (
 )
 
 
-def full_scale(temperature: float, cells: int) -> float:
-    """Return the heatmap value that gets the last colour of the scale, in logits.
-
-    It depends on the bundle alone and never on the picture, so that equal colours mean equal evidence in every picture of a
-    run. Where values are parts of the logit, a patch of 5 % of what the network sees doubles the calibrated odds of the label
-    at this value: adding d to a logit multiplies the odds by exp(d / temperature), under softmax and sigmoid alike, and a patch
-    of 5 % is 0.05 * cells cells. Maps of other methods stand on the same scale, where it means no more than that.
-
-    Parameters
-    ----------
-    temperature
-        Of the bundle's calibration.
-    cells
-        Number of cells of the heatmap.
-    """
-    return temperature * math.log(2) / (DOUBLING_AREA * cells)
-
-
 def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
+
+    If the network saw a part of the frame only, a dashed line and a legend show which.
 
     Parameters
     ----------
@@ -67,7 +51,8 @@ def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     heatmap
         Of that frame.
     full
-        Heatmap value of the last colour, in logits; see `full_scale`. Larger values look the same.
+        Heatmap value of the last colour: that of the bundle, so that equal colours mean equal evidence in every picture of a
+        run. Larger values look the same.
 
     Returns
     -------
@@ -76,15 +61,19 @@ def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     """
     height, width = view.grey.shape
     values = onto_frame(heatmap.values, view.box, view.size, (height, width))
-    words = _surround(height, width, caption(heatmap), full).copy()
+    square = seen_square(view.box, view.size, (height, width))
+    words = _surround(height, width, caption(heatmap), full, square is not None).copy()
     words[:height, :width] = _blends().take(view.grey)  # under the first colour, which leaves grey as it is
-    words[:height, width + _GAP : 2 * width + _GAP] = _blend(view.grey, values / np.float32(full))
+    heated = words[:height, width + PANEL_GAP : 2 * width + PANEL_GAP]
+    heated[:] = _blend(view.grey, values / np.float32(full))
+    if square is not None:
+        _outline(heated, *square)
     return _bytes(words)
 
 
 def caption(heatmap: Heatmap) -> str:
     """Return the words below a picture: whose heatmap it shows, and what its values are, or that there are none."""
-    return f"{heatmap.label}: {f'{heatmap.meaning}, per cell' if heatmap.has_positive_evidence else _NO_EVIDENCE}"
+    return f"{heatmap.label}: {heatmap.meaning if heatmap.has_positive_evidence else _NO_EVIDENCE}"
 
 
 def png(picture: Colours) -> bytes:
@@ -133,24 +122,39 @@ def _bytes(words: NDArray[np.uint32]) -> Colours:
     return words.view(np.uint8).reshape(*words.shape, 4)
 
 
+def _outline(panel: NDArray[np.uint32], top: int, left: int, bottom: int, right: int) -> None:
+    """Draw a rectangle, its last row and column included, in dashes of light and dark, so that it shows on any grey."""
+    light, dark = np.array([[*_INK, 255], [*_BACKGROUND, 255]], np.uint8).view(np.uint32).ravel()
+    for line in (panel[top, left:right], panel[bottom - 1, left:right], panel[top:bottom, left], panel[top:bottom, right - 1]):
+        line[:] = np.where(np.arange(len(line)) // _DASH % 2, dark, light)
+
+
 @lru_cache(maxsize=_SURROUNDS)
-def _surround(height: int, width: int, text: str, full: float) -> NDArray[np.uint32]:
+def _surround(height: int, width: int, text: str, full: float, has_square: bool) -> NDArray[np.uint32]:
     """Draw what is the same in many pictures: the background, the scale with its numbers, and the words below."""
     total = max(height, _MIN_SCALE)
-    canvas = Image.new("RGB", (2 * width + _GAP + _SCALE_WIDTH, total + _CAPTION), _BACKGROUND)
+    below = total + _CAPTION + (_LEGEND if has_square else 0)
+    canvas = Image.new("RGB", (2 * width + PANEL_GAP + _SCALE_WIDTH, below), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    _draw_scale(canvas, draw, 2 * width + 2 * _GAP, total, full)
-    _write(draw, (_GAP, total + 5), text, canvas.width - 2 * _GAP)
-    return np.array(canvas.convert("RGBA")).view(np.uint32)[..., 0]
+    _draw_scale(canvas, draw, 2 * width + PANEL_GAP + _MARGIN, total, full)
+    _write(draw, (_MARGIN, total + 5), text, canvas.width - 2 * _MARGIN)
+    if has_square:
+        indent = _MARGIN + 5 * _DASH + _MARGIN
+        _write(draw, (indent, total + _CAPTION - 2), _SEEN, canvas.width - indent - _MARGIN)
+    words = np.array(canvas.convert("RGBA")).view(np.uint32)[..., 0]
+    if has_square:
+        middle = total + _CAPTION + _LEGEND // 2 - 4
+        _outline(words[middle : middle + 2, _MARGIN : _MARGIN + 5 * _DASH], 0, 0, 2, 5 * _DASH)
+    return words
 
 
 def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int, full: float) -> None:
-    """Draw the colours as they look on middle grey, with what they mean in logits."""
+    """Draw the colours as they look on middle grey, with the evidence that they stand for."""
     top, bottom = 30, height - 12
     share = np.linspace(1, 0, bottom - top, dtype=np.float32)[:, None].repeat(14, axis=1)
     scale = _bytes(_blend(np.full(share.shape, 128, np.uint8), share))
     canvas.paste(Image.fromarray(np.ascontiguousarray(scale[..., :3])), (left, top))
-    _write(draw, (left, 4), "logits", _SCALE_WIDTH - _GAP)
+    _write(draw, (left, 4), "evidence", _SCALE_WIDTH - _MARGIN)
     for part in (0, 0.25, 0.5, 0.75, 1):
         y = round(bottom - 1 - part * (bottom - top - 1))
         draw.line((left + 14, y, left + 18, y), fill=_INK)

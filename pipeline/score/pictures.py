@@ -6,7 +6,7 @@ from functools import partial
 
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap
-from pipeline.score.overlay import draw, full_scale, jpeg, png
+from pipeline.score.overlay import draw, jpeg, png
 from pipeline.score.view import View
 
 
@@ -77,7 +77,7 @@ def pictures(result: FramePrediction, view: View, manifest: Manifest, as_jpeg: b
 def _drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> Drawn:
     known = partial(Drawn, heatmap.label, heatmap.has_positive_evidence)
     try:
-        picture = draw(view, heatmap, full_scale(manifest.temperature, heatmap.values.size))
+        picture = draw(view, heatmap, manifest.heatmap.full_scale)
         return known(jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b"", *view.grey.shape)
     except Exception as error:  # of Pillow or a codec, which have no base in common; the numbers stand without a picture
         return known(fault=type(error).__name__)

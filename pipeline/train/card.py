@@ -146,14 +146,25 @@ def _part(value: float | None) -> str:
 
 def _explanations(heatmap: HeatmapSupport) -> str:
     if not heatmap.checks:
-        return "## Heatmaps\n\nNot checked."
+        return f"## Heatmaps\n\n{_scale(heatmap)}\n\nNot checked."
     lines = [
         f"| {check.name} | {check.frames} | {check.value:.3f} | {check.reference:.3f} | {_passed(check)} |"
         for check in heatmap.checks
     ]
     head = "| check | frames | found | held against | passed |\n|---|---|---|---|---|\n"
     caveat = f"**{heatmap.caveat}**\n\n" if heatmap.caveat else ""
-    return f"## Heatmaps\n\n{caveat}On frames of the calibration split.\n\n" + head + "\n".join(lines)
+    asked = "Checks on frames of the calibration split:"
+    return f"## Heatmaps\n\n{caveat}{_scale(heatmap)}\n\n{asked}\n\n{head}" + "\n".join(lines)
+
+
+def _scale(heatmap: HeatmapSupport) -> str:
+    """Say what the colours mean."""
+    number = heatmap.true_positives
+    shown = f"{number} true positives" if number else "the frames with a finding (there was no true positive)"
+    return (
+        f"Colours stand for {heatmap.meaning}, from 0 to {heatmap.full_scale:g} in every picture of this bundle. On {shown} "
+        "of the calibration split, the strongest cell reaches no more in 95 % of those of each finding."
+    )
 
 
 def _passed(check: ExplanationCheck) -> str:

@@ -1,6 +1,7 @@
 """Questions put to the heatmaps of a trained network before its bundle is written; on frames of the calibration split alone."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,9 @@ LESION_FRAMES = 64
 _STEPS = 6
 _RANDOM_ORDERS = 2
 _CURVES: tuple[tuple[Literal["deletion", "insertion"], bool], ...] = (("deletion", False), ("insertion", True))
+REACHED = 0.95
+"""Part of the true positives of each finding whose strongest cell reaches no more than the full scale of the colours."""
+_FRAMES_AT_A_TIME = 16
 APART = 0.5
 """Rank correlation with the map of the trained network that the map of a random one must stay below."""
 
@@ -58,6 +62,42 @@ class Examined:
         if self.support.computed == "closed_form":
             return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.support.method)
         return library_maps(network, features, self.support.method)
+
+
+def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
+    """Return the heatmap value that gets the last colour in every picture of the bundle.
+
+    Below it the strongest place of a frame can be told from the rest; above it all values look the same. So it is what the
+    strongest cells of true positives reach, but for the last 5 %, of the finding that reaches highest.
+
+    Parameters
+    ----------
+    examined
+        What is examined.
+    pixels
+        All frames, as in `Examined`; may be a memory map.
+    rows
+        Which of them are looked at.
+    chosen
+        Of shape (rows, labels): of which frames the map of which label counts.
+
+    Returns
+    -------
+    float
+        Rounded up to two digits; 1 if nothing was chosen, or all maps are empty.
+    """
+    strongest = np.zeros(chosen.shape)
+    frames = np.flatnonzero(chosen.any(axis=1))
+    for start in range(0, len(frames), _FRAMES_AT_A_TIME):
+        part = frames[start : start + _FRAMES_AT_A_TIME]
+        maps = examined.maps(examined.network, np.ascontiguousarray(pixels[rows[part]]))
+        strongest[part] = maps.max(axis=(2, 3))
+    known = (values[counted] for values, counted in zip(strongest.T, chosen.T, strict=True) if counted.any())
+    highest = max((float(np.quantile(values, REACHED)) for values in known), default=0.0)
+    if highest <= 0:
+        return 1.0
+    digits = 1 - math.floor(math.log10(highest))
+    return round(math.ceil(round(highest * 10.0**digits, 3)) / 10.0**digits, max(digits, 0))
 
 
 def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Masks]) -> tuple[ExplanationCheck, ...]:

@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.evaluate.calibration import probabilities
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
 from pipeline.model.architectures import Network, create_network
@@ -40,7 +41,7 @@ from pipeline.records import FloatArray, Preprocessing, Split
 from pipeline.train.augment import Augmentation
 from pipeline.train.card import model_card
 from pipeline.train.checkpoint import Course
-from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations
+from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale
 from pipeline.train.finetune import Fitting, FrameSet, finetune
 from pipeline.train.head import Examples, fit_head
 from pipeline.train.judge import Verdict, judge
@@ -145,19 +146,32 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     verdict = working(job.progress, "measuring the test split", lambda: judge(job.config, job.material, graph, pixels))
     if verdict.evaluation:
         job.tracker.log_metrics(verdict.figures())
-    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels))
+    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels, verdict))
     return _write(job, index, out, network, Fitted(graph, heatmap, verdict, course))
 
 
-def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray) -> HeatmapSupport:
-    """Say how heatmaps are made, and what the checks of them found, on frames of the calibration split."""
+def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray, verdict: Verdict) -> HeatmapSupport:
+    """Say how heatmaps are made, on which scale, and what the checks of them found, on frames of the calibration split."""
     rows = job.material.rows(Split.CALIBRATION)
     frames = np.ascontiguousarray(pixels[rows[:LESION_FRAMES]])
     support = heatmap_support(network, frames[:_CHECKED_FRAMES], job.config.heatmap.method)
     examined = Examined(network, Engine(graph, job.config.train.threads), support, frames, job.config.train.seed)
     known = rows[:LESION_FRAMES]
     checks = check_explanations(examined, lambda cells: lesion_masks(job.material, known, job.preprocessing, cells))
-    return support.model_copy(update={"checks": checks})
+    has, found = _found(job, examined.engine, pixels, rows, verdict)
+    full = full_scale(examined, pixels, rows, found if found.any() else has)
+    return support.model_copy(update={"checks": checks, "full_scale": full, "true_positives": int(found.sum())})
+
+
+def _found(
+    job: Job, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], verdict: Verdict
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which of some frames have which findings, and which of these are true positives: of shape (rows, labels)."""
+    labels, config = job.material.labels, job.config
+    has = (job.material.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
+    chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, verdict.temperature)
+    thresholds = {point.label: point.threshold for point in verdict.points}
+    return has, has & (chances >= [thresholds[label] for label in labels])
 
 
 def _decode(job: Job) -> FloatArray:

@@ -25,6 +25,7 @@ class HeatmapAnswer(Answer):
     png: str = Field(description="PNG, base64: the frame beside the frame with the heatmap on it, and a scale")
     layer: str = Field(description="the feature map that was looked at")
     has_positive_evidence: bool = Field(description="false where no place in the frame speaks for the label")
+    full_scale: float = Field(description="heatmap value of the last colour, the same in all pictures of the bundle")
     caveat: str = Field(description="why the heatmaps of the bundle are not to be trusted; empty where its checks were passed")
 
 
@@ -117,6 +118,7 @@ class ModelAnswer(Answer):
     conformal: Conformal | None
     outliers: Outliers | None
     heatmap_layer: str
+    heatmap_full_scale: float
     heatmap_caveat: str
     created: str
     dataset_name: str
@@ -129,6 +131,7 @@ class ModelAnswer(Answer):
             **shared,
             model=manifest.provenance.config_name,
             heatmap_layer=manifest.heatmap.layer,
+            heatmap_full_scale=manifest.heatmap.full_scale,
             heatmap_caveat=manifest.heatmap.caveat,
             created=manifest.provenance.created,
             dataset_name=manifest.provenance.dataset_name,

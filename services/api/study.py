@@ -16,7 +16,7 @@ from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.records import FrameFacts, Quarantined
 from pipeline.results.states import study_states
 from pipeline.score.admission import read_admitted_bytes
-from pipeline.score.overlay import draw, full_scale, png
+from pipeline.score.overlay import draw, png
 from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Item, Predicted, batches, predicted
@@ -214,11 +214,11 @@ def _frame_answer(
 
 
 def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
-    full = full_scale(manifest.temperature, heatmap.values.size)
-    picture = png(draw(view, heatmap, full))
+    picture = png(draw(view, heatmap, manifest.heatmap.full_scale))
     return HeatmapAnswer(
         png=base64.b64encode(picture).decode("ascii"),
         layer=heatmap.layer,
         has_positive_evidence=heatmap.has_positive_evidence,
+        full_scale=manifest.heatmap.full_scale,
         caveat=manifest.heatmap.caveat,
     )

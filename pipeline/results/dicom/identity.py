@@ -19,7 +19,7 @@ NOT_FOR_DIAGNOSIS = "Not a medical device: research use only, not for diagnosis.
 _SERIES_NUMBERS = {Kind.SR: 9901, Kind.PM: 9902, Kind.SC: 9903}
 _SERIES_DESCRIPTIONS = {
     Kind.SR: "octray results (not for diagnosis)",
-    Kind.PM: "octray heatmaps in logits (not for diagnosis)",
+    Kind.PM: "octray heatmaps of evidence (not for diagnosis)",
     Kind.SC: "octray pictures (not for diagnosis)",
 }
 _STAMPS = (

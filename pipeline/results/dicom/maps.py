@@ -1,4 +1,4 @@
-"""Heatmaps as Parametric Maps (PS3.3 A.75): floats in logits on the grid of their frames, one object for each label."""
+"""Heatmaps as Parametric Maps (PS3.3 A.75): evidence as floats on the grid of their frames, one object for each label."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,6 @@ from pipeline.results.rounding import DIGITS
 _NO_UNITS = Code("1", "UCUM", "no units")
 _WEIGHTED = Code("130403", "DCM", "Gradient-weighted class activation")
 """True of every method of `HeatmapMethod`; which one it was stands in LUT Explanation (0028,3003)."""
-_FALLBACK_WIDTH = 1.0
 
 
 def write_maps(author: Author, results: Sequence[FramePrediction], heights: Mapping[int, float]) -> Iterator[tuple[int, bytes]]:
@@ -80,7 +79,7 @@ def _write(author: Author, label: str, place: int, maps: Mapping[int, FloatArray
         pixel_array=pixels,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(author, label, pixels)],
-        voi_lut_transformations=[_window(pixels)],
+        voi_lut_transformations=[_window(author.manifest.heatmap.full_scale)],
         content_label="HEATMAP",
         content_description=f"Heatmap of {label}: {author.manifest.heatmap.meaning}"[:64].replace("\\", "/"),
         pixel_measures=hd.PixelMeasuresSequence(space.spacing, space.thickness),
@@ -122,10 +121,10 @@ def _instance_number(author: Author, place: int) -> int:
 
 def _mapping(author: Author, label: str, pixels: NDArray[np.float32]) -> RealWorldValueMapping:
     support = author.manifest.heatmap
-    what = f"part of the logit of {label}" if support.is_part_of_logit else f"evidence for {label}"
+    what = "exact evidence" if support.is_part_of_logit else "evidence"
     return RealWorldValueMapping(
-        lut_label="LOGIT",
-        lut_explanation=f"{support.method}, {what}, per cell"[:64].replace("\\", "/"),
+        lut_label="EVIDENCE",
+        lut_explanation=f"{support.method}, {what} for {label}"[:64].replace("\\", "/"),
         unit=_NO_UNITS,
         value_range=(float(pixels.min()), float(pixels.max())),
         slope=1.0,
@@ -134,10 +133,10 @@ def _mapping(author: Author, label: str, pixels: NDArray[np.float32]) -> RealWor
     )
 
 
-def _window(pixels: NDArray[np.float32]) -> hd.VOILUTTransformation:
-    width = float(pixels.max()) or _FALLBACK_WIDTH
+def _window(full_scale: float) -> hd.VOILUTTransformation:
+    """Return the window that shows maps on the bundle's one scale, as its pictures do."""
     return hd.VOILUTTransformation(
-        window_center=width / 2,
-        window_width=width,
+        window_center=full_scale / 2,
+        window_width=full_scale,
         voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,  # LINEAR allows no width below 1 (PS3.3 C.11.2.1.2)
     )

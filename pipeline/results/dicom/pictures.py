@@ -54,7 +54,7 @@ def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> 
     capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
     capture.DerivationDescription = (
         f"Frame {frame_number} of the source image beside itself with the heatmap of {label} in colour: "
-        f"{author.manifest.heatmap.meaning}, per cell. {author.warning}"
+        f"{author.manifest.heatmap.meaning} from 0 to {author.manifest.heatmap.full_scale:g}. {author.warning}"
     )
     describe_image(capture, author)
     capture.SourceImageSequence = [_reference(source, frame_number)]

@@ -129,6 +129,7 @@ def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
         author.warning,
         f"Architecture {manifest.architecture}, input {preprocessing.size} px, fit {preprocessing.fit.value}.",
         f"{manifest.activation.value.capitalize()} of logits over a temperature of {manifest.temperature:.6g}.",
+        f"Heatmaps by {manifest.heatmap.method} on a scale from 0 to {manifest.heatmap.full_scale:g}.",
     ]
     if point is not None:
         parameters.append(
