@@ -72,6 +72,7 @@ class Reason(StrEnum):
 
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
+    NO_IMAGE = "no_image"
     NO_PIXELS = "no_pixels"
     EMPTY_IMAGE = "empty_image"
     COLOURED = "coloured"

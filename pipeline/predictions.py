@@ -18,12 +18,16 @@ class Activation(StrEnum):
 
 
 class State(StrEnum):
-    """What a result says, in one word; `not_scorable` comes with a reason instead of numbers."""
+    """What a result says, in one word; `not_scorable` comes with a reason instead of numbers.
+
+    `no_image` is said of objects that have no pixels by their kind, such as a structured report: there is nothing to score.
+    """
 
     POSITIVE = "positive"
     NEGATIVE = "negative"
     UNCERTAIN = "uncertain"
     NOT_SCORABLE = "not_scorable"
+    NO_IMAGE = "no_image"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Frames and what is known of them, as it passes between rooms: frozen dataclasses and enums, numpy arrays, nothing heavier."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -275,6 +275,13 @@ class Quarantined:
     message: str
     frame_number: int | None = None
     root: int = 0
+
+
+def of_whole_file(rows: Sequence[Quarantined]) -> tuple[Quarantined, ...]:
+    """Return one row instead of those of a file's frames if all of them were refused for the same reason."""
+    if len(rows) > 1 and len({(row.reason, row.message) for row in rows}) == 1:
+        return (replace(rows[0], frame_number=None),)
+    return tuple(rows)
 
 
 @dataclass(frozen=True, slots=True)

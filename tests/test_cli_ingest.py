@@ -7,15 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage
 
 from pipeline.cli import ingest, phantom
 from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import load_index
 from pipeline.intake import Check
-from tests.builders import make_pixels
+from tests.builders import make_dicom, make_pixels
 
 
 def run_phantom(*arguments: str) -> int:
@@ -72,6 +74,28 @@ def test_unreadable_files_give_exit_code_1_and_are_counted(
     (folder / "text.dcm").write_text("not DICOM")
     assert run_ingest(str(folder), "--out", str(tmp_path / "index")) == 1
     assert "1 quarantined: not_an_image (listed in quarantine.csv)" in capsys.readouterr().err
+
+
+def test_objects_without_an_image_and_what_systems_leave_behind_are_no_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The labels of the folders that a network drive makes are none."""
+    for label in ("SICK", "WELL"):
+        for number in range(8):
+            folder = tmp_path / "in" / label / f"{number}"
+            (folder / "@eaDir" / "a.png").mkdir(parents=True)
+            pixels = (make_pixels(70, 70, ord(label[0]) + number) * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "a.png")
+            (folder / "@eaDir" / "a.png" / "SYNOPHOTO_THUMB_SM.jpg").write_bytes((folder / "a.png").read_bytes())
+        (tmp_path / "in" / label / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "in" / "SICK" / "0" / "report").write_bytes(make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage))
+    index = tmp_path / "index"
+    assert run_ingest(str(tmp_path / "in"), "--label-from", "folder:1", "--out", str(index), "--split", "40/20/20/20") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 without an image by their kind (listed in quarantine.csv)" in said
+    assert "Skipped what operating systems and network drives leave behind: 16 @eaDir, 2 Thumbs.db." in said
+    assert load_index(index).labels == ("SICK", "WELL")
+    assert [(row.source, row.reason) for row in load_index(index).quarantine] == [("SICK/0/report", "no_image")]
 
 
 def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import BasicTextSRStorage, JPEG2000Lossless
 
 from pipeline.cli import inspect
 from pipeline.errors import InputError
@@ -24,6 +24,28 @@ def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     inspect.add_arguments(parser)
     return inspect.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_an_object_without_pixels_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.dcm").write_bytes(make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage))
+    for name in ("Thumbs.db", "desktop.ini", "._report.dcm"):
+        (tmp_path / name).write_bytes(b"x")
+    assert run(tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out == (
+        "report.dcm  NO IMAGE  no_image: The file is no image but an object without pixels (Basic Text SR Storage): there is "
+        "nothing to do with it.\n"
+    )
+    assert said.err == (
+        "Skipped what operating systems and network drives leave behind: 1 AppleDouble (._*), 1 Thumbs.db, 1 desktop.ini.\n"
+    )
+    (tmp_path / "cut.dcm").write_bytes(make_dicom(PixelData=None))
+    with pytest.raises(InputError, match="No frame could be read: 1 unreadable files"):
+        run(tmp_path)
+    (tmp_path / "image.dcm").write_bytes(make_dicom())
+    assert run(tmp_path, "--json") == 1
+    reasons = [json.loads(line).get("reason") for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert reasons == ["no_pixels", None, "no_image"]
 
 
 def test_one_object_a_frame_and_one_an_unreadable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

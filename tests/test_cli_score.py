@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage, GrayscaleSoftcopyPresentationStateStorage
 
 from pipeline.cli.main import main
 from pipeline.job import outputs
@@ -367,3 +368,54 @@ def test_an_interrupt_just_before_they_are_held_back_leaves_all_as_it_was(monkey
     with pytest.raises(KeyboardInterrupt), undisturbed():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_objects_without_an_image_have_a_state_of_their_own_and_are_no_failures(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "results"
+    studies.mkdir()
+    (studies / "image.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1"))
+    report = {"PixelData": None, "SOPClassUID": BasicTextSRStorage}
+    (studies / "report.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1", **report))
+    (studies / "alone.dcm").write_bytes(
+        make_dicom(StudyInstanceUID="1.2.2", PixelData=None, SOPClassUID=GrayscaleSoftcopyPresentationStateStorage)
+    )
+    (studies / "@eaDir" / "image.dcm").mkdir(parents=True)
+    (studies / "@eaDir" / "image.dcm" / "SYNOINDEX_MEDIA_INFO").write_text("x")
+    (studies / "Thumbs.db").write_bytes(b"x")
+    given = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--json"]
+    assert main(given) == 0
+    said = capsys.readouterr()
+    assert "Files or frames not scored: 0." in said.err
+    assert "Files without an image by their kind (reports, presentation states and the like): 2." in said.err
+    assert "Skipped what operating systems and network drives leave behind: 1 @eaDir, 1 Thumbs.db.\n" in said.err
+    states = {line["source"]: line["state"] for line in map(json.loads, said.out.splitlines()) if "reason" in line}
+    assert states == {"alone.dcm": "no_image", "report.dcm": "no_image"}
+    found = [(row["source"], row["frame_number"], row["state"], row["reason"]) for row in rows(out / "failures.csv")]
+    assert found == [("alone.dcm", "", "no_image", "no_image"), ("report.dcm", "", "no_image", "no_image")]
+    report_page = (out / "report.html").read_text(encoding="utf-8")
+    assert "1.2.1" in report_page
+    assert "1.2.2" not in report_page
+    assert "alone.dcm" not in report_page
+    before = contents(out)
+    assert main(given) == 0
+    assert contents(out) == before
+    (studies / "cut.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.3", PixelData=None))
+    assert main(given) == 1
+    for name in ("cut.dcm", "image.dcm"):
+        (studies / name).unlink()
+    assert main(given) == 0
+
+
+def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_row(bundle: Bundle, tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "results"
+    studies.mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (9, 40, 50), np.uint8)
+    (studies / "us.dcm").write_bytes(make_dicom(frames, Modality="US", StudyInstanceUID="1.2.1"))
+    (studies / "x.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1"))
+    assert main(["score", str(studies), "--bundle", str(bundle.path), "--out", str(out)]) == 1
+    (row,) = rows(out / "failures.csv")
+    assert (row["source"], row["frame_number"], row["state"], row["reason"]) == ("us.dcm", "", "not_scorable", "wrong_modality")
+    (trace,) = (json.loads(path.read_bytes()) for path in (out / "traces").iterdir())
+    assert [one["frame_number"] for one in trace["not_scored"]] == [None]

@@ -1,12 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydicom import uid
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.objects import is_without_pixels
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
-from tests.builders import make_dicom
+from tests.builders import make_dicom, make_dicomdir
 
 VOLUME = np.arange(3 * 6 * 5, dtype=np.uint16).reshape(3, 6, 5)
 
@@ -115,3 +120,67 @@ def test_shared_laterality_and_spacing_of_an_enhanced_object_hold_for_every_fram
     overrides = {"SharedFunctionalGroupsSequence": Sequence([shared]), "PixelSpacing": [1, 1], "ImageLaterality": "R"}
     frames = read(SOPClassUID=uid.OphthalmicTomographyImageStorage, Modality="OPT", **overrides)
     assert {(frame.laterality, frame.pixel_spacing_mm) for frame in frames} == {("L", (0.0039, 0.0117))}
+
+
+def reason(content: bytes) -> Reason:
+    with pytest.raises(UnreadableError) as caught:
+        list(read_frames_from_bytes(content, "a"))
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["reportsi.dcm", "test-SR.dcm", "rtplan.dcm", "rtplan_truncated.dcm", "rtstruct.dcm", "ExplVR_BigEndNoMeta.dcm"]
+)
+def test_real_objects_without_pixels_are_no_images(name: str) -> None:
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    assert reason(Path(path).read_bytes()) is Reason.NO_IMAGE
+
+
+@pytest.mark.parametrize(
+    "sop_class",
+    [
+        uid.ComprehensiveSRStorage,
+        uid.GrayscaleSoftcopyPresentationStateStorage,
+        uid.KeyObjectSelectionDocumentStorage,
+        uid.EncapsulatedPDFStorage,
+        uid.TwelveLeadECGWaveformStorage,
+        "1.3.12.2.1107.5.9.1",
+    ],
+)
+def test_the_sop_class_decides_whether_pixels_are_missing(sop_class: str) -> None:
+    whole = make_dicom(PixelData=None, SOPClassUID=sop_class)
+    assert reason(whole) is Reason.NO_IMAGE
+    assert {reason(whole[:cut]) for cut in range(len(whole) - 150, len(whole), 7)} == {Reason.NO_IMAGE}
+
+
+def test_a_radiograph_that_is_cut_off_before_its_pixels_is_a_failure() -> None:
+    whole = make_dicom()
+    pixels = whole.index(b"\xe0\x7f\x10\x00")
+    assert {reason(whole[:cut]) for cut in range(140, pixels, 5)} <= {
+        Reason.NO_PIXELS,
+        Reason.TRUNCATED,
+        Reason.INCONSISTENT,
+        Reason.DECODE_FAILED,
+        Reason.UNSUPPORTED_ENCODING,
+    }
+    assert reason(make_dicom(PixelData=None, SOPClassUID=None)) is Reason.NO_PIXELS
+    assert reason(make_dicom(PixelData=None, SOPClassUID="1.2.3.4")) is Reason.NO_PIXELS
+
+
+def test_a_directory_by_any_name_is_no_image() -> None:
+    assert reason(make_dicomdir(("A",))) is Reason.NO_IMAGE
+
+
+def test_no_class_of_images_is_taken_for_one_without_pixels() -> None:
+    """By the names that PS3.6 gives the classes; doses may have pixels."""
+    storage = {value: name for name, value in vars(uid).items() if name.endswith("Storage") and isinstance(value, uid.UID)}
+    images = {one for one, name in storage.items() if "Image" in name or "Segmentation" in name or "Map" in name}
+    images |= {uid.RTDoseStorage, uid.ParametricMapStorage, uid.EnhancedUSVolumeStorage}
+    images -= {uid.SurfaceSegmentationStorage, uid.RealWorldValueMappingStorage}
+    assert [storage[one] for one in images if is_without_pixels(one)] == []
+    others = {
+        one for one, name in storage.items() if any(word in name for word in ("SR", "Presentation", "Waveform", "Encaps"))
+    }
+    assert len(others) > 50
+    assert [storage[one] for one in others if not is_without_pixels(one)] == []

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import InputError, Reason
 from pipeline.imaging.sources import StudyFile, discover
@@ -106,6 +107,7 @@ def test_unreadable_and_unlabelled_files_are_quarantined_with_their_reason(tmp_p
     (tmp_path / "SICK" / "0.png").write_text("not a picture")
     (tmp_path / "SICK" / "1.png").write_bytes((tmp_path / "SICK" / "1.png").read_bytes()[:60])
     (tmp_path / "SICK" / "2.png").write_bytes(make_dicom(PixelData=None))
+    (tmp_path / "SICK" / "3.png").write_bytes(make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage))
     (tmp_path / "notes.txt").write_text("no study")
     write_picture(tmp_path / "WELL" / "extra.png", 77)
     index = build(tmp_path, labels=table)
@@ -113,6 +115,7 @@ def test_unreadable_and_unlabelled_files_are_quarantined_with_their_reason(tmp_p
         "SICK/0.png": "not_an_image",
         "SICK/1.png": "truncated",
         "SICK/2.png": "no_pixels",
+        "SICK/3.png": "no_image",
         "notes.txt": NO_LABEL,
         "WELL/extra.png": NO_LABEL,
     }
@@ -354,6 +357,14 @@ def test_the_same_file_twice_stays_twice(tmp_path: Path) -> None:
     index = build(tmp_path)
     assert [record.source for record in index.records] == ["a.dcm", "b.dcm"]
     assert (index.duplicates(), index.quarantine) == (1, ())
+
+
+def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_row(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "good.png", 1)
+    (tmp_path / "in" / "us.dcm").write_bytes(make_dicom(np.zeros((9, 70, 70), np.uint8), Modality="US"))
+    how = How(gate=Gate({Check.WRONG_MODALITY: Policy.REJECT}, modalities=("DX",)))
+    index, _ = build_index([tmp_path / "in"], Rules(), how=how)
+    assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("us.dcm", "wrong_modality", None)]
 
 
 def test_the_gate_takes_frames_out_one_by_one(tmp_path: Path) -> None:

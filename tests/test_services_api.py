@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import TrainingError
 from pipeline.imaging.sources import read_frames_from_bytes
@@ -230,8 +231,9 @@ def test_a_graph_that_cannot_be_loaded_leaves_it_not_ready(tmp_path: Path, caplo
         (make_dicom(PixelData=None), "no_pixels"),
         (make_dicom(Rows=0, Columns=0, PixelData=b""), "empty_image"),
         (make_dicom(Modality="MG"), "wrong_modality"),
+        (make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage), "no_image"),
     ],
-    ids=["text", "empty", "truncated", "no-pixels", "no-rows", "wrong-modality"],
+    ids=["text", "empty", "truncated", "no-pixels", "no-rows", "wrong-modality", "report"],
 )
 def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content: bytes, reason: str) -> None:
     response = client.post("/v1/predict", files=files(content))
@@ -241,6 +243,29 @@ def test_no_readable_file_is_a_problem_with_reasons(client: TestClient, content:
     assert {*response.json()["failures"][0]} == {"source", "frame_number", "state", "reason", "message"}
     assert "errors" not in response.json()
     assert "Doe" not in response.text
+
+
+def test_a_report_beside_an_image_is_no_failure_and_what_a_system_left_behind_is_skipped(client: TestClient) -> None:
+    study, thumbnails = "1.2.3.4", ("study/@eaDir/a.dcm/SYNOPHOTO_THUMB_SM.jpg", "Thumbs.db", "._a.dcm")
+    report = make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage, StudyInstanceUID=study)
+    sent = [("files", (name, b"x")) for name in thumbnails]
+    sent += [("files", ("a.dcm", make_dicom(StudyInstanceUID=study))), ("files", ("b.dcm", report))]
+    answer = StudyAnswer.model_validate(client.post("/v1/predict", files=sent).json())
+    assert [frame.source for frame in answer.frames] == ["a.dcm"]
+    assert answer.failures == ()
+    assert [(one.source, one.state.value, one.reason.value) for one in answer.without_image] == [
+        ("b.dcm", "no_image", "no_image")
+    ]
+    assert answer.skipped == 3
+    left_alone = client.post("/v1/predict", files=[("files", ("Thumbs.db", b"x"))])
+    assert left_alone.json()["failures"][0]["reason"] == "not_an_image"
+
+
+def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_failure(client: TestClient) -> None:
+    ultrasound = make_dicom(np.zeros((7, 40, 40), np.uint8), Modality="US")
+    response = client.post("/v1/predict", files=files(make_dicom(), ultrasound))
+    (failure,) = response.json()["failures"]
+    assert (failure["source"], failure["frame_number"], failure["reason"]) == ("file1.dcm", None, "wrong_modality")
 
 
 def test_two_studies_are_refused(client: TestClient) -> None:

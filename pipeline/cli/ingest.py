@@ -1,12 +1,13 @@
 """`octray ingest`: read studies and labels into an index."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.deidentify import add_options, job
 from pipeline.cli.terminal import printable
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,10 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the index; return 1 where a file could not be read, otherwise 0."""
+    """Write the index; return 1 if an image could not be read, otherwise 0."""
     from rich.console import Console
 
     from pipeline.cli.progress import bar
+    from pipeline.imaging.files.leftovers import skipped_line
     from pipeline.ingest.build import Rules, build_index
     from pipeline.ingest.index import difference, write_index
     from pipeline.ingest.splits import parse_percent
@@ -73,16 +75,17 @@ def run(args: argparse.Namespace) -> int:
 
     rules = Rules(args.labels, args.label_from, args.patient_key, parse_percent(args.split), args.seed, _deidentify(args))
     console = Console(stderr=True)
+    skipped: Counter[str] = Counter()
     try:
-        built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out)
+        built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out, skipped=skipped)
     except KeyboardInterrupt:
         console.print("What was read so far is kept: the same command goes on from there.", markup=False, highlight=False)
         raise
     replaced = difference(args.out, built)
     index = write_index(args.out, built)
     _show_counts(console, index)
-    _show_notes(console, index, [note, replaced, _where_names_are(rules.deidentify)])
-    return int(any(row.reason != NO_LABEL for row in index.quarantine))
+    _show_notes(console, index, [note, skipped_line(skipped), replaced, _where_names_are(rules.deidentify)])
+    return int(any(row.reason not in (NO_LABEL, Reason.NO_IMAGE) for row in index.quarantine))
 
 
 def _deidentify(args: argparse.Namespace) -> "Job | None":
@@ -149,6 +152,7 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
     for flag, count in sorted(Counter(flag for record in index.records for flag in record.flags).items()):
         lines.append(f"{count} frames flagged: {flag}")
     for reason, count in sorted(Counter(row.reason for row in index.quarantine).items()):
-        lines.append(f"{count} quarantined: {reason} (listed in quarantine.csv)")
+        what = "without an image by their kind" if reason == Reason.NO_IMAGE else f"quarantined: {reason}"
+        lines.append(f"{count} {what} (listed in quarantine.csv)")
     for line in lines:
         console.print(printable(line), markup=False, highlight=False)

@@ -3,12 +3,13 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.terminal import printable
-from pipeline.errors import InputError, UnreadableError
+from pipeline.errors import InputError, Reason, UnreadableError
 
 if TYPE_CHECKING:
     from pipeline.imaging.files.study_file import StudyFile
@@ -34,28 +35,34 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        0 where everything was read, 1 where something was not.
+        0 if everything was read that is an image, 1 if something was not.
 
     Raises
     ------
     InputError
         Where a path is missing, or nothing could be read.
     """
+    from pipeline.imaging.files.leftovers import skipped_line
     from pipeline.imaging.sandbox import Sandbox
     from pipeline.imaging.sources import discover
 
-    frames = unreadable = 0
-    files = [file for path in args.paths for file in discover(path)]
+    frames = unreadable = without_image = 0
+    skipped: Counter[str] = Counter()
+    files = [file for path in args.paths for file in discover(path, skipped=skipped)]
     try:
         with Sandbox() as sandbox:
             for description in _descriptions(sandbox, files):
                 sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
                 sys.stdout.flush()
-                failed = "reason" in description
-                unreadable, frames = unreadable + failed, frames + (not failed)
+                reason = description.get("reason")
+                frames += reason is None
+                without_image += reason == Reason.NO_IMAGE
+                unreadable += reason not in (None, Reason.NO_IMAGE)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. The files that follow were not looked at.") from None
-    if not frames:
+    if line := skipped_line(skipped):
+        sys.stderr.write(f"{line}\n")
+    if not frames and not (without_image and not unreadable):
         raise InputError(
             f"No frame could be read: {unreadable} unreadable files."
             if unreadable
@@ -78,7 +85,8 @@ def _descriptions(sandbox: "Sandbox", files: "list[StudyFile]") -> Iterator[dict
 def _line(description: dict[str, Any]) -> str:
     """Return a description in columns, with nothing in it that a terminal would obey."""
     if "reason" in description:
-        text = f"{description['source']}  UNREADABLE  {description['reason']}: {description['message']}"
+        verdict = "NO IMAGE" if description["reason"] == Reason.NO_IMAGE else "UNREADABLE"
+        text = f"{description['source']}  {verdict}  {description['reason']}: {description['message']}"
     else:
         spacing = description["pixel_spacing_mm"]
         kind = (description[key] for key in ("modality", "view_position", "laterality", "photometric_interpretation"))

@@ -119,7 +119,7 @@ class _Audience:
                 frame_record(frame.prediction) | {"heatmaps": {one.label: one.path.as_posix() for one in frame.pictures}}
                 for frame in record.frames
             ]
-            lines += [failure_record(failure) for failure in record.failures]
+            lines += [failure_record(failure) for failure in (*record.failures, *record.without_image)]
             try:
                 self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
                 self._out.flush()
@@ -142,6 +142,7 @@ def _run(job: "Job", quiet: float | None) -> bool:
 
 def _say(out: Path, job: "Job") -> None:
     """Say on standard error what was done and where it lies."""
+    from pipeline.imaging.files.leftovers import skipped_line
     from pipeline.job.folder import FAILURES, HEATMAPS, OBJECTS, PREDICTIONS, REPORT
 
     totals = job.totals
@@ -149,6 +150,13 @@ def _say(out: Path, job: "Job") -> None:
         f"Frames scored: {totals.frames}. Studies: {totals.studies}, with a finding: {totals.urgent}. "
         f"Files or frames not scored: {totals.failures}. Studies and single files looked at in this run: {job.scored}.\n"
     )
+    if totals.without_image:
+        sys.stderr.write(
+            f"Files without an image by their kind (reports, presentation states and the like): {totals.without_image}. "
+            "There is nothing to score in them.\n"
+        )
+    if line := skipped_line(job.skipped):
+        sys.stderr.write(f"{line}\n")
     if job.replaced:
         sys.stderr.write("The results of another bundle, folder, shard or octray, which were there before, were removed.\n")
     if job.faults:

@@ -70,6 +70,7 @@ def build_index(
     workers: int = 2,
     how: How = How(),  # noqa: B008
     out: Path | None = None,
+    skipped: Counter[str] | None = None,
 ) -> tuple[Index, str]:
     """Read every study below the sources and divide the patients into splits.
 
@@ -88,6 +89,8 @@ def build_index(
     out
         Folder of the index: its journal says what was read before, and what is read now is written there at once. None reads
         everything.
+    skipped
+        As in `discover`.
 
     Returns
     -------
@@ -105,7 +108,8 @@ def build_index(
     with Journal(out / JOURNAL if out else None, binding(how)) as journal, _run(rules, how, workers) as run:
         homes = (run.out,) if run else roots
         places = Places([as_text(str(home)) for home in homes], journal)
-        files = find_files(sources, _no_studies(rules, out), (lambda _, file: run.knows(file)) if run else places.knows)
+        is_known = (lambda _, file: run.knows(file)) if run else places.knows
+        files = find_files(sources, _no_studies(rules, out), is_known, skipped)
         known = _known(rules, sources, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)
         wanted = {one: file for one, file in files.items() if _is_wanted(rules, known, one, file)}

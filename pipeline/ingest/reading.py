@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import PASSING, InputError, Reason, UnreadableError
@@ -105,7 +107,10 @@ class Patient:
 
 
 def find_files(
-    sources: Sequence[Path], leave_out: Collection[Path], is_known: Callable[[FileId, StudyFile], bool]
+    sources: Sequence[Path],
+    leave_out: Collection[Path],
+    is_known: Callable[[FileId, StudyFile], bool],
+    skipped: Counter[str] | None = None,
 ) -> dict[FileId, StudyFile]:
     """Return every file of the sources in order, once each.
 
@@ -115,7 +120,7 @@ def find_files(
         Files or folders.
     leave_out
         Files that are no studies: the table of labels, the index itself.
-    is_known
+    is_known, skipped
         As in `discover`.
 
     Raises
@@ -128,7 +133,8 @@ def find_files(
     seen: set[object] = set()
     files: dict[FileId, StudyFile] = {}
     for root, source in enumerate(sources):
-        for file in discover(source, lambda file, root=root: is_known((root, file.source), file)):  # type: ignore[misc]
+        knows = partial(_knows, root, is_known)
+        for file in discover(source, knows, skipped):
             place = _real_path(file.path, folders), tuple(member.offset for member in file.inside)
             if file.refusal is None and (place in seen or (not file.inside and place[0] in unwanted)):
                 continue
@@ -137,6 +143,10 @@ def find_files(
     if not files:
         raise InputError(f"There is no file in {', '.join(source.name for source in sources)}. Give a folder of studies.")
     return files
+
+
+def _knows(root: int, is_known: Callable[[FileId, StudyFile], bool], file: StudyFile) -> bool:
+    return is_known((root, file.source), file)
 
 
 def _real_path(path: Path, folders: dict[Path, str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.order import clashes
 from pipeline.ingest.reading import ReadFile, SeenFrame
-from pipeline.records import Quarantined
+from pipeline.records import Quarantined, of_whole_file
 
 Used = Mapping[FileId, tuple[SeenFrame, ...]]
 """The files that are used, in their order, with their frames."""
@@ -29,7 +29,7 @@ def usable(outcomes: Mapping[FileId, ReadFile]) -> dict[FileId, tuple[SeenFrame,
 
 
 def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile], unlabelled: str) -> Iterator[Quarantined]:
-    """Yield a row for each file, and for each frame of one that can be used, that is not used, in the order of the files.
+    """Yield a row for each file that is not used, and for each frame that is not of one that is, in the order of the files.
 
     Parameters
     ----------
@@ -50,10 +50,12 @@ def quarantined(files: Collection[FileId], outcomes: Mapping[FileId, ReadFile], 
         elif other:
             yield Quarantined(source, UID_CLASH, _clash(other[1]), root=root)
         else:
-            for frame in read.frames:
-                if frame.rejection:
-                    number = frame.key.frame_number
-                    yield Quarantined(source, frame.rejection.reason, frame.rejection.message, number, root)
+            rows = [
+                Quarantined(source, frame.rejection.reason, frame.rejection.message, frame.key.frame_number, root)
+                for frame in read.frames
+                if frame.rejection
+            ]
+            yield from of_whole_file(rows) if len(rows) == len(read.frames) else rows
 
 
 def _clash(other: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,8 @@ class Job:
     ----------
     totals
         Of the last time that tables and report were written.
+    skipped
+        What was skipped when the folder was last looked at, since systems leave it behind, and how often.
     replaced
         Whether results of another run were removed for this one.
     scored
@@ -131,6 +134,7 @@ class Job:
         self._progress = progress
         self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
         self._grouping = Grouping()
+        self.skipped: Counter[str] = Counter()
         self.replaced = False
         self.scored = 0
         self.faults: list[str] = []
@@ -145,7 +149,7 @@ class Job:
         InputError
             Where there is no file at all; what was scored before stays as it is.
         """
-        files = list(discover(self._request.studies))
+        files = list(discover(self._request.studies, skipped=self.skipped))
         if not files:
             name = self._request.studies.resolve().name
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
@@ -170,7 +174,8 @@ class Job:
             arrivals, is_begun = Arrivals(ledger.works()), bool(len(ledger))
             while True:
                 try:
-                    found = list(discover(self._request.studies, self._grouping.is_known))
+                    self.skipped.clear()
+                    found = list(discover(self._request.studies, self._grouping.is_known, self.skipped))
                 except InputError:  # a share that is away comes back
                     found = []
                 settled = [study for study in self._studies(found) if _is_quiet(study.files, quiet)]

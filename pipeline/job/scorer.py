@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -16,7 +17,7 @@ from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
 from pipeline.ledger.types import Claim, Outcome, Output
-from pipeline.records import FrameFacts, Quarantined
+from pipeline.records import FrameFacts, Quarantined, of_whole_file
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame
@@ -79,8 +80,18 @@ class _Study:
         kind, _, stated = self.claim.key.partition(":")
         return stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
 
+    def record(self) -> StudyRecord:
+        scored = {frame.prediction.source for frame in self.frames}
+        failures: list[Quarantined] = []
+        for source, group in groupby(self.failures, lambda row: row.source):
+            rows = tuple(group)
+            failures += rows if source in scored else of_whole_file(rows)
+        without_image = tuple(row for row in failures if row.reason == Reason.NO_IMAGE)
+        failed = tuple(row for row in failures if row.reason != Reason.NO_IMAGE)
+        return StudyRecord(self.uid(), tuple(self.frames), failed, without_image)
+
     def outcome(self, ranking: Ranking, outputs: tuple[Output, ...] = ()) -> Outcome:
-        record = StudyRecord(self.uid(), tuple(self.frames), tuple(self.failures)).to_json()
+        record = self.record().to_json()
         return Outcome(self.claim.id, record, *ranking.of_study(self.frames), outputs, self.is_final(), self.scored_at)
 
 
@@ -142,9 +153,10 @@ class Scorer:
         outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
-        manifest = self.predictor.manifest
+        manifest, record = self.predictor.manifest, study.record()
         results = [(facts, frame.prediction) for facts, frame in zip(study.facts, study.frames, strict=True)]
-        content = tracer.trace(results, study.failures, {"begun": study.begun_at, "ended": _now()})
+        not_scored = (*record.failures, *record.without_image)
+        content = tracer.trace(results, not_scored, {"begun": study.begun_at, "ended": _now()})
         trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
         outcome = study.outcome(Ranking(manifest.normal_label, manifest.urgency), (*outputs, trace))
         return Done(study.claim, outcome, faults)

@@ -69,10 +69,10 @@ def summarise(
         failures_table(folder / FAILURES) as add_failure,
     ):
         for study, record, _ in _studies(ledger, Order.POSITION, ranking, since):
-            totals = totals.plus(study)
+            totals = totals.plus(study, len(record.without_image))
             for frame in record.frames:
                 add_frame(frame.prediction)
-            for failure in record.failures:
+            for failure in (*record.failures, *record.without_image):
                 add_failure(failure)
             refused += record.failures[: FAILURES_SHOWN - len(refused)]
         for failure in not_begun:

@@ -25,15 +25,19 @@ class StudyRecord:
         Results in the order of the files and frames; without heatmap values, numbers `rounded`.
     failures
         Files and frames that were not scored, in the same order.
+    without_image
+        Files that have no image by their kind, such as structured reports; there was nothing to score in them.
     """
 
     study_instance_uid: str
     frames: tuple[ReportFrame, ...]
     failures: tuple[Quarantined, ...] = ()
+    without_image: tuple[Quarantined, ...] = ()
 
     def sources(self) -> set[str]:
         """Return the files that something is said of."""
-        return {frame.prediction.source for frame in self.frames} | {failure.source for failure in self.failures}
+        rows = (*self.failures, *self.without_image)
+        return {frame.prediction.source for frame in self.frames} | {row.source for row in rows}
 
     def to_json(self) -> bytes:
         """Return the record as UTF-8 JSON; equal records give equal bytes."""
@@ -41,6 +45,7 @@ class StudyRecord:
             "study_instance_uid": self.study_instance_uid,
             "frames": [_frame(frame) for frame in self.frames],
             "failures": [_failure(failure) for failure in self.failures],
+            "without_image": [_failure(one) for one in self.without_image],
         }
         return json.dumps(values, separators=(",", ":"), ensure_ascii=True).encode()
 
@@ -52,6 +57,7 @@ class StudyRecord:
             values["study_instance_uid"],
             tuple(_to_frame(frame) for frame in values["frames"]),
             tuple(Quarantined(**failure) for failure in values["failures"]),
+            tuple(Quarantined(**one) for one in values["without_image"]),
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import guarded
+from pipeline.errors import Reason
 from pipeline.predictions import FramePrediction, State
 from pipeline.records import Quarantined
 from pipeline.results.columns import COLUMNS, Value, rows_of
@@ -31,7 +32,7 @@ def predictions_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]
 
 @contextmanager
 def failures_table(path: Path) -> Iterator[Callable[[Quarantined], None]]:
-    """Give what adds a file or frame that was not scored; the file appears at the end, with its header where there is none."""
+    """Give what adds a file or frame that was not scored; the file appears at the end, with its header if there is none."""
     with _table(path, FAILURE_COLUMNS) as writer:
         yield lambda failure: writer.writerow(_failure_row(failure))
 
@@ -66,14 +67,19 @@ def frame_record(frame: FramePrediction) -> dict[str, Any]:
 
 
 def failure_record(failure: Quarantined) -> dict[str, Any]:
-    """Return a file or frame that was not scored as a JSON object; its state is `not_scorable`."""
+    """Return a file or frame that was not scored as a JSON object; its state is `not_scorable`, or `no_image`."""
     return {
         "source": failure.source,
         "frame_number": failure.frame_number,
-        "state": State.NOT_SCORABLE.value,
+        "state": state_of(failure).value,
         "reason": str(failure.reason),
         "message": failure.message,
     }
+
+
+def state_of(item: Quarantined) -> State:
+    """Return the state of what was not scored: whether it could not be, or there is nothing to score in it."""
+    return State.NO_IMAGE if item.reason == Reason.NO_IMAGE else State.NOT_SCORABLE
 
 
 def number(value: float) -> str:
@@ -93,7 +99,7 @@ def _cell(value: Value) -> str | int:
 
 def _failure_row(item: Quarantined) -> tuple[str | int, ...]:
     frame_number = item.frame_number or ""
-    return (guarded(item.source), frame_number, State.NOT_SCORABLE.value, guarded(item.reason), guarded(item.message))
+    return (guarded(item.source), frame_number, state_of(item).value, guarded(item.reason), guarded(item.message))
 
 
 @contextmanager

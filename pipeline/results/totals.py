@@ -25,6 +25,8 @@ class Totals:
         Frames that were scored.
     failures
         Files and frames that were not.
+    without_image
+        Files that have no image by their kind.
     first_at, last_at
         When the first and the last of the studies were scored, in seconds since 1970; 0 if there is none.
     """
@@ -37,6 +39,7 @@ class Totals:
     new: int = 0
     frames: int = 0
     failures: int = 0
+    without_image: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
 
@@ -45,8 +48,8 @@ class Totals:
         """How many studies stand in the worklist."""
         return self.studies + self.not_scored
 
-    def plus(self, study: Study) -> "Totals":
-        """Return them with one study more."""
+    def plus(self, study: Study, without_image: int = 0) -> "Totals":
+        """Return them with one study more, of which so many files have no image by their kind."""
         is_scored = bool(study.frames)
         return Totals(
             self.studies + is_scored,
@@ -57,6 +60,7 @@ class Totals:
             self.new + (study.is_listed and study.is_new),
             self.frames + len(study.frames),
             self.failures + len(study.failures),
+            self.without_image + without_image,
             min(self.first_at or study.scored_at, study.scored_at),
             max(self.last_at, study.scored_at),
         )

@@ -10,7 +10,8 @@ NO_FINDING = "No finding"
 REASONS: Mapping[str, str] = {
     "not_an_image": "Not an image",
     "truncated": "File cut off",
-    "no_pixels": "Holds no image",
+    "no_image": "No image by its kind",
+    "no_pixels": "Image without its pixels",
     "empty_image": "Image without rows or columns",
     "coloured": "Colour picture",
     "unsupported_encoding": "Encoding that octray does not read",

@@ -63,11 +63,11 @@ class FrameAnswer(Answer):
 
 
 class Failure(Answer):
-    """A file that could not be read whole, or a frame that is refused by the quality gate or as unlike the training."""
+    """A file that could not be read whole, or has no image, or a frame that the quality gate or the bundle refuses."""
 
     source: str = Field(description="name of the file, without folders")
     frame_number: int | None = Field(default=None, ge=1, description="null where the whole file is meant")
-    state: Literal[State.NOT_SCORABLE] = State.NOT_SCORABLE
+    state: Literal[State.NOT_SCORABLE, State.NO_IMAGE] = State.NOT_SCORABLE
     reason: Reason
     message: str
 
@@ -93,6 +93,10 @@ class StudyAnswer(Answer):
     failures: tuple[Failure, ...] = Field(
         description="files that could not be read whole, of which no frame counts above, and frames that were refused"
     )
+    without_image: tuple[Failure, ...] = Field(
+        description="files that have no image by their kind, such as structured reports; there is nothing to score in them"
+    )
+    skipped: int = Field(description="files that operating systems leave behind, by their names, which were not looked at")
 
 
 class Health(Answer):

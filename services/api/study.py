@@ -13,8 +13,9 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
-from pipeline.records import FrameFacts, Quarantined
+from pipeline.records import FrameFacts, Quarantined, of_whole_file
 from pipeline.results.states import study_states
+from pipeline.results.tables import state_of
 from pipeline.score.admission import read_admitted_bytes
 from pipeline.score.overlay import draw, png
 from pipeline.score.pictures import shown
@@ -55,12 +56,13 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
         Where no process can be started that reads files.
     """
     manifest = predictor.manifest
+    looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
     with Sandbox(1, predictor.admission.reading.limits) as sandbox:
         study = _Study(predictor, sandbox, settings, heatmaps)
-        for upload in uploads:
+        for upload in looked_at:
             study.add(upload)
     if not study.answers:
-        raise UnreadableStudyError(tuple(study.failures))
+        raise UnreadableStudyError((*study.failures, *study.without_image))
     return StudyAnswer(
         study_instance_uid=study.uid(),
         bundle_id=manifest.bundle_id,
@@ -70,6 +72,8 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
         states=study_states(study.predictions, manifest.normal_label),
         frames=tuple(study.answers),
         failures=tuple(study.failures),
+        without_image=tuple(study.without_image),
+        skipped=len(uploads) - len(looked_at),
     )
 
 
@@ -100,6 +104,7 @@ class _Study:
         self.answers: list[FrameAnswer] = []
         self.predictions: list[tuple[Prediction, ...]] = []
         self.failures: list[Failure] = []
+        self.without_image: list[Failure] = []
         self._stated: set[str] = set()
         self._derived: set[str] = set()
 
@@ -109,21 +114,22 @@ class _Study:
         drawn = self._heatmaps
         answers: list[FrameAnswer] = []
         predictions: list[tuple[Prediction, ...]] = []
-        refused: list[Failure] = []
+        refused: list[Quarantined] = []
         uid = ""
         try:
             for item in self._results(content, upload.source):
                 if isinstance(item, Quarantined):
-                    refused.append(_refused(item))
+                    refused.append(item)
                 elif isinstance(item, Predicted):
                     answers.append(self._answer(item))
                     predictions.append(item.prediction.predictions)
                     uid = item.facts.key.study_instance_uid
         except UnreadableError as error:
             self._heatmaps = drawn
-            self.failures.append(_failure(upload.source, None, error))
+            rows = self.without_image if error.reason is Reason.NO_IMAGE else self.failures
+            rows.append(_failure(Quarantined(upload.source, error.reason, str(error))))
             return
-        self.failures += refused
+        self.failures += map(_failure, refused if answers else of_whole_file(refused))
         self.answers += answers
         self.predictions += predictions
         if uid:
@@ -178,12 +184,10 @@ class _Study:
         return _frame_answer(item.facts, item.prediction, answers)
 
 
-def _failure(source: str, frame_number: int | None, error: UnreadableError) -> Failure:
-    return Failure(source=source, frame_number=frame_number, reason=error.reason, message=str(error))
-
-
-def _refused(result: Quarantined) -> Failure:
-    return Failure(source=result.source, frame_number=result.frame_number, reason=Reason(result.reason), message=result.message)
+def _failure(row: Quarantined) -> Failure:
+    return Failure(
+        source=row.source, frame_number=row.frame_number, state=state_of(row), reason=Reason(row.reason), message=row.message
+    )
 
 
 def _frame_answer(

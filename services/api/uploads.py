@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from pipeline.imaging.files.leftovers import leftover
 from pipeline.imaging.files.study_file import visible
 from services.api.settings import Settings
 
@@ -22,10 +23,21 @@ _END = 512
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One file of a request: its own name, as one can see it and without folders, and its content, on disk above a megabyte."""
+    """One file of a request.
+
+    Parameters
+    ----------
+    source
+        Its own name, as one can see it and without folders.
+    file
+        Its content, on disk above a megabyte.
+    is_leftover
+        Whether an operating system or a network drive left it behind, by its name and those of its folders.
+    """
 
     source: str
     file: BinaryIO
+    is_leftover: bool = False
 
 
 @asynccontextmanager
@@ -56,11 +68,12 @@ def _named(values: Sequence[UploadFile | str]) -> Sequence[Upload]:
     files = [value for value in values if isinstance(value, UploadFile) and value.filename]
     if not files:
         raise HTTPException(422, f"The request has no file. Send one file or several of one study in the field `{FIELD}`.")
-    return [Upload(_own_name(file.filename or ""), file.file) for file in files]
+    return [_upload(file.filename or "", file.file) for file in files]
 
 
-def _own_name(name: str) -> str:
-    return visible(name.replace("\\", "/").rstrip("/").rpartition("/")[2])
+def _upload(name: str, file: BinaryIO) -> Upload:
+    parts = name.replace("\\", "/").rstrip("/").split("/")
+    return Upload(visible(parts[-1]), file, any(map(leftover, parts)))
 
 
 class _Body:

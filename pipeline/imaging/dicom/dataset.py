@@ -4,7 +4,8 @@ import io
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_partial, read_preamble
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
@@ -15,6 +16,7 @@ from pipeline.intake import Limits
 
 LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
+_HEAD = 2**16
 _UID_CHARACTERS = frozenset("0123456789.")
 
 
@@ -49,6 +51,27 @@ def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str
         found.append(uid)
     notes = (f"{', '.join(derived)} missing or not valid: derived from the content.",) if derived else ()
     return (found[0], found[1], found[2]), notes
+
+
+def stated_sop_class(content: bytes) -> str:
+    """Return SOP Class UID (0008,0016), else (0002,0002), of a file that may be damaged behind it; empty if it has none."""
+    head = content[:_HEAD]
+    try:
+        dataset = read_partial(io.BytesIO(head), stop_when=_is_behind_sop_class, force=True)
+        if sop_class := uid_text(dataset, "SOPClassUID"):
+            return sop_class
+    except Exception:  # noqa: S110 - pydicom has no common base for what it raises at a cut end, or within deflated bytes
+        pass
+    try:
+        stream = io.BytesIO(head)
+        read_preamble(stream, force=True)
+        return str(_read_file_meta_info(stream).get("MediaStorageSOPClassUID", ""))
+    except Exception:  # the same
+        return ""
+
+
+def _is_behind_sop_class(tag: BaseTag, *_: object) -> bool:
+    return bool(tag > 0x00080016)
 
 
 def uid_text(dataset: Dataset, keyword: str) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, LOSSY
 from pipeline.imaging.dicom.codes import body_part, view_position
-from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
+from pipeline.imaging.dicom.dataset import instance_uids, parse, stated_sop_class, uid_text
 from pipeline.imaging.dicom.decoding import decoded_values
 from pipeline.imaging.dicom.display import palette_rendering, rendering, stored_limits
 from pipeline.imaging.dicom.geometry import pixel_spacing, slice_position
 from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
-from pipeline.imaging.dicom.objects import intent_notes, modality
+from pipeline.imaging.dicom.objects import intent_notes, is_without_pixels, modality
 from pipeline.imaging.dicom.palette import check_supplemental, look_up
 from pipeline.imaging.dicom.reducible import is_reducible
 from pipeline.imaging.grayscale import Rendering, is_padding, render
@@ -87,9 +88,17 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     UnreadableError
         And nothing else, whatever the bytes are.
     """
-    with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
-        dataset, syntax, notes = parse(content, reading.limits)
-        file = _file(dataset, content, source, read_layout(dataset, syntax, reading.limits), notes)
+    try:
+        with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
+            dataset, syntax, notes = parse(content, reading.limits)
+            file = _file(dataset, content, source, read_layout(dataset, syntax, reading.limits), notes)
+    except UnreadableError:
+        sop_class = stated_sop_class(content)
+        if not is_without_pixels(sop_class):
+            raise
+        kind = UID(sop_class).name
+        message = f"The file is no image but an object without pixels ({kind}): there is nothing to do with it."
+        raise UnreadableError(Reason.NO_IMAGE, message) from None
     instance = hashlib.sha256()
     with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
         reading = _as_possible(reading, file)

@@ -4,11 +4,13 @@ import io
 import re
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.files.leftovers import leftover
 from pipeline.imaging.files.members import DAMAGED, data_start, inflated, unpack
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile, harmless, not_opened
 from pipeline.imaging.guard import translated
@@ -50,10 +52,11 @@ _BOMB = Refusal(
 
 @dataclass(slots=True)
 class _Spent:
-    """What an archive, with all archives within it, has used up of the limits."""
+    """What an archive, with all archives within it, has used up of the limits, and what was skipped in it."""
 
     members: int = 0
     unpacked: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +112,17 @@ def is_archive(head: bytes) -> bool:
     return head.startswith(ZIP) and (head[128:132] != b"DICM" or in_a_name)
 
 
-def find_members(file: StudyFile) -> Iterator[StudyFile]:
+def find_members(file: StudyFile, skipped: Counter[str] | None = None) -> Iterator[StudyFile]:
     """Find the members of a zip archive; `source` of each is the archive's, a slash and the member's path.
 
     What may not be read (a path that leads out, a link, an encrypted member, a bomb, two members of one name), and an archive
-    that is damaged, is found with its refusal. Folders, hidden files and what macOS adds are left out. A document that is a
-    zip archive by its format only (an office file, a Java archive) is found as one file.
+    that is damaged, is found with its refusal. Folders, hidden files and what systems leave behind are left out. A document
+    that is a zip archive by its format only (an office file, a Java archive) is found as one file.
     """
     try:
         with file.path.open("rb") as stream:
             size = stream.seek(0, io.SEEK_END)
-            yield from _list(_Archive(stream, 0, size, file, 1), _Spent())
+            yield from _list(_Archive(stream, 0, size, file, 1), _Spent(skipped=Counter() if skipped is None else skipped))
     except OSError as error:
         yield _refused(file, Refusal.of(not_opened(error)))
 
@@ -130,7 +133,7 @@ def _refused(file: StudyFile, refusal: Refusal) -> StudyFile:
 
 def _list(archive: _Archive, spent: _Spent) -> Iterator[StudyFile]:
     try:
-        infos = _directory(archive)
+        infos = _directory(archive, spent)
         _check(archive, infos, spent)
     except UnreadableError as error:
         yield _refused(archive.file, Refusal.of(error))
@@ -145,7 +148,7 @@ def _list(archive: _Archive, spent: _Spent) -> Iterator[StudyFile]:
         yield from _found(archive, source, named, spent)
 
 
-def _directory(archive: _Archive) -> list[zipfile.ZipInfo]:
+def _directory(archive: _Archive, spent: _Spent) -> list[zipfile.ZipInfo]:
     """Return the members that may be files of a study."""
     if archive.depth > MOST_DEPTH:
         raise UnreadableError(
@@ -156,7 +159,10 @@ def _directory(archive: _Archive) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(cast(IO[bytes], window)) as opened:
             every = opened.infolist()
         _check_end(window)
-    found = [info for info in every if not info.filename.endswith(("/", "\\")) and not _is_hidden(info.filename)]
+    files = [info for info in every if not info.filename.endswith(("/", "\\"))]
+    left_behind = {info.filename: path for info in files if (path := _leftover_path(info.filename))}
+    spent.skipped.update(leftover(path[-1]) for path in set(left_behind.values()))
+    found = [info for info in files if info.filename not in left_behind and not _is_hidden(info.filename)]
     if not every:
         raise UnreadableError(Reason.NOT_AN_IMAGE, "The zip archive is empty.")
     return found
@@ -194,7 +200,13 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in _parts(name))
+    return any(part.startswith(".") and part != ".." for part in _parts(name))
+
+
+def _leftover_path(name: str) -> tuple[str, ...]:
+    """Return the path of what a system left behind that a member is, or lies in; empty if it is none."""
+    parts = _parts(name)
+    return next((tuple(parts[: number + 1]) for number, part in enumerate(parts) if leftover(part)), ())
 
 
 def _path(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,7 @@ from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files import archives, dicomdir
 from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
+from pipeline.imaging.files.leftovers import leftover
 from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.intake import Limits, Reading
@@ -21,13 +23,15 @@ _LINK_OUT = Refusal(
 )
 
 
-def discover(root: Path, is_known: Callable[[StudyFile], bool] | None = None) -> Iterator[StudyFile]:
+def discover(
+    root: Path, is_known: Callable[[StudyFile], bool] | None = None, skipped: Counter[str] | None = None
+) -> Iterator[StudyFile]:
     """Find the files to read, sorted by `source`: those of a folder of any depth, and the members of every zip archive in it.
 
     `root` may also be one file, an archive, or a DICOMDIR, which stands for the files that it names. Hidden files and folders
-    and what macOS adds to archives are left out; a DICOMDIR in a folder is no file of its own. What cannot be looked at or may
-    not be read (a folder that may not be listed, a link that leads out, a file that a DICOMDIR names and that is missing, a
-    damaged archive) is found as a file, so that reading it says why nothing of it was read.
+    and what operating systems and network drives leave behind are left out; a DICOMDIR in a folder is no file of its own. What
+    cannot be looked at or may not be read (a folder that may not be listed, a link that leads out, a file that a DICOMDIR names
+    and that is missing, a damaged archive) is found as a file, so that reading it says why nothing of it was read.
 
     Parameters
     ----------
@@ -36,6 +40,8 @@ def discover(root: Path, is_known: Callable[[StudyFile], bool] | None = None) ->
     is_known
         Says of a file that it was looked at before, is no archive and has not changed, so that it is not opened here; every
         file is opened where this is None.
+    skipped
+        Is told how often something was left out that a system leaves behind, by what it is; a folder counts once.
 
     Raises
     ------
@@ -44,13 +50,16 @@ def discover(root: Path, is_known: Callable[[StudyFile], bool] | None = None) ->
     """
     try:
         if root.is_file():
-            return iter(sorted(_given(root), key=_by_source))
+            return iter(sorted(_given(root, skipped), key=_by_source))
         if not root.is_dir():
             raise InputError(f"There is no file or folder {as_text(root.name)}. Check the path.")
         os.scandir(root).close()
     except OSError as error:
         raise InputError(f"{as_text(root.name)} cannot be opened: {error.strerror}. Check its permissions.") from None
-    found = [one for file in _walk(root) for one in ((file,) if is_known and is_known(file) else _expanded(file))]
+    skipped = Counter() if skipped is None else skipped
+    found = [
+        one for file in _walk(root, skipped) for one in ((file,) if is_known and is_known(file) else _expanded(file, skipped))
+    ]
     return iter(sorted(_without_dicomdirs(found), key=_by_source))
 
 
@@ -58,10 +67,10 @@ def _by_source(file: StudyFile) -> str:
     return file.source
 
 
-def _given(path: Path) -> Iterator[StudyFile]:
+def _given(path: Path, skipped: Counter[str] | None) -> Iterator[StudyFile]:
     file = StudyFile(path, as_text(path.name))
     if not dicomdir.is_dicomdir(_peek(file, _HEAD)):
-        return _without_dicomdirs(list(_expanded(file)))
+        return _without_dicomdirs(list(_expanded(file, skipped)))
     return _named(file)
 
 
@@ -114,8 +123,8 @@ def _without_dicomdirs(files: list[StudyFile]) -> Iterator[StudyFile]:
         yield from (_absent(directory, one) for one in file_ids if (*below, *dicomdir.as_key(one)) not in there)
 
 
-def _expanded(file: StudyFile) -> Iterable[StudyFile]:
-    return find_members(file) if is_archive(_peek(file, archives.HEAD)) else (file,)
+def _expanded(file: StudyFile, skipped: Counter[str] | None) -> Iterable[StudyFile]:
+    return find_members(file, skipped) if is_archive(_peek(file, archives.HEAD)) else (file,)
 
 
 def _peek(file: StudyFile, count: int) -> bytes:
@@ -126,11 +135,14 @@ def _peek(file: StudyFile, count: int) -> bytes:
         return b""
 
 
-def _walk(root: Path) -> Iterator[StudyFile]:
+def _walk(root: Path, skipped: Counter[str]) -> Iterator[StudyFile]:
     inside = os.path.realpath(root)
     unlisted: list[OSError] = []
     for folder, folders, names in os.walk(root, onerror=unlisted.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        left_behind = {name: kind for name in (*names, *folders) if (kind := leftover(name))}
+        skipped.update(left_behind.values())
+        names = [name for name in names if name not in left_behind]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_behind]
         for name in (*names, *folders):
             if not name.startswith(".") and (file := _looked_at(root, Path(folder, name), inside)) is not None:
                 yield file
