@@ -175,6 +175,14 @@ def test_encoded_b_scans_of_a_topcon_file_are_decoded(encode: Any) -> None:
         assert (frame.pixel_spacing_mm, frame.slice_position_mm) == (None, None)
 
 
+def test_a_topcon_file_of_several_volumes_is_refused_with_their_number() -> None:
+    block = (b"@IMG_SCAN_03", raw_block(np.ones((2, 4, 4))))
+    with pytest.raises(UnreadableError, match="holds 3 volumes") as caught:
+        read(make_topcon([block, EYE, block, block]))
+    assert caught.value.reason is Reason.UNSUPPORTED_ENCODING
+    assert len(read(make_topcon([block, (b"@IMG_MOT_COMP_03", block[1]), EYE, EYE]))) == 2
+
+
 def test_older_parameters_of_a_topcon_file_are_read_and_impossible_ones_are_not() -> None:
     scans = raw_block(np.ones((1, 4, 4)), mode=1)
     old = (b"@PARAM_SCAN_02", struct.pack("<B5I3d", 0, 0, 0, 0, 0, 0, 2.0, 2.0, 3.5))

@@ -5,6 +5,7 @@ each with the length of its name, the name, the length of its data and the data;
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,9 @@ def read_topcon(content: bytes, source: str, reading: Reading = DEFAULT_READING)
 
 
 def _blocks(content: bytes) -> dict[bytes, memoryview]:
-    """Return the first block of each name."""
+    """Return the first block of each name; a file with several blocks of B-scans of one name is refused."""
     blocks: dict[bytes, memoryview] = {}
+    found: Counter[bytes] = Counter()
     at, view = _HEADER_BYTES, memoryview(content)
     while at < len(content) and content[at]:
         name = content[at + 1 : at + 1 + content[at]]
@@ -73,9 +75,15 @@ def _blocks(content: bytes) -> dict[bytes, memoryview]:
         if start + size > len(content):
             raise cut_off()
         blocks.setdefault(name, view[start : start + size])
+        found[name] += 1
         at = start + size
     if at >= len(content):
         raise cut_off()
+    if (volumes := max(found[name] for name in (_JPEG, *_RAW))) > 1:
+        raise UnreadableError(
+            Reason.UNSUPPORTED_ENCODING,
+            f"The Topcon file holds {volumes} volumes, of which octray would read one. Export each as a file of its own.",
+        )
     return blocks
 
 
