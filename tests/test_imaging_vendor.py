@@ -237,6 +237,7 @@ def test_an_img_file_is_read_by_the_size_in_its_name_and_turned() -> None:
         ("OD_OS_clinic_Optic Disc Cube 12x3_1-2-2013_10-11-12_OD_sn1234_cube_z.img", "R"),
         ("P1 \u2013 Macular\u00a0Cube 12x3 \u2013 1-2-2013_10-11-12_OS_sn1234_cube_z (2).img", "L"),
         ("1024x768_Anterior Segment Cube 12x3_1-2-2013_10-11-12_OS_sn1234_cube_z - Copy.img", "L"),
+        ("P1_Macular Cube 12 x 3_1-2-2013_10-11-12_OS_sn1234_cube_z.img", "L"),
         ("Cube 12x3 cube_z.img", ""),
     ],
 )
@@ -255,7 +256,8 @@ def test_an_img_file_may_be_named_with_dashes_or_spaces(name: str, eye: str) -> 
         ("HD-5-Line-Raster", 5, 4096),
         ("HD5LineRaster", 5, 1024),
         ("HD 21 Line", 21, 1024),
-        ("HD 1 Line", 1, 4096),
+        ("HD 1 Line 100x", 1, 4096),
+        ("HD 5-Line Raster", 5, 1024),
         ("5 Line Raster", 5, 1024),
         ("HD 5 Line Raster 2048x5", 5, 2048),
     ],
@@ -264,7 +266,7 @@ def test_an_hd_raster_has_the_lines_of_its_protocol_and_the_columns_of_its_bytes
     protocol: str, lines: int, columns: int
 ) -> None:
     content = np.arange(lines * 1024 * columns, dtype=np.uint32).astype(np.uint8).tobytes()
-    for name in (f"P9_{protocol}_9-22-2017_12-22-6_OD_sn58_lineEnhanced.img", f"P9 {protocol} 9-22-2017 OD sn8 line_raw.img"):
+    for name in (f"P9_{protocol}_9-22-2017_12-22-6_OD_sn58_lineEnhanced.img", f"P9 {protocol} 9-22-2017 OD sn8 cube_raw.img"):
         frames = read(content, name)
         assert [frame.shape for frame in frames] == [(1024, columns)] * lines
         assert {frame.laterality for frame in frames} == {"R"}
@@ -281,6 +283,8 @@ def test_an_hd_raster_has_the_lines_of_its_protocol_and_the_columns_of_its_bytes
         "P1_Angio (6mmx6mm)_6-13-2019_13-2-0_OS_sn25281_cube_z.img",
         "P1_HD Line_9-22-2017_12-22-6_OD_sn5_lineEnhanced.img",
         "backup 12x3.img",
+        "backup of 5 lines.img",
+        "P1_HD 5 Line Raster_9-22-2017_12-22-6_OD_sn5_FlowCube_z.img",
         "12x3_lslo.img",
     ],
 )

@@ -14,13 +14,14 @@ from pipeline.records import Frame
 
 DEPTH = 1024
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")
-_SIZE = re.compile(r"(?<!\d)(\d{2,4})x(\d{1,4})(?!\d|mm)")
+_SIZE = re.compile(r"(?<!\d)(\d{2,4})(?:[x\u00d7]|_[x\u00d7]_)(\d{1,4})(?!\d|mm)")
 _LINES = re.compile(r"(?:(?<![a-z\d])|hd_?)(\d{1,2})_?lines?(?=_|raster)")
 """HD 5 Line Raster, HD 21 Line: the protocol has a number of B-scans."""
 _LINE_COLUMNS = (1024, 4096)
 """Columns that a B-scan of such a protocol may have, as the retimat project found them; the number of bytes says which."""
 _KIND = re.compile(r"(?<![a-z])(?:cube|lines?)_?(?:z|raw|enhanced)(?:_copy|_?\(\d+\))*\.img$")
-"""What the device calls structure; a FlowCube, of angiography, is none."""
+_FLOW = "flowcube"
+"""What the device calls blood flow, which is no picture of structure."""
 _EYE = re.compile(r"_(od|os)(?=_)")
 _EYES = {"od": "R", "os": "L"}
 _NOTE = "The file has no header: the size and the eye are those in its name, and the distances of its pixels are not known."
@@ -77,10 +78,13 @@ def _normalised(source: str) -> str:
 def _sizes(source: str) -> list[tuple[int, int]]:
     """Return the columns and the B-scans that the protocol in a name stands for; several if it leaves a choice."""
     name = _normalised(source)
-    if not _KIND.search(name):
+    if _FLOW in name:
         return []
-    named = [(int(columns), int(scans)) for columns, scans in _SIZE.findall(name)]
-    return named or [(columns, int(scans)) for scans in _LINES.findall(name) for columns in _LINE_COLUMNS]
+    is_kind = bool(_KIND.search(name))
+    named = [(int(columns), int(scans)) for columns, scans in _SIZE.findall(name)] if is_kind else []
+    lines = [int(scans) for scans in _LINES.findall(name)] if is_kind or _EYE.search(name) else []
+    unsized = [scans for scans in lines if all(scans != one for _, one in named)]
+    return named + [(columns, scans) for scans in unsized for columns in _LINE_COLUMNS]
 
 
 def _laterality(source: str) -> str:
