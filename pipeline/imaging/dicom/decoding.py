@@ -1,6 +1,7 @@
 """Decodes the stored values of a DICOM file, one frame at a time; what the values mean is said elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,17 @@ def _single_bits(packed: NDArray[np.uint8], layout: Layout) -> Iterator[Values]:
 
 
 def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[tuple[Values, tuple[str, ...]]]:
-    decoder = get_decoder(layout.transfer_syntax)
+    decode = frame_decoder(dataset, layout, reading)
+    for encoded in layout.encoded_frames(dataset):
+        yield decode(encoded)
+
+
+def frame_decoder(dataset: Dataset, layout: Layout, reading: Reading) -> Callable[[bytes], tuple[Values, tuple[str, ...]]]:
+    """Return what decodes one compressed frame of a data set, as `decode_frame` does."""
+    register()
     counts = {"samples_per_pixel": layout.samples, "number_of_frames": 1}
     options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | counts
-    for encoded in layout.encoded_frames(dataset):
-        yield decode_frame(encoded, decoder, options, reading)
+    return partial(decode_frame, decoder=get_decoder(layout.transfer_syntax), options=options, reading=reading)
 
 
 def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> tuple[Values, tuple[str, ...]]:

@@ -74,7 +74,8 @@ def _table(dataset: Dataset, colour: str) -> tuple[NDArray[Any], int]:
         # Entries of 8 bits may be stored in words, and of 16 bits in bytes (Note 2 of C.7.6.3.1.6); their number tells.
         table = _integers(plain, 16 if len(plain) >= 2 * entries else 8)
     else:
-        table = _expanded(_integers(little_endian(dataset, f"Segmented{colour}PaletteColorLookupTableData"), bits), entries)
+        segments = _integers(little_endian(dataset, f"Segmented{colour}PaletteColorLookupTableData"), bits)
+        table, _ = expand_segments(segments, entries)
     if table.size < entries:
         raise _contradiction()
     return table[:entries], int(as_signed(first, number(dataset, "PixelRepresentation") == 1))
@@ -84,8 +85,21 @@ def _integers(data: bytes, bits: int) -> NDArray[Any]:
     return np.frombuffer(data[: len(data) // 2 * 2], "<u2") if bits == 16 else np.frombuffer(data, "u1")
 
 
-def _expanded(segments: NDArray[Any], entries: int) -> NDArray[Any]:
-    """Expand a segmented table, no further than its descriptor says; an indirect segment repeats earlier ones (C.7.9.2.3)."""
+def expand_segments(segments: NDArray[Any], entries: int) -> tuple[NDArray[Any], int]:
+    """Expand a segmented table, no further than its descriptor says; an indirect segment repeats earlier ones (C.7.9.2.3).
+
+    Parameters
+    ----------
+    segments
+        uint8 or uint16 array of shape (values,).
+    entries
+        How many entries the table has.
+
+    Returns
+    -------
+    tuple[NDArray, int]
+        The entries, of which the last segment may give some too many, and how many values were needed for them.
+    """
     table: list[int] = []
     at = 0
     while at + 2 < segments.size and len(table) < entries:
@@ -96,7 +110,7 @@ def _expanded(segments: NDArray[Any], entries: int) -> NDArray[Any]:
                 repeats, start = repeats - 1, _append(table, segments, start)
         else:
             at = _append(table, segments, at)
-    return np.asarray(table, segments.dtype)
+    return np.asarray(table, segments.dtype), at
 
 
 def _append(table: list[int], segments: NDArray[Any], at: int) -> int:

@@ -28,6 +28,7 @@ from pipeline.ingest.deidentify.numbers import NUMBERS, is_free
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import blank, clear_surplus, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
+from pipeline.ingest.deidentify.surplus import clear_tables
 from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy, is_class
 from pipeline.ingest.deidentify.verify import left, verify
 from pipeline.intake import Limits, Reading
@@ -151,6 +152,7 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
         yield from _clean_pixels(dataset, layout, options)
     with translated(_UNWRITABLE):
         _set_uids(dataset, uids)
+        clear_tables(dataset)
         clean(dataset, context)
         _replace_left(dataset, identity, options, allowed)
         mark(dataset, options, layout is not None)
@@ -188,7 +190,7 @@ def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterato
     if options.boxes or options.clean_pixels:
         yield from blank(dataset, layout, partial(_rectangles, options))
     else:
-        clear_surplus(dataset, layout)
+        yield from clear_surplus(dataset, layout)
 
 
 def _rectangles(options: Options, stored: NDArray[Any]) -> Iterator[Box]:

@@ -13,11 +13,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import Bits
 from pipeline.imaging.dicom.codecs import LOSSY
-from pipeline.imaging.dicom.decoding import stored_values
+from pipeline.imaging.dicom.decoding import frame_decoder, stored_values
 from pipeline.imaging.dicom.header import code, number, texts, value
 from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Layout
 from pipeline.ingest.deidentify.options import Box, Refusal, RefusedError
-from pipeline.ingest.deidentify.surplus import without_surplus
+from pipeline.ingest.deidentify.surplus import extended_offset_tables, without_padding, without_surplus
 from pipeline.intake import DEFAULT_READING
 
 _MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OT", "SC", "US", "XC"})
@@ -37,7 +37,8 @@ _OUTSIDE = (
     "A rectangle to blank lies outside the image of {} rows and {} columns. Give the images of one kind a run of their own."
 )
 _CHUNK = 2**22
-_STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_OFFSETS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", *_OFFSETS)
 
 
 def may_show_identity(dataset: Dataset) -> bool:
@@ -128,16 +129,22 @@ def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes, bits: int) 
             delattr(dataset, keyword)
 
 
-def clear_surplus(dataset: Dataset, layout: Layout) -> None:
+def clear_surplus(dataset: Dataset, layout: Layout) -> Iterator[None]:
     """Remove, in place, what lies in and behind the pixel data and is no pixel; all pixels keep their values.
 
     Bits that are not stored are cleared, overlays among them (PS3.5 8.1.2, retired); signs that reach into them and Pixel
     Padding Value (0028,0120) stay.
 
+    Yields
+    ------
+    None
+        After each compressed frame.
+
     Raises
     ------
     UnreadableError
-        `UNSUPPORTED_ENCODING` where overlays are compressed with the pixels, `INCONSISTENT` where High Bit is wrong.
+        `UNSUPPORTED_ENCODING` if overlays are compressed with the pixels, or a frame has parts of unknown meaning;
+        `INCONSISTENT` if High Bit is wrong; what decoding raises.
     """
     if layout.transfer_syntax.is_encapsulated:
         if layout.bits is not None and layout.bits.overlays:
@@ -145,10 +152,18 @@ def clear_surplus(dataset: Dataset, layout: Layout) -> None:
                 Reason.UNSUPPORTED_ENCODING,
                 "An overlay lies among the compressed bits of the pixels. Export the file uncompressed.",
             )
-        table = value(dataset, "ExtendedOffsetTable")
-        made = without_surplus(dataset.PixelData, layout, table if isinstance(table, bytes) else b"")
+        table, made = value(dataset, "ExtendedOffsetTable"), b""
+        decode = frame_decoder(dataset, layout, DEFAULT_READING)
+        for made in without_surplus(  # noqa: B007 - the last one is the pixel data
+            dataset.PixelData, layout, table if isinstance(table, bytes) else b"", lambda encoded: decode(encoded)[0]
+        ):
+            yield None
+        right = extended_offset_tables(made, layout.frames)
     else:
-        made = _native(dataset, layout)
+        made, right = _native(dataset, layout), (b"", b"")
+    if tuple(value(dataset, keyword) for keyword in _OFFSETS) != right:
+        for keyword in _OFFSETS:
+            dataset.pop(keyword, None)
     if made != dataset[layout.keyword].value:
         dataset[layout.keyword].value = made
     for keyword in PIXEL_KEYWORDS.keys() - {layout.keyword}:
@@ -160,10 +175,8 @@ def _native(dataset: Dataset, layout: Layout) -> bytes:
     if layout.photometric_interpretation == "YBR_FULL_422":
         bits = bits // 3 * 2
     length = (bits * layout.frames + 7) // 8
-    data = dataset[layout.keyword].value[: length + length % 2]
-    if length % 2:
-        is_swapped = not dataset.original_encoding[1] and dataset[layout.keyword].VR == "OW"
-        data = data[: length - 1] + (b"\0" + data[length:] if is_swapped else data[length - 1 : length] + b"\0")
+    is_swapped = not dataset.original_encoding[1] and dataset[layout.keyword].VR == "OW"
+    data = without_padding(dataset[layout.keyword].value[: length + length % 2], length, is_swapped=is_swapped)
     if layout.bits is not None and layout.bits.allocated >= 8 and (layout.bits.stored < layout.bits.allocated):
         order = "<" if dataset.original_encoding[1] else ">"
         padding = number(dataset, "PixelPaddingValue")

@@ -1,36 +1,41 @@
-"""Overwrites what lies in compressed pixel data beside the pixels: comments, metadata of applications, bytes after the end."""
+"""Clears what lies in compressed pixel data and is no pixel, in place: fragments keep their lengths and pixels their values.
 
-import re
-from collections.abc import Iterator
+A codestream is read by a list of the parts that decoders need. Every other part becomes a comment or a free box full of zeros,
+and a codestream that cannot be read in this way is refused. Bytes at the end of a scan or of a tile, behind the last that
+matters, are found by decoding: they may change without changing a pixel.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from re import Pattern
+from re import compile as pattern
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import RLELossless
 
-from pipeline.imaging.dicom.codecs import JPEG_2000
+from pipeline.errors import Reason, UnreadableError
+from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
 from pipeline.imaging.dicom.fragments import grouped_fragments
+from pipeline.imaging.dicom.header import little_endian, numbers, value
 from pipeline.imaging.dicom.layout import Layout
+from pipeline.imaging.dicom.palette import expand_segments
+from pipeline.imaging.guard import translated
 
-_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
-"""A marker after entropy-coded data, in which 0xff is followed by small bytes, or by 0xd0 to 0xd7 where decoding restarts."""
-_NEEDED = (
-    (0xE0, b"JFIF\0", 12),
-    (0xE8, b"mrfx", 5),
-    (0xE8, b"SPIFF\0", 30),
-    (0xE8, b"\0\0\0\1\xff\xd8", 6),
-    (0xEE, b"Adobe", 12),
-)
-"""Segments of applications that say how colours are coded: marker, first bytes, how many bytes are needed."""
-_ALONE = frozenset({0x01, 0xFF, *range(0xD0, 0xD9)})
-_START_OF_SCAN, _END, _COMMENT, _FIRST_OF_APPLICATIONS = 0xDA, 0xD9, 0xFE, 0xE0
-_J2K_COMMENT, _TILE, _TILE_DATA, _J2K_END = b"\xff\x64", b"\xff\x90", b"\xff\x93", b"\xff\xd9"
-_JP2 = b"\x00\x00\x00\x0cjP  "
-_CODESTREAM = b"jp2c"
-_BOXES = frozenset({b"jP  ", b"ftyp", b"jp2h", _CODESTREAM})
-_RLE_HEADER, _NOTHING = 64, 0x80
+Decode = Callable[[bytes], NDArray[Any]]
+Range = tuple[int, int]
+
+_ITEM = b"\xfe\xff\x00\xe0"
+_TAIL = 4
+"""Bytes at the end of a scan or tile of which at least one must matter; fewer hold no name and no identifier."""
 
 
-def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes = b"") -> bytes:
-    """Overwrite what no decoder needs; every fragment keeps its length, so that offsets hold, and every pixel its value.
+def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes, decode: Decode) -> Iterator[bytes]:
+    """Clear what no decoder needs.
 
     Parameters
     ----------
@@ -40,96 +45,436 @@ def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes = b"") 
         What the header says of it; checked.
     extended_offsets
         Extended Offset Table (7FE0,0001).
+    decode
+        Returns the values of one frame, all its fragments joined.
 
-    Returns
-    -------
+    Yields
+    ------
     bytes
-        The same up to the end of the last fragment; nothing follows it.
+        Nothing after each frame, so that time can be counted by frames; then the new pixel data, up to the end of the last
+        fragment. The Basic Offset Table is kept if it is right, and emptied if not.
+
+    Raises
+    ------
+    UnreadableError
+        `UNSUPPORTED_ENCODING` if a frame has parts that cannot be told from surplus; what `decode` raises.
     """
-    made = bytearray(data)
-    groups = grouped_fragments(data, layout.frames, extended_offsets)
-    for number, group in enumerate(groups):
+    table = data[8 : 8 + int.from_bytes(data[4:8], "little")]
+    starts, made = [], bytearray()
+    for number, group in enumerate(grouped_fragments(data, layout.frames, extended_offsets)):
         encoded = b"".join(data[one] for one in group)
-        wiped = _wiped(encoded, layout) if number < layout.frames else bytes(len(encoded))
+        starts += [len(made)] * (number < layout.frames)
+        cleared = _cleared(encoded, layout, decode) if number < layout.frames else bytes(len(encoded))
         at = 0
         for one in group:
-            made[one] = wiped[at : at + one.stop - one.start]
-            at += one.stop - one.start
-    return bytes(made[: groups[-1][-1].stop])
+            size = one.stop - one.start
+            made += _ITEM + size.to_bytes(4, "little") + cleared[at : at + size]
+            at += size
+        yield b""
+    right = b"".join(start.to_bytes(4, "little") for start in starts if start < 2**32)
+    kept = table if table == right else b""
+    yield b"".join((_ITEM, len(kept).to_bytes(4, "little"), kept, made))
 
 
-def _wiped(encoded: bytes, layout: Layout) -> bytes:
+def extended_offset_tables(data: bytes, frames: int) -> tuple[bytes, bytes]:
+    """Return the right Extended Offset Table (7FE0,0001) and Lengths (7FE0,0002), empty if a frame has several fragments."""
+    groups = grouped_fragments(data, frames)[:frames]
+    if any(len(group) > 1 for group in groups):
+        return b"", b""
+    first = groups[0][0].start
+    offsets, lengths = zip(*((group[0].start - first, group[0].stop - group[0].start) for group in groups), strict=True)
+    return struct.pack(f"<{frames}Q", *offsets), struct.pack(f"<{frames}Q", *lengths)
+
+
+def _cleared(encoded: bytes, layout: Layout, decode: Decode) -> bytes:
     made = bytearray(encoded)
-    if layout.transfer_syntax == RLELossless:
-        surplus = _surplus_of_rle(made, layout.rows * layout.columns, layout.bits_allocated)
-    elif layout.transfer_syntax in JPEG_2000:
-        surplus = _surplus_of_jpeg_2000(made)
-    else:
-        surplus = _surplus_of_jpeg(made)
-    for start, stop in surplus:
-        filling = _NOTHING if layout.transfer_syntax == RLELossless and start >= _RLE_HEADER and stop - start > 1 else 0
-        made[start:stop] = bytes([filling]) * (stop - start)
+    try:
+        if layout.transfer_syntax == RLELossless:
+            _clear_rle(made, layout.rows * layout.columns, layout.bits_allocated)
+            return bytes(made)
+        if layout.transfer_syntax in JPEG_2000:
+            ends = _clear_jpeg_2000(made)
+        else:
+            ends = _clear_jpeg(made, _LS_MARKER if layout.transfer_syntax in JPEG_LS else _MARKER)
+    except (IndexError, struct.error):
+        raise _unclear() from None
+    _clear_tails(made, encoded, ends, decode)
     return bytes(made)
 
 
-def _surplus_of_jpeg(encoded: bytearray) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of comments, of what applications added, and what follows the end (ISO/IEC 10918-1 B.1.1, 14495-1)."""
-    at = 2
-    while at + 2 <= len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker == _END:
-            yield at + 2, len(encoded)
-            return
-        if marker in _ALONE:
-            at += 1 if marker == 0xFF else 2
+def _unclear() -> UnreadableError:
+    return UnreadableError(
+        Reason.UNSUPPORTED_ENCODING,
+        "The compressed pixel data have parts of unknown meaning, in which anything may stand. Export the file uncompressed.",
+    )
+
+
+# Ends of scans and tiles
+
+
+def _clear_tails(made: bytearray, encoded: bytes, ends: Sequence[Range], decode: Decode) -> None:
+    """Clear the bytes at the end of each range that no pixel depends on, and make sure that all pixels are as before."""
+    with translated("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
+        pixels = decode(encoded)
+    for start, stop in ends:
+        if stop - start <= _TAIL or not _is_same(_with_other_tail(made, start, stop), pixels, decode):
             continue
-        stop = at + 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-        if marker == _COMMENT or _FIRST_OF_APPLICATIONS <= marker < _FIRST_OF_APPLICATIONS + 16:
-            needed = sum(size for which, sign, size in _NEEDED if which == marker and encoded.startswith(sign, at + 4))
-            yield at + 4 + needed, min(stop, len(encoded))
-        following = _MARKER.search(encoded, stop) if marker == _START_OF_SCAN else None
-        at = following.start() if following else stop
+        needed, free = start, stop  # zeros from `free` on change nothing; whether earlier ones do is searched
+        while needed < free:
+            middle = (needed + free) // 2
+            if _is_same(made[:middle] + bytes(stop - middle) + made[stop:], pixels, decode):
+                free = middle
+            else:
+                needed = middle + 1
+        made[free:stop] = bytes(stop - free)
+    if made != encoded and not _is_same(made, pixels, decode):
+        raise _unclear()
 
 
-def _surplus_of_jpeg_2000(encoded: bytearray) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of comments, of boxes with metadata, and what follows the end (ISO/IEC 15444-1 A.9, I.4)."""
-    at = 0
-    while encoded.startswith(_JP2) and encoded[at + 4 : at + 8] != _CODESTREAM:
-        length = int.from_bytes(encoded[at : at + 4], "big")
-        if bytes(encoded[at + 4 : at + 8]) not in _BOXES:
-            yield at + 8, at + length
-        at += length
-    at += 2 + 8 * encoded.startswith(_JP2)
-    tile_stop = 0
-    while at + 2 <= len(encoded):
-        marker = bytes(encoded[at : at + 2])
-        if marker == _J2K_END:
-            yield at + 2, len(encoded)
-            return
-        if marker == _TILE_DATA:
+def _with_other_tail(made: bytearray, start: int, stop: int) -> bytes:
+    """Change the last bytes of a range without making a marker, which begins with 0xff."""
+    first = stop - _TAIL - (made[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
+    return bytes(made[:first]) + bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in made[first:stop]) + bytes(made[stop:])
+
+
+def _is_same(encoded: bytes | bytearray, pixels: NDArray[Any], decode: Decode) -> bool:
+    try:
+        return np.array_equal(decode(bytes(encoded)), pixels)
+    except Exception:  # whatever a decoder raises: the bytes mattered
+        return False
+
+
+# JPEG and JPEG-LS (ISO/IEC 10918-1 Annex B, 14495-1 Annex C)
+
+_MARKER = pattern(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker after entropy-coded data, in which 0xff is followed by 0, or by 0xd0 to 0xd7 if decoding restarts."""
+_LS_MARKER = pattern(rb"\xff[\x80-\xcf\xd8-\xfe]")
+"""The same for JPEG-LS, in which 0xff is followed by a byte below 0x80."""
+_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM, _LSE = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE, 0xF8
+_PROGRESSIVE, _LOSSLESS, _LS_FRAME, _ARITHMETIC, _DAC = 0xC2, 0xC3, 0xF7, frozenset({0xC9, 0xCA, 0xCB}), 0xCC
+_FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE, _LOSSLESS, _LS_FRAME, *_ARITHMETIC})
+_JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"
+"""Version 1.01, no unit, square pixels, no thumbnail."""
+_ADOBE, _HP_COLOUR = b"Adobe", b"mrfx"
+_PRESETS, _PRESETS_LENGTH = 1, 13
+
+Table = tuple[int, int, int]
+"""A kind of table (class of Huffman tables, or `_DQT`), its number, and where its definition starts."""
+
+
+def _clear_jpeg(made: bytearray, marker_in_data: Pattern[bytes]) -> list[Range]:
+    """Clear a codestream and return the ranges of its entropy-coded data."""
+    if made[:2] != b"\xff\xd8":
+        raise _unclear()
+    scans: list[Range] = []
+    frame, components = 0, dict[int, int]()
+    defined, used, segments = dict[tuple[int, int], int](), set[int](), list[tuple[int, int, list[Range]]]()
+    at = 2
+    while True:
+        following = _MARKER.search(made, at)
+        if following is None:
+            raise _unclear()
+        made[at : following.start()] = b"\xff" * (following.start() - at)
+        at, marker = following.start(), made[following.start() + 1]
+        if marker == _EOI:
+            made[at + 2 :] = bytes(len(made) - at - 2)
+            break
+        if marker < 0x02 or marker == _SOI:
+            raise _unclear()
+        stop = at + 2 + int.from_bytes(made[at + 2 : at + 4], "big")
+        if stop < at + 4 or stop > len(made):
+            raise _unclear()
+        if marker in _FRAMES and not frame and stop - at == 10 + 3 * made[at + 9]:
+            frame = marker
+            components = {made[one]: made[one + 2] for one in range(at + 10, stop, 3)}
+        elif marker in (_DHT, _DQT):
+            definitions = list(_definitions(made, marker, at + 4, stop))
+            defined |= {(kind, number): start for kind, number, start, _ in definitions}
+            segments.append((at, stop, [(start, end) for _, _, start, end in definitions]))
+        elif marker == _SOS and frame:
+            used |= {defined[table] for table in _tables_of_scan(made, at, stop, frame, components) if table in defined}
+        elif not (_is_needed(made, marker, at, stop, frame)):
+            _to_comment(made, at, stop)
+        at = stop
+        if marker == _SOS:
+            end = marker_in_data.search(made, stop)
+            at = end.start() if end else len(made)
+            scans.append((stop, at))
+    for start, stop, definitions_in in segments:
+        _keep_definitions(made, start, stop, [one for one in definitions_in if one[0] in used])
+    return scans
+
+
+def _definitions(made: bytearray, marker: int, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the tables of a segment: kind, number, start, stop."""
+    while at < stop:
+        high, number = divmod(made[at], 16)
+        size = 1 + 64 * (1 + high) if marker == _DQT else 17 + sum(made[at + 1 : at + 17])
+        if at + size > stop or high > 1:
+            raise _unclear()
+        yield _DQT if marker == _DQT else high, number, at, at + size
+        at += size
+
+
+def _tables_of_scan(made: bytearray, at: int, stop: int, frame: int, components: dict[int, int]) -> set[tuple[int, int]]:
+    """Return which tables a scan uses, as (kind, number); fields that its process ignores are set to their only value."""
+    count = made[at + 4]
+    if stop - at != 8 + 2 * count:
+        raise _unclear()
+    used = set[tuple[int, int]]()
+    first, last, steps = made[stop - 3 : stop]
+    for one in range(at + 5, at + 5 + 2 * count, 2):
+        if frame == _LS_FRAME:
+            made[one + 1] = 0  # a mapping table, which is no part of DICOM's pixels (PS3.5 A.4.3)
+            continue
+        direct, alternating = divmod(made[one + 1], 16)
+        if frame == _LOSSLESS:
+            used.add((0, direct))
+            continue
+        used.add((_DQT, components.get(made[one], -1)))
+        if frame != _PROGRESSIVE or (first == 0 and steps < 16):
+            used.add((0, direct))
+        if frame != _PROGRESSIVE or last > 0:
+            used.add((1, alternating))
+    if frame in (0xC0, 0xC1):
+        made[stop - 3 : stop] = b"\x00\x3f\x00"
+    return used
+
+
+def _is_needed(made: bytearray, marker: int, at: int, stop: int, frame: int) -> bool:
+    """Return whether decoders need a segment, and clear what they do not need within it."""
+    content = made[at + 4 : stop]
+    if marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= len(_JFIF):
+        kept = _JFIF
+    elif marker == 0xEE and content.startswith(_ADOBE) and len(content) >= 12:
+        kept = _ADOBE + b"\x00\x64\0\0\0\0" + bytes([min(content[11], 2)])
+    elif marker == 0xE8 and content.startswith(_HP_COLOUR) and len(content) > len(_HP_COLOUR):
+        kept = bytes(content[:5])
+    else:
+        return (
+            (marker == _DRI and 4 <= stop - at - 2 <= 6)
+            or (marker == _DAC and frame in _ARITHMETIC)
+            or (marker == _LSE and content[0] == _PRESETS and stop - at - 2 == _PRESETS_LENGTH)
+        )
+    made[at + 4 : stop] = kept + bytes(stop - at - 4 - len(kept))
+    return True
+
+
+def _to_comment(made: bytearray, start: int, stop: int) -> None:
+    made[start:stop] = bytes([0xFF, _COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
+
+
+def _keep_definitions(made: bytearray, start: int, stop: int, used: Sequence[Range]) -> None:
+    """Leave the used tables of a segment in it, and make a comment of the room of the others."""
+    kept = b"".join(made[one:end] for one, end in used)
+    if len(kept) == stop - start - 4:
+        return
+    if not kept:
+        _to_comment(made, start, stop)
+        return
+    middle = start + 4 + len(kept)
+    made[start + 2 : middle] = (2 + len(kept)).to_bytes(2, "big") + kept
+    _to_comment(made, middle, stop)
+
+
+# JPEG 2000 (ISO/IEC 15444-1 Annex A and I, 15444-15)
+
+_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_SIZ, _CAP, _COD, _COC, _QCD, _QCC, _RGN, _POC, _PPM, _PPT = 0x51, 0x50, 0x52, 0x53, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x61
+_SOT, _SOD, _EOC, _J2K_COM = 0x90, 0x93, 0xD9, 0x64
+_PARTS = frozenset({_SIZ, _CAP, _COD, _COC, _QCD, _QCC, _RGN, _POC, _PPM, _PPT})
+_BRANDS = frozenset({b"jp2 ", b"jph ", b"jpx "})
+_GREY, _SRGB, _COLOUR_BOX = 17, 16, 15
+
+
+def _clear_jpeg_2000(made: bytearray) -> list[Range]:
+    """Clear a codestream, and the boxes around it, and return the ranges of the data of its tiles."""
+    at = _clear_boxes(made) if made.startswith(_SIGNATURE) else 0
+    if made[at : at + 4] != b"\xff\x4f\xff\x51":
+        raise _unclear()
+    components = int.from_bytes(made[at + 40 : at + 42], "big")
+    segments, tiles = list[tuple[int, int, int]](), list[Range]()
+    at, tile_stop = at + 2, 0
+    while made[at + 1] != _EOC:
+        marker, stop = made[at + 1], at + 2 + int.from_bytes(made[at + 2 : at + 4], "big")
+        if made[at] != 0xFF or (marker != _SOD and (stop < at + 4 or 0x30 <= marker < 0x40)):
+            raise _unclear()
+        if marker == _SOD:
+            if not at + 2 <= tile_stop <= len(made) - 2:
+                raise _unclear()
+            tiles.append((at + 2, tile_stop))
             at = tile_stop
             continue
-        stop = at + 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-        if marker == _J2K_COMMENT:
-            yield at + 6, min(stop, len(encoded))
-        elif marker == _TILE:
-            length = int.from_bytes(encoded[at + 6 : at + 10], "big")
-            tile_stop = max(at + length, stop) if length else encoded.rindex(_J2K_END)
-        at = max(stop, at + 2)
+        if marker == _SOT:
+            length = int.from_bytes(made[at + 6 : at + 10], "big")
+            tile_stop = at + length if length else made.rindex(b"\xff\xd9")
+        else:
+            segments.append((marker, at, stop))
+        at = stop
+    made[at + 2 :] = bytes(len(made) - at - 2)
+    levels = max(
+        (
+            made[one + (9 if marker == _COD else 5 + _width(components))]
+            for marker, one, _ in segments
+            if marker in (_COD, _COC)
+        ),
+        default=0,
+    )
+    for marker, start, stop in segments:
+        needed = start + _needed(made, marker, start, components, levels) if marker in _PARTS else 0
+        if (
+            needed
+            and marker in (_COC, _QCC, _RGN)
+            and int.from_bytes(made[start + 4 : start + 4 + _width(components)], "big") >= components
+        ):
+            needed = 0
+        if needed > stop:
+            raise _unclear()
+        if needed:
+            made[needed:stop] = bytes(stop - needed)
+        else:
+            made[start:stop] = bytes([0xFF, _J2K_COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
+    return tiles
 
 
-def _surplus_of_rle(encoded: bytearray, pixels: int, bits_allocated: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges behind the last byte of each segment, and unused words of the header (PS3.5 Annex G)."""
-    words = [int.from_bytes(encoded[at : at + 4], "little") for at in range(0, _RLE_HEADER, 4)]
-    yield 4 * (words[0] + 1), _RLE_HEADER
+def _width(components: int) -> int:
+    """Return the bytes that the number of a component takes."""
+    return 1 if components < 257 else 2
+
+
+def _needed(made: bytearray, marker: int, at: int, components: int, levels: int) -> int:
+    """Return how many bytes of a segment, its marker included, have a meaning (ISO/IEC 15444-1 A.5, A.6)."""
+    length, width = 2 + int.from_bytes(made[at + 2 : at + 4], "big"), _width(components)
+    if marker == _SIZ:
+        return 40 + 3 * components
+    if marker == _COD:
+        return 14 + (made[at + 9] + 1) * (made[at + 4] & 1)
+    if marker == _COC:
+        return 10 + width + (made[at + 5 + width] + 1) * (made[at + 4 + width] & 1)
+    if marker in (_QCD, _QCC):
+        start = at + 4 + width * (marker == _QCC)
+        steps = {0: 3 * levels + 1, 1: 2, 2: 2 * (3 * levels + 1)}.get(made[start] & 0x1F, length)
+        return min(length, start - at + 1 + steps)
+    if marker == _RGN:
+        return 6 + width
+    return 8 + 2 * int.from_bytes(made[at + 4 : at + 8], "big").bit_count() if marker == _CAP else length
+
+
+def _clear_boxes(made: bytearray) -> int:
+    """Clear the boxes of a JP2 file; return where its codestream starts."""
+    at = len(_SIGNATURE)
+    while made[at + 4 : at + 8] != b"jp2c":
+        stop = at + int.from_bytes(made[at : at + 4], "big")
+        if stop < at + 8 or stop > len(made):
+            raise _unclear()
+        kind = bytes(made[at + 4 : at + 8])
+        if kind == b"ftyp":
+            brands = (bytes(made[one : one + 4]) for one in range(at + 16, stop - 3, 4))
+            kept = b"".join(one if one in _BRANDS else b"jp2 " for one in (bytes(made[at + 8 : at + 12]), b"\0\0\0\0", *brands))
+            kept = kept[:4] + bytes(4) + kept[8:]
+            made[at + 8 : stop] = kept + bytes(stop - at - 8 - len(kept))
+        elif kind == b"jp2h":
+            _clear_header_boxes(made, at + 8, stop)
+        else:
+            _to_free(made, at, stop)
+        at = stop
+    return at + (16 if made[at : at + 4] == b"\0\0\0\1" else 8)
+
+
+def _clear_header_boxes(made: bytearray, at: int, stop: int) -> None:
+    """Keep size, bits and colour; a colour profile becomes the number of its colour space, a palette is refused."""
+    components, has_colour = 1, False
+    while at < stop:
+        end = at + int.from_bytes(made[at : at + 4], "big")
+        kind = bytes(made[at + 4 : at + 8])
+        if end < at + 8 or end > stop or kind in (b"pclr", b"cmap"):
+            raise _unclear()
+        if kind == b"ihdr" and end - at == 22:
+            components = int.from_bytes(made[at + 16 : at + 18], "big")
+        elif kind == b"colr" and not has_colour and (end - at == _COLOUR_BOX or end - at >= _COLOUR_BOX + 8):
+            enumerated = (
+                made[at + 11 : at + 15] if made[at + 8] == 1 else (_SRGB if components > 2 else _GREY).to_bytes(4, "big")
+            )
+            made[at : at + _COLOUR_BOX] = _COLOUR_BOX.to_bytes(4, "big") + b"colr\1\0\0" + enumerated
+            if end - at > _COLOUR_BOX:
+                _to_free(made, at + _COLOUR_BOX, end)
+            has_colour = True
+        elif not ((kind == b"bpcc" and end - at == 8 + components) or (kind == b"cdef" and end - at == 10 + 6 * components)):
+            _to_free(made, at, end)
+        at = end
+
+
+def _to_free(made: bytearray, start: int, stop: int) -> None:
+    made[start:stop] = (stop - start).to_bytes(4, "big") + b"free" + bytes(stop - start - 8)
+
+
+# RLE (PS3.5 Annex G)
+
+_RLE_HEADER, _NOTHING = 64, 0x80
+
+
+def _clear_rle(made: bytearray, pixels: int, bits_allocated: int) -> None:
+    """Clear the unused words of the header, what the last run of a segment has too much, and what follows it."""
+    words = struct.unpack_from("<16I", made)
+    made[4 * (words[0] + 1) : _RLE_HEADER] = bytes(_RLE_HEADER - 4 * (words[0] + 1))
     size = (pixels + 7) // 8 if bits_allocated == 1 else pixels
-    for start, stop in pairwise([*words[1 : words[0] + 1], len(encoded)]):
-        yield min(_end_of_run(encoded, start, stop, size), stop), stop
+    for start, stop in pairwise([*words[1 : words[0] + 1], len(made)]):
+        at, left = start, size
+        while left > 0 and at < stop:
+            count = made[at]
+            if count < _NOTHING:
+                run = min(at + count + 2, stop)
+                if count + 1 > left:
+                    made[at + 1 + left : run] = bytes(max(0, run - at - 1 - left))
+                left, at = left - count - 1, run
+            else:
+                left, at = left - (257 - count) * (count > _NOTHING), at + 1 + (count > _NOTHING)
+        at = min(at, stop)
+        made[at:stop] = bytes([_NOTHING if stop - at > 1 else 0]) * (stop - at)
 
 
-def _end_of_run(encoded: bytearray, at: int, stop: int, size: int) -> int:
-    while size > 0 and at < stop:
-        count = encoded[at]
-        size -= count + 1 if count < _NOTHING else 257 - count if count > _NOTHING else 0
-        at += count + 2 if count < _NOTHING else 2 if count > _NOTHING else 1
-    return at
+# Lookup tables (PS3.3 C.7.6.3.1.5, C.7.9.2, C.11.1)
+
+_PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue", "Alpha"))
+
+
+def clear_tables(dataset: Dataset) -> None:
+    """Cut lookup tables and palettes to the entries that their descriptors announce, at any depth, in place."""
+    for name in ("LUT", *_PALETTES):
+        descriptor = numbers(dataset, f"{name}Descriptor")
+        entries = int(descriptor[0]) % 2**16 or 2**16 if len(descriptor) == 3 else 0
+        for keyword in (f"{name}Data",) if name == "LUT" else (f"{name}Data", f"Segmented{name}Data"):
+            if keyword in dataset:
+                _cut_table(dataset, keyword, entries, int(descriptor[2]) if entries else 0)
+    for tag in list(dataset.keys()):
+        found = value(dataset, tag) if dataset.get_item(tag).VR in ("SQ", "UN", None) else None
+        for item in found if isinstance(found, Sequence) else ():
+            if isinstance(item, Dataset):
+                clear_tables(item)
+
+
+def _cut_table(dataset: Dataset, keyword: str, entries: int, bits: int) -> None:
+    """Cut one table, whose values are bytes or, in US and SS, words; a table without a valid descriptor is removed."""
+    found = dataset[keyword].value
+    words = list(found) if isinstance(found, MultiValue | list) else [found] if isinstance(found, int) else None
+    if not entries or not (words or isinstance(found, bytes)):
+        del dataset[keyword]
+    elif words:
+        made = words[: entries if len(words) >= entries else (entries + 1) // 2]
+        dataset[keyword].value = made if len(made) > 1 else made[0]
+    elif keyword.startswith("Segmented"):
+        kind = np.dtype("<u2" if bits == 16 else "u1")
+        data = little_endian(dataset, keyword)
+        _, needed = expand_segments(np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], kind), entries)
+        dataset[keyword].value = found[: needed * kind.itemsize + needed * kind.itemsize % 2]
+    else:
+        size = entries * (2 if len(found) >= 2 * entries else 1)
+        is_swapped = not dataset.original_encoding[1] and dataset[keyword].VR == "OW"
+        dataset[keyword].value = without_padding(found[: size + size % 2], size, is_swapped=is_swapped)
+
+
+def without_padding(data: bytes, size: int, *, is_swapped: bool) -> bytes:
+    """Set the byte that makes `size` bytes even to 0; in swapped words it comes before the last byte (PS3.5 8.1.1)."""
+    if size % 2 == 0 or len(data) <= size:
+        return data
+    return data[: size - 1] + (b"\0" + data[size : size + 1] if is_swapped else data[size - 1 : size] + b"\0")
