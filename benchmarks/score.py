@@ -34,9 +34,10 @@ from benchmarks.processes import (
     train_on,
     write_small,
 )
+from pipeline.cores import usable_cores
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import GRAPH, load_bundle
-from pipeline.model.engine import Engine, usable_cores
+from pipeline.model.engine import Engine
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
 from tests.server_ray import RayCluster, running_ray

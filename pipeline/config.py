@@ -173,7 +173,7 @@ class TrainSection(Section):
     """The course of training."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=0)] = Field(default=0, description="0: as many as there are cores")
+    threads: Annotated[int, Field(ge=0)] = Field(default=0, description="cores to use; 0: all that the process may use")
     class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cores import usable_cores
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import BYTES_AHEAD, read_ahead
 from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.intake import Limits
-from pipeline.model.engine import usable_cores
 from tests.builders import make_dicom
 from tests.sandbox_tasks import (
     abort,
@@ -365,7 +365,7 @@ SLEEPERS = """
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.intake import Limits
-from pipeline.model.engine import usable_cores
+from pipeline.cores import usable_cores
 from tests.sandbox_tasks import sleep_after_its_number
 
 with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:

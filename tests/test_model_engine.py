@@ -10,8 +10,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import BundleError
-from pipeline.model import engine as engine_module
-from pipeline.model.engine import Engine, usable_cores
+from pipeline.model.engine import A_CORE, Engine
 from tests.builders import make_graph
 
 
@@ -107,14 +106,17 @@ def test_calls_at_a_time_keep_the_cores_at_work(threads: int, cores: int, calls:
     assert Engine(make_graph(), threads).calls(cores) == calls
 
 
-@pytest.mark.parametrize(
-    ("share", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("", 8), (None, 8)]
-)
-def test_no_more_cores_are_used_than_the_control_group_allows(
-    share: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if share is not None:
-        (tmp_path / "cpu.max").write_text(f"{share}\n")
-    monkeypatch.setattr(engine_module, "_SHARE", tmp_path / "cpu.max")
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
-    assert usable_cores() == cores
+def test_the_engine_has_as_many_threads_as_the_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime alone would take one for each core of the machine."""
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    engines, added = [], []
+    for cores in ("1", "3"):
+        monkeypatch.setenv("OCTRAY_CORES", cores)
+        before = threads()
+        engines.append(Engine(make_graph()))
+        added.append(threads() - before)
+    assert added == [0, 2]  # the thread that calls is one of them
+    assert [engine.frames_at_once for engine in engines] == [A_CORE, 3 * A_CORE]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.cli.terminal import printable
+from pipeline.cores import CORES
 from pipeline.errors import ConfigError, OctrayError, is_lack_of_memory, lack_of_memory
 
 COMMANDS = (
@@ -27,6 +28,8 @@ COMMANDS = (
     "config",
     "ui",
 )
+AT_WORK = ("inspect", "deidentify", "ingest", "train", "evaluate", "score", "serve")
+"""Commands that keep several cores at work."""
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """exit codes: 0 done, 1 some studies failed and are listed, 2 unusable input or configuration, 130 interrupted.
 octray is not a medical device: its results are for research and are not to be used for diagnosis."""
@@ -70,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(subparser)
+        if name in AT_WORK:
+            subparser.add_argument(
+                "--cores",
+                type=_at_least_one,
+                metavar="N",
+                help=f"processor cores to use (default: {CORES}, else all that this process may use)",
+            )
         subparser.set_defaults(run=module.run, parser=subparser)
     return parser
 
@@ -80,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     args = _parse(build_parser(), arguments)
+    told = os.environ.get(CORES)
+    if cores := getattr(args, "cores", None):
+        os.environ[CORES] = str(cores)  # for the worker processes too
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -111,6 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "`python -X dev -m pipeline.cli.main` with the same arguments shows where it happened"
         _say(f"An unexpected {type(error).__name__}. Please report it as a fault of octray; {again}.")
         return UNUSABLE
+    finally:
+        if cores:
+            os.environ.pop(CORES)
+            os.environ.update({CORES: told} if told is not None else {})
+
+
+def _at_least_one(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on. Got {text!r} instead")
+    return int(text)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

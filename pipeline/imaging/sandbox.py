@@ -17,6 +17,7 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.cores import usable_cores
 from pipeline.errors import Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import ITEMS_AHEAD, read_ahead
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
@@ -36,17 +37,17 @@ class Sandbox:
     Parameters
     ----------
     workers
-        How many tasks run at the same time.
+        How many tasks run at the same time; 0 takes one for each core that this process may use.
     limits
         `frame_seconds` is the processor time for each result of a task, `wall_seconds` the time by the clock, `worker_bytes`
         the address space of a worker.
     """
 
-    def __init__(self, workers: int = 2, limits: Limits = Limits()) -> None:  # noqa: B008
-        self.workers = workers
+    def __init__(self, workers: int = 0, limits: Limits = Limits()) -> None:  # noqa: B008
+        self.workers = workers or usable_cores()
         self._limits = limits
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(workers):
+        for _ in range(self.workers):
             self._idle.put(None)
         self._running: set[_Worker] = set()
         self._closed = False

@@ -67,7 +67,7 @@ def build_index(
     sources: Sequence[Path],
     rules: Rules,
     progress: Progress = silent,
-    workers: int = 2,
+    workers: int = 0,
     how: How = How(),  # noqa: B008
     out: Path | None = None,
     skipped: Counter[str] | None = None,
@@ -83,7 +83,7 @@ def build_index(
     progress
         Shows how many files are done.
     workers
-        How many files are read at the same time, each in a process of its own.
+        How many files are read at the same time, each in a process of its own; 0 takes one for each core.
     how
         Limits and quality gate.
     out

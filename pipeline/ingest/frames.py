@@ -1,4 +1,4 @@
-"""From the rows of an index to the network's input: reads each file once, two at a time, in the order of the rows."""
+"""From the rows of an index to the network's input: reads each file once, several at a time, in the order of the rows."""
 
 import hashlib
 from collections import deque
@@ -8,14 +8,15 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
+from pipeline.cores import usable_cores
 from pipeline.errors import InputError, UnreadableError
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
 from pipeline.intake import Limits, Reading
 from pipeline.records import FloatArray, Frame, ImageRecord, Preprocessing
 
-_WORKERS = 2
-_AHEAD = 8
+_AHEAD = 4
+"""How many files are begun for each core before they are needed."""
 
 
 def prepared_frames(
@@ -48,12 +49,13 @@ def prepared_frames(
         Where a file is gone, cannot be read any more, or is not the same as when it was ingested.
     """
     files = (list(group) for _, group in groupby(records, key=lambda record: (record.root, record.source)))
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    cores = usable_cores()
+    with ThreadPoolExecutor(cores) as pool:
         pending: deque[Future[list[FloatArray]]] = deque()
         try:
             for rows in files:
                 pending.append(pool.submit(_prepare_file, rows, sources[rows[0].root], preprocessing, limits))
-                if len(pending) >= _AHEAD:
+                if len(pending) >= _AHEAD * cores:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.cores import usable_cores
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, WorkerError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
@@ -26,7 +27,6 @@ from pipeline.ledger.connection import without_password
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Output, StudyWork
 from pipeline.model.bundle import Bundle
-from pipeline.model.engine import usable_cores
 from pipeline.progress import Progress
 from pipeline.records import Quarantined
 from pipeline.results.patient import Detail

@@ -1,14 +1,13 @@
 """The network at run time: an ONNX graph in ONNX Runtime, without any deep learning framework."""
 
-import math
 import os
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from pipeline.cores import usable_cores
 from pipeline.errors import BundleError
 from pipeline.records import FloatArray
 
@@ -16,7 +15,6 @@ INPUT = "pixels"
 OUTPUTS = ("logits", "features")
 ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
-_SHARE = Path("/sys/fs/cgroup/cpu.max")
 A_CORE, ON_CUDA = 2, 32
 """Frames in one call: on processors few for each core, whose activations stay in its cache (DECISIONS.md); on a GPU many."""
 
@@ -30,7 +28,7 @@ class Engine:
         ONNX with the input `pixels`, float32 of shape (n, 1, size, size) in [0, 1], and the outputs `logits` (n, labels) and
         `features` (n, channels, map_rows, map_columns). Weights outside these bytes are refused.
     threads
-        How many cores one call may use; 0 takes all of them.
+        How many cores one call may use; 0 takes all that this process may use.
 
     Attributes
     ----------
@@ -111,22 +109,9 @@ class Engine:
         return int(shape[2])
 
 
-def usable_cores() -> int:
-    """Return how many processor cores this process may use: those it is held to, and no more than its control group's share.
-
-    The share is `cpu.max` of control groups version 2, as container engines set it; a part of a core counts as one.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _SHARE.read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group, or "max" for no limit
-        return cores
-
-
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = ERRORS_ONLY
     # A place that cannot hold files: every reference to weights outside the checked bytes fails.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)

@@ -1,7 +1,6 @@
 """One training run, from an index to a bundle: the whole story in the order in which it happens."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.cores import usable_cores
 from pipeline.evaluate.calibration import probabilities
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
@@ -131,7 +131,7 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
 
 def _run(job: Job, index: Index, out: Path) -> Bundle:
     settings = job.config.train
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or usable_cores())
     torch.manual_seed(settings.seed)
     network = create_network(job.config.model.architecture, len(job.material.labels)).eval()
     load_weights(network, job.config.model.architecture, job.config.model.weights)

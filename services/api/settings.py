@@ -18,7 +18,7 @@ class Settings:
     queue
         Requests that may be open beyond those; more are answered with 503.
     threads
-        Threads of the inference engine; 0 means one for each core.
+        Threads of the inference engine; 0 means one for each core that the process may use.
     upload_seconds
         Longest time that a request body may take to arrive; a slower one is answered with 408.
     study_seconds

@@ -79,7 +79,7 @@ class Run:
     reading
         Its limits say what one file may demand.
     workers
-        How many files are cleaned at the same time, each in a process of its own.
+        How many files are cleaned at the same time, each in a process of its own; 0 takes one for each core.
 
     Raises
     ------
@@ -87,7 +87,7 @@ class Run:
         Where the key is none, or not that of the crosswalk.
     """
 
-    def __init__(self, job: Job, reading: Reading = DEFAULT_READING, workers: int = 2) -> None:
+    def __init__(self, job: Job, reading: Reading = DEFAULT_READING, workers: int = 0) -> None:
         self._job, self._reading, self._workers = job, reading, workers
         self.secret = make_or_read(job.key)
         path = crosswalk.crosswalk_path(job.key)

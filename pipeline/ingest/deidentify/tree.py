@@ -33,7 +33,7 @@ class Summary:
 
 
 def deidentify_tree(
-    sources: Sequence[Path], job: Job, progress: Progress, reading: Reading = DEFAULT_READING, workers: int = 2
+    sources: Sequence[Path], job: Job, progress: Progress, reading: Reading = DEFAULT_READING, workers: int = 0
 ) -> Summary:
     """De-identify every file below some folders into one output folder.
 
@@ -48,7 +48,7 @@ def deidentify_tree(
     reading
         Its limits say what one file may demand.
     workers
-        How many files are cleaned at the same time, each in a process of its own.
+        How many files are cleaned at the same time, each in a process of its own; 0 takes one for each core.
 
     Raises
     ------
