@@ -68,7 +68,10 @@ def thumbnail(picture: Picture, folder: Path) -> str:
         return ""
     try:
         with Image.open(folder / picture.path) as image:
-            small = image.convert("L").crop((0, 0, picture.columns, picture.rows))
+            whole, spare = image.size, min(picture.columns / _THUMBNAIL[0], picture.rows / _THUMBNAIL[1])
+            image.draft("L", (int(whole[0] / spare), int(whole[1] / spare)))  # decodes no more than is shown
+            scale = image.width / whole[0]
+            small = image.convert("L").crop((0, 0, round(picture.columns * scale), round(picture.rows * scale)))
     except OSError:
         return ""
     small.thumbnail(_THUMBNAIL, Image.Resampling.BILINEAR)

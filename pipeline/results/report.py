@@ -252,7 +252,8 @@ class _Page:
         yield '</div></div><div class="body">'
         uid = f"; Study Instance UID {escape(study.study_instance_uid)}" if study.study_instance_uid else ""
         scored = f'<span class="when">; scored {time(study.scored_at)}</span>' if study.scored_at else ""
-        yield f'<p class="soft">{count(len(study.frames), "image")} scored{uid}{scored}</p>'
+        images = count(len(study.frames), "image") if study.frames else "No image"
+        yield f'<p class="soft">{images} scored{uid}{scored}</p>'
         yield from self._not_scored(study)
         yield from self._whole(study)
         named = list(zip(self._frame_names(study), study.frames, strict=True))
@@ -329,7 +330,9 @@ class _Page:
 
     def _whole(self, study: Study) -> Iterator[str]:
         """Say what all frames of a study say together, if it has several, and those of each eye or side."""
-        groups = {"All images": study.frames} if len(study.frames) > 1 else {}
+        if len(study.frames) < 2:
+            return
+        groups = {"All images": study.frames}
         for laterality in "RLB":
             frames = tuple(frame for frame in study.frames if frame.prediction.laterality == laterality)
             side = self._side(laterality)

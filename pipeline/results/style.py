@@ -5,7 +5,7 @@ STYLE = """
   --alert: #b3261e; --calm: #2b6777; --unsure: #8a5a00; --link: #0b57a4; --bar: #e2e8ed; --note: #fff6df; --edge: #b57900;
   --on-solid: #fff; }
 @media screen and (prefers-color-scheme: dark) { :root { --ink: #e6ebef; --soft: #a3b0bb; --line: #313b44; --paper: #1b2228;
-  --wash: #12171b; --alert: #d9453b; --calm: #5aa5b8; --unsure: #e0aa45; --link: #86bdf3; --bar: #38434d; --note: #2e2817;
+  --wash: #12171b; --alert: #c93a30; --calm: #5aa5b8; --unsure: #e0aa45; --link: #86bdf3; --bar: #38434d; --note: #2e2817;
   --edge: #c69026; --on-solid: #fff; } .state.likely { color: #0d1418; } }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--wash); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -38,7 +38,8 @@ time, .number { font-variant-numeric: tabular-nums; white-space: nowrap; }
   font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; background: var(--paper); border: 1px solid var(--line); }
 th, td { text-align: left; padding: 7px 11px; border-bottom: 1px solid var(--line); vertical-align: middle; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
+.worklist .of-study, .optional td:first-child { overflow-wrap: anywhere; }
 th { font-size: 12.5px; color: var(--soft); font-weight: 600; }
 .number { text-align: right; }
 .worklist { font-size: 14px; }
@@ -93,6 +94,7 @@ figure { margin: 0; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--link); }
 .optional summary h2 { display: inline; color: var(--ink); margin-right: 8px; }
+footer h3 { margin-top: 18px; }
 footer ul { max-width: 84ch; padding-left: 20px; }
 .end { padding-top: 24px; padding-bottom: 40px; font-weight: 600; max-width: 1240px; }
 @media screen and (max-width: 900px) {
@@ -105,10 +107,12 @@ footer ul { max-width: 84ch; padding-left: 20px; }
     border-bottom: 1px solid var(--line); border-left: 4px solid var(--line); }
   .worklist tr.urgent { border-left-color: var(--alert); }
   .worklist tr.unsure, .worklist tr.unknown { border-left-color: var(--edge); }
-  .worklist td { display: block; border: 0; padding: 0; min-width: 0; width: auto; grid-column: 3; }
-  .worklist td:empty { display: none; }
-  .worklist td.of-rank { grid-column: 1; grid-row: 1 / span 6; border: 0; width: auto; }
-  .worklist td.of-image { grid-column: 2; grid-row: 1 / span 6; width: auto; padding: 0; }
+  .worklist td[class] { display: block; border: 0; padding: 0; min-width: 0; width: auto; grid-column: 3; order: 3; }
+  .worklist td.of-study { order: 1; }
+  .worklist td.of-result { order: 2; }
+  .worklist td[class]:empty { display: none; }
+  .worklist td.of-rank { grid-column: 1; grid-row: 1 / span 6; order: 0; }
+  .worklist td.of-image { grid-column: 2; grid-row: 1 / span 6; order: 0; }
   table:not(.worklist) { display: block; overflow-x: auto; }
   .ways { margin-left: 0; flex-basis: 100%; }
 }
@@ -119,31 +123,34 @@ footer ul { max-width: 84ch; padding-left: 20px; }
     @bottom-right { content: "Page " counter(page) " of " counter(pages); font: 8pt system-ui, sans-serif; color: #52606c; } }
   :root { color-scheme: light; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  body { background: #fff; font-size: 9.5pt; line-height: 1.4; }
+  body { background: #fff; font-size: 8.5pt; line-height: 1.35; }
   header, main, footer, .optional, .end { max-width: none; padding: 0; }
   header { padding-top: 0; }
-  h1 { font-size: 17pt; } h2 { font-size: 13pt; margin-top: 16px; } h3 { font-size: 11pt; } h4 { font-size: 9.5pt; }
-  .soft, .mark, .patient, .worklist td { font-size: 8.5pt; }
+  h1 { font-size: 16pt; } h2 { font-size: 12pt; margin-top: 14px; } h3 { font-size: 9.5pt; }
+  h4 { font-size: 8pt; margin-bottom: 4px; }
+  .soft, .mark, .patient, .worklist td, th { font-size: 7.5pt; }
+  p { margin: 3px 0; } .mark { margin: 5px 0; padding-left: 8px; } .label { margin-bottom: 6px; }
   a { color: inherit; text-decoration: none; }
   .ways, .skip, .pages, .optional summary, .optional:not([open]) { display: none; }
-  .figures { margin: 10px 0; } .figures li { padding: 5px 9px; flex-basis: 80px; font-size: 8.5pt; }
-  .figures b { font-size: 13pt; }
+  .figures { margin: 10px 0; } .figures li { padding: 5px 9px; flex-basis: 80px; font-size: 7.5pt; }
+  .figures b { font-size: 12pt; }
   .frame, figure, tr, .figures, .mark, .label, .warning, li { break-inside: avoid; }
   h2, h2 + .soft, h3, h4 { break-after: avoid; }
-  .worklist td, .worklist th { padding: 3px 5px; }
-  .worklist .of-study { min-width: 32mm; } .worklist .of-result { min-width: 30mm; } .worklist .of-notes { width: 28mm; }
-  .worklist .of-patient, .worklist .of-examination { min-width: 27mm; } .worklist .of-scored { width: 16mm; }
-  .worklist time { white-space: normal; }
-  .worklist .of-rank { width: 8mm; } .worklist .of-image { width: 15mm; } .thumbnail { max-width: 12mm; max-height: 9mm; }
-  .state { font-size: 7.5pt; padding: 0 6px; }
-  section.study { display: table; width: 100%; border-width: 0 0 0 3px; border-radius: 0; padding: 0; margin: 0 0 6mm; }
+  th, td { padding: 3px 5px; }
+  footer table { font-size: 7pt; }
+  .worklist td[class], .worklist th[class] { font-size: 7.5pt; min-width: 0; width: auto; line-height: 1.3; }
+  .worklist td.of-study { min-width: 30mm; } .worklist td.of-patient, .worklist td.of-examination { min-width: 32mm; }
+  .worklist td.of-result { min-width: 27mm; } .worklist td.of-image { width: 14mm; }
+  .worklist time { white-space: normal; } .thumbnail { max-width: 12mm; max-height: 9mm; }
+  .state { font-size: 6.5pt; padding: 0 5px; }
+  section.study { display: table; width: 100%; border-width: 0 0 0 3px; border-radius: 0; padding: 0; margin: 0 0 4mm; }
   section.study > .title { display: table-header-group; break-inside: avoid; break-after: avoid; }
   section.study > .title > div { padding: 1mm 0 1.5mm 4mm; border-bottom: 0.6pt solid var(--line); }
   section.study > .body { display: table-row-group; }
   section.study > .body > * { margin-left: 4mm; }
   .body > p, .body > .mark { break-after: avoid; }
-  .frame { grid-template-columns: 47mm minmax(0, 1fr); gap: 2mm 5mm; margin-top: 2mm; padding-top: 2mm; }
-  .frame .heatmap > svg { max-height: 62mm; width: auto; margin: 0; }
+  .frame { grid-template-columns: 46mm minmax(0, 1fr); gap: 2mm 5mm; margin-top: 2mm; padding-top: 2mm; }
+  .frame .heatmap > svg { max-height: 50mm; width: auto; margin: 0; }
   .heatmap > span, .heatmap > input, .heatmap > label { display: none; }
   details:not(.optional)::details-content { content-visibility: visible; block-size: auto; }
   details:not(.optional) summary { color: var(--soft); list-style: none; }
