@@ -41,6 +41,16 @@ def test_files_are_written_and_counted(source: Path, capsys: pytest.CaptureFixtu
     assert len(written(source)) == 1
 
 
+def test_what_systems_leave_behind_is_skipped_and_counted(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "@eaDir").mkdir()
+    for name in ("Thumbs.db", "@eaDir/Doe^Jane.jpg", "._Doe^Jane.dcm"):
+        (source / name).write_bytes(b"x")
+    assert run(source) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Skipped what operating systems and network drives leave behind: 1 @eaDir, 1 AppleDouble (._*), 1 Thumbs.db." in said
+    assert "Doe" not in said
+
+
 def test_refused_files_are_counted_and_never_named(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / "Okonkwo.dcm").write_bytes(make_dicom(BurnedInAnnotation="YES", PatientName="Okonkwo"))
     assert run(source) == 1

@@ -91,9 +91,9 @@ def test_objects_without_an_image_and_what_systems_leave_behind_are_no_failures(
     (tmp_path / "in" / "SICK" / "0" / "report").write_bytes(make_dicom(PixelData=None, SOPClassUID=BasicTextSRStorage))
     index = tmp_path / "index"
     assert run_ingest(str(tmp_path / "in"), "--label-from", "folder:1", "--out", str(index), "--split", "40/20/20/20") == 0
-    said = " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err
     assert "1 without an image by their kind (listed in quarantine.csv)" in said
-    assert "Skipped what operating systems and network drives leave behind: 16 @eaDir, 2 Thumbs.db." in said
+    assert "Skipped what operating systems and network drives leave behind: 16 @eaDir, 2 Thumbs.db.\n" in said
     assert load_index(index).labels == ("SICK", "WELL")
     assert [(row.source, row.reason) for row in load_index(index).quarantine] == [("SICK/0/report", "no_image")]
 

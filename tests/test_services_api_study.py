@@ -78,7 +78,7 @@ def test_a_study_has_so_much_time(bundle: Bundle) -> None:
         response = client.post("/v1/predict", files=files(make_dicom(), make_dicom()))
     problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
-    assert [failure.reason for failure in problem.failures] == ["resource_limit"] * 2
+    assert [failure.reason for failure in problem.failures] == ["time_limit"] * 2
     assert problem.failures[0].message.startswith("The study took longer than the 0 seconds that the service gives one. Send")
 
 

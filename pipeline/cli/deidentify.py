@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,10 +84,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.sources or args.out is None:
         raise InputError("Name the files or folders to de-identify, and the folder for the new ones with --out.")
     from pipeline.cli.progress import bar
+    from pipeline.imaging.files.leftovers import skipped_line
     from pipeline.ingest.deidentify.tree import deidentify_tree
 
-    summary = deidentify_tree(args.sources, job(args, args.out), bar)
-    _report(summary, key)
+    skipped: Counter[str] = Counter()
+    summary = deidentify_tree(args.sources, job(args, args.out), bar, skipped=skipped)
+    _report(summary, key, skipped_line(skipped))
     if not summary.names:
         raise InputError("No file was de-identified.")
     return int(bool(summary.refused))
@@ -151,10 +154,8 @@ def _show_crosswalk(key: Path) -> int:
     return 0
 
 
-def _report(summary: "Summary", key: Path) -> None:
+def _report(summary: "Summary", key: Path, skipped: str) -> None:
     """Say how many files were written and, without their names, why others were not."""
-    from collections import Counter
-
     from rich.console import Console
 
     lines = [f"{len(summary.names)} files of {summary.patients} patients were de-identified and verified."]
@@ -168,5 +169,5 @@ def _report(summary: "Summary", key: Path) -> None:
         f"The key {key.name} opens the crosswalk and links new files with these: keep it safe, never beside the files."
     )
     console = Console(stderr=True)
-    for line in lines:
+    for line in filter(None, (*lines, skipped)):
         console.print(line, markup=False, highlight=False)

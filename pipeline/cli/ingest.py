@@ -155,4 +155,4 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
         what = "without an image by their kind" if reason == Reason.NO_IMAGE else f"quarantined: {reason}"
         lines.append(f"{count} {what} (listed in quarantine.csv)")
     for line in lines:
-        console.print(printable(line), markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -150,7 +150,7 @@ class _Study:
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
             raise UnreadableError(
-                Reason.RESOURCE_LIMIT,
+                Reason.TIME_LIMIT,
                 f"The study took longer than the {self._seconds:g} seconds that the service gives one. Send fewer files.",
             )
 

@@ -1,6 +1,7 @@
 """De-identifies folders of studies into another folder, file by file, each of them verified before it takes its name."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,12 @@ class Summary:
 
 
 def deidentify_tree(
-    sources: Sequence[Path], job: Job, progress: Progress, reading: Reading = DEFAULT_READING, workers: int = 0
+    sources: Sequence[Path],
+    job: Job,
+    progress: Progress,
+    reading: Reading = DEFAULT_READING,
+    workers: int = 0,
+    skipped: Counter[str] | None = None,
 ) -> Summary:
     """De-identify every file below some folders into one output folder.
 
@@ -49,6 +55,8 @@ def deidentify_tree(
         Its limits say what one file may demand.
     workers
         How many files are cleaned at the same time, each in a process of its own; 0 takes one for each core.
+    skipped
+        As in `discover`.
 
     Raises
     ------
@@ -59,7 +67,7 @@ def deidentify_tree(
     """
     job.check(sources)
     with Run(job, reading, workers) as run:
-        files = list(_studies(sources, job, run.knows))
+        files = list(_studies(sources, job, run.knows, skipped))
         if not files:
             raise InputError("There is no file in what was given.")
         outcomes = run.deidentify(files, progress)
@@ -68,11 +76,13 @@ def deidentify_tree(
     return Summary(names, len({name.partition("/")[0] for name in names}), refused)
 
 
-def _studies(sources: Sequence[Path], job: Job, is_known: Callable[[StudyFile], bool]) -> Iterator[StudyFile]:
+def _studies(
+    sources: Sequence[Path], job: Job, is_known: Callable[[StudyFile], bool], skipped: Counter[str] | None
+) -> Iterator[StudyFile]:
     """Yield every file once, and not the key."""
     seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in job.own_files}
     for source in sources:
-        for file in discover(source, is_known):
+        for file in discover(source, is_known, skipped):
             place = file.place()
             if file.refusal or place not in seen:
                 seen.add(place)
