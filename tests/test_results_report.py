@@ -25,7 +25,7 @@ from pipeline.records import Quarantined
 from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals
-from pipeline.results.words import REASONS, moment, percent, rate
+from pipeline.results.words import REASONS, moment, percent, rate, spelled_out
 from pipeline.results.worklist import NOT_SCORED, URGENT, Picture, Ranking, ReportFrame, Study
 from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium
@@ -483,9 +483,10 @@ def test_abbreviations_are_spelled_out_once_a_page(tmp_path: Path) -> None:
     )
     made = [make_prediction(label, 0.4, positive=False) for label in bundle.manifest.labels]
     text = text_of(write(tmp_path, bundle, [seen(ReportFrame(make_result(*made)), laterality="L")]))
-    for words in (*names.values(), "oculus sinister, the left eye"):
+    for words in (*names.values(), "oculus sinister, the left eye", "ophthalmic tomography"):
         assert text.count(words) == 1
     assert "oculus dexter" not in text
+    assert spelled_out("ECE of OPT, and of OCT") == {"ECE": "expected calibration error", "OPT": "ophthalmic tomography"}
 
 
 def test_every_reason_and_check_has_plain_words() -> None:

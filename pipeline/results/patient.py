@@ -40,6 +40,7 @@ class Detail(StrEnum):
 GONE = "No longer known: the file is gone"
 REPLACED = "No longer known: the file was replaced"
 NOT_STATED = "The file names no patient"
+OTHER_KIND = "Not known: only DICOM files are asked"
 NOT_READ = "The file could not be read"
 
 
@@ -80,7 +81,7 @@ def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
 def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
     head = read_head(file, _HEAD)
     if not is_dicom(head):
-        return Patient(why_unknown=NOT_STATED)
+        return Patient(why_unknown=OTHER_KIND)
     dataset = _at_start(head) or parse(read_bytes(file), DEFAULT_READING.limits)[0]
     stated = uid_text(dataset, "StudyInstanceUID")
     if stated and study_instance_uid and stated != study_instance_uid:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import islice
@@ -112,6 +112,12 @@ class _Page:
     @property
     def _ranking(self) -> Ranking:
         return Ranking(self._manifest.normal_label, self._manifest.urgency)
+
+    @property
+    def _use(self) -> str:
+        """The modalities and views that the model is meant for."""
+        use = self._manifest.intended_use
+        return ", ".join((*use.modalities, *use.view_positions))
 
     def parts(self, studies: Sequence[Study], failures: Sequence[Quarantined]) -> Iterator[str]:
         """Yield the page, a piece at a time."""
@@ -395,17 +401,17 @@ class _Page:
         return (self._ranking.findings(predictions) or list(predictions))[0]
 
     def _abbreviations(self, studies: Iterable[Study]) -> str:
-        """Spell out, once a page, what is abbreviated on it."""
+        """Spell out, once a page, what is abbreviated on it; what only the model card abbreviates follows there."""
         manifest = self._manifest
         results = [frame.prediction for study in studies for frame in study.frames]
+        shown = " ".join(f"{self._side(result.laterality)} {result.view_position}" for result in results)
         said = {label: text for label, text in manifest.label_names.items() if label in manifest.labels}
-        used = " ".join({f"{self._side(result.laterality)} {result.view_position}" for result in results})
-        terms = {word for word in re.findall(r"[A-Z]+", used) if word in words.ABBREVIATIONS}
-        said |= {term: words.ABBREVIATIONS[term] for term in sorted(terms)}
+        said |= {
+            term: text for term, text in words.spelled_out(f"{shown} {self._use} UID").items() if term not in manifest.labels
+        }
         if manifest.normal_label is not None and manifest.normal_label != words.NO_FINDING:
             said[words.NO_FINDING] = f"the label {manifest.normal_label}"
-        said["UID"] = "unique identifier (DICOM)"
-        return "; ".join(f"{escape(short)}: {escape(text)}" for short, text in said.items()) + "."
+        return _glossary(said)
 
     def _failures(self, failures: Sequence[Quarantined]) -> Iterator[str]:
         """List what was not scored; it comes last and folded, and is printed only if it was opened."""
@@ -441,7 +447,12 @@ class _Page:
         yield f"<h2>Limits</h2><ul>{''.join(f'<li>{limit}</li>' for limit in _LIMITS)}</ul>"
         if self.number == 1:
             yield '<h2 id="model-card">From the model card</h2>'
-            yield from excerpt(self.bundle.read(MODEL_CARD).decode("utf-8", "replace"))
+            card = list(excerpt(self.bundle.read(MODEL_CARD).decode("utf-8", "replace")))
+            yield from card
+            before = {*words.spelled_out(self._use), *self._manifest.labels}
+            terms = words.spelled_out(re.sub("<[^>]*>", " ", "".join(card)))
+            if said := {term: text for term, text in terms.items() if term not in before}:
+                yield f'<p class="soft">{_glossary(said)}</p>'
         yield "</footer>"
 
 
@@ -451,6 +462,10 @@ def _heatmaps(support: HeatmapSupport) -> str:
     how = "in closed form" if support.computed == "closed_form" else "by a backward pass"
     meaning = (_EXACT if support.is_part_of_logit else _EVIDENCE).format(method=f"{support.method}, {how}")
     return f"{meaning} {_COLOURS.format(full=support.full_scale)} {_EMPTY}"
+
+
+def _glossary(said: Mapping[str, str]) -> str:
+    return "; ".join(f"{escape(short)}: {escape(text)}" for short, text in said.items()) + "."
 
 
 def _level(study: Study) -> str:

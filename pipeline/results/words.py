@@ -1,5 +1,6 @@
 """What results are called where people read them: plain words for codes, numbers, times, and abbreviations."""
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -61,8 +62,24 @@ ABBREVIATIONS: Mapping[str, str] = {
     "RLD": "right lateral decubitus",
     "LLO": "left lateral oblique",
     "RLO": "right lateral oblique",
+    "CR": "computed radiography",
+    "DX": "digital radiography",
+    "RG": "radiographic imaging",
+    "OPT": "ophthalmic tomography",
+    "OP": "ophthalmic photography",
+    "UID": "unique identifier",
+    "AUROC": "area under the curve of sensitivity against false alarms",
+    "F1": "harmonic mean of precision and sensitivity",
+    "MCC": "Matthews correlation coefficient",
+    "ECE": "expected calibration error",
 }
-"""Defined terms of View Position (PS3.3 C.8.1.1.1), and the names of the eyes."""
+"""Names of the eyes, defined terms of View Position (PS3.3 C.8.1.1.1) and Modality (C.7.3.1.1.1), measures of a model card."""
+_WORD = re.compile(r"[A-Z][A-Z0-9]+")
+
+
+def spelled_out(text: str) -> dict[str, str]:
+    """Return what the known abbreviations stand for that a text uses, in the order of their first use."""
+    return {word: ABBREVIATIONS[word] for word in dict.fromkeys(_WORD.findall(text)) if word in ABBREVIATIONS}
 
 
 def percent(value: float) -> str:
