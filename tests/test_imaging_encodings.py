@@ -264,6 +264,15 @@ def test_signed_codestreams_under_an_unsigned_header_are_refused(codecformat: st
     assert caught.value.reason is Reason.INCONSISTENT
 
 
+@pytest.mark.parametrize("syntax", [syntax for syntax in LOSSLESS if syntax != uid.RLELossless])
+def test_a_frame_of_several_pictures_is_refused_with_their_number(syntax: str) -> None:
+    encoded = [LOSSLESS[syntax](one) for one in VOLUME]
+    for joined in (b"".join(encoded), bytes(2).join(encoded)):
+        with pytest.raises(UnreadableError, match="hold 3 pictures") as caught:
+            read(make_encapsulated(RAMP, syntax, [[joined]]))
+        assert caught.value.reason is Reason.INCONSISTENT
+
+
 def one_segment(*runs: bytes) -> bytes:
     return struct.pack("<16L", 1, 64, *[0] * 14) + b"".join(runs)
 

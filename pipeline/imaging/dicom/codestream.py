@@ -1,5 +1,6 @@
 """Reads what a JPEG, JPEG-LS or JPEG 2000 codestream says of its own size, and holds it against the header, before decoding."""
 
+import re
 from dataclasses import dataclass
 
 from pipeline.errors import Reason, UnreadableError
@@ -14,6 +15,8 @@ _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _TAIL = 64
+_NEXT_PICTURE = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP  )")
+"""The end of a codestream, which its data never contain, and the start of another."""
 _MOST_SAMPLES = 3
 
 
@@ -55,8 +58,9 @@ def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated
     Raises
     ------
     UnreadableError
-        `INCONSISTENT` where they differ, `DECODE_FAILED` where it is no such codestream, `TRUNCATED` where its end is missing,
-        `UNSUPPORTED_ENCODING` where its components have different sizes, `RESOURCE_LIMIT` where it has too many tiles or scans.
+        `INCONSISTENT` if they differ or there are several pictures, `DECODE_FAILED` if it is no such codestream, `TRUNCATED` if
+        its end is missing, `UNSUPPORTED_ENCODING` if its components have different sizes, `RESOURCE_LIMIT` if it has too many
+        tiles or scans.
     """
     found = read_codestream(encoded)
     if found is None:
@@ -74,6 +78,11 @@ def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated
             "The compressed image has signed values, but Pixel Representation is 0. Export the file again.",
         )
     check_scans(encoded)
+    if pictures := len(_NEXT_PICTURE.findall(encoded)):
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The compressed pixel data of a frame hold {pictures + 1} pictures. Export the file again, each as a frame.",
+        )
     if _END not in encoded[-_TAIL:]:
         raise UnreadableError(Reason.TRUNCATED, "The compressed pixel data are cut off. Copy or export the file again.")
 
