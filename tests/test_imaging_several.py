@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.cli.main import main
 from pipeline.errors import Reason, UnreadableError
@@ -293,6 +293,19 @@ def test_an_orientation_is_noted_and_not_applied(orientation: int) -> None:
         assert frame.shape == STACK[0].shape, kind
         said = f"({'TIFF' if 'TIFF' in kind else 'EXIF'} orientation {orientation}); the pixels are as stored."
         assert any(said in note for note in frame.notes) == (2 <= orientation <= 8), kind
+
+
+def test_damaged_exif_data_do_no_harm_to_a_picture() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  12\nno hexadecimal number")
+    contents = [pillow(STACK[0], kind="PNG", pnginfo=text), pillow(STACK[0], kind="PNG", exif=b"Exif\0\0no header")]
+    for content in contents:
+        (frame,) = read(content)
+        assert frame.stored_sha256 == hashes(STACK)[0]
+        assert "EXIF data of the file cannot be read" in frame.notes[0]
+    for tags in ([(34850, 4, 1, 2**31, True)], [(274, 2, 5, "text", True)]):
+        content = tiff(STACK[0], extratags=tags).replace(struct.pack("<H", 34850), struct.pack("<H", 34665))
+        assert read(content)[0].stored_sha256 == hashes(STACK)[0]
 
 
 def test_a_camera_is_known_by_the_exif_data_of_a_tiff() -> None:

@@ -46,6 +46,7 @@ _READ_BY_PILLOW = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 """Frame headers (ISO/IEC 10918-1 table B.1): baseline, extended and progressive, with Huffman or arithmetic coding."""
 _KINDS_OF_JPEG = {0xC3: "without loss", 0xCB: "without loss", 0xF7: "LS"}
 _OF_A_CAMERA = frozenset({ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.FocalLength})
+_NO_EXIF = "The EXIF data of the file cannot be read: whether it asks to be turned or mirrored is not known."
 _XMP, _XMP_ORIENTATION = 700, re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 _TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
@@ -74,9 +75,8 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         if stored is None:
             stored = _picture_values(_load(image))
         # Only after it was loaded: EXIF data may lie behind the pixels of a PNG file.
-        exif = image.getexif()
-        by_camera = not _OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
-        notes += _orientation_notes("EXIF", exif.get(ExifTags.Base.Orientation))
+        exif_notes, by_camera = _exif_of_picture(image)
+        notes += exif_notes
         file = _File("pillow", content, source, 1, (image.height, image.width), reading.hashes)
         grey = _grey(stored, TOLERANCE if content.startswith(JPEG) else 0)
         frame = _frame(file, 1, stored, grey, (0.0, 255.0) if grey.dtype == np.uint8 else None)
@@ -94,6 +94,16 @@ def _check_kind_of_jpeg(content: bytes) -> None:
         Reason.UNSUPPORTED_ENCODING,
         f"The image is a JPEG {kind}, which octray reads in DICOM files only. Export it as PNG or as JPEG of 8 bits.",
     )
+
+
+def _exif_of_picture(image: Image.Image) -> tuple[tuple[str, ...], bool]:
+    """Return what is to be said of the EXIF data of a picture, and whether they are those of a camera."""
+    try:
+        exif = image.getexif()
+        by_camera = not _OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
+    except Exception:  # whatever Pillow raises on damaged EXIF data: the picture is as good as without any
+        return (_NO_EXIF,), False
+    return _orientation_notes("EXIF", exif.get(ExifTags.Base.Orientation)), by_camera
 
 
 def _orientation_notes(kind: str, orientation: object) -> tuple[str, ...]:
@@ -181,9 +191,12 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
 
 def _exif_of_page(page: Any) -> tuple[tuple[str, ...], bool]:
     """Return what is to be said of the orientation of a page, and whether a camera took it, as its tags or EXIF data tell."""
-    packet, exif = page.tags.valueof(_XMP), page.tags.valueof(ExifTags.IFD.Exif)
-    in_packet = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
-    orientation = page.tags.valueof(ExifTags.Base.Orientation, int(in_packet[1]) if in_packet else None)
+    try:
+        packet, exif = page.tags.valueof(_XMP), page.tags.valueof(ExifTags.IFD.Exif)
+        in_packet = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
+        orientation = page.tags.valueof(ExifTags.Base.Orientation, int(in_packet[1]) if in_packet else None)
+    except Exception:  # whatever tifffile raises on damaged tags, as above
+        return (_NO_EXIF,), False
     named = exif if isinstance(exif, dict) else {}
     by_camera = any(tag.value in page.tags or tag.name in named for tag in _OF_A_CAMERA)
     return _orientation_notes("TIFF", orientation), by_camera
