@@ -2,6 +2,8 @@
 
 import io
 import os
+import signal
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data are not here: set OCTRAY_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT works here and in the programs that a test starts: a script that runs the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -173,8 +173,9 @@ def test_no_readable_study_writes_no_index(tmp_path: Path) -> None:
     assert not (tmp_path / "index" / "index.json").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
-    for number in range(300):
+    for number in range(1500):
         Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"{number}.png")
     out = tmp_path / "index"
     command = [sys.executable, "-m", "pipeline.cli.main", "ingest", str(tmp_path), "--out", str(out)]
@@ -188,7 +189,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert not (out / "index.json").exists()
     assert run_ingest(str(tmp_path), "--out", str(out)) == 0
-    assert len(load_index(out).records) == 300
+    assert len(load_index(out).records) == 1500
 
 
 def test_what_a_kill_leaves_beside_the_journal_is_no_study(tmp_path: Path) -> None:

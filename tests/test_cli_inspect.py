@@ -136,6 +136,7 @@ def test_frames_before_a_damaged_one_are_printed(tmp_path: Path, capsys: pytest.
     assert (failed["source"], failed["reason"]) == ("a.dcm", "decode_failed")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_says_nothing_of_what_is_kept(tmp_path: Path) -> None:
     content = make_dicom()
     for number in range(1000):

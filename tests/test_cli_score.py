@@ -315,6 +315,7 @@ def test_nothing_heavy_is_imported(studies: Path, bundle: Bundle, tmp_path: Path
     assert done.stdout.strip() == "0 []"
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_finished_before_an_interrupt_is_kept(number: int, bundle: Bundle, tmp_path: Path) -> None:
     studies, out = tmp_path / "studies", tmp_path / "results"
@@ -340,6 +341,7 @@ def test_what_was_finished_before_an_interrupt_is_kept(number: int, bundle: Bund
     assert "octray report" in (out / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_waits_until_the_results_are_written(number: signal.Signals) -> None:
     written = []

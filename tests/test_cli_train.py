@@ -76,6 +76,7 @@ def parts(bundle: Bundle) -> dict[str, object]:
     }
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_interrupted_ends_like_one_that_was_not(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -375,6 +375,7 @@ with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_an_interrupt_does_not_wait_for_the_work_under_way(stopped: bool) -> None:
     program = subprocess.Popen(
@@ -392,6 +393,7 @@ def test_an_interrupt_does_not_wait_for_the_work_under_way(stopped: bool) -> Non
         program.kill()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_program(number: signal.Signals) -> None:
     program = subprocess.Popen(
