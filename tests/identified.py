@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import OphthalmicTomographyImageStorage
 
+from pipeline.imaging.guard import silence_decoders
 from tests.builders import make_dataset
 
 STUDY, SERIES, INSTANCE, SOURCE = "1.2.999.1", "1.2.999.1.1", "1.2.999.1.1.1", "1.2.999.1.1.7"
@@ -17,6 +20,14 @@ SECRETS = (
     "20190304", "SN-99281", "Quennell", "20190305", STUDY, SERIES, INSTANCE, SOURCE, "AETITLE7", "Smuggled",
 )  # fmt: skip
 """Texts of which none may be left; in the character set of the file, ISO_IR 100."""
+RADIOGRAPH = {
+    "PatientName": "Quillfeather^Zebedee",
+    "PatientID": "MRN4471230",
+    "PatientBirthDate": "19470823",
+    "ImageType": ["ORIGINAL", "PRIMARY"],
+    "BitsStored": 12,
+    "HighBit": 11,
+}
 
 
 def item(**values: Any) -> Dataset:
@@ -120,3 +131,13 @@ def write_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(bytes(range(32)).hex())
     path.chmod(0o600)
+
+
+def make_radiograph(representations: dict[str, tuple[str, Any]] | None = None, rows: int = 8, **values: Any) -> bytes:
+    """A radiograph of 12 bits of an invented patient, with some elements in another value representation."""
+    silence_decoders()
+    pixels = np.arange(rows * 6, dtype=np.uint16).reshape(rows, 6)
+    dataset = make_dataset(pixels, **(RADIOGRAPH | values))
+    for keyword, (representation, value) in (representations or {}).items():
+        dataset[keyword] = DataElement(tag_for_keyword(keyword) or 0, representation, value)
+    return file_bytes(dataset)

@@ -1,10 +1,12 @@
 """`octray ingest --deidentify`: labels, patients and splits survive the new names, and nothing of the old ones is left."""
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ from pyarrow import parquet
 from pydicom import dcmread
 
 from pipeline.cli.main import main
+from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify import crosswalk, secret
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.records import Preprocessing, Split
 from tests.conftest import TINY
-from tests.identified import SECRETS, STUDY, make_identified, write_key
+from tests.identified import SECRETS, STUDY, item, make_identified, make_radiograph, write_key
 
 FAMILY_NAMES = (
     "Abernathy", "Birtwistle", "Cholmondeley", "Drinkwater", "Entwistle", "Featherstone", "Gathercole", "Higginbottom",
@@ -245,3 +248,98 @@ def test_the_key_and_the_crosswalk_are_no_studies(studies: Path) -> None:
     assert main(["ingest", str(studies), *folders]) == 0
     assert main(["ingest", str(studies), *folders]) == 0
     assert load_index(root / "index").quarantine == ()
+
+
+# Files that repeat an identifier, by every command that de-identifies
+
+
+REPEATING: dict[str, dict[str, Any]] = {
+    "name": {"Manufacturer": "Quillfeather CT"},
+    "lo": {"representations": {"PatientName": ("LO", "Quillfeather^Zebedee")}, "SoftwareVersions": "Zebedee"},
+    "date": {"representations": {"PatientBirthDate": ("SH", "23.08.1947")}, "SoftwareVersions": "AUG 23, 1947"},
+    "digits": {"AcquisitionNumber": "4471230", "KVP": "4471230.0"},
+    "class": {"ReferencedImageSequence": [item(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.4471230")]},
+    "rows": {"rows": 1024, "PatientID": "1024"},
+    "graphics": {"GraphicAnnotationSequence": [item(GraphicObjectSequence=[item(GraphicData=[4471230.0, 1.0])])]},
+    "window": {"PatientID": "1500", "WindowCenter": "-600", "WindowWidth": "1500"},
+}
+TRACES = ("quillfeather", "zebedee", "4471230", "19470823", "23.08.1947", "aug 23")
+
+
+@pytest.fixture
+def repeating(tmp_path: Path) -> Path:
+    """One file for each kind of repetition, among those of twelve patients, with a table of labels."""
+    write_key(tmp_path / "keys" / "my.key")
+    folder = tmp_path / "Quillfeather"
+    folder.mkdir()
+    others = {f"other{number}": {"PatientID": f"OTHER-{number}", "rows": 9 + number} for number in range(12)}
+    for number, (name, values) in enumerate((REPEATING | others).items()):
+        uid = {"StudyInstanceUID": f"1.2.999.{number}", "SOPInstanceUID": f"1.2.999.{number}.1"}
+        (folder / f"{name}_4471230.dcm").write_bytes(make_radiograph(**(uid | values)))
+    splits = dict(zip(others, ("train", "tune", "calibration", "test") * 3, strict=True))
+    rows = [f"{name}_4471230.dcm,NORMAL,{splits.get(name, 'train')}" for name in REPEATING | others]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *rows]))
+    return folder
+
+
+def traces(*folders: Path) -> set[str]:
+    written = [content.lower() for folder in folders for content in all_that_is_written(folder)]
+    encoded = {(text, text.encode(codec)) for text in TRACES for codec in ("utf-8", "utf-16-le")}
+    strokes = np.float32(4471230).tobytes()
+    return {text for text, sought in encoded for content in written if sought in content} | {
+        "strokes" for content in written if strokes in content
+    }
+
+
+def test_an_index_and_a_folder_get_the_same_files_and_nothing_is_left(repeating: Path) -> None:
+    root = repeating.parent
+    assert ingest(repeating, "--labels", str(root / "labels.csv")) == 1
+    key, folder = str(root / "keys" / "other.key"), root / "folder"
+    write_key(Path(key))
+    assert main(["deidentify", str(repeating), "--out", str(folder), "--key", key]) == 1
+    made = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.dcm")}
+    assert made == {path.relative_to(root / "shared"): path.read_bytes() for path in (root / "shared").rglob("*.dcm")}
+    assert len(made) == len(REPEATING) + 12 - 1
+    (refused,) = [row for row in index_of(repeating).quarantine if row.reason == "identity_left"]
+    assert originals(repeating)[refused.source]["source"] == "window_4471230.dcm"
+    assert traces(folder, root / "shared", root / "index") == set()
+
+
+def test_a_file_that_was_looked_at_gets_into_the_index(repeating: Path) -> None:
+    content = (repeating / "window_4471230.dcm").read_bytes()
+    allow = f"{hashlib.sha256(content).hexdigest()}:WindowWidth"
+    table = str(repeating.parent / "labels.csv")
+    assert ingest(repeating, "--labels", table, "--allow", allow) == 0
+    allowed = [entry["source"] for entry in originals(repeating).values() if entry["allowed"] == ["WindowWidth"]]
+    assert allowed == ["window_4471230.dcm"]
+
+
+def test_allow_belongs_to_deidentify(repeating: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    allow = f"{'0' * 64}:WindowWidth"
+    assert main(["ingest", str(repeating), "--out", str(repeating.parent / "index"), "--allow", allow]) == 2
+    assert "belong to --deidentify DIR" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
+def test_cleaning_pixels_changes_nothing_but_pixels(repeating: Path) -> None:
+    root = repeating.parent
+    for path in repeating.glob("other*"):
+        path.unlink()
+    for name, options in (("plain", []), ("cleaned", ["--clean-pixels"])):
+        key = root / "keys" / f"{name}.key"
+        write_key(key)
+        assert main(["deidentify", str(repeating), "--out", str(root / name), "--key", str(key), *options]) == 1
+    plain, cleaned = (
+        {path.relative_to(root / name): path for path in (root / name).rglob("*.dcm")} for name in ("plain", "cleaned")
+    )
+    assert plain.keys() == cleaned.keys()
+    assert len(plain) == len(REPEATING) - 1
+    for name in plain:
+        before, after = dcmread(plain[name]), dcmread(cleaned[name])
+        assert np.array_equal(before.pixel_array, after.pixel_array)
+        for dataset in (before, after):
+            for keyword in ("DeidentificationMethod", "DeidentificationMethodCodeSequence", "BurnedInAnnotation"):
+                del dataset[keyword]
+        assert before == after
+    assert traces(root / "cleaned") == set()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
+from pipeline.imaging.quality import ocr
 from pipeline.imaging.quality.gate import assess, check_tools
 from pipeline.imaging.quality.ocr import Box, find_text
 from pipeline.intake import Check, Gate, Policy
@@ -81,3 +82,26 @@ def test_the_gate_marks_text_but_no_side_marker(text: str, marked: bool) -> None
 
 def test_a_box_keeps_no_text() -> None:
     assert set(Box.__slots__) == {"top", "left", "rows", "columns", "characters"}
+
+
+@pytest.mark.usefixtures("_extra")
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_narrow_frame_is_read_without_enlarging_it_many_times(is_tall: bool) -> None:
+    """A frame of 40 to 1000 pixels was enlarged to 736 x 18400, for which there was no memory."""
+    pixels, (left, top, _, _) = write(TEXT, shape=(300, 1000))
+    pixels = pixels[top - 10 : top + 30]
+    (box,) = find_text(pixels)
+    assert box.left == pytest.approx(left, abs=8)
+    assert box.top + box.rows <= 40
+    if is_tall:
+        assert find_text(np.full((1000, 40), 0.5, np.float32)) == ()
+
+
+def test_a_lack_of_memory_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1110134784")
+
+    monkeypatch.setattr(ocr, "is_installed", lambda: True)
+    monkeypatch.setattr(ocr, "_reader", lambda: fail)
+    with pytest.raises(MemoryError):
+        find_text(np.zeros((40, 40), np.float32))

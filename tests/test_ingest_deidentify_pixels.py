@@ -34,7 +34,7 @@ from pipeline.ingest.deidentify.pixels import may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
-from tests.identified import file_bytes
+from tests.identified import file_bytes, item
 
 BOX = Box(4, 2, 10, 5)
 BLANK = Options(boxes=(BOX,))
@@ -169,6 +169,33 @@ def test_single_bits_cannot_be_blanked() -> None:
     assert caught.value.refusal is Refusal.NOT_SUPPORTED
 
 
+@pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
+@pytest.mark.parametrize("has_text", [False, True])
+def test_single_bits_stay_if_there_is_no_text_among_them(has_text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(0, 0, 4, 4, 5),) * has_text)
+    data = np.random.default_rng(5).bytes(32)
+    content = make_dicom(BitsAllocated=1, BitsStored=1, HighBit=0, Rows=16, Columns=16, PixelData=data)
+    if has_text:
+        with pytest.raises(RefusedError, match="single bit"):
+            deidentify(content, Options(clean_pixels=True))
+    else:
+        assert deidentify(content, Options(clean_pixels=True)).PixelData == data
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((31, 33), "u2"), ((2, 31, 33), "i2"), ((31, 33), "u4"), ((31, 33), "u1")])
+def test_big_endian_files_are_blanked_and_stay_big_endian(shape: tuple[int, ...], kind: str) -> None:
+    pixels = np.random.default_rng(1).integers(1, 100, shape).astype(kind)
+    table = item(LUTDescriptor=[2, 0, 16], ModalityLUTType="US")
+    table.add_new(0x00283006, "OW", b"\1\2\3\4")
+    dataset = make_dataset(pixels, ModalityLUTSequence=[table])
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    dataset.add_new(0x7FE00010, "OB" if kind == "u1" else "OW", pixels.astype(f">{kind}").tobytes() + bytes(pixels.nbytes % 2))
+    made = deidentify(file_bytes(dataset))
+    assert made.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    assert np.array_equal(made.pixel_array, blanked(pixels))
+    assert made.ModalityLUTSequence[0].LUTData == b"\1\2\3\4"
+
+
 def test_an_overlay_among_the_bits_of_the_pixels_is_cleared() -> None:
     pixels = np.random.default_rng(3).integers(0, 4096, (16, 16)).astype("u2")
     dataset = make_dataset(pixels | 0x8000, BitsStored=12, HighBit=11)
@@ -255,3 +282,22 @@ def test_values_beyond_the_stored_bits_of_a_compressed_image_are_kept(signed: bo
     made = deidentify(content)
     np.testing.assert_array_equal(made.pixel_array, blanked(pixels))
     assert (made.BitsStored, made.HighBit) == (12, 11)
+
+
+@pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
+@pytest.mark.parametrize(
+    ("characters", "values", "is_written"),
+    [(2, {}, True), (3, {}, False), (2, {"BurnedInAnnotation": "YES"}, False), (2, {"Modality": "OT"}, False)],
+)
+def test_two_lungs_are_no_eleven(
+    characters: int, values: dict[str, Any], is_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(0, 0, 40, 48, characters), ocr.Box(1, 1, 4, 6, 2)))
+    content = make_dicom(np.full((40, 48), 100, np.uint16), **values)
+    if not is_written:
+        with pytest.raises(RefusedError, match="covers more than a quarter"):
+            deidentify(content, Options(clean_pixels=True))
+        return
+    made = deidentify(content, Options(clean_pixels=True)).pixel_array
+    assert made[:8, :10].max() == 0
+    assert made[8:].min() == made[:, 10:].min() == 100

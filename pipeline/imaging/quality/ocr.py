@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.records import FloatArray
 
+_NARROWEST = 4
+"""How many times longer than wide a frame may be; the reader enlarges the shorter side to 736 pixels, so others are padded."""
 _reading = threading.Lock()
 
 
@@ -52,17 +54,31 @@ def find_text(pixels: FloatArray) -> tuple[Box, ...]:
     Raises
     ------
     ConfigError
-        Where the extra is not installed.
+        If the extra is not installed.
+    MemoryError
+        If there is not enough memory for a frame of this size.
     """
     if not is_installed():
         raise ConfigError(["Text recognition is not installed: pip install 'octray[ocr]'."])
     levels = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    shortest = -(-max(levels.shape) // _NARROWEST)
+    levels = np.pad(levels, [(0, max(shortest - side, 0)) for side in levels.shape])
     with _reading:
-        found = _reader()(np.repeat(levels[..., None], 3, axis=2), use_cls=False)
+        found = _read(np.repeat(levels[..., None], 3, axis=2))
     if found.boxes is None:
         return ()
     boxes = (_box(corners, text, pixels.shape) for corners, text in zip(found.boxes, found.txts, strict=True))
-    return tuple(sorted(boxes, key=lambda box: (box.top, box.left)))
+    return tuple(sorted((box for box in boxes if box.rows > 0 and box.columns > 0), key=lambda box: (box.top, box.left)))
+
+
+def _read(picture: NDArray[np.uint8]) -> Any:
+    """Read a picture; the runtime says in its own words that it got no memory."""
+    try:
+        return _reader()(picture, use_cls=False)
+    except Exception as error:
+        if "alloc" in str(error).lower():
+            raise MemoryError from None
+        raise
 
 
 def _box(corners: NDArray[Any], text: str, shape: tuple[int, ...]) -> Box:

@@ -188,17 +188,17 @@ def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterato
             "The image may show who the patient is. Blank those regions with --blank, or have text found with --clean-pixels.",
         )
     if options.boxes or options.clean_pixels:
-        yield from blank(dataset, layout, partial(_rectangles, options))
+        yield from blank(dataset, layout, partial(_rectangles, options, may_show_identity(dataset)))
     else:
         yield from clear_surplus(dataset, layout)
 
 
-def _rectangles(options: Options, stored: NDArray[Any]) -> Iterator[Box]:
+def _rectangles(options: Options, is_suspect: bool, stored: NDArray[Any]) -> Iterator[Box]:
     yield from options.boxes
     if options.clean_pixels:
         from pipeline.ingest.deidentify.text import text_boxes
 
-        yield from text_boxes(stored)
+        yield from text_boxes(stored, is_suspect)
 
 
 def _set_uids(dataset: Dataset, uids: tuple[str, str, str]) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.bits import Bits
@@ -68,7 +68,8 @@ def says_no_annotation(dataset: Dataset) -> bool:
 def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iterable[Box]]) -> Iterator[None]:
     """Set the pixels inside some rectangles of every frame to 0, in place, while it is iterated; all others keep their values.
 
-    The pixel data become uncompressed, in Explicit VR Little Endian; colour becomes RGB, colour by pixel.
+    The pixel data become uncompressed, in Explicit VR Little Endian unless they are big endian; colour becomes RGB, colour by
+    pixel. Pixels of a single bit stay as they are if there is nothing to blank.
 
     Parameters
     ----------
@@ -89,13 +90,19 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
     UnreadableError
         Where the pixel data cannot be decoded.
     RefusedError
-        Where a pixel is a single bit, or a rectangle lies outside of the frame.
+        If a pixel to be blanked is a single bit, or a rectangle lies outside of the frame.
     """
     if layout.bits_allocated < 8:
-        raise RefusedError(Refusal.NOT_SUPPORTED, "Pixels of a single bit cannot be blanked. Leave the file out.")
+        for stored in stored_values(dataset, layout, DEFAULT_READING):
+            if any(True for _ in boxes(stored)):
+                raise RefusedError(Refusal.NOT_SUPPORTED, "Pixels of a single bit cannot be blanked. Leave the file out.")
+            yield None
+        clear_surplus(dataset, layout)
+        return
+    is_swapped = layout.transfer_syntax == ExplicitVRBigEndian
     frames, bits = [], layout.bits.stored if layout.bits is not None else 0
     for stored in stored_values(dataset, layout, DEFAULT_READING):
-        frame = np.array(stored)
+        frame = stored.astype(stored.dtype.newbyteorder(">" if is_swapped else "<"))
         for box in boxes(stored):
             if box.left >= layout.columns or box.top >= layout.rows:
                 raise RefusedError(Refusal.OUTSIDE, _OUTSIDE.format(layout.rows, layout.columns))
@@ -117,7 +124,8 @@ def _set_uncompressed(dataset: Dataset, layout: Layout, data: bytes, bits: int) 
     if layout.bits_allocated == 8:
         representation = "OB"
     dataset[layout.keyword] = DataElement(tag_for_keyword(layout.keyword) or 0, representation, data + bytes(len(data) % 2))
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if layout.transfer_syntax != ExplicitVRBigEndian:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if layout.transfer_syntax in LOSSY and code(dataset, "LossyImageCompression") not in ("00", "01"):
         dataset.LossyImageCompression = "01"
     if layout.samples > 1:

@@ -14,7 +14,7 @@ _MOST = 0.25
 """Part of a frame: what is taken for text over more of it is more likely the picture itself."""
 
 
-def text_boxes(stored: NDArray[Any]) -> tuple[Box, ...]:
+def text_boxes(stored: NDArray[Any], may_show_identity: bool = True) -> tuple[Box, ...]:
     """Return where text stands in a frame, with a margin of a few pixels.
 
     A single character (a side marker such as R or L) names nobody and is left. The frame is looked at twice: from its smallest
@@ -24,15 +24,20 @@ def text_boxes(stored: NDArray[Any]) -> tuple[Box, ...]:
     ----------
     stored
         Stored values of shape (rows, columns) or (rows, columns, 3).
+    may_show_identity
+        Whether the header says so. If it does not, two characters over more than a quarter of the frame are the picture itself:
+        two lungs look like 11.
 
     Raises
     ------
     ConfigError
-        Where the extra is not installed.
+        If the extra is not installed.
     RefusedError
-        `BURNED_IN` where more than a quarter of the frame would be blanked.
+        `BURNED_IN` if more than a quarter of the frame would be blanked.
     """
-    boxes = tuple(_found(stored))
+    most = _MOST * stored.shape[0] * stored.shape[1]
+    found = [one for one in _found(stored) if may_show_identity or one.characters > 2 or one.rows * one.columns <= most]
+    boxes = tuple(map(_with_margin, found))
     blanked = np.zeros(stored.shape[:2], bool)
     for box in boxes:
         blanked[box.top : box.top + box.height, box.left : box.left + box.width] = True
@@ -45,12 +50,12 @@ def text_boxes(stored: NDArray[Any]) -> tuple[Box, ...]:
     return boxes
 
 
-def _found(stored: NDArray[Any]) -> Iterator[Box]:
+def _found(stored: NDArray[Any]) -> Iterator[ocr.Box]:
     grey = stored.astype(np.float32) if stored.ndim == 2 else stored.max(axis=-1).astype(np.float32)
     for pixels in (_stretched(grey), _equalised(grey)):
         for found in ocr.find_text(pixels):
             if found.characters != 1 or found.columns > 2 * found.rows:
-                yield _with_margin(found)
+                yield found
 
 
 def _with_margin(found: ocr.Box) -> Box:
