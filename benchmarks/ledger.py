@@ -182,8 +182,7 @@ def record(number: int) -> bytes:
                     "label": label,
                     "logit": round(draw.gauss(0, 2), 4),
                     "probability": round(draw.random(), 4),
-                    "positive": draw.random() > 0.5,
-                    "conformal_set": [True],
+                    "state": draw.choice(["positive", "negative"]),
                 }
                 for label in ("PNEUMONIA", "EFFUSION")
             ],

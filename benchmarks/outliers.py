@@ -1,9 +1,9 @@
 """Whether bundles refuse what they were not made for: `python -m benchmarks.outliers OCT OCT_INDEX XRAY XRAY_INDEX`.
 
 For each bundle: refused frames of its own test split (false alarms), of the other set, and of pictures that are neither, first
-with the threshold that the bundle carries. Other methods are compared on the same features; each has its threshold at 1 % false
-alarms on the calibration split and sees nothing of the foreign pictures. The header's modality plays no part, since these files
-carry none.
+with the threshold that the bundle carries. Other methods are compared on the same features; each has its threshold on the
+calibration split, as the bundle has, and sees nothing of the foreign pictures. The header's modality plays no part, since
+these files carry none.
 """
 
 import sys
@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.foreign import foreign_pictures
 from pipeline.errors import UnreadableError
-from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference, pooled
+from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference, pooled, refusal_threshold
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit
 from pipeline.ingest.frames import prepared_frames
@@ -58,15 +58,21 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
     gated = np.array([_is_gated(bundle, picture) for picture in pictures])
     print(f"\n{bundle.path.name}: {len(train)} training frames, {len(calibration)} calibration, {len(test)} test")
     print(f"{len(pictures)} pictures that are neither, of which the quality gate alone refuses {gated.sum()}")
-    print("method                        false alarms             other set  neither  or by the gate  let pass")
-    methods = [(name, score, _threshold(score(calibration))) for name, score in _methods(train, calibration)]
+    print("method                        false alarms: frames, patients  other set  neither  or by the gate  let pass")
+    patients = [own.records[row].patient_key for row in rows[Split.CALIBRATION]]
+    tested = np.array([own.records[row].patient_key for row in rows[Split.TEST]])
+    methods = [
+        (name, score, refusal_threshold(score(calibration).tolist(), patients))
+        for name, score in _methods(train, calibration, patients)
+    ]
     for name, score, threshold in (_own(bundle), *methods):
         alarms, other_set, refused = (int((score(values) > threshold).sum()) for values in (test, strangers, neither))
-        low, high = wilson(alarms, len(test))
+        concerned, of = len(set(tested[score(test) > threshold])), len(set(tested))
+        low, high = wilson(concerned, of)
         either = gated | (score(neither) > threshold)
         passed = Counter(kind for kind, is_refused in zip(kinds, either, strict=True) if not is_refused)
         print(
-            f"{name:28}  {alarms:3} ({alarms / len(test):.3f}; {low:.3f} to {high:.3f})  {other_set}/{len(strangers)}  "
+            f"{name:28}  {alarms:3}/{len(test)}  {concerned:3}/{of} ({low:.3f} to {high:.3f})  {other_set}/{len(strangers)}  "
             f"{refused}/{len(pictures)}  {either.sum()}/{len(pictures)}  {dict(passed) or 'none'}",
             flush=True,
         )
@@ -81,13 +87,9 @@ def _own(bundle: Bundle) -> tuple[str, Score, float]:
     return "the bundle", lambda x: np.array([reference.distance(one) for one in x]), 1.0
 
 
-def _threshold(distances: Array) -> float:
-    return float(np.quantile(distances, 0.99, method="higher"))
-
-
-def _methods(train: Array, calibration: Array) -> Iterator[tuple[str, Score]]:
+def _methods(train: Array, calibration: Array, patients: list[str]) -> Iterator[tuple[str, Score]]:
     for neighbours in (1, 5, 10, 50):
-        reference = fit_reference(train, calibration, neighbours)
+        reference = fit_reference(train, calibration, patients, neighbours)
         yield f"{neighbours}. neighbour, unit length", lambda x, r=reference: np.array([r.distance(one) for one in x])
     yield "Mahalanobis", _mahalanobis(train)
     unit = _mahalanobis(normalize(train))

@@ -1,8 +1,12 @@
-"""What a bundle says of a frame, and by which thresholds: frozen dataclasses and enums, numpy arrays, nothing heavier."""
+"""What a bundle says of a frame, and by which rule: frozen dataclasses and enums, numpy arrays, nothing heavier."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.intake import Flag
 from pipeline.records import EXACT_EVIDENCE, FloatArray, InstanceKey
@@ -32,18 +36,19 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """Where a probability becomes a positive, chosen on the calibration split.
+    """The calibrated probability that best divides frames with a label from those without, chosen on the calibration split.
 
     Parameters
     ----------
     label
         The finding.
     threshold
-        Positive from this calibrated probability on, in [0, 1].
+        In [0, 1]; the band of the label, in which it is uncertain, lies around it.
     criterion
         How it was chosen, for example "youden".
     sensitivity, specificity
-        At the threshold on the calibration split, in [0, 1].
+        Of the states that `DecisionRule` gives the frames of the calibration split, in [0, 1]: the part of the frames with the
+        label that are positive, and of those without it that are negative. Uncertain frames count as errors.
     """
 
     label: str
@@ -65,11 +70,97 @@ class ConformalBand:
         From this calibrated probability on, presence cannot be ruled out; at most the threshold of the operating point.
     absent_below
         Below this one, absence cannot; at least that threshold.
+    present_patients, absent_patients
+        On how many patients with a frame that has the label, and with one that has not, the edges were fitted.
     """
 
     label: str
     present_from: float
     absent_below: float
+    present_patients: int = 0
+    absent_patients: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRule:
+    """The one way from probabilities to states, for training, figures, folders and HTTP.
+
+    Parameters
+    ----------
+    bands
+        One for each label, in the order of the outputs.
+    exclusive
+        Whether exactly one label holds in each frame, as with softmax.
+    normal_label
+        The label that means no finding; None if there is none.
+    """
+
+    bands: tuple[ConformalBand, ...]
+    exclusive: bool
+    normal_label: str | None
+
+    @classmethod
+    def of(
+        cls,
+        labels: Sequence[str],
+        points: Sequence[OperatingPoint],
+        bands: Sequence[ConformalBand],
+        activation: Activation,
+        normal_label: str | None,
+    ) -> "DecisionRule":
+        """Return the rule for `labels`; one that has no band is decided at its operating point, which it must have."""
+        thresholds = {point.label: point.threshold for point in points}
+        known = {band.label: band for band in bands}
+        complete = tuple(known.get(label) or ConformalBand(label, thresholds[label], thresholds[label]) for label in labels)
+        return cls(complete, activation is Activation.SOFTMAX, normal_label)
+
+    def states(self, probabilities: ArrayLike) -> NDArray[np.object_]:
+        """Return the state of each label in each frame.
+
+        1. A label is ruled out if its probability lies below `present_from` of its band. If labels are exclusive, a finding
+           that is the most probable label is not; and if all labels are ruled out though one must hold, the most probable
+           finding is not either.
+        2. A label that is ruled out is negative.
+        3. A finding is positive if its probability reaches `absent_below` of its band, and if all labels that cannot hold
+           beside it are ruled out: if labels are exclusive all others, else the normal label.
+        4. The normal label follows from the findings: it is positive if all of them are negative, and negative beside a
+           positive one. If some are uncertain and none is positive, it is negative if it is ruled out itself.
+        5. Everything else is uncertain.
+
+        Hence two labels that exclude each other are never both positive in a frame. Against the bands alone, findings only turn
+        from positive or negative to uncertain, which misses no truth. The normal label is negative only if its own band rules
+        it out, and wrongly positive only if a finding that is there is wrongly negative. So all labels have the coverage
+        of `evaluate.conformal`.
+
+        Parameters
+        ----------
+        probabilities
+            Calibrated, of shape (n, labels), in [0, 1].
+
+        Returns
+        -------
+        NDArray[np.object_]
+            `State`, of shape (n, labels): positive, negative or uncertain.
+        """
+        chances = np.asarray(probabilities, np.float64)
+        is_normal = np.array([band.label == self.normal_label for band in self.bands])
+        has_normal = bool(is_normal.any() and not is_normal.all())
+        finding = ~is_normal if has_normal else np.ones(len(self.bands), bool)
+        kept = chances >= [band.present_from for band in self.bands]
+        if self.exclusive or has_normal:
+            likeliest = np.where(finding, chances, -1).argmax(axis=1)
+            stays = ~kept.any(axis=1)
+            if self.exclusive:
+                stays |= chances.max(axis=1) == chances[np.arange(len(chances)), likeliest]
+            kept[stays, likeliest[stays]] = True
+        rivals = kept.sum(axis=1, keepdims=True) - kept if self.exclusive else kept[:, ~finding].sum(axis=1, keepdims=True)
+        positive = (chances >= [band.absent_below for band in self.bands]) & (rivals == 0)
+        positive[:, ~finding] = ~kept[:, finding].any(axis=1, keepdims=True)
+        states = np.empty(chances.shape, dtype=object)
+        states.fill(State.UNCERTAIN)  # np.full would make a plain string of it
+        states[positive] = State.POSITIVE
+        states[~kept] = State.NEGATIVE
+        return states
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,32 +177,32 @@ class Prediction:
         Output of the network before calibration.
     probability
         Calibrated, in [0, 1].
-    positive
-        Whether the probability reaches the label's operating point.
+    state
+        What the bundle's `DecisionRule` makes of the probabilities of the frame.
     bundle_id
         Identity of the bundle that said it.
-    conformal_set
-        What cannot be ruled out at the bundle's error rate: of "present" and "absent", one or both; empty where the bundle has
-        no conformal thresholds for the label.
     operating_point
-        The threshold of the label that `positive` comes from, in [0, 1]; None where it is not known.
+        The threshold of the label, in [0, 1], around which its band lies; None if it is not known.
     """
 
     key: InstanceKey
     label: str
     logit: float
     probability: float
-    positive: bool
+    state: State
     bundle_id: str
-    conformal_set: tuple[str, ...] = ()
     operating_point: float | None = None
 
     @property
-    def state(self) -> State:
-        """Uncertain where neither presence nor absence can be ruled out; otherwise what the operating point says."""
-        if len(self.conformal_set) > 1:
-            return State.UNCERTAIN
-        return State.POSITIVE if self.positive else State.NEGATIVE
+    def positive(self) -> bool:
+        """Whether the state is positive; an uncertain label is not."""
+        return self.state is State.POSITIVE
+
+    @property
+    def conformal_set(self) -> tuple[str, ...]:
+        """What cannot be ruled out at the bundle's error rate: "present", "absent" or both."""
+        kept = (("present", self.state is not State.NEGATIVE), ("absent", self.state is not State.POSITIVE))
+        return tuple(name for name, stays in kept if stays)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

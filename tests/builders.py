@@ -24,7 +24,7 @@ from pipeline.imaging.sources import discover
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction
+from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
 from pipeline.records import Frame, InstanceKey, Preprocessing, Quarantined
 from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
@@ -183,7 +183,7 @@ def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
     plain = make_bundle(path, **overrides)
     grid = np.stack([prepare(make_known_pixels(seed), plain.manifest.preprocessing) for seed in range(60)])
     seen = [pooled(one) for one in Engine(plain.read(GRAPH)).run(grid)[1]]
-    reference = fit_reference(seen[:30], seen[30:])
+    reference = fit_reference(seen[:30], seen[30:], list(map(str, range(30))))
     contents = {name: plain.read(name) for name in plain.manifest.files} | {REFERENCE: reference.to_bytes()}
     outliers = {"neighbours": reference.neighbours, "threshold": reference.threshold, "calibration_frames": 30}
     fields = {name: value for name, value in plain.manifest if name not in ("schema_version", "bundle_id", "files")}
@@ -191,8 +191,9 @@ def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
 
 
 def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive: bool = True, **overrides: Any) -> Prediction:
-    values: dict[str, Any] = {"key": make_key(), "logit": 1.5, "bundle_id": "b"}
-    return Prediction(label=label, probability=probability, positive=positive, **(values | overrides))
+    state = State.POSITIVE if positive else State.NEGATIVE
+    values: dict[str, Any] = {"key": make_key(), "logit": 1.5, "state": state, "bundle_id": "b"}
+    return Prediction(label=label, probability=probability, **(values | overrides))
 
 
 def make_result(*predictions: Prediction, source: str = "a/b.dcm") -> FramePrediction:

@@ -14,12 +14,13 @@ from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.phantom import Modality, write_phantom
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Heatmap, Prediction
+from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
 from pipeline.records import InstanceKey
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
 
 CELLS = 4
+STATES = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)
 
 
 def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePrediction, ...]:
@@ -32,16 +33,12 @@ def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePredi
 def result(key: InstanceKey, manifest: Manifest, laterality: str = "") -> FramePrediction:
     labels = manifest.labels
     predictions = tuple(
-        Prediction(key, label, 1.5, 0.8123456 - 0.2 * number, number < 1, manifest.bundle_id, conformal(number))
+        Prediction(key, label, 1.5, 0.8123456 - 0.2 * number, STATES[min(number, 2)], manifest.bundle_id)
         for number, label in enumerate(labels)
     )
     heatmaps = tuple(Heatmap(values(key.frame_number, number), label, "x", True) for number, label in enumerate(labels))
     flags = (Flag(Check.SATURATED, "Much of the frame is white."),)
     return FramePrediction(key, "scored.dcm", predictions, heatmaps, flags, laterality, 0.41237)
-
-
-def conformal(number: int) -> tuple[str, ...]:
-    return ("present", "absent") if number == 1 else ()
 
 
 def values(frame_number: int, label: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from pipeline.evaluate.measures import measure
+from pipeline.predictions import State
 
 THRESHOLD = 0.5
 GOLDEN = {
@@ -17,6 +18,7 @@ GOLDEN = {
     "balanced_accuracy": lambda t, p, w: sk.balanced_accuracy_score(t, p >= THRESHOLD, sample_weight=w),
     "f1": lambda t, p, w: sk.f1_score(t, p >= THRESHOLD, sample_weight=w),
     "mcc": lambda t, p, w: sk.matthews_corrcoef(t, p >= THRESHOLD, sample_weight=w),
+    "uncertain": lambda t, p, w: 0,
     "prevalence": lambda t, p, w: np.average(t, weights=w),
     "brier": lambda t, p, w: sk.brier_score_loss(t, p, sample_weight=w),
 }
@@ -33,7 +35,11 @@ def frames(draw):
 
 
 def figures(chances, targets, weights):
-    return measure(chances, targets, chances >= THRESHOLD, weights)
+    return measure(chances, targets, decided(chances >= THRESHOLD), weights)
+
+
+def decided(positive):
+    return np.where(positive, State.POSITIVE, State.NEGATIVE).astype(object)
 
 
 def test_every_metric_has_its_oracle():
@@ -50,11 +56,24 @@ def test_each_weighted_metric_is_scikit_learns(name, sample):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = GOLDEN[name](targets, chances, weights)
-    decided = np.unique((chances >= THRESHOLD)[weights > 0])
-    if name == "mcc" and len(decided) == 1:
+    if name == "mcc" and len(np.unique((chances >= THRESHOLD)[weights > 0])) == 1:
         assert np.isnan(found)
     else:
         assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "specificity", "balanced_accuracy", "f1", "mcc"])
+@given(sample=frames(), seed=st.integers(0, 100))
+def test_an_uncertain_frame_counts_as_an_error(name, sample, seed):
+    chances, targets, weights = sample
+    weights[:2] += 1
+    unsure = np.random.default_rng(seed).random(len(chances)) < 0.3
+    states = decided(chances >= THRESHOLD)
+    states[unsure] = State.UNCERTAIN
+    worst = measure(chances, targets, decided(np.where(unsure, targets == 0, chances >= THRESHOLD)), weights)
+    found = measure(chances, targets, states, weights)
+    np.testing.assert_allclose(found[name], worst[name], atol=1e-12)
+    assert found["uncertain"] == pytest.approx(np.average(unsure, weights=weights))
 
 
 @given(sample=frames())

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
 from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
-from pipeline.predictions import Activation, OperatingPoint
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint
 from tests.builders import make_sample
 
 SIGMOID = {"activation": Activation.SIGMOID}
@@ -49,11 +49,29 @@ def test_sigmoid_decides_label_by_label_at_the_operating_point():
     assert (found.argmax, found.confusion) == ({}, ())
 
 
+def test_figures_are_those_of_the_states_and_an_uncertain_frame_is_an_error():
+    bands = tuple(ConformalBand(label, 0.3, 0.5) for label in ("A", "B", "C"))
+    sample = make_sample(bands=bands, normal_label="C")
+    found = evaluate(sample, resamples=20)
+    rule = DecisionRule(bands, exclusive=True, normal_label="C")
+    states = rule.states(softmax(sample.logits.astype(np.float64) / 1.2, axis=1))
+    for index, label in enumerate(found.labels):
+        present = sample.targets[:, index] == 1
+        said = states[:, index]
+        assert label.metrics["sensitivity"].value == np.mean(said[present] == "positive")
+        assert label.metrics["specificity"].value == np.mean(said[~present] == "negative")
+        assert label.metrics["uncertain"].value == pytest.approx(np.mean(said == "uncertain"))
+        assert label.metrics["uncertain"].value > 0
+    assert found.uncertain.value == pytest.approx(np.mean((states == "uncertain").any(axis=1)))
+    assert found.uncertain.low <= found.uncertain.value <= found.uncertain.high
+    assert found.to_json()["uncertain"] == found.uncertain.to_json()
+
+
 def test_operating_points_are_found_by_name():
     points = tuple(
         OperatingPoint(label, threshold, "youden", 1, 1) for label, threshold in (("C", 1.0), ("B", 0.5), ("A", 0.0))
     )
-    found = evaluate(make_sample(operating_points=points), resamples=0)
+    found = evaluate(make_sample(operating_points=points, **SIGMOID), resamples=0)
     assert [label.threshold for label in found.labels] == [0.0, 0.5, 1.0]
     assert [label.metrics["sensitivity"].value for label in found.labels][::2] == [1, 0]
 

@@ -8,20 +8,33 @@ from safetensors.numpy import save
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from pipeline.evaluate.outliers import MOST_ROWS, Reference, bank_rows, fit_reference, load_reference, pooled
-from pipeline.evaluate.outliers import _prediction_limit as prediction_limit
+from pipeline.evaluate.outliers import (
+    MOST_ROWS,
+    RANKED_PATIENTS,
+    Reference,
+    bank_rows,
+    fit_reference,
+    load_reference,
+    pooled,
+    refusal_threshold,
+)
 
 
 def features(n: int, channels: int = 24, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).gamma(1.0, size=(n, channels))
 
 
+def patients(n: int, frames: int = 1) -> list[str]:
+    """The patients of n frames, each with so many."""
+    return [f"p{number // frames}" for number in range(n)]
+
+
 def test_the_distance_is_that_to_the_kth_neighbour() -> None:
     train, calibration, new = features(200), features(300, seed=1), features(50, seed=2)
-    reference = fit_reference(train, calibration, neighbours=5)
+    reference = fit_reference(train, calibration, patients(300), neighbours=5)
     oracle = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(normalize(train))
     far, _ = oracle.kneighbors(normalize(calibration))
-    threshold = np.sort(far[:, -1])[297 - 1 + 1]  # of 300 at most 1 %, here 2, lie above
+    threshold = np.sort(far[:, -1])[298 - 1]  # ceil(0.99 * 301)
     assert reference.threshold == pytest.approx(threshold, rel=1e-5)
     assert sum(reference.distance(one) > 1 for one in calibration) == 2
     near, _ = oracle.kneighbors(normalize(new))
@@ -31,7 +44,7 @@ def test_the_distance_is_that_to_the_kth_neighbour() -> None:
 @given(st.integers(0, 99), st.integers(1, 7))
 def test_a_distance_has_the_same_bits_alone_and_in_a_batch(seed: int, cells: int) -> None:
     maps = np.random.default_rng(seed).random((9, 12, cells, cells), dtype=np.float32)
-    reference = fit_reference(features(30, 12), features(20, 12, seed=1))
+    reference = fit_reference(features(30, 12), features(20, 12, seed=1), patients(20))
     together = [reference.distance(pooled(one)) for one in maps]
     assert [reference.distance(pooled(one)) for one in maps[::-1]] == together[::-1]
     assert [reference.distance(pooled(maps[number].copy())) for number in range(9)] == together
@@ -45,27 +58,57 @@ def test_pooled_is_the_mean_over_cells() -> None:
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
-def test_few_calibration_frames_give_the_limit_of_a_prediction_interval(seed: int) -> None:
+def test_few_calibration_patients_give_the_limit_of_a_prediction_interval(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logs = rng.normal(-1, 0.2, (400, 7))
-    limits = np.array([prediction_limit(np.exp(some[:6]).tolist()) for some in logs])
+    limits = np.array([refusal_threshold(np.exp(some[:6]).tolist(), patients(6)) for some in logs])
     alarms = np.mean(np.exp(logs[:, 6]) > limits)
     assert alarms <= 0.04  # 0.01 is meant; of 400 more than 16 have a chance of less than one in a million
 
 
-def test_one_calibration_frame_refuses_nothing() -> None:
-    assert fit_reference(features(20), features(1, seed=1)).threshold == 2.0
+@pytest.mark.parametrize("count", [20, RANKED_PATIENTS - 1, RANKED_PATIENTS, 150, 300])
+def test_of_further_patients_one_in_a_hundred_has_a_frame_refused(count: int) -> None:
+    """Patients differ, and have one to thirty frames: frames that count one by one would refuse three times as many."""
+    rng = np.random.default_rng(count)
+    alarms, by_frames = [], []
+    for _ in range(300):
+        sizes = rng.integers(1, 30, count + 50)
+        owner = np.repeat(np.arange(count + 50), sizes)
+        distances = np.exp(np.repeat(rng.normal(-1, 0.2, count + 50), sizes) + rng.normal(0, 0.1, len(owner)))
+        known = owner < count
+        threshold = refusal_threshold(distances[known].tolist(), owner[known].astype(str).tolist())
+        frames = np.quantile(distances[known], 0.99, method="higher")
+        for limit, found in ((threshold, alarms), (frames, by_frames)):
+            found.append(len(set(owner[~known][distances[~known] > limit])) / 50)
+    assert np.mean(alarms) <= 0.0135  # 0.01 is meant, of 15,000 patients
+    assert count < RANKED_PATIENTS or np.mean(by_frames) > 0.0135
+
+
+def test_the_rank_is_that_of_one_more_patient() -> None:
+    distances = np.arange(1, 2 * 99 + 1) / 100
+    assert refusal_threshold(distances.tolist(), patients(198, 2)) == 1.98  # ceil(0.99 * 100): the largest of 99
+    distances = np.arange(1, 2 * 199 + 1) / 100
+    assert refusal_threshold(distances.tolist(), patients(398, 2)) == 3.96  # ceil(0.99 * 200): the largest but one
+
+
+def test_below_99_patients_no_calibration_frame_is_refused() -> None:
+    distances = [0.1] * 97 + [0.9]  # far from normal, so that the limit lies below the largest
+    assert refusal_threshold(distances, patients(98)) == 0.9
+
+
+def test_one_calibration_patient_refuses_nothing() -> None:
+    assert fit_reference(features(20), features(9, seed=1), patients(9, 9)).threshold == 2.0
 
 
 def test_few_frames_are_enough_and_no_calibration_frame_is_refused() -> None:
-    reference = fit_reference(features(2), features(20, seed=1))
-    assert (reference.neighbours, reference.calibration_frames) == (2, 20)
+    reference = fit_reference(features(2), features(20, seed=1), patients(20, 2))
+    assert (reference.neighbours, reference.calibration_frames, reference.calibration_patients) == (2, 20, 10)
     assert max(reference.distance(one) for one in features(20, seed=1)) <= 1.0
 
 
 def test_features_of_zeros_are_far_and_equal_ones_near() -> None:
     train = np.repeat(features(1), 9, axis=0)
-    reference = fit_reference(train, train)
+    reference = fit_reference(train, train, patients(9))
     assert reference.distance(np.zeros(24)) > 1
     assert reference.distance(np.full(24, np.nan)) != reference.distance(np.full(24, np.nan))  # not a number, and never near
 
@@ -78,7 +121,7 @@ def test_the_bank_is_spread_over_the_training_frames() -> None:
 
 
 def test_it_is_read_back_with_the_same_bits() -> None:
-    written = fit_reference(features(50), features(50, seed=1))
+    written = fit_reference(features(50), features(50, seed=1), patients(50))
     read = load_reference(written.to_bytes(), written.neighbours, written.threshold)
     assert [read.distance(one) for one in features(9, seed=2)] == [written.distance(one) for one in features(9, seed=2)]
 

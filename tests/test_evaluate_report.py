@@ -13,7 +13,7 @@ from pipeline.predictions import Activation
 from tests.builders import make_sample
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["roc.png", "pr.png", "reliability.png", "confusion.png"]
+NAMES = ["roc.png", "pr.png", "reliability.png", "confusion.png", "most_probable.png"]
 
 
 def without_positives(**overrides):
@@ -30,7 +30,7 @@ def ink(content):
 @pytest.mark.parametrize("activation", Activation)
 def test_plots_are_pictures_with_something_on_them(activation):
     found = plots(make_sample(activation=activation))
-    assert list(found) == NAMES
+    assert list(found) == (NAMES if activation is Activation.SOFTMAX else NAMES[:-1])
     for name, content in found.items():
         picture = Image.open(io.BytesIO(content))
         assert picture.format == "PNG"
@@ -70,6 +70,8 @@ def test_text_table_holds_each_label_with_figures_and_intervals():
     assert f"({estimate.low:.3f} to {estimate.high:.3f})" in row
     assert lines[4].startswith("mean of labels")
     assert "120 frames of 60 patients; temperature 1.200." in lines
+    unsure = evaluation.uncertain.value
+    assert any(line.startswith(f"At least one label is uncertain in {unsure:.3f}") for line in lines)
     assert "In brackets: 95 % intervals from 50 resamples of patients." in lines
     balanced = evaluation.argmax["balanced_accuracy"].value
     assert any(line.startswith(f"Most probable of 2 labels: balanced accuracy {balanced:.3f} (") for line in lines)
@@ -87,7 +89,7 @@ def test_markdown_table_is_a_table():
     lines = markdown_table(evaluate(make_sample(labels=("A|B", "C")), 50)).splitlines()
     table = lines[: lines.index("")]
     assert len(table) == 5
-    assert {line.replace(r"\|", "").count("|") for line in table} == {12}
+    assert {line.replace(r"\|", "").count("|") for line in table} == {13}
     assert lines[-1].startswith("- In brackets")
 
 

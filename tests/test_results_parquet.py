@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.intake import Check, Flag
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, State
 from pipeline.results import parquet
 from pipeline.results.parquet import parquet_table
 from pipeline.results.tables import PREDICTION_COLUMNS, predictions_table
@@ -27,7 +27,7 @@ def make_frames(count: int) -> list[FramePrediction]:
                 (number + 1) / 7,
                 number % 3 == 0,
                 key=key,
-                conformal_set=("present", "absent") if known else (),
+                **({"state": State.UNCERTAIN} if known else {}),
                 operating_point=0.25 if known else None,
             )
             for label in ("A", "=B")

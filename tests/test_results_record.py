@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from pipeline.errors import Reason
 from pipeline.intake import Check, Flag
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, State
 from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Picture, ReportFrame
@@ -12,7 +12,7 @@ from tests.builders import make_key, make_prediction
 
 
 def make_record() -> StudyRecord:
-    prediction = make_prediction(logit=1.23456789, probability=0.98765432, conformal_set=("present", "absent"))
+    prediction = make_prediction(logit=1.23456789, probability=0.98765432, state=State.UNCERTAIN)
     result = FramePrediction(
         key=make_key(2),
         source="a/b.dcm",

@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.errors import Reason
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Bundle
+from pipeline.predictions import State
 from pipeline.records import Quarantined
 from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
@@ -359,7 +360,7 @@ def seen(frame: ReportFrame, **facts: str) -> ReportFrame:
 
 
 def make_unsure(frame: ReportFrame) -> ReportFrame:
-    unsure = tuple(replace(one, conformal_set=("present", "absent")) for one in frame.prediction.predictions)
+    unsure = tuple(replace(one, state=State.UNCERTAIN) for one in frame.prediction.predictions)
     return replace(frame, prediction=replace(frame.prediction, predictions=unsure))
 
 
@@ -421,7 +422,6 @@ def test_a_study_of_which_nothing_was_scored_stands_before_the_negative_ones(tmp
 
 def test_an_uncertain_normal_label_does_not_look_positive(tmp_path: Path, bundle: Bundle) -> None:
     frame = make_unsure(make_scored(1, 0.2))
-    assert frame.prediction.predictions[0].positive
     content = write(tmp_path, bundle, [frame])
     assert re.findall(r'No finding: <span class="state ([a-z]+)">([a-z]+)</span>', content) == [("uncertain", "uncertain")]
     assert "found" not in re.findall(r'<div class="label([^"]*)">', content)
@@ -451,7 +451,7 @@ def test_the_configured_order_of_findings_comes_before_their_probability(tmp_pat
     ]
     both = (make_prediction("DRUSEN", 0.99), make_prediction("CNV", 0.6), make_prediction("DME", 0.9, positive=False))
     assert [one.label for one in ranking.findings(both)] == ["CNV", "DRUSEN", "DME"]
-    negative = tuple(replace(one, positive=False) for one in both)
+    negative = tuple(replace(one, state=State.NEGATIVE) for one in both)
     assert [one.label for one in ranking.findings(negative)] == ["DRUSEN", "DME", "CNV"]
 
 

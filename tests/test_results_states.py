@@ -10,8 +10,7 @@ from tests.builders import make_prediction
 
 
 def prediction(label: str, state: State) -> Prediction:
-    both = ("absent", "present") if state is State.UNCERTAIN else ()
-    return make_prediction(label, positive=state is State.POSITIVE, conformal_set=both)
+    return make_prediction(label, state=state)
 
 
 SCORED = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)

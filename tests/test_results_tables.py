@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.intake import Check, Flag
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, State
 from pipeline.records import Quarantined
 from pipeline.results import tables
 from tests.builders import fill, make_prediction, make_result
@@ -29,13 +29,13 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     assert content == (
         "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,view_position,label,logit,probability,"
         "positive,state,operating_point,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,,,,,b,\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,,,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,,absent,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,,present,,,b,\r\n"
     )
 
 
 def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -> None:
-    uncertain = make_prediction(conformal_set=("present", "absent"), operating_point=0.43215)
+    uncertain = make_prediction(state=State.UNCERTAIN, operating_point=0.43215)
     frame = replace(make_result(uncertain), laterality="L", view_position="PA", distance=0.71236, input_sha256="ab")
     fill(tables.predictions_table(tmp_path / "p.csv"), [frame])
     (row,) = read(tmp_path / "p.csv")
@@ -130,6 +130,6 @@ def test_a_frame_record_has_the_numbers_of_the_table() -> None:
             "positive": True,
             "state": "positive",
             "operating_point": None,
-            "conformal_set": [],
+            "conformal_set": ["present"],
         }
     ]

@@ -75,15 +75,24 @@ def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
         assert (heatmap.label, heatmap.layer) == (bundle.manifest.labels[index], "features")
 
 
-def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path, bundle: Bundle) -> None:
-    (before,) = Predictor(bundle).predict([make_frame()])
-    values = {item.label: item.probability for item in before.predictions}
-    points = (
-        OperatingPoint("PNEUMONIA", float(np.nextafter(values["PNEUMONIA"], 1)), "youden", 0.9, 0.8),
-        OperatingPoint("NORMAL", values["NORMAL"], "youden", 0.9, 0.8),
-    )
-    (after,) = Predictor(make_bundle(tmp_path / "other", operating_points=points)).predict([make_frame()])
-    assert [item.positive for item in after.predictions] == [True, False]
+def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path) -> None:
+    """In a bundle without bands, as hand-made ones are."""
+    (before,) = Predictor(make_bundle(tmp_path / "before", activation="sigmoid")).predict([make_frame()])
+    normal, pneumonia = (item.probability for item in before.predictions)
+    just_above = float(np.nextafter(pneumonia, 1)), float(np.nextafter(normal, 1))
+    for number, (thresholds, states) in enumerate(
+        [
+            ((pneumonia, just_above[1]), ["negative", "positive"]),
+            ((just_above[0], normal), ["positive", "negative"]),
+        ]
+    ):
+        points = tuple(
+            OperatingPoint(label, threshold, "youden", 0.9, 0.8)
+            for label, threshold in zip(("PNEUMONIA", "NORMAL"), thresholds, strict=True)
+        )
+        made = make_bundle(tmp_path / f"after-{number}", operating_points=points, activation="sigmoid")
+        (after,) = Predictor(made).predict([make_frame()])
+        assert [item.state for item in after.predictions] == states
 
 
 def test_a_frame_has_the_same_result_whatever_stands_beside_it(bundle: Bundle) -> None:
@@ -214,7 +223,7 @@ def test_a_frame_unlike_the_training_is_refused_and_the_others_are_not(tmp_path:
 
 def test_a_bundle_without_a_reference_refuses_nothing_for_it(bundle: Bundle) -> None:
     (result,) = Predictor(bundle).predict([make_frame(pixels=unlike())])
-    assert (result.distance, result.predictions[0].conformal_set) == (None, ())
+    assert result.distance is None
 
 
 def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
@@ -230,6 +239,19 @@ def test_inside_its_band_a_label_is_uncertain(tmp_path: Path) -> None:
     (result,) = Predictor(make_bundle(tmp_path / "bundle", conformal=conformal)).predict([make_frame()])
     normal, pneumonia = result.predictions
     assert (pneumonia.conformal_set, pneumonia.state) == (("present", "absent"), State.UNCERTAIN)
-    assert normal.conformal_set == ()
-    assert normal.state is not State.UNCERTAIN
+    assert normal.state is (State.UNCERTAIN if normal.probability >= 0.5 else State.NEGATIVE)
     assert normal.operating_point == 0.5
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_states_are_those_of_the_rule(activation: str, tmp_path: Path) -> None:
+    labels = ("NORMAL", "CNV", "DME")
+    bands = tuple(ConformalBand(label, 0.2, 0.45) for label in labels)
+    points = tuple(OperatingPoint(label, 0.3, "youden", 0.9, 0.8) for label in labels)
+    conformal = {"alpha": 0.1, "bands": bands}
+    made = make_bundle(tmp_path / "b", labels, conformal=conformal, operating_points=points, activation=activation)
+    frames = [make_frame(pixels=make_pixels(40 + seed, 50, seed)) for seed in range(12)]
+    results = Predictor(made).predict(frames, heatmaps=False)
+    chances = np.array([[one.probability for one in result.predictions] for result in results])
+    expected = made.manifest.rule().states(chances).tolist()
+    assert [[one.state for one in result.predictions] for result in results] == expected

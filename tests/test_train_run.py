@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 import pipeline
 from pipeline.config import Config, load_config
 from pipeline.evaluate.calibration import fit_temperature
+from pipeline.evaluate.outliers import pooled
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate, read_frames
 from pipeline.ingest.frames import prepared_frames
@@ -44,7 +45,7 @@ from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
 from tests.conftest import Trained
 
-PLOTS = {"plots/roc.png", "plots/pr.png", "plots/reliability.png", "plots/confusion.png"}
+PLOTS = {f"plots/{name}.png" for name in ("roc", "pr", "reliability", "confusion", "most_probable")}
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +98,18 @@ def test_the_figures_are_scikit_learns_on_the_test_split(bundle: Bundle, index: 
     records = index.of(Split.TEST)
     chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / bundle.manifest.temperature, axis=1)
     truth = index.targets(records, bundle.manifest.labels)
+    states = bundle.manifest.rule().states(chances)
     assert (evaluation["frames"], evaluation["patients"]) == (len(records), len({record.patient_key for record in records}))
     for column, point in enumerate(bundle.manifest.operating_points):
         found = evaluation["labels"][point.label]
         figures = {name: estimate["value"] for name, estimate in found["metrics"].items()}
-        positive = chances[:, column] >= point.threshold
+        present = truth[:, column] == 1
         assert found["threshold"] == point.threshold
         assert figures["auroc"] == pytest.approx(roc_auc_score(truth[:, column], chances[:, column]))
         assert figures["average_precision"] == pytest.approx(average_precision_score(truth[:, column], chances[:, column]))
         assert figures["brier"] == pytest.approx(brier_score_loss(truth[:, column], chances[:, column]), abs=1e-6)
-        assert figures["sensitivity"] == pytest.approx(positive[truth[:, column] == 1].mean())
-        assert figures["specificity"] == pytest.approx((~positive)[truth[:, column] == 0].mean())
+        assert figures["sensitivity"] == pytest.approx((states[present, column] == "positive").mean())
+        assert figures["specificity"] == pytest.approx((states[~present, column] == "negative").mean())
 
 
 def test_temperature_and_operating_points_are_those_of_the_calibration_split(bundle: Bundle, index: Index) -> None:
@@ -115,12 +117,42 @@ def test_temperature_and_operating_points_are_those_of_the_calibration_split(bun
     truth = index.targets(index.of(Split.CALIBRATION), bundle.manifest.labels)
     assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(bundle.manifest.temperature, rel=1e-4)
     chances = scipy.special.softmax(logits / bundle.manifest.temperature, axis=1)
-    for column, point in enumerate(bundle.manifest.operating_points):
+    states = bundle.manifest.rule().states(chances)
+    assert bundle.manifest.conformal is not None
+    for column, (point, band) in enumerate(zip(bundle.manifest.operating_points, bundle.manifest.conformal.bands, strict=True)):
         missed, found, _ = roc_curve(truth[:, column], chances[:, column])
-        assert point.sensitivity + point.specificity - 1 == pytest.approx((found - missed).max())
-        positive = chances[:, column] >= point.threshold
-        assert point.sensitivity == pytest.approx(positive[truth[:, column] == 1].mean())
-        assert point.specificity == pytest.approx((~positive)[truth[:, column] == 0].mean())
+        present, positive = truth[:, column] == 1, chances[:, column] >= point.threshold
+        assert positive[present].mean() - positive[~present].mean() == pytest.approx((found - missed).max())
+        assert band.present_from <= point.threshold <= band.absent_below
+        assert point.sensitivity == pytest.approx((states[present, column] == "positive").mean())
+        assert point.specificity == pytest.approx((states[~present, column] == "negative").mean())
+
+
+def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, index: Index) -> None:
+    records, manifest = index.of(Split.TEST), bundle.manifest
+    chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / manifest.temperature, axis=1)
+    states = manifest.rule().states(chances)
+    assert manifest.conformal is not None
+    assert manifest.outliers is not None
+    said, refused = manifest.conformal.measured, manifest.outliers.measured
+    assert said is not None
+    assert refused is not None
+    patients = {record.patient_key for record in records}
+    assert (said.frames, said.patients) == (refused.frames, refused.patients) == (len(records), len(patients))
+    assert said.uncertain.value == pytest.approx((states == "uncertain").any(axis=1).mean())
+    predictor = Predictor(bundle)
+    distances = [
+        predictor._reference.distance(pooled(predictor.engine.run(frame[None])[1][0]))  # type: ignore[union-attr]
+        for frame in pixels_of(bundle, index, Split.TEST)
+    ]
+    concerned = {record.patient_key for record, distance in zip(records, distances, strict=True) if distance > 1}
+    assert (refused.refused_frames, refused.refused_patients) == (sum(one > 1 for one in distances), len(concerned))
+    assert refused.low <= refused.refused_patients / refused.patients <= refused.high
+    calibration = {record.patient_key for record in index.of(Split.CALIBRATION)}
+    assert manifest.outliers.calibration_patients == len(calibration)
+    written = json.loads(bundle.read(METRICS))
+    assert written["states"] == json.loads(said.model_dump_json())
+    assert written["refusals"] == json.loads(refused.model_dump_json())
 
 
 def test_the_best_epoch_is_the_one_with_the_lowest_tune_loss(bundle: Bundle) -> None:
@@ -147,7 +179,9 @@ def test_no_test_frame_has_a_part_in_what_is_learned(bundle: Bundle, untested: B
 def test_without_a_test_split_nothing_is_claimed(untested: Bundle) -> None:
     assert json.loads(untested.read(METRICS))["evaluation"] is None
     assert "Not measured: the index has no test split." in untested.read(MODEL_CARD).decode()
-    assert json.loads(untested.read(METRICS))["abstention"] is None
+    assert json.loads(untested.read(METRICS))["states"] is None
+    assert untested.manifest.conformal is not None
+    assert untested.manifest.conformal.measured is None
     assert set(untested.manifest.files) == REQUIRED_FILES | {REFERENCE}
 
 

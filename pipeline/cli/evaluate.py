@@ -77,4 +77,6 @@ def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]")
         activation=manifest.activation,
         temperature=manifest.temperature,
         operating_points=manifest.operating_points,
+        bands=manifest.conformal.bands if manifest.conformal else (),
+        normal_label=manifest.normal_label,
     )

@@ -1,32 +1,61 @@
-"""A band around each operating point in which neither presence nor absence of a label can be ruled out; numpy alone."""
+"""A band around each operating point in which neither presence nor absence of a label can be ruled out.
 
-import math
+The bands are split conformal prediction for each class by itself ("Mondrian", or class-conditional: Vovk, "Conditional
+validity of inductive conformal predictors", Machine Learning 2013) and for frames that come in groups, the patients (Dunn,
+Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical models", JASA 2023; Lee, Barber and
+Willett, "Distribution-free inference with hierarchical data", 2023).
+"""
+
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import special
 
-from pipeline.evaluate.calibration import Float64
-from pipeline.predictions import ConformalBand, OperatingPoint
+from pipeline.evaluate.bootstrap import Estimate, bootstrap
+from pipeline.evaluate.calibration import Float64, ratio
+from pipeline.evaluate.metrics import Sample
+from pipeline.evaluate.operating_point import thresholds
+from pipeline.predictions import ConformalBand, OperatingPoint, State
 
-ABSENT, PRESENT = "absent", "present"
+_CERTAIN = 1e-6
+"""Probabilities nearer to 0 or 1 have the log odds of this one."""
 
 
 def conformal_bands(
-    probabilities: Float64, targets: Float64, points: Sequence[OperatingPoint], alpha: float
+    probabilities: Float64,
+    targets: Float64,
+    groups: Sequence[str],
+    points: Sequence[OperatingPoint],
+    alpha: float,
+    resamples: int,
+    seed: int,
 ) -> tuple[ConformalBand, ...]:
-    """Fit the band of each label on the calibration split: split conformal prediction, for each class by itself.
+    """Fit the band of each label on the calibration split, so that it holds the truth and shows what the threshold is worth.
 
-    Conditional on the class ("Mondrian"), as in Vovk, "Conditional validity of inductive conformal predictors" (ACML 2012,
-    Machine Learning 2013); finite-sample quantiles as in Angelopoulos and Bates, "A gentle introduction to conformal
-    prediction" (2021). Let n be the number of positive examples and k = floor(alpha (n + 1)). Where a new positive example
-    can be exchanged with those n, its probability lies strictly below their k-th smallest with a chance of at most k / (n +
-    1), at most alpha, ties or not. "present" stays in the set from that value on, and from the operating point's threshold on
-    where that is lower; "absent" likewise up to the k-th largest of the negative examples, and below the threshold. Both
-    steps, and moving each edge outwards to the middle between it and the next probability that was seen, so that rounding
-    does not move a frame across it, only make sets larger. Hence the set holds the truth in at least 1 - alpha of the
-    positive and of the negative frames; and since `present_from` <= threshold <= `absent_below`, it is never empty and agrees
-    with the operating point where it names one side.
+    Two things are asked of a band, and it reaches as far as the wider of them.
+
+    It covers: of a patient who is like those of the calibration split, a frame with the label lies below `present_from` with a
+    chance of at most `alpha`, and a frame without it at or above `absent_below`. Let K patients have frames with the label,
+    N_k of them each. Then `present_from` is the largest probability that was seen in these frames and has a mass of at least 1
+    - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients can be exchanged, and the frames of a
+    patient as well, the chance of a miss is at most alpha, ties or not, however many frames a patient has (Lee, Barber and
+    Willett 2023, theorem 1; with one frame each this is the floor(alpha (K + 1))-th smallest). Of all patients' frames with
+    and without the label, each patient counts once, since the frames of one patient resemble each other.
+
+    Such an edge exists from 1 / alpha - 1 patients on. With fewer, the edge is parametric: the lower limit of a prediction
+    interval for the lowest log odds of one further patient, these taken as normal (Hahn and Meeker 1991, chapter 4), and no
+    higher than what was seen; with one patient nothing is known of how patients differ, and the band reaches to the end.
+
+    It reaches over the 95 % interval of the operating point, which is chosen again on resampled patients: where another draw
+    of as many patients would have put the threshold elsewhere, the sides of the threshold say nothing. (The threshold of
+    Youden's index converges slowly, with the cube root of n, for which percentiles of the bootstrap are a guide and no more.)
+
+    The first edge is moved outwards to the middle between it and the next probability that was seen, so that rounding does not
+    move a frame across it. All this only makes bands wider. The temperature and the operating point come from the same frames:
+    the quantiles follow any rising function of the logits, so that under sigmoid nothing is lost by it, and under softmax as
+    much as one number that is fitted to all frames can take. `benchmarks/states.py` measures it.
 
     Parameters
     ----------
@@ -34,79 +63,119 @@ def conformal_bands(
         Shape (n, labels), calibrated, in [0, 1].
     targets
         Shape (n, labels) of 1, 0 and nan (not known, left out).
+    groups
+        The patient of each frame.
     points
         The operating point of each label, in the order of the columns.
     alpha
-        How often a set may miss the truth, in (0, 1).
-
-    Returns
-    -------
-    tuple of ConformalBand
-        Of the labels with at least 1 / alpha - 1 positive and as many negative examples; with fewer no finite quantile exists.
+        How often the truth may be missed, in (0, 1).
+    resamples, seed
+        Of the bootstrap.
     """
+    patients = np.asarray(groups, dtype=str)
     columns = zip(points, probabilities.T, targets.T, strict=True)
-    bands = (_band(point, chances, truth, alpha) for point, chances, truth in columns)
-    return tuple(band for band in bands if band is not None)
+    return tuple(_band(point, chances, truth, patients, alpha, resamples, seed) for point, chances, truth in columns)
 
 
-def conformal_set(probability: float, band: ConformalBand | None) -> tuple[str, ...]:
-    """Return what cannot be ruled out: "present", "absent" or both; nothing where the label has no band."""
-    if band is None:
-        return ()
-    kept = ((PRESENT, probability >= band.present_from), (ABSENT, probability < band.absent_below))
-    return tuple(name for name, stays in kept if stays)
-
-
-def coverage(
-    probabilities: Float64, targets: Float64, labels: Sequence[str], bands: Sequence[ConformalBand]
-) -> dict[str, dict[str, Any]]:
-    """Return for each label with a band how often its set holds the truth, and how often it says nothing.
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often the states of one label held the truth, and how often they were uncertain.
 
     Parameters
     ----------
-    probabilities, targets
-        As in `conformal_bands`, of frames that the bands were not fitted on.
-    labels
-        Names, in the order of the columns.
-    bands
-        As `conformal_bands` gives them.
-
-    Returns
-    -------
-    dict
-        By label: `covered_positives` and `covered_negatives` (parts of the frames with and without the label, None where there
-        are none), and `uncertain` (part of the frames whose label is known).
+    covered_positives
+        Of the frames with the label, the part that is not negative; each patient with such frames counts alike.
+    covered_negatives
+        Of the frames without the label, the part that is not positive, likewise.
+    uncertain
+        The part of all frames for which the label is known that is uncertain.
     """
-    found = {}
-    by_label = {band.label: band for band in bands}
-    for label, chances, truth in zip(labels, probabilities.T, targets.T, strict=True):
-        if band := by_label.get(label):
-            present, absent = chances >= band.present_from, chances < band.absent_below
-            found[label] = {
-                "covered_positives": _part(present[truth == 1]),
-                "covered_negatives": _part(absent[truth == 0]),
-                "uncertain": _part((present & absent)[~np.isnan(truth)]),
-            }
-    return found
+
+    covered_positives: Estimate
+    covered_negatives: Estimate
+    uncertain: Estimate
 
 
-def _band(point: OperatingPoint, chances: Float64, truth: Float64, alpha: float) -> ConformalBand | None:
-    seen = np.unique(chances[~np.isnan(truth)])
-    lowest = _order_statistic(chances[truth == 1], alpha)
-    highest = _order_statistic(-chances[truth == 0], alpha)
-    if lowest is None or highest is None:
-        return None
+def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, Coverage]:
+    """Return for each label how well its states hold the truth, with 95 % intervals over resampled patients.
+
+    Parameters
+    ----------
+    sample
+        Frames that the bands were not fitted on.
+    resamples, seed
+        Of the bootstrap.
+    """
+    states, targets = sample.states, sample.targets
+    patients = np.asarray(sample.groups, dtype=str)
+    questions = {
+        "covered_positives": (targets == 1, states != State.NEGATIVE, True),
+        "covered_negatives": (targets == 0, states != State.POSITIVE, True),
+        "uncertain": (~np.isnan(targets), states == State.UNCERTAIN, False),
+    }
+
+    def statistic(weights: Float64) -> dict[tuple[str, str], Float64]:
+        found = {}
+        for name, (asked, holds, by_patient) in questions.items():
+            for column, label in enumerate(sample.labels):
+                rows = np.flatnonzero(asked[:, column])
+                mass = weights[:, rows] * (_shares(patients[rows]) if by_patient else 1)
+                found[label, name] = ratio(mass @ holds[rows, column].astype(float), mass.sum(axis=1))
+        return found
+
+    estimates = bootstrap(statistic, sample.groups, resamples, seed)
+    return {label: Coverage(**{name: estimates[label, name] for name in questions}) for label in sample.labels}
+
+
+def _band(
+    point: OperatingPoint,
+    chances: Float64,
+    truth: Float64,
+    patients: NDArray[np.str_],
+    alpha: float,
+    resamples: int,
+    seed: int,
+) -> ConformalBand:
+    known = ~np.isnan(truth)
+    interval = bootstrap(
+        lambda weights: {0: thresholds(chances[known], truth[known], weights, point.criterion)},
+        patients[known].tolist(),
+        resamples,
+        seed,
+    )[0]
+    seen, with_label, without = np.unique(chances[known]), truth == 1, truth == 0
+    lowest = _edge(chances[with_label], patients[with_label], alpha, 1)
+    highest = _edge(chances[without], patients[without], alpha, -1)
     return ConformalBand(
         label=point.label,
-        present_from=min(_below(seen, lowest), point.threshold),
-        absent_below=max(_above(seen, -highest), point.threshold),
+        present_from=float(np.nanmin([_below(seen, lowest), point.threshold, interval.low])),
+        absent_below=float(np.nanmax([_above(seen, highest), point.threshold, interval.high])),
+        present_patients=len(set(patients[with_label])),
+        absent_patients=len(set(patients[without])),
     )
 
 
-def _order_statistic(values: Float64, alpha: float) -> float | None:
-    """Return the floor(alpha (n + 1))-th smallest of n values; None where that is before the first."""
-    rank = math.floor(alpha * (len(values) + 1) + 1e-9)  # 0.1 * 30 is a little less than 3
-    return float(np.sort(values)[rank - 1]) if rank else None
+def _edge(chances: Float64, patients: NDArray[np.str_], alpha: float, side: int) -> float:
+    """Return what a frame of a further patient lies below (side 1) or above (side -1) with a chance of at most alpha."""
+    scores, count = side * chances, len(set(patients))
+    allowed = count - (1 - alpha) * (count + 1)  # mass beyond the edge, in units of 1 / (K + 1)
+    if allowed >= -1e-9:  # 0.9 x 30 is a little more than 27
+        order = np.argsort(scores, kind="stable")
+        ordered = scores[order]
+        beyond = np.append(0, np.cumsum(_shares(patients)[order]))[np.searchsorted(ordered, ordered)]
+        return float(side * ordered[beyond <= allowed + 1e-9][-1])
+    if count < 2:
+        return 0.0 if side > 0 else 1.0
+    lowest = np.array([scores[patients == one].min() for one in np.unique(patients)])
+    odds = side * special.logit(np.clip(side * lowest, _CERTAIN, 1 - _CERTAIN))
+    limit = odds.mean() - special.stdtrit(count - 1, 1 - alpha) * odds.std(ddof=1) * np.sqrt(1 + 1 / count)
+    return float(side * min(lowest.min(), side * special.expit(side * limit)))
+
+
+def _shares(patients: NDArray[np.str_]) -> Float64:
+    """Return for each frame one over the number of frames of its patient."""
+    _, members, counts = np.unique(patients, return_inverse=True, return_counts=True)
+    return np.asarray(1 / counts[members], np.float64)
 
 
 def _below(seen: Float64, edge: float) -> float:
@@ -120,7 +189,3 @@ def _above(seen: Float64, edge: float) -> float:
     higher = seen[seen > edge]
     middle = edge + (float(higher[0] if len(higher) else 1.0) - edge) / 2
     return max(middle, float(np.nextafter(edge, np.inf)))
-
-
-def _part(chosen: Float64) -> float | None:
-    return float(np.mean(chosen)) if len(chosen) else None

@@ -26,12 +26,12 @@ Place = Literal["lower right", "lower left", "upper left"]
 
 
 def roc(columns: Sequence[Column]) -> bytes:
-    """Draw sensitivity against 1 - specificity, the operating point of each label as a dot."""
+    """Draw sensitivity against 1 - specificity, and where the states of each label lie as a dot."""
     figure, axes = _square("Receiver operating characteristic", "1 - specificity", "Sensitivity")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
     for (colour, line), column in zip(_styles(), columns, strict=False):
         ones = np.ones(len(column.rows))
-        points, counts = curve(column.probabilities, column.targets, ones), count(column.positive, column.targets, ones)
+        points, counts = curve(column.probabilities, column.targets, ones), count(column.states, column.targets, ones)
         area = float(auroc(points))
         if np.isnan(area):
             continue
@@ -39,7 +39,7 @@ def roc(columns: Sequence[Column]) -> bytes:
         up = np.append(0, points.true_positives / points.true_positives[-1])
         axes.plot(across, up, color=colour, linestyle=line, linewidth=1.8, label=_named(column, f"AUROC {area:.3f}"))
         _dot(axes, 1 - float(specificity(counts)), float(sensitivity(counts)), colour)
-    return _finish(figure, axes, "lower right", "Dots: operating points")
+    return _finish(figure, axes, "lower right", "Dots: what is said; uncertain frames count as errors")
 
 
 def precision_recall(columns: Sequence[Column]) -> bytes:
@@ -47,7 +47,7 @@ def precision_recall(columns: Sequence[Column]) -> bytes:
     figure, axes = _square("Precision and sensitivity", "Sensitivity", "Precision (positive predictive value)")
     for (colour, line), column in zip(_styles(), columns, strict=False):
         ones = np.ones(len(column.rows))
-        points, counts = curve(column.probabilities, column.targets, ones), count(column.positive, column.targets, ones)
+        points, counts = curve(column.probabilities, column.targets, ones), count(column.states, column.targets, ones)
         mean = float(average_precision(points))
         if np.isnan(mean):
             continue
@@ -58,7 +58,7 @@ def precision_recall(columns: Sequence[Column]) -> bytes:
         axes.axhline(float(prevalence(counts)), color=colour, linewidth=0.8, alpha=0.45, zorder=1)
         if (decided := counts.true_positives + counts.false_positives) > 0:
             _dot(axes, float(sensitivity(counts)), float(counts.true_positives / decided), colour)
-    return _finish(figure, axes, "lower left", "AP: average precision; dots: operating points; thin lines: prevalence")
+    return _finish(figure, axes, "lower left", "AP: average precision; dots: what is said; thin lines: prevalence")
 
 
 def calibration(columns: Sequence[Column]) -> bytes:
@@ -83,39 +83,38 @@ def calibration(columns: Sequence[Column]) -> bytes:
     )
 
 
-def confusion(columns: Sequence[Column], choice: Choice | None) -> bytes:
-    """Draw the true label against the most probable one; under sigmoid one table a label, at its operating point."""
-    return _choice_table(columns, choice) if choice else _label_tables(columns)
-
-
-def _choice_table(columns: Sequence[Column], choice: Choice) -> bytes:
+def most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
+    """Draw the true label against the most probable one."""
     side = 2.6 + 0.75 * len(columns)
     figure = _figure(side + 0.4, side)
     axes = figure.add_subplot()
     names = [textwrap.fill(column.label, 14) for column in columns]
     _table(axes, np.array(choice.confusion()), names, names)
-    axes.set_title("Confusion matrix", loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
+    axes.set_title("Most probable label", loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
     axes.set_xlabel("Most probable label", color=INK)
     axes.set_ylabel("True label", color=INK)
     figure.supxlabel("Frames, and their part of the true label", fontsize=8, color=NOTE, x=0.99, ha="right")
     return _png(figure)
 
 
-def _label_tables(columns: Sequence[Column]) -> bytes:
+def confusion(columns: Sequence[Column]) -> bytes:
+    """Draw one table a label: the truth against what is said."""
     across = min(len(columns), 4)
     down = -(-len(columns) // across)
-    figure = _figure(0.8 + 2.5 * across, 0.9 + 2.5 * down)
+    figure = _figure(0.8 + 3.4 * across, 0.9 + 2.5 * down)
     for position, column in enumerate(columns, start=1):
-        counts = count(column.positive, column.targets, np.ones(len(column.rows)))
+        counts = count(column.states, column.targets, np.ones(len(column.rows)))
         cells = [
-            [counts.true_negatives, counts.false_positives],
-            [counts.false_negatives, counts.true_positives],
+            [counts.true_negatives, counts.uncertain_negatives, counts.false_positives],
+            [counts.false_negatives, counts.uncertain_positives, counts.true_positives],
         ]
         axes = figure.add_subplot(down, across, position)
-        _table(axes, np.array(cells).astype(int), ["absent", "present"], ["negative", "positive"])
+        _table(axes, np.array(cells).astype(int), ["absent", "present"], ["negative", "uncertain", "positive"])
         axes.set_title(textwrap.fill(column.label, 22), color=INK, fontsize=10)
-    figure.suptitle("Confusion at the operating points", color=INK, fontsize=12, fontweight="bold", x=0.02, ha="left")
-    figure.supxlabel("Decision", color=INK, fontsize=10)
+    figure.suptitle(
+        "What is said of frames with and without the label", color=INK, fontsize=12, fontweight="bold", x=0.02, ha="left"
+    )
+    figure.supxlabel("State", color=INK, fontsize=10)
     figure.supylabel("Truth", color=INK, fontsize=10)
     return _png(figure)
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.evaluate.bootstrap import Estimate, bootstrap
 from pipeline.evaluate.calibration import Float64, expected_calibration_error, probabilities, ratio
-from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, Flags, measure
-from pipeline.predictions import Activation, OperatingPoint
+from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, measure
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint, State
 
 _ECE = "ece"
 METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)
 MACRO_METRICS = tuple(name for name in METRICS if name != "prevalence")
 ARGMAX_METRICS = ("accuracy", "balanced_accuracy")
 
-_MACRO, _ARGMAX = "macro", "argmax"
+_MACRO, _ARGMAX, _FRAMES = "macro", "argmax", "frames"
 _Key = tuple[int | str, str]
 
 
@@ -40,6 +40,8 @@ class Sample:
         As in `pipeline.evaluate.calibration.probabilities`.
     operating_points
         One for each label.
+    bands, normal_label
+        As in `DecisionRule.of`.
 
     Raises
     ------
@@ -55,6 +57,8 @@ class Sample:
     activation: Activation
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
+    bands: tuple[ConformalBand, ...] = ()
+    normal_label: str | None = None
 
     def __post_init__(self) -> None:
         for fault in self._faults():
@@ -82,13 +86,25 @@ class Sample:
             yield f"There is no operating point for {', '.join(without)}. Train the bundle anew."
 
     @property
+    def probabilities(self) -> Float64:
+        """Calibrated, of shape (n, labels)."""
+        return probabilities(self.logits, self.activation, self.temperature)
+
+    @property
+    def states(self) -> NDArray[np.object_]:
+        """What the frames are said to be, of shape (n, labels)."""
+        rule = DecisionRule.of(self.labels, self.operating_points, self.bands, self.activation, self.normal_label)
+        return rule.states(self.probabilities)
+
+    @property
     def columns(self) -> "tuple[Column, ...]":
         """The labels one by one, each with the frames for which it is known."""
-        chances = probabilities(self.logits, self.activation, self.temperature)
         thresholds = {point.label: point.threshold for point in self.operating_points}
         return tuple(
-            Column(label, np.flatnonzero(~np.isnan(target)), chance, target, thresholds[label])
-            for label, chance, target in zip(self.labels, chances.T, self.targets.T, strict=True)
+            Column(label, np.flatnonzero(~np.isnan(target)), chances, target, states, thresholds[label])
+            for label, chances, target, states in zip(
+                self.labels, self.probabilities.T, self.targets.T, self.states.T, strict=True
+            )
         )
 
     @property
@@ -109,18 +125,27 @@ class Column:
         Positions of these m frames in the sample.
     probabilities, targets
         Shape (m,).
-    positive
-        Shape (m,): whether the probability reaches the threshold.
+    states
+        Shape (m,): what was decided.
+    threshold
+        Of the operating point.
     """
 
-    def __init__(self, label: str, rows: NDArray[np.intp], chances: Float64, targets: Float64, threshold: float) -> None:
+    def __init__(
+        self,
+        label: str,
+        rows: NDArray[np.intp],
+        chances: Float64,
+        targets: Float64,
+        states: NDArray[np.object_],
+        threshold: float,
+    ) -> None:
         self.label, self.rows, self.threshold = label, rows, threshold
-        self.probabilities, self.targets = chances[rows], targets[rows]
-        self.positive: Flags = self.probabilities >= threshold
+        self.probabilities, self.targets, self.states = chances[rows], targets[rows], states[rows]
 
     def measure(self, weights: Float64) -> dict[str, Float64]:
         """Return the weighted metrics by name, each of shape (r,), for weights of shape (r, n) over the sample's frames."""
-        return measure(self.probabilities, self.targets, self.positive, weights[..., self.rows])
+        return measure(self.probabilities, self.targets, self.states, weights[..., self.rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +185,7 @@ class LabelEvaluation:
     n_positive, n_negative
         Frames.
     threshold
-        The probability from which a frame counts as positive.
+        Of the operating point.
     metrics
         By the names in `METRICS`.
     """
@@ -184,6 +209,8 @@ class Evaluation:
         Means over the labels, by the names in `MACRO_METRICS`; nan where one label's figure is.
     argmax
         Accuracy and balanced accuracy of the most probable label, by the names in `ARGMAX_METRICS`; empty under sigmoid.
+    uncertain
+        The part of the frames in which at least one label is uncertain.
     confusion
         Frames by true (rows) and most probable label (columns); empty under sigmoid.
     frames, patients
@@ -197,6 +224,7 @@ class Evaluation:
     labels: tuple[LabelEvaluation, ...]
     macro: Mapping[str, Estimate]
     argmax: Mapping[str, Estimate]
+    uncertain: Estimate
     confusion: tuple[tuple[int, ...], ...]
     frames: int
     patients: int
@@ -223,6 +251,7 @@ class Evaluation:
             },
             "macro": _figures(self.macro),
             "argmax": _figures(self.argmax),
+            "uncertain": self.uncertain.to_json(),
             "confusion": [list(row) for row in self.confusion],
         }
 
@@ -242,15 +271,17 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
         Of the bootstrap.
     """
     columns, choice = sample.columns, sample.choice
+    unsure = np.asarray((sample.states == State.UNCERTAIN).any(axis=1), np.float64)
 
     def statistic(weights: Float64) -> dict[_Key, Float64]:
-        return _statistic(columns, choice, weights)
+        return _statistic(columns, choice, weights) | {(_FRAMES, "uncertain"): ratio(weights @ unsure, weights.sum(axis=1))}
 
     estimates = bootstrap(statistic, sample.groups, resamples, seed) | _calibration_errors(columns)
     return Evaluation(
         labels=tuple(_label_evaluation(column, _part(estimates, index)) for index, column in enumerate(columns)),
         macro=_part(estimates, _MACRO),
         argmax=_part(estimates, _ARGMAX),
+        uncertain=estimates[_FRAMES, "uncertain"],
         confusion=choice.confusion() if choice else (),
         frames=len(sample.groups),
         patients=len(set(sample.groups)),

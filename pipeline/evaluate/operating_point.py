@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64
-from pipeline.evaluate.measures import Curve, curve
+from pipeline.evaluate.measures import curve
 from pipeline.predictions import OperatingPoint
 
 YOUDEN = "youden"
@@ -18,7 +18,7 @@ SENSITIVITY = re.compile(r"sensitivity>=(0\.\d+)")
 def choose_operating_points(
     probabilities: Float64, targets: Float64, labels: Sequence[str], criterion: str
 ) -> tuple[OperatingPoint, ...]:
-    """Choose a threshold for each label; what reaches it is positive.
+    """Choose a threshold for each label; sensitivity and specificity are those of calling positive what reaches it.
 
     The threshold lies midway between the lowest probability that is positive and the next one below it (zero below the last),
     so that rounding does not move a frame across it.
@@ -40,10 +40,10 @@ def choose_operating_points(
     InputError
         Where the criterion is not one of these, or a label has no positive or no negative example.
     """
-    wanted = _wanted_sensitivity(criterion)
+    _wanted_sensitivity(criterion)
     columns = [(p[known], t[known]) for p, t in zip(probabilities.T, targets.T, strict=True) for known in [~np.isnan(t)]]
     _check_classes(labels, [column[1] for column in columns])
-    return tuple(_choose(label, *column, criterion, wanted) for label, column in zip(labels, columns, strict=True))
+    return tuple(_choose(label, *column, criterion) for label, column in zip(labels, columns, strict=True))
 
 
 def _wanted_sensitivity(criterion: str) -> Fraction | None:
@@ -70,22 +70,44 @@ def _check_classes(labels: Sequence[str], targets: Sequence[Float64]) -> None:
         )
 
 
-def _choose(label: str, probabilities: Float64, targets: Float64, criterion: str, wanted: Fraction | None) -> OperatingPoint:
-    points = curve(probabilities, targets, np.ones(len(targets)))
-    positives, negatives = float(points.true_positives[-1]), float(points.false_positives[-1])
+def thresholds(probabilities: Float64, targets: Float64, weights: Float64, criterion: str) -> Float64:
+    """Return the threshold that the criterion chooses for each row of weights.
+
+    Parameters
+    ----------
+    probabilities, targets
+        Of one label in the n frames for which it is known.
+    weights
+        Shape (r, n), not negative: how often each frame counts.
+    criterion
+        As in `choose_operating_points`.
+
+    Returns
+    -------
+    Float64
+        Shape (r,); nan for a row without positives or without negatives.
+    """
+    wanted = _wanted_sensitivity(criterion)
+    points = curve(probabilities, targets, weights)
+    positives, negatives = points.true_positives[:, -1:], points.false_positives[:, -1:]
+    found, alarms = points.true_positives, points.false_positives
+    drawn = np.diff(found + alarms, axis=1, prepend=0) > 0  # a probability that no drawn frame has is no step
     if wanted is None:
-        gains = points.true_positives * negatives - points.false_positives * positives
-        cut = int(np.flatnonzero(gains == gains.max())[-1])
+        gains = np.where(drawn, found * negatives - alarms * positives, -np.inf)
+        cuts = gains.shape[1] - 1 - gains[:, ::-1].argmax(axis=1)  # of equal gains the last
     else:
-        cut = next(index for index, found in enumerate(points.true_positives) if int(found) >= wanted * int(positives))
-    sensitivity = float(points.true_positives[cut]) / positives
-    specificity = 1 - float(points.false_positives[cut]) / negatives
-    return OperatingPoint(label, _between(points, cut), criterion, sensitivity, specificity)
-
-
-def _between(points: Curve, cut: int) -> float:
-    """Return the middle between a step and the next one below; the step itself where no number lies between them."""
-    upper = float(points.thresholds[cut])
-    lower = float(points.thresholds[cut + 1]) if cut + 1 < len(points.thresholds) else 0.0
+        reached = found * wanted.denominator >= wanted.numerator * positives
+        cuts = (drawn & reached).argmax(axis=1)
+    later = drawn & (np.arange(drawn.shape[1]) > cuts[:, None])
+    upper = points.thresholds[cuts]
+    lower = np.where(later.any(axis=1), points.thresholds[later.argmax(axis=1)], 0.0)
     middle = lower + (upper - lower) / 2
-    return middle if middle > lower else upper
+    chosen: Float64 = np.where(middle > lower, middle, upper)  # no number may lie between them
+    return np.where(((positives > 0) & (negatives > 0))[:, 0], chosen, np.nan)
+
+
+def _choose(label: str, probabilities: Float64, targets: Float64, criterion: str) -> OperatingPoint:
+    (threshold,) = thresholds(probabilities, targets, np.ones((1, len(targets))), criterion)
+    positive = probabilities >= threshold
+    sensitivity, specificity = positive[targets == 1].mean(), 1 - positive[targets == 0].mean()
+    return OperatingPoint(label, float(threshold), criterion, float(sensitivity), float(specificity))

@@ -4,6 +4,7 @@ The distance is that to the k-th nearest training frame on features of unit leng
 with deep nearest neighbors", ICML 2022). What it was compared with is measured by `benchmarks/outliers.py`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from pipeline.records import FloatArray
 NEIGHBOURS = 5
 MOST_ROWS = 1000
 FALSE_ALARMS = 0.01
+RANKED_PATIENTS = 99
+"""From so many patients on, the largest of them is what one in a hundred further patients exceeds."""
 BANK = "bank"
 _FARTHEST = 2.0  # between vectors of length one
 
@@ -34,14 +37,15 @@ class Reference:
         The k of the k-th nearest.
     threshold
         The distance that counts as 1.
-    calibration_frames
-        How many frames the threshold was fixed on; 0 where it came from a bundle.
+    calibration_frames, calibration_patients
+        How many frames, of how many patients, the threshold was fixed on; 0 if it came from a bundle.
     """
 
     bank: Float64
     neighbours: int
     threshold: float
     calibration_frames: int = 0
+    calibration_patients: int = 0
 
     def distance(self, features: Float64) -> float:
         """Return how far a frame lies, in units of the threshold: above 1 it is unlike the training.
@@ -96,40 +100,55 @@ def bank_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.linspace(0, len(rows) - 1, MOST_ROWS).astype(np.int64)]
 
 
-def fit_reference(train: ArrayLike, calibration: ArrayLike, neighbours: int = NEIGHBOURS) -> Reference:
-    """Keep the features of training frames, and fix the threshold at 1 % false alarms on the calibration frames.
+def fit_reference(train: ArrayLike, calibration: ArrayLike, patients: Sequence[str], neighbours: int = NEIGHBOURS) -> Reference:
+    """Keep the features of training frames, and fix the threshold so that at most 1 % of patients have a frame refused.
 
     Parameters
     ----------
     train, calibration
         Pooled features, shape (n, channels) each.
+    patients
+        The patient of each calibration frame.
     neighbours
         The k of the k-th nearest; no more than there are training frames.
-
-    Notes
-    -----
-    The threshold is the quantile of the calibration distances. Fewer than 100 frames do not show what one frame in a hundred
-    exceeds: there it is at least the upper limit of a prediction interval for one further frame, log distances taken as normal
-    (Hahn and Meeker 1991, chapter 4), so that it is wide where little is known; with one frame it is out of reach.
     """
     bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32).astype(np.float64)
     k = min(neighbours, len(bank))
     distances = [_raw_distance(bank, one, k) for one in np.asarray(calibration, np.float64)]
-    threshold = float(np.quantile(distances, 1 - FALSE_ALARMS, method="higher"))
-    if len(distances) * FALSE_ALARMS < 1:
-        threshold = max(threshold, _prediction_limit(distances))
-    return Reference(bank, k, max(threshold, np.finfo(np.float32).tiny.item()), len(distances))
+    threshold = min(refusal_threshold(distances, patients), _FARTHEST)
+    threshold = max(threshold, np.finfo(np.float32).tiny.item())
+    return Reference(bank, k, threshold, len(distances), len(set(patients)))
 
 
-def _prediction_limit(distances: Sequence[float]) -> float:
-    """Return what one further distance exceeds with the probability `FALSE_ALARMS`; at most 2, beyond which there is none."""
+def refusal_threshold(distances: Sequence[float], patients: Sequence[str]) -> float:
+    """Return the distance that the farthest frame of one further patient exceeds with a chance of 1 %.
+
+    Each patient counts once, with the largest distance of its frames, since the frames of one patient resemble each other.
+    From `RANKED_PATIENTS` patients on, the threshold is the ceil(0.99 (n + 1))-th smallest of these n distances, and the
+    chance is at most 1 % if the further patient can be exchanged with them (conformal prediction; Vovk, Gammerman and Shafer
+    2005). Fewer do not show what one in a hundred exceeds: there the threshold is the upper limit of a prediction interval for
+    one further patient, log distances taken as normal (Hahn and Meeker 1991, chapter 4), and no less than the largest; with
+    one patient it is infinite.
+
+    Parameters
+    ----------
+    distances
+        Of the calibration frames.
+    patients
+        The patient of each.
+    """
+    named = np.asarray(patients, dtype=str)
+    largest = np.sort([np.max(np.asarray(distances)[named == one]) for one in np.unique(named)])
+    count = len(largest)
+    if count >= RANKED_PATIENTS:
+        return float(largest[math.ceil((1 - FALSE_ALARMS) * (count + 1) - 1e-9) - 1])
+    if count < 2:
+        return math.inf
     from scipy import special  # a fifth of a second that scoring does not need
 
-    logs, count = np.log(np.maximum(distances, 1e-6)), len(distances)
-    if count < 2:
-        return _FARTHEST
-    spread = float(logs.std(ddof=1)) * float(np.sqrt(1 + 1 / count)) * float(special.stdtrit(count - 1, 1 - FALSE_ALARMS))
-    return float(min(_FARTHEST, np.exp(logs.mean() + spread)))
+    logs = np.log(np.maximum(largest, 1e-6))
+    spread = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / count) * float(special.stdtrit(count - 1, 1 - FALSE_ALARMS))
+    return float(max(largest[-1], np.exp(logs.mean() + spread)))
 
 
 def _raw_distance(bank: Float64, features: Float64, neighbours: int) -> float:

@@ -14,31 +14,37 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
     "mcc": "MCC",
+    "uncertain": "uncertain",
     "brier": "Brier score",
     "ece": "ECE",
 }
 BLOCKS = (
     ("auroc", "average_precision", "sensitivity", "specificity"),
-    ("balanced_accuracy", "f1", "mcc", "ece"),
+    ("balanced_accuracy", "uncertain", "f1", "mcc"),
+    ("brier", "ece"),
 )
 UNDEFINED = "-"
 
 
 def plots(sample: Sample) -> dict[str, bytes]:
-    """Draw `roc.png`, `pr.png`, `reliability.png` and `confusion.png`; a label whose curve is not defined has none."""
+    """Draw `roc.png`, `pr.png`, `reliability.png`, `confusion.png`, and `most_probable.png` unless labels are independent.
+
+    A label whose curve is not defined has none.
+    """
     from pipeline.evaluate import figures
 
-    columns = sample.columns
-    return {
+    columns, choice = sample.columns, sample.choice
+    drawn = {
         "roc.png": figures.roc(columns),
         "pr.png": figures.precision_recall(columns),
         "reliability.png": figures.calibration(columns),
-        "confusion.png": figures.confusion(columns, sample.choice),
+        "confusion.png": figures.confusion(columns),
     }
+    return drawn | ({"most_probable.png": figures.most_probable(columns, choice)} if choice else {})
 
 
 def text_table(evaluation: Evaluation) -> str:
-    """Return the figures as lines for a terminal: one row a label, four metrics side by side, notes below."""
+    """Return the figures as lines for a terminal: one row a label, up to four metrics side by side, notes below."""
     blocks = [_aligned(_table(evaluation, names)) for names in BLOCKS]
     return "\n\n".join([*blocks, "\n".join(_notes(evaluation))])
 
@@ -85,6 +91,8 @@ FEW_PATIENTS = 30
 
 def _notes(evaluation: Evaluation) -> list[str]:
     notes = [f"{evaluation.frames} frames of {evaluation.patients} patients; temperature {evaluation.temperature:.3f}."]
+    notes.append(f"At least one label is uncertain in {_cell(evaluation.uncertain)} of the frames.")
+    notes.append("In sensitivity, specificity and what follows from them, an uncertain frame counts as an error.")
     if evaluation.argmax:
         accuracy, balanced = _cells(evaluation.argmax, ("accuracy", "balanced_accuracy"))
         count = len(evaluation.labels)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BundleError
 from pipeline.intake import Check, Gate, Policy
-from pipeline.predictions import Activation, ConformalBand, HeatmapMethod, OperatingPoint
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
 from pipeline.records import EXACT_EVIDENCE, Preprocessing
 
 SCHEMA_VERSION = 2
@@ -125,25 +125,73 @@ class HeatmapSupport(_Part):
         return f"The heatmaps of this bundle {' and '.join(found)}: do not take them as a reason." if found else ""
 
 
+class Interval(_Part):
+    """A figure with its 95 % interval; None if it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class LabelCoverage(_Part):
+    """How often the states of one label held the truth on the test split, and how often they were uncertain.
+
+    Patients count alike: each gives the part of its frames with the label that were not negative (`covered_positives`), and of
+    those without it that were not positive (`covered_negatives`). `uncertain` is the part of all frames.
+    """
+
+    covered_positives: Interval
+    covered_negatives: Interval
+    uncertain: Interval
+
+
+class MeasuredStates(_Part):
+    """How often the bundle said "uncertain" on its test split, of any label (`uncertain`) and of each."""
+
+    frames: int
+    patients: int
+    uncertain: Interval
+    labels: Mapping[str, LabelCoverage]
+
+
 class Conformal(_Part):
     """In which band around its operating point a label is uncertain.
 
-    `alpha` is how often the sets may miss the truth; labels with too few calibration frames have no band.
+    `alpha` is how often states may miss the truth, in frames with a label and in frames without it; `measured` is None if there
+    was no test split.
     """
 
     alpha: float
     bands: tuple[ConformalBand, ...]
+    measured: MeasuredStates | None = None
+
+
+class MeasuredRefusals(_Part):
+    """False alarms: how many frames of the test split are refused, of how many patients.
+
+    `low` and `high` are the 95 % interval of the part of the patients (Wilson 1927).
+    """
+
+    frames: int
+    refused_frames: int
+    patients: int
+    refused_patients: int
+    low: float
+    high: float
 
 
 class Outliers(_Part):
     """From which distance on a frame is refused, measured against the features in `reference.safetensors`.
 
-    `neighbours` and `threshold` are those of `evaluate.outliers.Reference`; the threshold was fixed on `calibration_frames`.
+    `neighbours` and `threshold` are those of `evaluate.outliers.Reference`; the threshold was fixed on `calibration_frames` of
+    `calibration_patients`. `measured` is None if there was no test split.
     """
 
     neighbours: int
     threshold: float
     calibration_frames: int
+    calibration_patients: int = 0
+    measured: MeasuredRefusals | None = None
 
 
 class Provenance(_Part):
@@ -181,6 +229,11 @@ class Manifest(_Part):
     outliers: Outliers | None = None
     provenance: Provenance
     files: Mapping[str, str]
+
+    def rule(self) -> DecisionRule:
+        """Return what turns probabilities into states; every label must have an operating point."""
+        bands = self.conformal.bands if self.conformal else ()
+        return DecisionRule.of(self.labels, self.operating_points, bands, self.activation, self.normal_label)
 
     def gate(self) -> Gate:
         """Return what the quality gate asks of a frame before the bundle scores it."""

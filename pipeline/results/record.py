@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.intake import Check, Flag
-from pipeline.predictions import FramePrediction, Prediction
+from pipeline.predictions import FramePrediction, Prediction, State
 from pipeline.records import InstanceKey, Quarantined
 from pipeline.results.rounding import known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
@@ -80,8 +80,7 @@ def _frame(frame: ReportFrame) -> dict[str, Any]:
                 "label": one.label,
                 "logit": rounded(one.logit),
                 "probability": rounded(one.probability),
-                "positive": one.positive,
-                "conformal_set": list(one.conformal_set),
+                "state": one.state.value,
                 "operating_point": known(one.operating_point),
             }
             for one in result.predictions
@@ -112,7 +111,7 @@ def _to_frame(values: Mapping[str, Any]) -> ReportFrame:
     names = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "frame_number")
     key = InstanceKey(*(values[name] for name in names))
     predictions = tuple(
-        Prediction(**(one | {"key": key, "bundle_id": values["bundle_id"], "conformal_set": tuple(one["conformal_set"])}))
+        Prediction(**(one | {"key": key, "bundle_id": values["bundle_id"], "state": State(one["state"])}))
         for one in values["predictions"]
     )
     result = FramePrediction(

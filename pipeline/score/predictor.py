@@ -11,7 +11,6 @@ from safetensors.numpy import load
 
 from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
-from pipeline.evaluate.conformal import conformal_set
 from pipeline.evaluate.outliers import Reference, load_reference, pooled
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
@@ -62,7 +61,7 @@ class Predictor:
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
         self._maps = _maps(bundle, self._classifier)
         self._thresholds = _thresholds(bundle.manifest)
-        self._bands = {band.label: band for band in conformal.bands} if (conformal := bundle.manifest.conformal) else {}
+        self._rule = bundle.manifest.rule()
         self._reference = _reference(bundle)
         self._check_shapes()
 
@@ -113,6 +112,7 @@ class Predictor:
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps and self._maps is not None else None
+        states = self._rule.states(calibrated)
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
         return [
             _refusal(item.facts, distance)
@@ -120,7 +120,7 @@ class Predictor:
             else FramePrediction(
                 key=item.facts.key,
                 source=item.facts.source,
-                predictions=self._predictions(item.facts.key, logits[index], calibrated[index]),
+                predictions=self._predictions(item.facts.key, logits[index], calibrated[index], states[index]),
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
                 flags=item.flags,
                 laterality=item.facts.laterality,
@@ -131,20 +131,21 @@ class Predictor:
             for index, item in enumerate(admitted)
         ]
 
-    def _predictions(self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64]) -> tuple[Prediction, ...]:
-        values = zip(self.manifest.labels, logits, calibrated, self._thresholds, strict=True)
+    def _predictions(
+        self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64], states: NDArray[np.object_]
+    ) -> tuple[Prediction, ...]:
+        values = zip(self.manifest.labels, logits, calibrated, states, self._thresholds, strict=True)
         return tuple(
             Prediction(
                 key=key,
                 label=label,
                 logit=float(logit),
                 probability=float(probability),
-                positive=bool(probability >= threshold),
+                state=state,
                 bundle_id=self.manifest.bundle_id,
-                conformal_set=conformal_set(float(probability), self._bands.get(label)),
                 operating_point=threshold,
             )
-            for label, logit, probability, threshold in values
+            for label, logit, probability, state, threshold in values
         )
 
     def _heatmaps(self, maps: FloatArray) -> tuple[Heatmap, ...]:

@@ -1,59 +1,51 @@
-"""How often a bundle does not answer on its own test split, and how often its conformal sets hold the truth."""
+"""How often a bundle does not answer on its own test split, and how often its states hold the truth."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from pipeline.evaluate.calibration import Float64, probabilities
-from pipeline.evaluate.conformal import coverage
-from pipeline.evaluate.metrics import Sample
+import numpy as np
+
+from pipeline.evaluate.bootstrap import Estimate
+from pipeline.evaluate.calibration import Float64
+from pipeline.evaluate.conformal import Coverage, coverage
+from pipeline.evaluate.metrics import Evaluation, Sample
 from pipeline.evaluate.outliers import Reference
-from pipeline.predictions import ConformalBand
+from pipeline.model.bundle import Interval, LabelCoverage, MeasuredRefusals, MeasuredStates
 
 
-@dataclass(frozen=True, slots=True)
-class Abstention:
-    """What was measured on the test split.
-
-    Parameters
-    ----------
-    conformal
-        By label, as `evaluate.conformal.coverage` gives it; labels without a band are left out.
-    frames
-        Of the test split.
-    refused
-        How many of them are refused as unlike the training: false alarms.
-    refused_low, refused_high
-        95 % interval of the part that is refused, by Wilson (1927), frames taken as independent.
-    """
-
-    conformal: Mapping[str, Mapping[str, Any]]
-    frames: int
-    refused: int
-    refused_low: float
-    refused_high: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return asdict(self)
+def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
+    """Return how often the states of a sample that nothing was fitted on hold the truth, and how often they are uncertain."""
+    found = coverage(sample, evaluation.resamples, evaluation.seed)
+    return MeasuredStates(
+        frames=evaluation.frames,
+        patients=evaluation.patients,
+        uncertain=_interval(evaluation.uncertain),
+        labels={label: _label_coverage(one) for label, one in found.items()},
+    )
 
 
-def measure_abstention(sample: Sample, bands: Sequence[ConformalBand], reference: Reference, features: Float64) -> Abstention:
-    """Count on frames that nothing was fitted on.
+def measure_refusals(reference: Reference, features: Float64, patients: Sequence[str]) -> MeasuredRefusals:
+    """Count frames that are refused though they are like those of the training, and the patients who have such a frame.
 
     Parameters
     ----------
-    sample
-        Logits and targets of n frames.
-    bands, reference
-        Those of the bundle.
+    reference
+        That of the bundle.
     features
-        Pooled features of the same frames, shape (n, channels).
+        Pooled features of n frames that nothing was fitted on, shape (n, channels).
+    patients
+        The patient of each.
     """
-    chances = probabilities(sample.logits, sample.activation, sample.temperature)
-    refused = sum(reference.distance(one) > 1 for one in features)
-    low, high = wilson(refused, len(features))
-    return Abstention(coverage(chances, sample.targets, sample.labels, bands), len(features), refused, low, high)
+    refused = [reference.distance(one) > 1 for one in features]
+    concerned = {patient for patient, is_refused in zip(patients, refused, strict=True) if is_refused}
+    low, high = wilson(len(concerned), len(set(patients)))
+    return MeasuredRefusals(
+        frames=len(refused),
+        refused_frames=sum(refused),
+        patients=len(set(patients)),
+        refused_patients=len(concerned),
+        low=low,
+        high=high,
+    )
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
@@ -62,3 +54,16 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     middle, scale = part + z**2 / (2 * total), 1 + z**2 / total
     reach = z * (part * (1 - part) / total + z**2 / (4 * total**2)) ** 0.5
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def _label_coverage(found: Coverage) -> LabelCoverage:
+    return LabelCoverage(
+        covered_positives=_interval(found.covered_positives),
+        covered_negatives=_interval(found.covered_negatives),
+        uncertain=_interval(found.uncertain),
+    )
+
+
+def _interval(estimate: Estimate) -> Interval:
+    value, low, high = (None if np.isnan(one) else one for one in (estimate.value, estimate.low, estimate.high))
+    return Interval(value=value, low=low, high=high)

@@ -1,12 +1,14 @@
 """The model card: what a reader must know before trusting a bundle, in the order of Mitchell et al. (2019)."""
 
+import math
 from collections.abc import Sequence
 
 from pipeline.config import Config
 from pipeline.evaluate.metrics import Evaluation
+from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.evaluate.report import markdown_table
-from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Provenance
-from pipeline.predictions import OperatingPoint
+from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Interval, Provenance
+from pipeline.predictions import Activation, OperatingPoint
 from pipeline.records import Split
 from pipeline.train.judge import Verdict
 from pipeline.train.material import Material
@@ -108,40 +110,88 @@ def _points(points: Sequence[OperatingPoint]) -> str:
         f"| {point.sensitivity:.3f} | {point.specificity:.3f} |"
         for point in points
     ]
-    head = "| label | positive from | criterion | sensitivity | specificity |\n|---|---|---|---|---|\n"
-    return "## Operating points\n\nChosen on the calibration split, where these figures hold.\n\n" + head + "\n".join(lines)
+    head = "| label | threshold | criterion | sensitivity | specificity |\n|---|---|---|---|---|\n"
+    return (
+        "## Operating points\n\nChosen on the calibration split. Sensitivity and specificity are those of the states there, "
+        "uncertain frames counted as errors.\n\n" + head + "\n".join(lines)
+    )
 
 
 def _abstention(config: Config, verdict: Verdict) -> str:
     """Say when the bundle does not answer, and how often that happened on the test split."""
-    alpha, reference, measured = config.evaluate.conformal_alpha, verdict.reference, verdict.abstention
-    figures = measured.conformal if measured else {}
-    bands = {band.label: band for band in verdict.bands}
-    lines = ["| label | uncertain from | to below | present covered | absent covered | uncertain |\n|---|---|---|---|---|---|"]
-    for point in verdict.points:
-        band, found = bands.get(point.label), figures.get(point.label, {})
-        edges = (f"{band.present_from:.4f}", f"{band.absent_below:.4f}") if band else ("no band", "too few examples")
-        parts = [_part(found.get(name)) for name in ("covered_positives", "covered_negatives", "uncertain")]
-        lines.append("| " + " | ".join((_cell(point.label), *edges, *parts)) + " |")
-    refused = (
-        f"{measured.refused} of {measured.frames} test frames are refused "
-        f"({measured.refused_low:.3f} to {measured.refused_high:.3f}, 95 % interval)"
+    return f"## When it does not answer\n\n{_uncertain(config, verdict)}\n\n{_refused(verdict)}"
+
+
+def _uncertain(config: Config, verdict: Verdict) -> str:
+    alpha, measured = config.evaluate.conformal_alpha, verdict.states
+    lines = [
+        "| label | uncertain from | to below | patients with / without | present covered | absent covered | uncertain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for band in verdict.bands:
+        found = measured.labels[band.label] if measured else None
+        parts = [found.covered_positives, found.covered_negatives, found.uncertain] if found else [None] * 3
+        edges = f"{band.present_from:.4f} | {band.absent_below:.4f} | {band.present_patients} / {band.absent_patients}"
+        lines.append(f"| {_cell(band.label)} | {edges} | {' | '.join(map(_part, parts))} |")
+    often = (
+        f'**This bundle says "uncertain" of at least one label in {_part(measured.uncertain)} of the frames** '
+        f"({measured.frames} test frames of {measured.patients} patients)."
+        if measured
+        else "How often it does was not measured: the index has no test split."
+    )
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    few = [band.label for band in verdict.bands if min(band.present_patients, band.absent_patients) < needed]
+    caveat = (
+        f" Fewer than {needed} patients with or without {', '.join(map(_cell, few))} do not allow that without an assumption: "
+        "there the log odds of patients are taken as normal."
+        if few
+        else ""
+    )
+    exclusive = (
+        " Labels exclude each other, so that one is positive only if all others are ruled out."
+        if config.model.activation is Activation.SOFTMAX
+        else ""
+    )
+    normal = config.data.normal_label
+    follows = f" {_cell(normal)} follows from the findings: positive if all of them are negative." if normal else ""
+    return (
+        f"{often}\n\nA label is uncertain inside a band around its operating point. The band reaches over the 95 % interval of "
+        f"the operating point over resampled patients, and so far that at most {alpha:g} of new frames with the label are "
+        f"called negative, and of new frames without it positive, patients counting alike.{caveat}{exclusive}{follows} "
+        "Bands are fitted on the calibration split; coverage and share of uncertain frames are those of the test split.\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _refused(verdict: Verdict) -> str:
+    reference, measured = verdict.reference, verdict.refusals
+    if reference.calibration_patients >= RANKED_PATIENTS:
+        limit = "what 1 % of further patients exceed, by rank"
+    else:
+        limit = (
+            "the limit that 1 % of further patients exceed if log distances are normal, as fewer than "
+            f"{RANKED_PATIENTS} patients show no rank"
+        )
+    alarms = (
+        f"{measured.refused_patients} of {measured.patients} test patients have a frame that is refused "
+        f"({measured.refused_patients / measured.patients:.3f}, 95 % interval {measured.low:.3f} to {measured.high:.3f}), "
+        f"{measured.refused_frames} of {measured.frames} test frames"
         if measured
         else "not measured on a test split"
     )
     return (
-        "## When it does not answer\n\n"
-        f"A label is uncertain inside a band in which neither side can be ruled out at an error rate of {alpha:g}, fitted on "
-        "the calibration split for frames with and without the label apart; coverage and share of uncertain frames are those "
-        "of the test split.\n\n" + "\n".join(lines) + "\n\n"
-        "A frame is refused where it is unlike all training frames: where the distance of its features to neighbour number "
-        f"{reference.neighbours} among them is above that of 99 % of {reference.calibration_frames} calibration frames; "
-        f"false alarms: {refused}."
+        "A frame is refused if it is unlike all training frames: if the distance of its features to neighbour number "
+        f"{reference.neighbours} among them is above a threshold. The threshold is {limit}, each patient counted with the "
+        f"farthest frame ({reference.calibration_patients} calibration patients, {reference.calibration_frames} frames). "
+        f"False alarms: {alarms}."
     )
 
 
-def _part(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _part(interval: Interval | None) -> str:
+    if interval is None or interval.value is None:
+        return "-"
+    limits = "" if interval.low is None else f" ({interval.low:.3f} to {interval.high:.3f})"
+    return f"{interval.value:.3f}{limits}"
 
 
 def _explanations(heatmap: HeatmapSupport) -> str:

@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
 from pipeline.evaluate.conformal import conformal_bands
+from pipeline.evaluate.measures import count, sensitivity, specificity
 from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.evaluate.report import plots
+from pipeline.model.bundle import MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
 from pipeline.predictions import ConformalBand, OperatingPoint
 from pipeline.records import FloatArray, Split
-from pipeline.train.abstention import Abstention, measure_abstention
+from pipeline.train.abstention import measure_refusals, measure_states
 from pipeline.train.material import Material
 
 
@@ -30,13 +32,13 @@ class Verdict:
     points
         One operating point for each label.
     bands
-        Conformal bands of the labels that have enough calibration frames.
+        One for each label.
     reference
         What tells frames that are unlike those of the training.
     evaluation
         None where there is no test split.
-    abstention
-        How often the bundle does not answer, likewise.
+    states, refusals
+        How often the bundle is uncertain, and how often it refuses frames, likewise.
     plots
         File names and PNG images.
     """
@@ -46,7 +48,8 @@ class Verdict:
     bands: tuple[ConformalBand, ...]
     reference: Reference
     evaluation: Evaluation | None = None
-    abstention: Abstention | None = None
+    states: MeasuredStates | None = None
+    refusals: MeasuredRefusals | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
@@ -54,6 +57,7 @@ class Verdict:
         if self.evaluation is None:
             return {}
         found = {f"test_{name}": estimate.value for name, estimate in self.evaluation.macro.items()}
+        found["test_uncertain_frames"] = self.evaluation.uncertain.value
         found |= {f"test_argmax_{name}": estimate.value for name, estimate in self.evaluation.argmax.items()}
         for label in self.evaluation.labels:
             found |= {f"test_{label.label}_{name}": estimate.value for name, estimate in label.metrics.items()}
@@ -79,33 +83,52 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
     InputError
         Where the calibration split lacks positives or negatives of a label.
     """
+    resamples, seed = config.evaluate.bootstrap, config.train.seed
     engine, activation = Engine(graph, config.train.threads), config.model.activation
     rows = {split: material.rows(split) for split in Split}
-    truth = {split: material.targets[chosen] for split, chosen in rows.items()}
+    truth, patients = material.targets[rows[Split.CALIBRATION]], material.patients(rows[Split.CALIBRATION])
     _, seen = _run(engine, pixels, bank_rows(rows[Split.TRAIN]))
     logits, known = _run(engine, pixels, rows[Split.CALIBRATION])
-    temperature = fit_temperature(logits, truth[Split.CALIBRATION], activation)
+    temperature = fit_temperature(logits, truth, activation)
     chances = probabilities(logits, activation, temperature)
-    points = choose_operating_points(chances, truth[Split.CALIBRATION], material.labels, config.evaluate.criterion)
-    bands = conformal_bands(chances, truth[Split.CALIBRATION], points, config.evaluate.conformal_alpha)
-    verdict = Verdict(temperature, points, bands, fit_reference(seen, known))
-    if not len(rows[Split.TEST]):
-        return verdict
-    logits, features = _run(engine, pixels, rows[Split.TEST])
-    sample = Sample(
+    points = choose_operating_points(chances, truth, material.labels, config.evaluate.criterion)
+    bands = conformal_bands(chances, truth, patients, points, config.evaluate.conformal_alpha, resamples, seed)
+    calibration = Sample(
         logits=logits,
-        targets=truth[Split.TEST],
-        groups=material.patients(rows[Split.TEST]),
+        targets=truth,
+        groups=patients,
         labels=material.labels,
         activation=activation,
         temperature=temperature,
         operating_points=points,
+        bands=bands,
+        normal_label=config.data.normal_label,
     )
+    points = _with_figures(points, calibration)
+    verdict = Verdict(temperature, points, bands, fit_reference(seen, known, patients))
+    if not len(rows[Split.TEST]):
+        return verdict
+    logits, features = _run(engine, pixels, rows[Split.TEST])
+    patients = material.patients(rows[Split.TEST])
+    sample = replace(
+        calibration, logits=logits, targets=material.targets[rows[Split.TEST]], groups=patients, operating_points=points
+    )
+    evaluation = evaluate(sample, resamples, seed)
     return replace(
         verdict,
-        evaluation=evaluate(sample, config.evaluate.bootstrap, config.train.seed),
-        abstention=measure_abstention(sample, bands, verdict.reference, features),
+        evaluation=evaluation,
+        states=measure_states(sample, evaluation),
+        refusals=measure_refusals(verdict.reference, features, patients),
         plots=plots(sample),
+    )
+
+
+def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
+    """Give operating points the sensitivity and specificity of the states, which bands and the other labels decide as well."""
+    counts = [count(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
+    return tuple(
+        replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
+        for point, one in zip(points, counts, strict=True)
     )
 
 

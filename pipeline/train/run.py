@@ -36,6 +36,7 @@ from pipeline.model.bundle import (
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph, heatmap_support
 from pipeline.model.weights import load_weights
+from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
 from pipeline.records import FloatArray, Preprocessing, Split
 from pipeline.train.augment import Augmentation
@@ -170,8 +171,8 @@ def _found(
     labels, config = job.material.labels, job.config
     has = (job.material.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
     chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, verdict.temperature)
-    thresholds = {point.label: point.threshold for point in verdict.points}
-    return has, has & (chances >= [thresholds[label] for label in labels])
+    rule = DecisionRule.of(labels, verdict.points, verdict.bands, config.model.activation, config.data.normal_label)
+    return has, has & np.asarray(rule.states(chances) == State.POSITIVE, bool)
 
 
 def _decode(job: Job) -> FloatArray:
@@ -255,7 +256,8 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
     metrics = {
         "split": Split.TEST.value,
         "evaluation": verdict.evaluation.to_json() if verdict.evaluation else None,
-        "abstention": verdict.abstention.to_json() if verdict.abstention else None,
+        "states": verdict.states.model_dump(mode="json") if verdict.states else None,
+        "refusals": verdict.refusals.model_dump(mode="json") if verdict.refusals else None,
         "epochs": fitted.course.history,
         "best_epoch": fitted.course.best_epoch,
     }
@@ -285,11 +287,13 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
             modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts, ages=gate.ages
         ),
         quality=Quality(policies=gate.policies, smallest_side=gate.smallest_side),
-        conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands),
+        conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands, measured=verdict.states),
         outliers=Outliers(
             neighbours=verdict.reference.neighbours,
             threshold=verdict.reference.threshold,
             calibration_frames=verdict.reference.calibration_frames,
+            calibration_patients=verdict.reference.calibration_patients,
+            measured=verdict.refusals,
         ),
         provenance=origin,
     )

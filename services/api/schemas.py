@@ -34,11 +34,11 @@ class LabelAnswer(Answer):
 
     logit: float = Field(description="output of the network before calibration")
     probability: Probability
-    positive: bool = Field(description="whether the probability reaches the label's operating point")
-    state: ScoredState = Field(description="uncertain where the conformal set leaves both open; else what `positive` says")
-    operating_point: float | None = Field(description="positive from this probability on")
+    positive: bool = Field(description="whether the state is positive")
+    state: ScoredState = Field(description="uncertain if neither presence nor absence can be ruled out")
+    operating_point: float | None = Field(description="the probability around which the label is uncertain")
     conformal_set: tuple[Literal["present", "absent"], ...] = Field(
-        description="what cannot be ruled out at the bundle's error rate; empty where the bundle has no band for the label"
+        description="the state in other words: what cannot be ruled out at the bundle's error rate"
     )
     heatmap: HeatmapAnswer | None = Field(
         default=None,
