@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from safetensors import safe_open
 
@@ -138,6 +139,18 @@ def test_a_killed_run_that_is_begun_again_ends_in_mlflow(trained: Trained, tmp_p
     assert states() == {killed: "RUNNING"}
     assert main([*words, "train.finetune.epochs=0"]) == 0
     assert states() == {killed: "KILLED", load_bundle(out).manifest.provenance.mlflow_run_id: "FINISHED"}
+
+
+@pytest.mark.slow
+def test_training_uses_the_cores_that_it_is_given(trained: Trained, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    words = arguments(trained, tmp_path / "bundle", "tracking.enabled=false", "train.finetune.epochs=0", "train.threads=0")
+    try:
+        assert main([*words, "--cores", "3"]) == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 # A run that cannot go on

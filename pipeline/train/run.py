@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import yaml
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
 from pipeline.cores import usable_cores
@@ -117,7 +118,8 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     )
     job = Job(config, material, workspace, tracker, progress)
     try:
-        bundle = _run(job, index, out)
+        with threadpool_limits(config.train.threads or usable_cores(), "blas"):
+            bundle = _run(job, index, out)
         working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, model_name(config)))
     except KeyboardInterrupt:
         tracker.finish("KILLED")
