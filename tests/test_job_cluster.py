@@ -282,7 +282,7 @@ def test_what_the_machines_of_the_cluster_lack_is_told(
     (tmp_path / "full" / "traces").write_text("no folder")
     out = tmp_path / "results"
     assert message in refusal(cluster, arguments(studies, bundle, out), ELSEWHERE.replace("CHANGES", changes))
-    assert rows(out / "failures.csv") == []
+    assert {row["reason"] for row in rows(out / "failures.csv")} <= {"no_worker"}
     assert most_attempts(out) == 0
 
 

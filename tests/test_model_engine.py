@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, InputError
 from pipeline.model.engine import A_CORE, Engine
 from tests.builders import make_graph
 
@@ -38,6 +39,15 @@ def test_a_frame_gets_the_same_bits_in_every_batch_and_with_any_number_of_thread
 
 def test_it_knows_the_size_of_its_input() -> None:
     assert Engine(make_graph(size=64)).size == 64
+
+
+def test_no_memory_for_the_network_is_no_fault_of_the_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception during loading: std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(InputError, match=r"^There is too little memory\. Give octray more"):
+        Engine(make_graph())
 
 
 def test_bytes_that_are_not_onnx_are_refused() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.cores import usable_cores
-from pipeline.errors import PASSING, ConfigError, InputError, Reason, WorkerError
+from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
@@ -154,11 +154,7 @@ class Job:
             name = self._request.studies.resolve().name
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
         with self._ledger() as ledger:
-            try:
-                studies = self._studies(files)
-            except WorkerError as error:
-                self._write(ledger, _not_begun(ledger, files, error), self._unsaved().names())
-                raise
+            studies = self._studies(ledger, files)
             self._plan(ledger, studies, 0)
             ledger.keep({study.key for study in studies})
             self._try_again(ledger)
@@ -178,7 +174,7 @@ class Job:
                     found = list(discover(self._request.studies, self._grouping.is_known, self.skipped))
                 except InputError:  # a share that is away comes back
                     found = []
-                settled = [study for study in self._studies(found) if _is_quiet(study.files, quiet)]
+                settled = [study for study in self._studies(ledger, found) if _is_quiet(study.files, quiet)]
                 replaced = [key for study in settled for key in arrivals.replaced(study)]
                 patiently(partial(ledger.forget, replaced))
                 if studies := [new for study in settled if (new := arrivals.new(study))]:
@@ -204,8 +200,13 @@ class Job:
                 _reopen(ledger, self._scorer.base, self._folder.path)
             yield ledger
 
-    def _studies(self, files: list[StudyFile]) -> list[StudyFiles]:
-        return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
+    def _studies(self, ledger: Ledger, files: list[StudyFile]) -> list[StudyFiles]:
+        """Group files by study; if nothing can be read, write the tables of what is known all the same."""
+        try:
+            return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
+        except Exception as error:
+            self._write(ledger, _not_begun(ledger, files, error), self._unsaved().names())
+            raise
 
     def _plan(self, ledger: Ledger, studies: list[StudyFiles], first: int) -> None:
         """Enter studies into the ledger, their positions from `first` on."""
@@ -235,7 +236,7 @@ class Job:
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
-        except InputError as error:  # no process can be started that reads files, here or on a cluster
+        except Exception as error:
             files = (file for _, work in ledger.works() for file in unpacked(work, self._scorer.base))
             not_begun = _not_begun(ledger, files, error)
             raise
@@ -287,11 +288,17 @@ class Job:
         self._folder.reported(time.time())
 
 
-def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: InputError) -> list[Quarantined]:
-    """Return why files were not looked at, of which nothing is known from an earlier run either."""
+def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: Exception) -> list[Quarantined]:
+    """Return why files were not looked at, of which nothing is known from an earlier run either.
+
+    It is known if no process can be started that reads files, here or on a cluster, or if there is no memory.
+    """
+    why = lack_of_memory() if is_lack_of_memory(error) else str(error) if isinstance(error, InputError) else ""
+    if not why:
+        return []
     records = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
     known = {source for record in records for source in record.sources()}
-    return [Quarantined(file.source, Reason.NO_WORKER, str(error)) for file in files if file.source not in known]
+    return [Quarantined(file.source, Reason.NO_WORKER, why) for file in files if file.source not in known]
 
 
 def _is_quiet(files: Sequence[StudyFile], seconds: float) -> bool:

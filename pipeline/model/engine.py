@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from pipeline.cores import usable_cores
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, InputError, is_lack_of_memory, lack_of_memory
 from pipeline.records import FloatArray
 
 INPUT = "pixels"
@@ -44,13 +44,17 @@ class Engine:
     Raises
     ------
     BundleError
-        Where ONNX Runtime cannot load the graph, or its input or outputs are others.
+        If ONNX Runtime cannot load the graph, or its input or outputs are others.
+    InputError
+        If there is not enough memory for it.
     """
 
     def __init__(self, graph: bytes, threads: int = 0) -> None:
         try:
             self._session = onnxruntime.InferenceSession(graph, _options(threads), providers=_providers())
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            if is_lack_of_memory(error):
+                raise InputError(lack_of_memory()) from None
             raise BundleError(f"The inference graph cannot be loaded: {_first_line(error)} Train the bundle anew.") from None
         self.size = self._checked_size()
         self.threads = threads
