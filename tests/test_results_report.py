@@ -537,6 +537,8 @@ def test_the_report_says_which_folder_when_and_what_is_new(tmp_path: Path, bundl
     assert [row_of(content, rank).endswith(f"{at} new") for rank, at in enumerate(shown, 1)] == [False, False, True]
     assert datetime.fromisoformat(re.findall(r'<time datetime="([^"]+)"', content)[0]) == datetime.fromtimestamp(times[0], UTC)
     old = [replace(one, is_new=False) for one in studies]
+    soon = [replace(one, scored_at=times[0] - times[0] % 60 + rank) for rank, one in enumerate(studies)]
+    assert f"scored {shown[0]}" in text_of(write_studies(tmp_path, bundle, soon))
     assert "nothing new since the report of" in text_of(write_studies(tmp_path, bundle, old, since=times[2]))
     assert "new since" not in text_of(write_studies(tmp_path, bundle, old))
 

@@ -169,8 +169,9 @@ class _Page:
         """Say which folder was scored, when, and what is new."""
         totals, said = self.totals, []
         if totals.last_at:
-            first, last = time(totals.first_at), time(totals.last_at)
-            said.append(f"scored {last}" if first == last else f"scored from {first} to {last}")
+            is_one_minute = totals.first_at // 60 == totals.last_at // 60
+            since = "" if is_one_minute else f"from {time(totals.first_at)} to "
+            said.append(f"scored {since}{time(totals.last_at)}")
         if self.since:
             new = f"{count(totals.new, 'study')} new" if totals.new else "nothing new"
             said.append(f"{new} since the report of {time(self.since)}")
