@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import DicomDictionary, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import ComprehensiveSRStorage, RTStructureSetStorage
 
-from pipeline.ingest.deidentify.identity import IDENTIFIERS
+from pipeline.errors import UnreadableError
+from pipeline.ingest.deidentify.identity import _CODED, _NAMES, IDENTIFIERS
 from pipeline.ingest.deidentify.instance import deidentify_bytes
-from pipeline.ingest.deidentify.numbers import FORCED, is_free
+from pipeline.ingest.deidentify.numbers import _NEEDED, FORCED, is_free
 from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.search import PLACEHOLDERS, is_common
 from pipeline.ingest.deidentify.secret import Secret
@@ -348,6 +350,43 @@ def test_kept_uids_may_hold_a_device_and_longer_numbers() -> None:
     assert result(content, UIDS).FrameOfReferenceUID == "1.3.12.2.1107.5.48213.144712300"
 
 
+# Every kind of attribute
+
+
+VALUES: dict[str, Any] = {
+    **dict.fromkeys(("LO", "SH", "ST", "LT", "UT", "UC", "CS", "AE", "PN"), "QUILLFEATHER 1"),
+    **dict.fromkeys(("US", "UL", "SL", "FL", "FD", "SV", "UV"), 48213),
+    **{"IS": "48213", "DS": "48213.0", "DA": "19470823", "DT": "19470823101112", "UI": "1.2.48213.19470823", "TM": "048213"},
+}
+EXEMPT = FORCED | {"PatientName", "PatientID", "SOPClassUID"}
+SOME = [
+    (tag, next(kind for kind in entry[0].split(" or ") if kind in VALUES))
+    for tag, entry in sorted(DicomDictionary.items())
+    if tag >= 0x00080000 and set(entry[0].split(" or ")) & VALUES.keys() and entry[4] and entry[4] not in EXEMPT
+][::23]
+
+
+@pytest.mark.parametrize("options", [BASIC, Options(frozenset(Keep))])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_wherever_an_identifier_stands_it_is_gone_or_the_file_refused(options: Options, is_nested: bool) -> None:
+    written = 0
+    for tag, kind in SOME:
+        dataset = dcmread(io.BytesIO(make_radiograph(PatientID="MRN48213", BurnedInAnnotation="NO")))
+        nested = item()
+        dataset.SharedFunctionalGroupsSequence = [nested]
+        (nested if is_nested else dataset).add_new(tag, kind, VALUES[kind])
+        try:
+            made = deidentify_bytes(file_bytes(dataset), Secret(bytes(32)), options, Limits()).content
+        except (RefusedError, UnreadableError):
+            continue
+        written += 1
+        assert re.search(rb"QUILLFEATHER|(?<!\d)(48213|19470823)(?!\d)", made.upper()) is None
+        dataset = dcmread(io.BytesIO(made))
+        place = dataset.get("SharedFunctionalGroupsSequence", [item()])[0] if is_nested else dataset
+        assert tag not in place or place[tag].value != 48213
+    assert written > len(SOME) / 2
+
+
 # What somebody has looked at
 
 
@@ -388,6 +427,7 @@ def test_no_forced_number_is_free_and_references_are_neither_made_up() -> None:
     assert [keyword for keyword in FORCED if is_free(int(Tag(keyword)))] == []
     assert [keyword for keyword in ("ReferencedBeamNumber", "BeamNumber", "PixelSpacing") if is_free(int(Tag(keyword)))] == []
     assert is_free(int(Tag("InstanceNumber")))
+    assert [keyword for keyword in _NEEDED | _NAMES | _CODED if tag_for_keyword(keyword) is None] == []
 
 
 @pytest.mark.parametrize("word", ["Hospital", "Street", "chest", "LATERAL", "Klinikum"])

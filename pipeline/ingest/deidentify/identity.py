@@ -83,10 +83,20 @@ _REMARKS = frozenset(
     }
 )
 """Attributes of which single words say nothing, and digits do."""
-_NAMES = frozenset({"CameraOwnerName", "NameToUse", "TopicAuthor"})
+_NAMES = frozenset({"CameraOwnerName", "TopicAuthor"})
 """Names of persons that the dictionary keeps as other text."""
-_CODED = ("IdentificationCodeSequence", "InstitutionCodeSequence", "InsurancePlanCodeSequence", "DepartmentTypeCodeSequence")
-"""Ends of sequences of which the codes are persons and institutions."""
+_CODED = frozenset(
+    {
+        "ContentCreatorIdentificationCodeSequence",
+        "HangingProtocolUserIdentificationCodeSequence",
+        "InstitutionCodeSequence",
+        "InstitutionalDepartmentTypeCodeSequence",
+        "PatientInsurancePlanCodeSequence",
+        "PersonIdentificationCodeSequence",
+        "VerifyingObserverIdentificationCodeSequence",
+    }
+)
+"""Sequences of which the codes are persons and institutions."""
 IDENTIFIERS = (
     _OF_PATIENT
     | _PLACES
@@ -355,4 +365,4 @@ def _is_smooth(text: str) -> bool:
 
 def _is_coded(path: Path) -> bool:
     """Say whether a coded entry names a person or an institution."""
-    return any(keyword_for_tag(tag).endswith(_CODED) for tag in path[:-1] if tag > 0xFFFF)
+    return any(keyword_for_tag(tag) in _CODED for tag in path[:-1] if tag > 0xFFFF)

@@ -138,7 +138,6 @@ _NEEDED = frozenset(
         "DecayFactor",
         "DiffusionBValue",
         "DoseCalibrationFactor",
-        "DoseRateSpecification",
         "FloatingPointValue",
         "FrameTime",
         "FrameTimeVector",
@@ -202,7 +201,7 @@ _NEEDED = frozenset(
     }
 )
 """Numbers in the groups below without which pixels are shown, placed or measured wrongly; 0 would be a false statement."""
-_OF_ACQUISITION = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x0050, 0x0052, 0x0054})
+_OF_ACQUISITION = frozenset({0x0008, 0x0010, 0x0012, 0x0016, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x0050, 0x0052, 0x0054})
 """Groups of numbers about patient, study and acquisition; those of others say what pixels, plans and presentations mean."""
 
 
