@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from pipeline.cli.main import main
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, WEIGHTS, Bundle, load_bundle
+from pipeline.train import run
 from tests.conftest import Trained
 
 EPOCHS = 10
@@ -142,15 +143,22 @@ def test_a_killed_run_that_is_begun_again_ends_in_mlflow(trained: Trained, tmp_p
 
 
 @pytest.mark.slow
-def test_training_uses_the_cores_that_it_is_given(trained: Trained, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(5)
+def test_training_uses_the_cores_that_it_is_given(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = [], torch.get_num_threads()
+    export = run.export_graph
+
+    def look_and_export(*arguments: object) -> bytes:
+        seen.append(torch.get_num_threads())
+        return export(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "export_graph", look_and_export)
     words = arguments(trained, tmp_path / "bundle", "tracking.enabled=false", "train.finetune.epochs=0", "train.threads=0")
+    torch.set_num_threads(5)
     try:
         assert main([*words, "--cores", "3"]) == 0
-        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+    assert set(seen) == {3}
 
 
 # A run that cannot go on
