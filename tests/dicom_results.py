@@ -1,14 +1,19 @@
 """Results about real bytes, with heatmaps that have one brightest cell, for the tests of what is written as DICOM."""
 
 import io
+import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.phantom import Modality, write_phantom
@@ -18,9 +23,11 @@ from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
 from pipeline.records import InstanceKey
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
+from tests.builders import make_dataset
 
 CELLS = 4
 STATES = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)
+MADE = datetime(2026, 3, 4, 22, 6, 7, tzinfo=UTC)
 
 
 def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePrediction, ...]:
@@ -54,9 +61,11 @@ def png(seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def written(content: bytes, results: tuple[FramePrediction, ...], manifest: Manifest) -> dict[str, bytes]:
+def written(
+    content: bytes, results: tuple[FramePrediction, ...], manifest: Manifest, made: datetime = MADE
+) -> dict[str, bytes]:
     pictures = {(results[0].key.frame_number, manifest.labels[-1]): png()}
-    return dict(write_objects(content, results, manifest, tuple(Kind), pictures))
+    return dict(write_objects(content, results, manifest, tuple(Kind), made, pictures))
 
 
 def of_kind(objects: Mapping[str, bytes], kind: Kind) -> list[Dataset]:
@@ -73,3 +82,16 @@ def phantom(folder: Path, modality: Modality) -> bytes:
 def rg1() -> bytes:
     """RG1 of pydicom-data: a real radiograph without Frame of Reference and Imager Pixel Spacing."""
     return (resources.files("data_store") / "data" / "RG1_UNCR.dcm").read_bytes()
+
+
+def raw_dicom(**texts: str) -> bytes:
+    """The bytes of a file whose elements hold texts that pydicom would not write."""
+    dataset = make_dataset()
+    for keyword, text in texts.items():
+        tag, content = Tag(keyword), text.encode() + b" " * (len(text) % 2)
+        dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(content), content, 0, False, True)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,5 +1,8 @@
 """DICOM objects are made of the bytes that were scored, and of no others."""
 
+import io
+import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,7 @@ def asked_of(studies: Path, bundle: Bundle) -> Asked:
     """Score the only file of a folder, and ask for objects of it."""
     (file,) = discover(studies)
     results = [item.prediction for item in score_folder(studies, Predictor(bundle)) if isinstance(item, Scored)]
-    return Asked(file, tuple(results), {})
+    return Asked(file, tuple(results), 1.7e9, {})
 
 
 @pytest.mark.parametrize("is_archived", [False, True])
@@ -64,9 +67,9 @@ def test_a_run_gives_no_patient_the_results_of_another_and_the_next_run_makes_up
     (studies / "a.dcm").write_bytes(file_of(1))
     end = Writer.end
 
-    def replace_then_end(self: Writer, files: tuple[StudyFile, ...], pieces: Pieces) -> None:
+    def replace_then_end(self: Writer, files: tuple[StudyFile, ...], pieces: Pieces, scored_at: float) -> None:
         (studies / "a.dcm").write_bytes(file_of(2))
-        end(self, files, pieces)
+        end(self, files, pieces, scored_at)
 
     arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--dicom", "sr,pm,sc"]
     with monkeypatch.context() as patch:
@@ -75,3 +78,26 @@ def test_a_run_gives_no_patient_the_results_of_another_and_the_next_run_makes_up
     assert list((out / "dicom").glob("*")) == []
     assert main(arguments) == 0
     assert {str(dcmread(path).PatientName) for path in (out / "dicom").iterdir()} == {"Patient^2"}
+
+
+def test_an_object_that_is_gone_is_made_again_with_the_time_and_the_bytes_that_it_had(bundle: Bundle, tmp_path: Path) -> None:
+    studies, out = tmp_path / "studies", tmp_path / "results"
+    studies.mkdir()
+    (studies / "a.dcm").write_bytes(file_of(1))
+
+    def score(out: Path) -> dict[str, bytes]:
+        assert main(["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--dicom", "sr,pm,sc"]) == 0
+        return {path.name: path.read_bytes() for path in (out / "dicom").iterdir()}
+
+    before = datetime.now().astimezone().replace(microsecond=0)
+    first = score(out)
+    (out / "dicom" / min(first)).unlink()
+    time.sleep(1.1)  # DICOM times have whole seconds
+    assert score(out) == first
+    for one in map(dcmread, map(io.BytesIO, first.values())):
+        said = datetime.strptime(one.ContentDate + one.ContentTime, "%Y%m%d%H%M%S").astimezone()
+        assert before <= said <= datetime.now().astimezone()
+    elsewhere = score(tmp_path / "elsewhere")
+    uids = [{dcmread(io.BytesIO(one)).SOPInstanceUID for one in objects.values()} for objects in (first, elsewhere)]
+    assert len(uids[0]) == len(uids[1]) == len(first)
+    assert not uids[0] & uids[1]

@@ -2,7 +2,9 @@
 
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from pipeline.errors import UnreadableError
@@ -27,7 +30,7 @@ from pipeline.results.dicom.geometry import LONGEST_SIDE, grid_shape
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
 from tests.builders import make_bundle, make_dataset, make_dicom, make_support
-from tests.dicom_results import of_kind, phantom, png, result, rg1, scored, values, written
+from tests.dicom_results import MADE, of_kind, phantom, png, raw_dicom, result, rg1, scored, values, written
 
 LABELS = ("NORMAL", "PNEUMONIA", "Rare, thing")
 SPACING = (0.5, 0.25)
@@ -68,6 +71,93 @@ def test_equal_input_gives_equal_bytes_at_any_time(manifest: Manifest, tmp_path:
     ]
 
 
+def test_content_date_and_time_are_when_the_content_was_made_and_other_times_are_other_objects(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    content = make_dicom(ContentDate="20240103", ContentTime="090807", StudyDate="20240102", StudyTime="101112")
+    results = scored(content, manifest, tmp_path)
+    here = MADE.astimezone()
+    later = MADE + timedelta(seconds=1)
+    uids = []
+    for made in (MADE, MADE.astimezone(timezone(timedelta(hours=5))), MADE + timedelta(milliseconds=400), later):
+        objects = [one for kind in Kind for one in of_kind(written(content, results, manifest, made), kind)]
+        local = made.astimezone(here.tzinfo)
+        assert {(one.ContentDate, one.ContentTime) for one in objects} == {(f"{local:%Y%m%d}", f"{local:%H%M%S}")}
+        assert not any("TimezoneOffsetFromUTC" in one for one in objects)  # study times would then mean something else
+        assert {one.StudyDate for one in objects} == {"20240102"}
+        uids.append([one.SOPInstanceUID for one in objects])
+        assert len({one.SeriesInstanceUID for one in objects}) == 3
+    assert uids[0] == uids[1] == uids[2]  # the same second
+    assert not set(uids[0]) & set(uids[3])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "date", "clock"),
+    [
+        ("+0200", "+0200", "20260305", "000607"),
+        ("-0330", "-0330", "20260304", "183607"),
+        ("+0000", "+0000", "20260304", "220607"),
+        *(("+1500", None, "", ""), ("-0000", None, "", ""), ("CET", None, "", ""), ("+02:00", None, "", "")),
+    ],
+)
+def test_the_time_zone_of_the_source_is_that_of_its_objects(
+    said: str, expected: str | None, date: str, clock: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    content = raw_dicom(TimezoneOffsetFromUTC=said)
+    objects = written(content, scored(content, manifest, tmp_path), manifest)
+    local = MADE.astimezone()
+    for one in (dataset for kind in Kind for dataset in of_kind(objects, kind)):
+        assert one.get("TimezoneOffsetFromUTC") == expected
+        shown = (date, clock) if expected else (f"{local:%Y%m%d}", f"{local:%H%M%S}")
+        assert (one.ContentDate, one.ContentTime) == shown
+
+
+def test_findings_say_in_their_own_item_whether_they_are_there(manifest: Manifest, tmp_path: Path) -> None:
+    content = make_dicom()
+    report = dcmread(io.BytesIO(report_of(written(content, scored(content, manifest, tmp_path), manifest))))
+    found = []
+    for item in items(report):
+        if item.ConceptNameCodeSequence[0].CodeValue == "121071":
+            (child,) = item.ContentSequence
+            assert (child.RelationshipType, child.ConceptNameCodeSequence[0].CodeValue) == ("HAS CONCEPT MOD", "121052")
+            found.append((item.ConceptCodeSequence[0].CodeMeaning, child.ConceptCodeSequence[0].CodeMeaning))
+    assert found == [("Normal", "Present"), ("Pneumonia", "Presence Undetermined"), ("Rare, thing", "Absent")]
+
+
+def items(dataset: Dataset) -> Iterator[Dataset]:
+    """Every content item of a report."""
+    for item in dataset.get("ContentSequence", []):
+        yield item
+        yield from items(item)
+
+
+@pytest.mark.filterwarnings("ignore:The (value|PN component) length")
+def test_values_that_are_too_long_are_cut_and_identifiers_left_out_or_kept(manifest: Manifest, tmp_path: Path) -> None:
+    family, given = "F" * 70, "G" * 30
+    content = raw_dicom(
+        PatientName=f"{family}^{given}=ideographic^name",
+        PatientID="P" * 70,
+        IssuerOfPatientID="I" * 70,
+        AccessionNumber="A" * 20,
+        StudyID="S" * 20,
+        StudyDescription="D" * 70,
+        ReferringPhysicianName="R" * 70,
+        DeidentificationMethod="M" * 70 + "\\short",
+        LossyImageCompression="01",
+        LossyImageCompressionRatio="10.000000000000000001",
+    )
+    objects = written(content, scored(content, manifest, tmp_path), manifest)
+    for one in (dataset for kind in Kind for dataset in of_kind(objects, kind)):
+        assert one.PatientName.components[0] == family[:64]
+        assert one.PatientName.components[1] == "ideographic^name"
+        assert one.PatientID == "P" * 70
+        assert "IssuerOfPatientID" not in one
+        assert (one.AccessionNumber, one.StudyID) == ("", "")
+        assert (one.StudyDescription, str(one.ReferringPhysicianName)) == ("D" * 64, "R" * 64)
+        assert list(one.DeidentificationMethod) == ["M" * 64, "short"]
+        assert "LossyImageCompressionRatio" not in one
+
+
 def test_other_results_get_other_uids_and_stay_in_their_series(manifest: Manifest, tmp_path: Path) -> None:
     content = make_dicom()
     (one,) = scored(content, manifest, tmp_path)
@@ -99,7 +189,6 @@ def test_objects_belong_to_the_patient_and_the_study_of_their_source(manifest: M
         assert {keyword: str(one[keyword].value) for keyword in identity} == identity
         assert one.StudyInstanceUID == source.StudyInstanceUID
         assert one.SeriesInstanceUID != source.SeriesInstanceUID
-        assert (one.ContentDate, one.ContentTime) == ("20240103", "090807")
         assert one.SeriesNumber > 9000
         assert "not for diagnosis" in one.SeriesDescription
         assert f"bundle {manifest.bundle_id}" in one.SoftwareVersions
@@ -119,7 +208,7 @@ def test_broken_and_missing_elements_become_empty_or_derived(manifest: Manifest,
     for one in (dataset for kind in Kind for dataset in of_kind(objects, kind)):
         assert one.StudyInstanceUID == results[0].key.study_instance_uid
         assert (one.StudyDate, one.StudyTime, one.PatientSex, str(one.PatientName), one.PatientID) == ("", "", "", "", "")
-        assert one.ContentDate == "19000101"
+        assert one.ContentDate == f"{MADE.astimezone():%Y%m%d}"
 
 
 def test_the_report_says_what_the_bundle_said(manifest: Manifest, tmp_path: Path) -> None:
@@ -312,21 +401,21 @@ def test_only_the_kinds_that_were_asked_for_are_written(manifest: Manifest, tmp_
     content = make_dicom()
     results = scored(content, manifest, tmp_path)
     for kind in Kind:
-        names = [name for name, _ in write_objects(content, results, manifest, [kind], {(1, "PNEUMONIA"): png()})]
+        names = [name for name, _ in write_objects(content, results, manifest, [kind], MADE, {(1, "PNEUMONIA"): png()})]
         assert names
         assert all(f"-{kind.value}" in name for name in names)
 
 
 def test_what_is_not_dicom_gets_no_objects(manifest: Manifest, tmp_path: Path) -> None:
     results = scored(make_dicom(), manifest, tmp_path)
-    assert list(write_objects(png(), results, manifest, tuple(Kind))) == []
+    assert list(write_objects(png(), results, manifest, tuple(Kind), MADE)) == []
 
 
 def test_a_file_that_is_cut_off_is_refused_without_a_name(manifest: Manifest, tmp_path: Path) -> None:
     content = make_dicom()
     results = scored(content, manifest, tmp_path)
     with pytest.raises(UnreadableError) as error:
-        list(write_objects(content[:-500], results, manifest, tuple(Kind)))
+        list(write_objects(content[:-500], results, manifest, tuple(Kind), MADE))
     assert "Doe" not in str(error.value)
 
 

@@ -13,7 +13,7 @@ from pipeline.imaging import guard
 from pipeline.model.bundle import Manifest
 from pipeline.results.dicom.kinds import Kind
 from tests.builders import make_bundle, make_dicom
-from tests.dicom_results import of_kind, phantom, rg1, scored, written
+from tests.dicom_results import of_kind, phantom, raw_dicom, rg1, scored, written
 from tests.server_orthanc import Orthanc
 
 LABELS = ("NORMAL", "PNEUMONIA", "DME", "Rare, thing")
@@ -69,6 +69,27 @@ def test_dciodvfy_finds_errors(tmp_path: Path) -> None:
     assert any(line.startswith("Error") for line in complaints(make_dicom(), tmp_path))
 
 
+@needs("dciodvfy")
+@pytest.mark.filterwarnings("ignore:The (value|PN component) length")
+def test_dciodvfy_does_not_complain_of_what_the_source_says_at_too_great_length(manifest: Manifest, tmp_path: Path) -> None:
+    content = raw_dicom(
+        PatientName="F" * 40 + "^" + "G" * 40,
+        IssuerOfPatientID="I" * 70,
+        AccessionNumber="A" * 20,
+        StudyID="S" * 20,
+        StudyDescription="D" * 70,
+        ReferringPhysicianName="R" * 40 + "^" + "S" * 40,
+        DeidentificationMethod="M" * 70,
+        LossyImageCompression="01",
+        LossyImageCompressionRatio="10.000000000000000001",
+        TimezoneOffsetFromUTC="+0100",
+    )
+    objects = written(content, scored(content, manifest, tmp_path), manifest)
+    said = {(name, line) for name, one in objects.items() for line in complaints(one, tmp_path)}
+    assert {one for one in said if not any(re.search(known, one[1]) for known in KNOWN_WARNINGS)} == set()
+    assert any("Length invalid" in line or "invalid for this VR" in line for line in complaints(content, tmp_path))
+
+
 INHERITED = {"highdicom__seg_image_sm_control_labelmap.dcm"}
 """Sources of a SOP class that dciodvfy is too old to know, so that it takes them for images of one frame."""
 
@@ -104,6 +125,8 @@ def test_dcmtk_reads_finding_and_probability(objects: dict[str, bytes], tmp_path
     assert not [line for line in dump.stderr.decode().splitlines() if line.startswith("E:")]
     text = dump.stdout.decode()
     assert '(,,"Finding")=(233604007,SCT,"Pneumonia")' in text
+    assert '(,,"Presence of property")=(121059,DCM,"Presence Undetermined")' in text
+    assert '(,,"Presence of property")=(272519000,SCT,"Absent")' in text
     assert '(,,"Probability")="0.6123" (1,UCUM,"no units")' in text
     assert re.search(r"Verification Flag +: UNVERIFIED", text)
     page = subprocess.run(["dsr2html", str(tmp_path / "report.dcm")], capture_output=True, check=True)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import Reason, UnreadableError
@@ -14,10 +15,14 @@ from pipeline.results.dicom.kinds import Kind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A file, the results of its frames, and where their pictures lie: PNG files by frame number and label."""
+    """A file, the results of its frames, when they were first made in seconds since 1970, and where their pictures lie.
+
+    Pictures are PNG files by frame number and label.
+    """
 
     file: StudyFile
     results: tuple[FramePrediction, ...]
+    made_at: float
     pictures: Mapping[tuple[int, str], Path]
 
 
@@ -51,4 +56,5 @@ def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Ite
     content = read_bytes(asked.file)
     if {result.input_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
         raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
-    yield from write_objects(content, asked.results, manifest, kinds, _Pictures(asked.pictures))
+    made = datetime.fromtimestamp(asked.made_at, UTC)
+    yield from write_objects(content, asked.results, manifest, kinds, made, _Pictures(asked.pictures))

@@ -138,11 +138,14 @@ class Writer:
                 pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence, *size))
         return ReportFrame(replace(result, heatmaps=()) if result.heatmaps else result, tuple(pictures))
 
-    def end(self, files: Iterable[StudyFile], pieces: Pieces) -> None:
-        """Begin to write the DICOM objects of a study whose frames have all been added; few files wait, to bound memory."""
+    def end(self, files: Iterable[StudyFile], pieces: Pieces, scored_at: float) -> None:
+        """Begin to write the DICOM objects of a study whose frames have all been added; few files wait, to bound memory.
+
+        `scored_at` is when the study was first scored, in seconds since 1970.
+        """
         for file in files:
             if results := pieces.results.pop(file.source, None):
-                asked = Asked(file, tuple(results), pieces.pictures.pop(file.source, {}))
+                asked = Asked(file, tuple(results), scored_at, pieces.pictures.pop(file.source, {}))
                 written = self._pool.submit(self._write_objects, asked)
                 pieces.under_way.append(written)
                 self._waiting.append(written)

@@ -141,7 +141,7 @@ class Scorer:
                     begun[0].facts.append(item.facts)
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
-                    writer.end(ended[-1].files, ended[-1].pieces)
+                    writer.end(ended[-1].files, ended[-1].pieces, ended[-1].scored_at)
                 else:
                     begun[0].failures.append(item)
                 while ended and ended[0].pieces.is_done():

@@ -17,6 +17,13 @@ STATES = {
     State.NEGATIVE: Code("260385009", "SCT", "Negative"),
     State.UNCERTAIN: Code("64957009", "SCT", "Uncertain"),
 }
+PRESENCE = Code("121052", "DCM", "Presence of property")
+PRESENT = {
+    State.POSITIVE: Code("52101004", "SCT", "Present"),
+    State.NEGATIVE: Code("272519000", "SCT", "Absent"),
+    State.UNCERTAIN: Code("121059", "DCM", "Presence Undetermined"),
+}
+"""Values of `PRESENCE`: of CID 240, and of DCM if neither holds."""
 RETINA = Code("5665001", "SCT", "Retina")
 SIDES = {"R": Code("24028007", "SCT", "Right"), "L": Code("7771000", "SCT", "Left")}
 _MODALITIES = {

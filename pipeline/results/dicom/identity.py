@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import metadata
 from typing import Any
 
@@ -22,6 +23,7 @@ _SERIES_DESCRIPTIONS = {
     Kind.PM: "octray heatmaps of evidence (not for diagnosis)",
     Kind.SC: "octray pictures (not for diagnosis)",
 }
+_LONGEST_CODE = 16  # of CS and DS (PS3.5 6.2)
 _STAMPS = (
     *("InstanceCreationDate", "InstanceCreationTime", "DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
     "ContributingEquipmentSequence",
@@ -41,11 +43,20 @@ class Author:
         Of the bundle.
     results_sha256
         Hash of the results that are written.
+    made
+        When the results were made, with its time zone.
     """
 
     source: Source
     manifest: Manifest
     results_sha256: str
+    made: datetime
+
+    @property
+    def content_date_time(self) -> tuple[str, str]:
+        """Return Content Date (0008,0023) and Content Time (0008,0033): when the content was made."""
+        local = self.source.local(self.made)
+        return f"{local:%Y%m%d}", f"{local:%H%M%S}"
 
     @property
     def warning(self) -> str:
@@ -53,8 +64,8 @@ class Author:
         return f"{NOT_FOR_DIAGNOSIS} {self.manifest.heatmap.caveat}".rstrip()
 
     def uid(self, kind: Kind, *parts: object) -> str:
-        """Return the SOP Instance UID of an object: it depends on instance, bundle, results, versions and parts alone."""
-        return self._uid(self.source.uids[2], kind, self.results_sha256, *parts)
+        """Return the SOP Instance UID of an object: it depends on instance, bundle, results, time, versions and parts alone."""
+        return self._uid(self.source.uids[2], kind, self.results_sha256, *self.content_date_time, *parts)
 
     def series_uid(self, kind: Kind, *parts: object) -> str:
         """Return the Series Instance UID: one for each source series, bundle and kind."""
@@ -113,7 +124,8 @@ def describe_image(image: Dataset, author: Author) -> None:
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in image:
                 delattr(image, keyword)
-            if found := header.texts(source.dataset, keyword):
+            found = header.texts(source.dataset, keyword)
+            if found and max(map(len, found)) <= _LONGEST_CODE:
                 image.add(element(keyword, "\\".join(found)))
 
 
@@ -134,8 +146,7 @@ def finished(dataset: Dataset, author: Author) -> bytes:
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for one in source.identity:
         dataset.add(one)
-    dataset.add(element("ContentDate", source.content_date))
-    dataset.add(element("ContentTime", source.content_time))
+    dataset.ContentDate, dataset.ContentTime = author.content_date_time
     truths = {_placeholder(source, name): uid for name, uid in zip(("study", "series"), source.uids, strict=False)}
     instances = {_placeholder(source, f"instance {number}"): number for number in range(source.frames + 1)}
     _set_uids(dataset, truths, derived_uid(str(dataset.SOPInstanceUID).encode(), "dimensions"))

@@ -14,6 +14,7 @@ from pipeline.results.dicom.identity import Author, describe_image, finished, st
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source, element
 
+_LONGEST_DESCRIPTION = 1024  # of ST (PS3.5 6.2)
 _PURPOSE = CodedConcept("121322", "DCM", "Source image for image processing operation")
 
 
@@ -52,10 +53,11 @@ def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> 
         **author.arguments(Kind.SC, number, frame_number, label, hashlib.sha256(png).hexdigest()),
     )
     capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
-    capture.DerivationDescription = (
+    description = (
         f"Frame {frame_number} of the source image beside itself with the heatmap of {label} in colour: "
         f"{author.manifest.heatmap.meaning} from 0 to {author.manifest.heatmap.full_scale:g}. {author.warning}"
     )
+    capture.DerivationDescription = description[:_LONGEST_DESCRIPTION]
     describe_image(capture, author)
     capture.SourceImageSequence = [_reference(source, frame_number)]
     if (burned_in := header.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
+    CodeContentItem,
     CodedConcept,
     Comprehensive3DSR,
     DeviceObserverIdentifyingAttributes,
@@ -15,6 +16,7 @@ from highdicom.sr import (
     ObservationContext,
     ObserverContext,
     QualitativeEvaluation,
+    RelationshipTypeValues,
     SourceImageForMeasurementGroup,
     TrackingIdentifier,
 )
@@ -24,7 +26,7 @@ from pydicom.sr.coding import Code
 
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Prediction
+from pipeline.predictions import FramePrediction, Prediction, State
 from pipeline.results.dicom import findings
 from pipeline.results.dicom.identity import Author, finished, stand_in, version
 from pipeline.results.dicom.kinds import Kind
@@ -102,7 +104,7 @@ def _group(
 ) -> MeasurementsAndQualitativeEvaluations:
     source, number = author.source, one.key.frame_number
     finding = findings.finding(one.label)
-    return MeasurementsAndQualitativeEvaluations(
+    group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             identifier=f"{one.label}, frame {number}", uid=author.uid(Kind.SR, "tracking", number, one.label)
         ),
@@ -115,6 +117,20 @@ def _group(
             SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID, [number] if source.frames > 1 else None)
         ],
     )
+    _say_whether_present(group[0], one.state)
+    return group
+
+
+def _say_whether_present(group: Dataset, state: State) -> None:
+    """Say in the item of a group's finding whether it is there (PS3.16 TID 1350): some readers look at findings alone."""
+    presence = CodeContentItem(
+        CodedConcept.from_code(findings.PRESENCE),
+        CodedConcept.from_code(findings.PRESENT[state]),
+        RelationshipTypeValues.HAS_CONCEPT_MOD,
+    )
+    for item in group.ContentSequence:
+        if item.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Finding.value:
+            item.ContentSequence = [presence]
 
 
 def _retina(laterality: str) -> FindingSite:

@@ -28,8 +28,12 @@ _ALWAYS = (
 """Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): empty where the source has none."""
 _WHERE_KNOWN = (
     *("IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription", "PatientAge"),
-    "LongitudinalTemporalInformationModified",
+    *("LongitudinalTemporalInformationModified", "TimezoneOffsetFromUTC"),
 )
+_IDENTIFIERS = frozenset({"AccessionNumber", "StudyID", "IssuerOfPatientID"})
+"""A part of one names something else, so that one that is too long is left out."""
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64}
+"""Characters of a value, or of a component group of a name (PS3.5 6.2)."""
 _TERMS: Mapping[str, frozenset[str]] = {
     "PatientSex": frozenset("MFO"),
     "PatientIdentityRemoved": frozenset({"YES", "NO"}),
@@ -38,8 +42,8 @@ _TERMS: Mapping[str, frozenset[str]] = {
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _AGE = re.compile(r"\d{3}[DWMY]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_NO_DATE, _NO_TIME = "19000101", "000000"
-_LONGEST_STUDY_ID = 16
+_OFFSET = re.compile(r"([+-])(\d\d)([0-5]\d)")
+_SMALLEST_OFFSET, _LARGEST_OFFSET = -12 * 60, 14 * 60
 _MOST = 100_000
 
 
@@ -66,9 +70,9 @@ class Source:
     instance_number
         Instance Number (0020,0013); 1 where it is missing or of no use.
     identity
-        Patient and study, as they stand in the source.
-    content_date, content_time
-        Content Date (0008,0023) and Time; else Study Date and Time; else 1 January 1900, which stands for unknown.
+        Patient and study, as they stand in the source, and Timezone Offset From UTC (0008,0201), by which their times are read.
+        Values that are longer than the Standard allows are cut or left out. Patient ID (0010,0020) is kept: by another one an
+        archive would file the objects under another patient.
     """
 
     dataset: Dataset
@@ -82,8 +86,11 @@ class Source:
     frames: int
     instance_number: int
     identity: tuple[DataElement, ...]
-    content_date: str
-    content_time: str
+
+    def local(self, time: datetime.datetime) -> datetime.datetime:
+        """Return a time as the source's times are to be read: with its offset, or without one by the clock of this computer."""
+        offset = _offset(_text(self.dataset, "TimezoneOffsetFromUTC"))
+        return time.astimezone(None if offset is None else datetime.timezone(datetime.timedelta(minutes=offset)))
 
 
 def read_source(content: bytes, limits: Limits) -> Source:
@@ -100,7 +107,6 @@ def read_source(content: bytes, limits: Limits) -> Source:
         uids, _ = instance_uids(dataset, content)
         sop_class = uid_text(dataset, "SOPClassUID")
         number = header.whole_number(dataset, "InstanceNumber") or 1
-        date, time = _when(dataset)
         scope = header.Scope.of(dataset, 0)
         return Source(
             dataset=dataset,
@@ -114,8 +120,6 @@ def read_source(content: bytes, limits: Limits) -> Source:
             frames=layout.frames,
             instance_number=number if 0 < number <= _MOST else 1,
             identity=_identity(dataset),
-            content_date=date,
-            content_time=time,
         )
 
 
@@ -144,9 +148,29 @@ def _text(dataset: Dataset, keyword: str) -> str:
         return text if _TIME.fullmatch(text) else ""
     if kind == "AS":
         return text if _AGE.fullmatch(text) else ""
-    if keyword == "StudyID" and len(text) > _LONGEST_STUDY_ID:
-        return ""  # nothing is found by it, and a part of it would be another
-    return text if text in _TERMS.get(keyword, {text}) else ""
+    if keyword == "TimezoneOffsetFromUTC":
+        return text if _offset(text) is not None else ""
+    if text not in _TERMS.get(keyword, {text}):
+        return ""
+    return text if keyword == "PatientID" else _shortened(text, keyword, kind)
+
+
+def _shortened(text: str, keyword: str, kind: str) -> str:
+    """Return a text that is as long as the Standard allows: cut, or empty if it is an identifier."""
+    longest, between = _LONGEST.get(kind, len(text)), "=" if kind == "PN" else "\\"
+    parts = text.split(between)
+    if max(map(len, parts)) <= longest:
+        return text
+    return "" if keyword in _IDENTIFIERS else between.join(part[:longest].rstrip() for part in parts)
+
+
+def _offset(text: str) -> int | None:
+    """Return Timezone Offset From UTC in minutes; None if the text is none (PS3.3 C.12.1.1.8)."""
+    found = _OFFSET.fullmatch(text)
+    if found is None:
+        return None
+    minutes = int(f"{found[1]}1") * (60 * int(found[2]) + int(found[3]))
+    return minutes if text != "-0000" and _SMALLEST_OFFSET <= minutes <= _LARGEST_OFFSET else None
 
 
 def _date(text: str) -> str:
@@ -156,10 +180,3 @@ def _date(text: str) -> str:
     except ValueError:
         return ""
     return text if len(text) == 8 else ""
-
-
-def _when(dataset: Dataset) -> tuple[str, str]:
-    for level in ("Content", "Study"):
-        if date := _text(dataset, f"{level}Date"):
-            return date, _text(dataset, f"{level}Time") or _NO_TIME
-    return _NO_DATE, _NO_TIME

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from pipeline.imaging import guard
 from pipeline.imaging.dicom.reader import PREAMBLE, is_dicom, read_dicom
@@ -28,6 +29,7 @@ def write_objects(
     results: Sequence[FramePrediction],
     manifest: Manifest,
     kinds: Collection[Kind],
+    made: datetime,
     pictures: Pictures = NO_PICTURES,
     limits: Limits | None = None,
 ) -> Iterator[tuple[str, bytes]]:
@@ -43,6 +45,8 @@ def write_objects(
         Of the bundle.
     kinds
         Which objects to write.
+    made
+        When the results were made, with its time zone; to the second, it is the Content Date and Time of all objects.
     pictures
         PNG files by frame number and label; each becomes a secondary capture.
     limits
@@ -52,7 +56,7 @@ def write_objects(
     ------
     tuple[str, bytes]
         A file name and a DICOM file: one report, a map of each label but the normal one, each picture. Equal arguments give
-        equal bytes and UIDs; nothing in them says when or where they were written.
+        equal bytes and UIDs, and equal UIDs mean equal bytes; nothing in them says when or where the files were written.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def write_objects(
     if not results or not is_dicom(content[: PREAMBLE + 4]):
         return
     guard.silence_decoders()
-    objects = _objects(content, results, manifest, kinds, pictures, limits or Limits())
+    objects = _objects(content, results, manifest, kinds, made, pictures, limits or Limits())
     while True:
         with guard.translated("No DICOM object could be made for this file. Leave out --dicom for it, or export it again."):
             found = next(objects, None)
@@ -76,10 +80,11 @@ def _objects(
     results: Sequence[FramePrediction],
     manifest: Manifest,
     kinds: Collection[Kind],
+    made: datetime,
     pictures: Pictures,
     limits: Limits,
 ) -> Iterator[tuple[str, bytes]]:
-    author = Author(read_source(content, limits), manifest, _sha256(content, results))
+    author = Author(read_source(content, limits), manifest, _sha256(content, results), made)
     ordered = sorted(results, key=lambda result: result.key.frame_number)
     if Kind.SR in kinds:
         yield _name(author, Kind.SR), write_report(author, ordered)
