@@ -23,7 +23,7 @@ from tests.builders import make_dataset, make_dicom, make_dicomdir, make_pixels,
 def test_files_are_found_in_order_with_forward_slashes(tmp_path: Path) -> None:
     for name in ("b/2.dcm", "b/10.dcm", "a.png", "b/c/x", ".hidden/y.dcm", "b/.z", "DICOMDIR", "b/dicomdir"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(make_dicomdir() if "dicomdir" in name.lower() else b"x")
     assert [file.source for file in discover(tmp_path)] == ["a.png", "b/10.dcm", "b/2.dcm", "b/c/x"]
     assert next(file.path for file in discover(tmp_path)) == tmp_path / "a.png"
     assert list(discover(tmp_path / "b" / "2.dcm")) == [StudyFile(tmp_path / "b" / "2.dcm", "2.dcm")]
@@ -414,6 +414,11 @@ def test_an_image_is_no_dicomdir_because_one_of_its_uids_begins_like_that_of_dir
     dataset.file_meta.MediaStorageSOPInstanceUID = f"{MediaStorageDirectoryStorage}.1.2"
     dataset.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     assert [outcome(file) for file in discover(tmp_path / "x.dcm")] == ["read"]
+
+
+def test_an_image_named_like_a_dicomdir_is_found(tmp_path: Path) -> None:
+    write_all(tmp_path, {"DICOMDIR": make_dicom(), "disc/dicomdir": b"not a directory", "disc/a": make_dicom()})
+    assert [file.source for file in discover(tmp_path)] == ["DICOMDIR", "disc/a", "disc/dicomdir"]
 
 
 def test_a_damaged_dicomdir_is_refused_alone_and_harmless_in_a_folder(tmp_path: Path) -> None:

@@ -109,8 +109,12 @@ def _absent(directory: StudyFile, file_id: dicomdir.FileId) -> StudyFile:
 
 
 def _without_dicomdirs(files: list[StudyFile]) -> Iterator[StudyFile]:
-    """Leave the DICOMDIRs out, and add the files that they name and that are missing."""
-    directories = [file for file in files if dicomdir.is_named_dicomdir(file.source.rpartition("/")[2])]
+    """Leave the DICOMDIRs out, and add the files that they name and that are missing.
+
+    A file that only has the name of one is read as any other.
+    """
+    named = (file for file in files if dicomdir.is_named_dicomdir(file.source.rpartition("/")[2]))
+    directories = [file for file in named if dicomdir.is_dicomdir(_peek(file, _HEAD))]
     there = {dicomdir.as_key(file.source.split("/")) for file in files} if directories else set()
     left_out = {id(file) for file in directories}
     yield from (file for file in files if id(file) not in left_out)
