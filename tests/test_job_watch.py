@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydicom.uid import BasicTextSRStorage
 
 from pipeline.job import job as job_module
 from pipeline.job.folder import ResultsFolder
@@ -187,6 +188,20 @@ def test_a_file_that_is_gone_before_it_is_read_is_no_failure_and_its_study_is_sc
         assert sources(results / "predictions.csv") == {"a.dcm", "b.dcm", "gone.dcm"}
         assert sources(results / "failures.csv") == set()
         assert {row["study_instance_uid"] for row in rows(results / "predictions.csv")} == {"1.2.1", "1.2.2"}
+
+    watch(inbox, results, tmp_path / "bundle", steps, monkeypatch)
+
+
+def test_a_report_beside_a_file_that_is_gone_stays_listed(inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    before(monkeypatch, "_outcomes", lambda: (inbox / "b.part").unlink())
+
+    def steps(listener: Listener) -> Iterator[float]:
+        report = make_dicom(StudyInstanceUID="1.2.1", PixelData=None, SOPClassUID=BasicTextSRStorage)
+        (inbox / "a.dcm").write_bytes(report)
+        last = arrive(inbox, "b.part", "1.2.1")
+        yield last + QUIET_SECONDS
+        assert [(row["source"], row["state"]) for row in rows(results / "failures.csv")] == [("a.dcm", "no_image")]
 
     watch(inbox, results, tmp_path / "bundle", steps, monkeypatch)
 

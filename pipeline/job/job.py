@@ -317,7 +317,7 @@ def _forget_gone(ledger: Ledger, base: Path) -> bool:
             continue
         some_gone = True
         failures = tuple(failure for failure in record.failures if failure.source not in gone)
-        if not record.frames and not failures:
+        if not (record.frames or failures or record.without_image):
             ledger.forget([outcome.key])
             continue
         is_final = not any(failure.reason in PASSING for failure in failures)
