@@ -2,8 +2,10 @@
 
 import re
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,20 @@ def test_names_are_shown_as_people_write_them(studies: Path, character_set: str 
     (studies / "a.dcm").write_bytes(make_study(1, SpecificCharacterSet=character_set, PatientName=name))
     patient = next(patient_of(asked(studies, "a.dcm")))
     assert patient.details.get(Detail.NAME, "") == shown
+
+
+def test_a_vol_file_says_what_it_knows(studies: Path, shared_data: Path) -> None:
+    real = next((shared_data / "oct-spectralis-vol").rglob("*scrubbed.vol")).read_bytes()
+    (studies / "real.vol").write_bytes(real)
+    visit = {Detail.STUDY_DATE: "2000-01-01"}
+    assert next(patient_of(asked(studies, "real.vol"))) == Patient(visit)
+    born = struct.pack("<d", (date(1956, 3, 7) - date(1899, 12, 30)).days)
+    (studies / "named.vol").write_bytes(real[:140] + b"MRN-77120".ljust(24, b"\0") + born + real[172:])
+    known = {Detail.ID: "MRN-77120", Detail.BIRTH_DATE: "1956-03-07"}
+    assert next(patient_of(asked(studies, "named.vol"))) == Patient(known | visit)
+    (studies / "odd.vol").write_bytes(real[:164] + struct.pack("<d", float("nan")) + real[172:200] + bytes(8) + real[208:])
+    assert next(patient_of(asked(studies, "odd.vol"))) == Patient(why_unknown="The file names no patient")
+    assert next(patient_of(asked(studies, "e.png"))) == Patient(why_unknown="Not known: only DICOM and .vol files are asked")
 
 
 def test_what_lies_behind_a_long_header_is_found(studies: Path) -> None:

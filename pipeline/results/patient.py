@@ -1,8 +1,10 @@
 """Whose study it is, for a report that was asked for it: read from the files when the report is written, kept nowhere else."""
 
 import io
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from enum import StrEnum
 
 from pydicom.dataset import Dataset
@@ -15,6 +17,7 @@ from pipeline.imaging.dicom.dataset import parse, uid_text
 from pipeline.imaging.dicom.reader import is_dicom
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile, visible
+from pipeline.imaging.vendor.heidelberg_vol import MAGIC
 from pipeline.intake import DEFAULT_READING
 
 _HEAD = 2**16
@@ -24,6 +27,9 @@ _KEYWORDS = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "StudyInstanceUID"),
 )
 _LAST = Tag("StudyInstanceUID")
+_VOL, _VOL_AT = struct.Struct("<21s3xdi24sd"), 140
+"""PatientID, DOB, VID, VisitID and VisitDate in the header of a `.vol` file (Exporting Raw Data)."""
+_LAST_DAY = 73_050  # of the year 2099; also false for what is no number
 
 
 class Detail(StrEnum):
@@ -40,7 +46,7 @@ class Detail(StrEnum):
 GONE = "No longer known: the file is gone"
 REPLACED = "No longer known: the file was replaced"
 NOT_STATED = "The file names no patient"
-OTHER_KIND = "Not known: only DICOM files are asked"
+OTHER_KIND = "Not known: only DICOM and .vol files are asked"
 NOT_READ = "The file could not be read"
 
 
@@ -80,6 +86,8 @@ def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
 
 def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
     head = read_head(file, _HEAD)
+    if head.startswith(MAGIC) and len(head) >= _VOL_AT + _VOL.size:
+        return _of_vol(head)
     if not is_dicom(head):
         return Patient(why_unknown=OTHER_KIND)
     dataset = _at_start(head) or parse(read_bytes(file), DEFAULT_READING.limits)[0]
@@ -96,6 +104,22 @@ def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
     }
     known = {detail: text for detail, text in texts.items() if text}
     return Patient(known, "" if known else NOT_STATED)
+
+
+def _of_vol(head: bytes) -> Patient:
+    """Return what a Heidelberg `.vol` file says: it has no name, and its dates are days since 30 December 1899."""
+    patient_id, born, _, _, visited = _VOL.unpack_from(head, _VOL_AT)
+    texts = {
+        Detail.ID: visible(patient_id.partition(b"\0")[0].decode("latin-1")).strip(),
+        Detail.BIRTH_DATE: _day(born),
+        Detail.STUDY_DATE: _day(visited),
+    }
+    known = {detail: text for detail, text in texts.items() if text}
+    return Patient(known, "" if known else NOT_STATED)
+
+
+def _day(number: float) -> str:
+    return (date(1899, 12, 30) + timedelta(days=int(number))).isoformat() if 1 <= number < _LAST_DAY else ""
 
 
 def _at_start(head: bytes) -> Dataset | None:
