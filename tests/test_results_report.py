@@ -646,3 +646,13 @@ def test_everything_is_reached_by_the_keyboard(tmp_path: Path, bundle: Bundle, c
 
 
 FOCUSED = "document.activeElement.getAttribute('href') || document.activeElement.tagName"
+
+
+def test_it_says_how_often_the_bundle_is_uncertain(tmp_path: Path, bundle: Bundle) -> None:
+    share = {"value": 0.184, "low": 0.1, "high": 0.26}
+    measured = {"frames": 141, "patients": 78, "uncertain": share, "labels": {}}
+    conformal = {"alpha": 0.1, "bands": (), "measured": measured}
+    wary = make_bundle(tmp_path / "wary", conformal=conformal)
+    said = text_of(write(tmp_path, wary, [make_scored(1, 0.9)]))
+    assert "uncertain of at least one label in 18.4 % of 141 frames of 78 patients that it was tested on." in said
+    assert "was not measured" in text_of(write(tmp_path, bundle, [make_scored(1, 0.9)]))

@@ -8,7 +8,7 @@ from html import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from pipeline.model.bundle import MODEL_CARD, Bundle, HeatmapSupport, Manifest
+from pipeline.model.bundle import MODEL_CARD, Bundle, Conformal, HeatmapSupport, Manifest
 from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent
 from pipeline.records import Quarantined
@@ -127,8 +127,8 @@ class _Page:
         yield '<main id="main">'
         yield from self._worklist(studies, first)
         if studies:
-            yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point: from there on a finding is '
-            yield "called positive.</p>"
+            yield '<h2>Studies</h2><p class="soft">The line across a bar is the operating point: well above it a finding '
+            yield "is called positive, around it uncertain.</p>"
         for rank, study in enumerate(studies, first):
             yield from self._study(rank, study)
         yield from self._other_pages()
@@ -433,7 +433,8 @@ class _Page:
 
     def _footer(self) -> Iterator[str]:
         yield "<footer><h2>About these results</h2>"
-        yield f"<p>{_PROBABILITIES}</p><p>{_heatmaps(self._manifest.heatmap)}</p>"
+        yield f"<p>{_PROBABILITIES} {_how_often_uncertain(self._manifest.conformal)}</p>"
+        yield f"<p>{_heatmaps(self._manifest.heatmap)}</p>"
         points = {point.label: point for point in self._manifest.operating_points}
         rows = (
             (
@@ -455,6 +456,17 @@ class _Page:
             if said := {term: text for term, text in terms.items() if term not in before}:
                 yield f'<p class="soft">{_glossary(said)}</p>'
         yield "</footer>"
+
+
+def _how_often_uncertain(conformal: Conformal | None) -> str:
+    """Say on which part of its test frames the bundle could not decide."""
+    measured = conformal.measured if conformal else None
+    if measured is None or measured.uncertain.value is None:
+        return "How often this model is uncertain was not measured."
+    return (
+        f"This model was uncertain of at least one label in {words.rate(measured.uncertain.value)} of "
+        f"{count(measured.frames, 'frame')} of {count(measured.patients, 'patient')} that it was tested on."
+    )
 
 
 def _heatmaps(support: HeatmapSupport) -> str:
@@ -523,9 +535,9 @@ _GROUPS = {
 }
 """The columns of the worklist, and what stands in each."""
 _PROBABILITIES = (
-    "A probability is calibrated on patients that the model was not trained on; it is positive from the label's operating "
-    "point on. Sensitivity and specificity were measured there, on the calibration split. A study stands where its most urgent "
-    "frame puts it."
+    "A probability is calibrated on patients that the model was not trained on. Around its operating point a label is "
+    "uncertain, above it positive, below it negative. Sensitivity and specificity are those of the calibration split; there an "
+    "uncertain frame counts as an error. A study stands where its most urgent frame puts it."
 )
 _EXACT = (
     "A heatmap shows how much each place of the frame adds to what the model says for the label: exact evidence ({method})."
