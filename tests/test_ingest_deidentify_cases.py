@@ -131,7 +131,7 @@ SENTENCES = """
 23 AUG 1947|23 AUGUST 1947|AUG 23, 1947|AUGUST 23, 1947|August 23rd, 1947|the 23rd of August 1947|23. August 1947
 le 23 août 1947|23 de agosto de 1947|23 agosto 1947|23 augustus 1947|23 sierpnia 1947|23. srpna 1947|1947. augusztus 23.
 23 Ağustos 1947|23 elokuuta 1947|23 Αυγούστου 1947|23 августа 1947 г.|1947年8月23日|1947년 8월 23일|２３．０８．１９４７
-born 23.08.1947 in X|23 / 08 / 1947|Aug. 23 '47
+born 23.08.1947 in X|23 / 08 / 1947|Aug. 23 '47|昭和22年8月23日|S22.8.23|S22/08/23|23/08/2490
 """
 
 

@@ -17,6 +17,23 @@ _FILLERS = frozenset(
 _SHORTEST_MONTH = 3
 _PARTS = 3
 _CENTURIES = (1900, 2000)
+_BUDDHIST = 543
+"""Years by which the calendar of Thailand is ahead."""
+_LATEST = "2400"
+_ERAS = {
+    "明治": 1867,
+    "大正": 1911,
+    "昭和": 1925,
+    "平成": 1988,
+    "令和": 2018,
+    "M": 1867,
+    "T": 1911,
+    "S": 1925,
+    "H": 1988,
+    "R": 2018,
+}
+_OF_ERA = re.compile(rf"({'|'.join(_ERAS)})[ .]?(\d{{1,2}})[ .年/-]{{1,2}}(\d{{1,2}})[ .月/-]{{1,2}}(\d{{1,2}})(?!\d)")
+"""Years of Japanese eras."""
 
 
 def folded(text: str) -> str:
@@ -27,8 +44,9 @@ def folded(text: str) -> str:
 
 def days_in(text: str) -> set[date]:
     """Return every day that a text may mean; 03/04/2019 may mean two, and a year of two digits two centuries."""
-    tokens = list(_tokens(folded(text)))
-    found: set[date] = set()
+    plain = folded(text)
+    tokens = list(_tokens(plain))
+    found = _valid((_ERAS[era] + int(year), month, day) for era, year, month, day in _OF_ERA.findall(plain))
     for at, (kind, token, _) in enumerate(tokens):
         if kind == "digits":
             found |= _valid(_run(token))
@@ -95,7 +113,8 @@ def _triple(kinds: list[str], parts: list[str]) -> Iterator[tuple[int, int | str
 def _years(digits: str) -> Iterable[int]:
     if len(digits) == 2:
         return [century + int(digits) for century in _CENTURIES]
-    return [int(digits)] if len(digits) == 4 else []
+    years = [int(digits), int(digits) - _BUDDHIST] if len(digits) == 4 else []
+    return years if digits > _LATEST else years[:1]
 
 
 def _valid(found: Iterable[tuple[int, int | str, int | str]]) -> set[date]:
