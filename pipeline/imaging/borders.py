@@ -45,11 +45,14 @@ def mask_white_borders(pixels: FloatArray) -> FloatArray:
     return np.where(ndimage().maximum_filter(wedges, 2 * RIM + 1), np.float32(0), pixels)
 
 
-def white_borders(pixels: FloatArray) -> NDArray[np.bool_]:
-    """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim."""
+def white_borders(pixels: FloatArray, doubt: float = 0.0) -> NDArray[np.bool_]:
+    """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim.
+
+    With a `doubt`, in [0, 1], so much darker pixels may be a wedge's, and so much less of it need be fully white.
+    """
     wedges = np.zeros(pixels.shape, bool)
     for turned, wedges_turned in zip(_turns(pixels), _turns(wedges), strict=True):
-        wedge = _wedge_at_top(turned)
+        wedge = _wedge_at_top(turned, doubt)
         wedges_turned[: len(wedge)] |= wedge
     return wedges
 
@@ -59,23 +62,23 @@ def _turns(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     return pixels, pixels.T[::-1], pixels[::-1, ::-1], pixels.T[:, ::-1]
 
 
-def _wedge_at_top(pixels: FloatArray) -> NDArray[np.bool_]:
+def _wedge_at_top(pixels: FloatArray, doubt: float) -> NDArray[np.bool_]:
     """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep, none where there is none."""
     columns = pixels.shape[1]
-    white = pixels[0] >= NEARLY_WHITE
+    white = pixels[0] >= NEARLY_WHITE - doubt
     if not white.any() or not _long(white, columns).any():
         return np.zeros((0, columns), bool)
-    long = _long(_depth(pixels, white), columns)
+    long = _long(_depth(pixels, white, doubt), columns)
     mask: NDArray[np.bool_] = np.arange(long.max())[:, None] < long
-    return mask if np.mean(pixels[: len(mask)][mask] >= np.float32(WHITE)) >= 0.5 else mask[:0]
+    return mask if np.mean(pixels[: len(mask)][mask] >= np.float32(WHITE - doubt)) >= 0.5 - doubt else mask[:0]
 
 
-def _depth(pixels: FloatArray, white: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _depth(pixels: FloatArray, white: NDArray[np.bool_], doubt: float) -> NDArray[np.int64]:
     """Return for each column how many rows are nearly white from the first one on; it is looked at where `white` is true."""
     depth = np.zeros(pixels.shape[1], np.int64)
     columns = np.flatnonzero(white)
     for start in range(0, len(pixels), _ROWS_AT_ONCE):
-        dark = pixels[start : start + _ROWS_AT_ONCE, columns] < NEARLY_WHITE
+        dark = pixels[start : start + _ROWS_AT_ONCE, columns] < NEARLY_WHITE - doubt
         deeper = ~dark.any(axis=0)
         depth[columns] = start + np.where(deeper, len(dark), dark.argmax(axis=0))
         columns = columns[deeper]

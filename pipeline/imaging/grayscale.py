@@ -14,6 +14,7 @@ Values = NDArray[Any]
 PERCENTILES = (0.5, 99.5)
 """If a frame of more than 8 bits names no window, or one that hides it, these percentiles of its values are black and white."""
 _HALF_A_LEVEL = np.float32(0.5 / 255)
+_NEARLY_ALL = 0.97
 _EXACT = 2**23
 """Differences of words of 16 bits and whole numbers below this one are exact in float32."""
 
@@ -142,6 +143,15 @@ def is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_
     if math.isnan(padding[0]):
         return np.isnan(stored)
     return (stored >= padding[0]) & (stored <= padding[1])
+
+
+def may_be_hidden(stored: Values, rendering: Rendering) -> bool:
+    """Say whether a window lies beside nearly all values, so that it may hide the picture of which they are the averages."""
+    if not isinstance(rendering.voi, Window):
+        return False
+    grey = apply_window(apply_modality(stored, rendering.modality), rendering.voi)
+    low, high = np.count_nonzero(grey < _HALF_A_LEVEL), np.count_nonzero(grey > 1 - _HALF_A_LEVEL)
+    return bool(max(low, high) >= _NEARLY_ALL * grey.size)
 
 
 def _through(values: Values, voi: Lut | Window) -> FloatArray:

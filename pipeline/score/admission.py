@@ -1,13 +1,16 @@
 """What a bundle asks of files and frames, and what it makes of them before it scores them; light, for worker processes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging.preprocess import prepare
-from pipeline.imaging.quality.gate import admit
+from pipeline.imaging.quality.gate import admit, may_differ
 from pipeline.imaging.sources import StudyFile, open_file, read_frames_from_bytes
+from pipeline.imaging.worker import restart_clock
 from pipeline.intake import Flag, Gate, Reading
 from pipeline.records import FloatArray, Frame, FrameFacts, Preprocessing, Quarantined
 from pipeline.score.view import View, view_of
@@ -26,13 +29,22 @@ class Admitted:
     flags
         What the gate found in the frame.
     view
-        What heatmaps are drawn on; None where none are.
+        What heatmaps are drawn on; None if none are.
+    file
+        What it was read from; None if that was bytes in memory.
     """
 
     facts: FrameFacts
     pixels: FloatArray
     flags: tuple[Flag, ...]
     view: View | None
+    file: StudyFile | None = None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it was decoded at a reduced resolution."""
+        facts = self.facts
+        return (facts.decoded_rows, facts.decoded_columns) != (facts.rows, facts.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,8 @@ class Admission:
 def read_admitted(file: StudyFile, admission: Admission) -> Iterator[Admitted | Quarantined]:
     """Read the frames of a file, each with the hash of the file; those that the gate refuses come out with the reason.
 
+    A frame of which the gate might find something else in the whole of it is read whole, whatever the terms say.
+
     Raises
     ------
     UnreadableError
@@ -79,17 +93,65 @@ def read_admitted(file: StudyFile, admission: Admission) -> Iterator[Admitted | 
     """
     content, frames = open_file(file, admission.reading)
     file_sha256 = hashlib.sha256(content).hexdigest()
-    yield from _admitted((replace(frame, file_sha256=file_sha256) for frame in frames), admission)
+    whole = partial(read_frames_from_bytes, content, file.source, _whole(admission).reading)
+    for item in _admitted(frames, whole, admission, file_sha256):
+        yield replace(item, file=file) if isinstance(item, Admitted) else item
 
 
 def read_admitted_bytes(content: bytes, source: str, admission: Admission) -> Iterator[Admitted | Quarantined]:
     """Do what `read_admitted` does for a file that is in memory already, but for its hash."""
-    yield from _admitted(read_frames_from_bytes(content, source, admission.reading), admission)
+    whole = partial(read_frames_from_bytes, content, source, _whole(admission).reading)
+    yield from _admitted(read_frames_from_bytes(content, source, admission.reading), whole, admission)
 
 
-def _admitted(frames: Iterator[Frame], admission: Admission) -> Iterator[Admitted | Quarantined]:
-    for frame in frames:
+def read_whole(item: Admitted, admission: Admission, content: bytes | None = None) -> Iterator[Admitted | Quarantined]:
+    """Read a frame again, whole; made for worker processes.
+
+    Parameters
+    ----------
+    item
+        The frame as it was read.
+    admission
+        By which terms.
+    content
+        The file, if it is in memory.
+
+    Yields
+    ------
+    Admitted or Quarantined
+        The frame, and nothing else; nothing at all if the file was replaced by one that has fewer.
+
+    Raises
+    ------
+    UnreadableError
+        As `read_frames`.
+    """
+    restart_clock()
+    if content is not None:
+        frames = read_admitted_bytes(content, item.facts.source, _whole(admission))
+    else:
+        assert item.file is not None  # noqa: S101 - for mypy
+        frames = read_admitted(item.file, _whole(admission))
+    for number, frame in enumerate(frames, 1):
+        restart_clock()
+        if number == item.facts.key.frame_number:
+            yield frame
+            return
+
+
+def _whole(admission: Admission) -> Admission:
+    return replace(admission, reading=replace(admission.reading, side=None))
+
+
+def _admitted(
+    frames: Iterator[Frame], whole: Callable[[], Iterator[Frame]], admission: Admission, file_sha256: str = ""
+) -> Iterator[Admitted | Quarantined]:
+    again, passed = whole(), 0
+    for index, frame in enumerate(frames):
+        if frame.whole_shape is not None and may_differ(frame, admission.gate):
+            restart_clock()
+            frame, passed = next(islice(again, index - passed, None)), index + 1
         try:
-            yield admission.admit(frame)
+            yield admission.admit(replace(frame, file_sha256=file_sha256))
         except UnreadableError as error:
             yield Quarantined(frame.source, error.reason, str(error), frame.key.frame_number)

@@ -12,10 +12,23 @@ from typing import TypeVar
 from pipeline.errors import UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.score.admission import read_admitted
+from pipeline.score.admission import read_admitted, read_whole
 from pipeline.score.pictures import NOTHING_DRAWN, Drawing
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Ended, Item, Outcome, Result, Scoring, batches, failed, outcome_of, score_files, score_singly
+from pipeline.score.scoring import (
+    Ended,
+    Item,
+    Outcome,
+    Result,
+    Scoring,
+    batches,
+    failed,
+    outcome_of,
+    predicted,
+    score_files,
+    score_singly,
+    whole,
+)
 
 LEAST_READERS = 2
 """Processes that only read, even where there are fewer cores: one of them may wait for a disk or a network."""
@@ -151,11 +164,17 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
     begun: deque[Future[list[Result[Study]]]] = deque()
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="network") as pool,
+        Sandbox(1, scoring.admission.reading.limits) as again,
         closing(_read(members, scoring, cores)) as items,
     ):
+        read = partial(again.run, partial(read_whole, admission=scoring.admission))
+
+        def finished(batch: Sequence[Item[Study]]) -> list[Result[Study]]:
+            return scoring.finished(whole(predicted(batch, scoring.predictor, scoring.drawing.is_computed), read))
+
         try:
             for batch in batches(items, scoring.predictor.engine.frames_at_once):
-                begun.append(pool.submit(scoring.finished, batch))
+                begun.append(pool.submit(finished, batch))
                 if len(begun) > 2 * threads:
                     yield from begun.popleft().result()
             while begun:

@@ -23,6 +23,12 @@ from pipeline.records import FloatArray, Frame, FrameFacts, InstanceKey, Quarant
 from pipeline.score.admission import Admission, Admitted
 from pipeline.score.loading import loaded
 
+NEAR_LOGIT = 0.6
+"""A frame decoded at a reduced resolution is near a threshold if calibrated logits that differ by so much would put any of its
+labels into another state; DECISIONS.md says what was measured."""
+NEAR_DISTANCE = 0.04
+"""The same for its distance from the training frames, in units of the bundle's threshold."""
+
 
 class Predictor:
     """A bundle that is ready to score; may be called from several threads at once, and is loaded anew where it is unpickled.
@@ -90,31 +96,41 @@ class Predictor:
             that the bundle was trained on.
         """
         admission = replace(self.admission, drawn=False)
+        admitted = [admission.admit(frame) for frame in frames]
         results = []
-        for result in self.predict_admitted([admission.admit(frame) for frame in frames], heatmaps):
-            if isinstance(result, Quarantined):
-                raise UnreadableError(Reason(result.reason), result.message)
-            results.append(result)
+        for part in self.engine.parts(len(admitted)):
+            for result, _ in self._predict(admitted[part], heatmaps):
+                if isinstance(result, Quarantined):
+                    raise UnreadableError(Reason(result.reason), result.message)
+                results.append(result)
         return results
 
-    def predict_admitted(self, admitted: Sequence[Admitted], heatmaps: bool = True) -> list[FramePrediction | Quarantined]:
+    def predict_admitted(
+        self, admitted: Sequence[Admitted], heatmaps: bool = True
+    ) -> list[FramePrediction | Quarantined | Admitted]:
         """Score frames that `admission` has let pass, as `predict` does, and refuse none of the others for one of them.
 
         Returns
         -------
-        list of FramePrediction or Quarantined
-            In the order of the frames; the latter, with `Reason.OUT_OF_DISTRIBUTION`, where a frame is unlike all that the
-            bundle was trained on.
+        list of FramePrediction, Quarantined or Admitted
+            In the order of the frames. `Quarantined` with `Reason.OUT_OF_DISTRIBUTION` if a frame is unlike all that the bundle
+            was trained on. The frame itself if it was decoded at a reduced resolution, and what is said of it is so near a
+            threshold that the whole frame may be on the other side: read it whole (`read_whole`), and score that.
         """
-        return [result for part in self.engine.parts(len(admitted)) for result in self._predict(admitted[part], heatmaps)]
+        return [
+            item if is_near and item.is_reduced else result
+            for part in self.engine.parts(len(admitted))
+            for item, (result, is_near) in zip(admitted[part], self._predict(admitted[part], heatmaps), strict=True)
+        ]
 
-    def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[FramePrediction | Quarantined]:
+    def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[tuple[FramePrediction | Quarantined, bool]]:
+        """Return for each frame what is said of it, and whether that is near a threshold."""
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps and self._maps is not None else None
         states = self._rule.states(calibrated)
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
-        return [
+        results: list[FramePrediction | Quarantined] = [
             _refusal(item.facts, distance)
             if (distance := distances[index]) is not None and not distance <= 1
             else FramePrediction(
@@ -130,6 +146,22 @@ class Predictor:
             )
             for index, item in enumerate(admitted)
         ]
+        nearness = zip(logits, distances, strict=True)
+        return list(zip(results, (self._is_near(*found) for found in nearness), strict=True))
+
+    def _is_near(self, logits: FloatArray, distance: float | None) -> bool:
+        """Say whether a little more or less of any logit, or of the distance, may make another answer of a frame.
+
+        Each label is moved against all others, and all together: then each probability, and the lead of each label over any
+        other, takes its least and its largest value.
+        """
+        if distance is not None and not distance < 1 - NEAR_DISTANCE:
+            return distance <= 1 + NEAR_DISTANCE
+        apart = 2 * np.eye(len(logits)) - 1
+        moves = np.concatenate([[np.zeros(len(logits))], apart, -apart, [np.ones(len(logits))], [-np.ones(len(logits))]])
+        moved = logits + NEAR_LOGIT * self.manifest.temperature * moves
+        states = self._rule.states(probabilities(moved, self.manifest.activation, self.manifest.temperature))
+        return bool((states != states[0]).any())
 
     def _predictions(
         self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64], states: NDArray[np.object_]

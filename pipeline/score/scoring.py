@@ -1,7 +1,8 @@
 """What is made of the frames of some files, or of one batch: everything but the order of studies; runs in worker processes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
@@ -9,7 +10,7 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.predictions import FramePrediction
 from pipeline.records import FrameFacts, Quarantined
-from pipeline.score.admission import Admission, Admitted, read_admitted
+from pipeline.score.admission import Admission, Admitted, read_admitted, read_whole
 from pipeline.score.faults import of_the_network
 from pipeline.score.pictures import Drawing, Drawn, pictures
 from pipeline.score.view import View
@@ -94,18 +95,24 @@ class Scoring:
     admission: Admission
     drawing: Drawing
 
-    def finished(self, batch: Sequence[Item[Study]]) -> list[Result[Study]]:
+    def finished(self, batch: Sequence[Item[Study] | Predicted]) -> list[Result[Study]]:
         """Return the items of a batch in their order, with all that is made of its frames in place of these.
+
+        Parameters
+        ----------
+        batch
+            As `predicted` and then `whole` leave it: no frame in it has to be read again.
 
         Raises
         ------
         BundleError, ScoringError
-            Where the network fails.
+            If the network fails.
         """
-        return [
-            self._scored(item) if isinstance(item, Predicted) else item
-            for item in predicted(batch, self.predictor, self.drawing.is_computed)
-        ]
+        results: list[Result[Study]] = []
+        for item in predicted(batch, self.predictor, self.drawing.is_computed):
+            assert not isinstance(item, Admitted)  # noqa: S101 - for mypy
+            results.append(self._scored(item) if isinstance(item, Predicted) else item)
+        return results
 
     def _scored(self, item: Predicted) -> Scored:
         as_png = self.drawing.png and bool(item.facts.transfer_syntax_uid)
@@ -130,7 +137,10 @@ def score_singly(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
 def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> Outcome:
     for batch in some:
         with beside_the_limits():
-            results = scoring.finished(batch)
+            items = list(predicted(batch, scoring.predictor, scoring.drawing.is_computed))
+        items = whole(items, partial(read_whole, admission=scoring.admission))
+        with beside_the_limits():
+            results = scoring.finished(items)
         yield results
 
 
@@ -159,14 +169,16 @@ def batches(items: Iterable[Item[Study]], size: int) -> Iterator[list[Item[Study
 
 
 def predicted(
-    batch: Sequence[Item[Study]], predictor: "Predictor", heatmaps: bool
-) -> Iterator[Predicted | Quarantined | Ended[Study]]:
+    batch: Sequence[Item[Study] | Predicted], predictor: "Predictor", heatmaps: bool
+) -> Iterator[Item[Study] | Predicted]:
     """Yield the items of a batch in their order, with what the network says of its frames in place of these.
+
+    A frame whose answer is too near a threshold for the resolution at which it was decoded stays; `whole` reads it again.
 
     Raises
     ------
     BundleError, ScoringError
-        Where the network fails.
+        If the network fails.
     """
     frames = [item for item in batch if isinstance(item, Admitted)]
     with of_the_network():
@@ -174,9 +186,26 @@ def predicted(
     for item in batch:
         if isinstance(item, Admitted):
             result = next(results)
-            yield result if isinstance(result, Quarantined) else Predicted(item.facts, result, item.view)
+            yield Predicted(item.facts, result, item.view) if isinstance(result, FramePrediction) else result
         else:
             yield item
+
+
+def whole(
+    items: Iterable[Item[Study] | Predicted], read: Callable[[Admitted], Iterator[Admitted | Quarantined]]
+) -> list[Item[Study] | Predicted]:
+    """Return items in their order, with the frames among them read again, whole, or with the reason why they cannot be."""
+    return [_whole(item, read) if isinstance(item, Admitted) else item for item in items]
+
+
+def _whole(item: Admitted, read: Callable[[Admitted], Iterator[Admitted | Quarantined]]) -> Admitted | Quarantined:
+    source, number = item.facts.source, item.facts.key.frame_number
+    try:
+        for found in list(read(item)):
+            return found
+    except UnreadableError as error:
+        return Quarantined(source, error.reason, str(error), number)
+    return Quarantined(source, Reason.DECODE_FAILED, "The file was replaced while it was read. Score it again.", number)
 
 
 def outcome_of(file: StudyFile, items: Iterator[Found]) -> Iterator[Found | Quarantined]:

@@ -16,11 +16,11 @@ from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.records import FrameFacts, Quarantined, of_whole_file
 from pipeline.results.states import study_states
 from pipeline.results.tables import state_of
-from pipeline.score.admission import read_admitted_bytes
+from pipeline.score.admission import read_admitted_bytes, read_whole
 from pipeline.score.overlay import draw, png
 from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Ended, Item, Predicted, batches, predicted
+from pipeline.score.scoring import Item, Predicted, batches, predicted, whole
 from pipeline.score.view import View
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
@@ -57,7 +57,7 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
     """
     manifest = predictor.manifest
     looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
-    with Sandbox(1, predictor.admission.reading.limits) as sandbox:
+    with Sandbox(2, predictor.admission.reading.limits) as sandbox:  # the second reads a frame again while the first waits
         study = _Study(predictor, sandbox, settings, heatmaps)
         for upload in looked_at:
             study.add(upload)
@@ -135,10 +135,12 @@ class _Study:
         if uid:
             self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
 
-    def _results(self, content: bytes, source: str) -> Iterator[Predicted | Quarantined | Ended[None]]:
+    def _results(self, content: bytes, source: str) -> Iterator[Predicted | Item[None]]:
         """Yield what comes of every frame of a file."""
+        heatmaps = self._max_heatmaps is not None
+        read = partial(self._sandbox.run, partial(read_whole, admission=self._admission, content=content))
         for batch in batches(self._items(content, source), self._predictor.engine.frames_at_once):
-            yield from predicted(batch, self._predictor, heatmaps=self._max_heatmaps is not None)
+            yield from predicted(whole(predicted(batch, self._predictor, heatmaps), read), self._predictor, heatmaps)
 
     def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
         read = partial(read_admitted_bytes, source=source, admission=self._admission)

@@ -75,8 +75,10 @@ def _averaged(values: Values, layout: Layout, side: int) -> Values:
     """
     if layout.bits is None or values.shape != (layout.rows, layout.columns) or layout.transfer_syntax in JPEG_2000:
         return values
-    # What comes from a codec may exceed the bits that the header speaks of.
+    # What comes from a codec may exceed the bits that the header speaks of, which averages may no longer show.
     bits = 8 * values.itemsize if layout.transfer_syntax in CODESTREAMS else layout.bits.stored
+    if layout.bits.stored == 8 < bits and values.max() >= 2**8:
+        return values
     return block_averages(values, side, bits) if layout.bits.stored >= 8 else values
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
 from pipeline.imaging.dicom.objects import intent_notes, is_without_pixels, modality
 from pipeline.imaging.dicom.palette import check_supplemental, look_up
 from pipeline.imaging.dicom.reducible import is_reducible
-from pipeline.imaging.grayscale import Rendering, is_padding, render
+from pipeline.imaging.grayscale import Rendering, is_padding, may_be_hidden, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
@@ -132,6 +133,10 @@ def _frame(file: _File, number: int, stored: NDArray[Any], decoder: str, reading
     scope = header.Scope.of(file.dataset, number - 1)
     grey = _grey(stored, file)
     way, notes = _rendering(file, scope, grey, reading.voi_explanation)
+    if stored.shape[:2] != (file.layout.rows, file.layout.columns) and may_be_hidden(grey, way):
+        exact = replace(reading, side=None)
+        stored, decoder, _ = next(islice(decoded_values(file.dataset, file.layout, exact), number - 1, None))
+        return _frame(file, number, stored, decoder, exact)
     stored_range = _stored_range(stored, way.padding, number)
     if note := _beyond_the_bits(file, stored_range):
         way, notes = replace(way, full_range=None), (*notes, note)

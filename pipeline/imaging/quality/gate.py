@@ -31,6 +31,8 @@ _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
 """What is asked of a frame, in this order, which ends where there is no picture; each returns a sentence, empty where it finds
 nothing."""
 
+_OF_PIXELS = frozenset(check for check, find in _CHECKS.items() if find.__module__ != header.__name__)
+
 
 def assess(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
     """Return what the checks find in a frame, whether it would be rejected for it or not.
@@ -59,6 +61,16 @@ def admit(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
             raise UnreadableError(Reason(flag.check.value), flag.message)
         flags.append(flag)
     return tuple(flags)
+
+
+def may_differ(frame: Frame, gate: Gate) -> bool:
+    """Say whether the checks might find something else in the whole frame than in this one, decoded at a reduced resolution.
+
+    That is so if a check finds something in it, or would find it if its threshold gave way a little. What the header alone
+    says is the same at any resolution.
+    """
+    look = Look(frame, gate, wary=True)
+    return any(gate.policy(check) is not Policy.IGNORE and find(look) for check, find in _CHECKS.items() if check in _OF_PIXELS)
 
 
 def check_tools(gate: Gate) -> None:

@@ -18,6 +18,8 @@ RIM = 4
 """Pixels of the small copy along its edges, and along wedges, that checks of its picture leave aside."""
 SPREAD = (1.5, 3.0)
 """Standard deviation of the smoothing in rows and columns of the small copy."""
+WEDGE_DOUBT = 0.03
+"""By how much grey levels and parts of wedges may change from a whole frame to a reduced one."""
 _CHEST = "CHEST"
 
 
@@ -38,11 +40,19 @@ class Look:
         What is looked at.
     gate
         What is expected of it.
+    wary
+        Whether checks are to find as well what they might find in the whole frame, if this one was decoded at a reduced
+        resolution.
     """
 
-    def __init__(self, frame: Frame, gate: Gate) -> None:
+    def __init__(self, frame: Frame, gate: Gate, wary: bool = False) -> None:
         self.frame = frame
         self.gate = gate
+        self.wary = wary
+
+    def doubt(self, most: float) -> float:
+        """Return by how much a threshold has to give way: `most`, the change from the whole frame to a reduced one, or 0."""
+        return most if self.wary else 0.0
 
     @cached_property
     def small(self) -> FloatArray:
@@ -52,7 +62,7 @@ class Look:
     @cached_property
     def wedges(self) -> NDArray[np.bool_]:
         """Where in the whole frame white wedges of an earlier rotation lie."""
-        return white_borders(self.frame.pixels)
+        return white_borders(self.frame.pixels, self.doubt(WEDGE_DOUBT))
 
     @cached_property
     def seen(self) -> NDArray[np.bool_]:

@@ -53,6 +53,8 @@ TOUCHING = 0.35
 SMALLEST = 32
 """A B-scan with fewer pixels on its shorter side is not judged."""
 _ENDS = 3
+CORRELATION_DOUBT, EMPTY_DOUBT, GREY_DOUBT, SCAN_DOUBT = 0.08, 0.03, 2 / 255, 0.05
+"""By how much such figures may change from a whole frame to a reduced one; DECISIONS.md says what was measured."""
 
 
 def inverted(look: Look) -> str:
@@ -73,9 +75,9 @@ def half_frame(look: Look) -> str:
     """
     if look.subject is not Subject.CHEST or _is_inverted(look):
         return ""
-    if _empty_part(look.small) >= EMPTY:
+    if _empty_part(look.small, _ONE_GREY + look.doubt(GREY_DOUBT)) >= EMPTY - look.doubt(EMPTY_DOUBT):
         return "About half of the frame is empty. It may be cut off: copy or export it again."
-    if _shows_half_a_chest(look.small):
+    if _shows_half_a_chest(look):
         return "The frame seems to show one half of a chest only. Use the whole radiograph."
     return ""
 
@@ -183,36 +185,37 @@ def _half_correlation(pixels: FloatArray) -> float:
     return float((_coarse(pixels) * _half_chests()).mean(axis=(1, 2)).max())
 
 
-def _shows_half_a_chest(pixels: FloatArray) -> bool:
-    half = _half_correlation(pixels)
-    return half >= ALIKE and half - float(chest_correlations(pixels).max()) > HALF_MARGIN
+def _shows_half_a_chest(look: Look) -> bool:
+    half, doubt = _half_correlation(look.small), look.doubt(CORRELATION_DOUBT)
+    return half >= ALIKE - doubt and half - float(chest_correlations(look.small).max()) > HALF_MARGIN - doubt
 
 
 def _is_inverted(look: Look) -> bool:
     if look.subject is Subject.CHEST:
         correlations = chest_correlations(look.small)
         as_it_is = max(correlations.max(), _half_correlation(look.small))
-        return bool(-correlations.min() >= NEGATIVE and -correlations.min() > as_it_is + CHEST_MARGIN)
+        doubt = look.doubt(CORRELATION_DOUBT)
+        return bool(-correlations.min() >= NEGATIVE - doubt and -correlations.min() > as_it_is + CHEST_MARGIN - doubt)
     if look.subject is not Subject.B_SCAN or min(look.small.shape) < SMALLEST or not look.seen.any():
         return False
     levels = look.smooth[look.seen]
-    return bool(((levels - levels.mean()) ** 3).mean() < 0)
+    return bool(((levels - levels.mean()) ** 3).mean() < look.doubt(SCAN_DOUBT) * levels.std() ** 3)
 
 
-def _empty_part(pixels: FloatArray) -> float:
+def _empty_part(pixels: FloatArray, one_grey: float) -> float:
     """Return the largest part of the rows or columns that, counted from an edge, are of one grey."""
     parts = []
     for lines in (pixels, pixels[::-1], pixels.T, pixels.T[::-1]):
         low, high = np.minimum.accumulate(lines.min(axis=1)), np.maximum.accumulate(lines.max(axis=1))
-        plain = high - low <= _ONE_GREY
+        plain = high - low <= one_grey
         parts.append(float(np.argmin(plain)) / len(plain) if not plain.all() else 1.0)
     return max(parts)
 
 
 def _chest_turns(look: Look) -> int:
     correlations = chest_correlations(look.small)
-    best = int(correlations.argmax())
-    clear = correlations[best] >= ALIKE and correlations[best] - correlations[0] > CHEST_MARGIN
+    best, doubt = int(correlations.argmax()), look.doubt(CORRELATION_DOUBT)
+    clear = correlations[best] >= ALIKE - doubt and correlations[best] - correlations[0] > CHEST_MARGIN - doubt
     return best if clear else 0
 
 
@@ -220,13 +223,13 @@ def _b_scan_turns(look: Look) -> int:
     """Say how it lies; half a retina cannot tell what is up."""
     if min(look.small.shape) < SMALLEST:
         return 0
-    if layering(look.small, look.seen) < SIDEWAYS:
+    if layering(look.small, look.seen) < SIDEWAYS + look.doubt(SCAN_DOUBT):
         return 1
-    return 2 if steepness(look.smooth, look.seen) < UPSIDE_DOWN and not _is_cut(look) else 0
+    return 2 if steepness(look.smooth, look.seen) < UPSIDE_DOWN + look.doubt(SCAN_DOUBT) and not _is_cut(look) else 0
 
 
 def _is_cut(look: Look) -> bool:
-    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.smooth, look.seen)) >= TOUCHING
+    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.smooth, look.seen)) >= TOUCHING - look.doubt(SCAN_DOUBT)
 
 
 def _standard(pixels: FloatArray) -> FloatArray:
