@@ -253,7 +253,9 @@ def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Return the test figures of `metrics.json` under the names that a training run gives them."""
-    parts = {"test_": evaluation.get("macro", {}), "test_argmax_": evaluation.get("argmax", {})}
+    parts = {"test_": dict(evaluation.get("macro", {})), "test_argmax_": evaluation.get("argmax", {})}
+    if "uncertain" in evaluation:
+        parts["test_"]["uncertain_frames"] = evaluation["uncertain"]
     parts |= {f"test_{label}_": one["metrics"] for label, one in evaluation.get("labels", {}).items()}
     found = {prefix + name: figure["value"] for prefix, figures in parts.items() for name, figure in figures.items()}
     return {name: value for name, value in found.items() if value is not None}
