@@ -228,7 +228,10 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         (FAILED, True),
         (ReadFile(failure=Failure("not_an_image", "It is a letter.")), True),
         (replace(FAILED, file_sha256=""), False),
-        (replace(FAILED, failure=Failure("resource_limit", "It took long.")), False),
+        (replace(FAILED, failure=Failure("resource_limit", "It is too large.")), True),
+        (replace(FAILED, failure=Failure("time_limit", "It took long.")), False),
+        (replace(FAILED, failure=Failure("memory_limit", "It needs more memory than there is.")), False),
+        (replace(FAILED, failure=Failure("not_opened", "It could not be read.")), False),
         (replace(FAILED, failure=Failure("decoder_crash", "It crashed.")), False),
     ],
 )
