@@ -1,5 +1,6 @@
 """Checks of heatmaps: a lawful map passes, one that ignores the network or the picture fails."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +201,26 @@ def test_the_scale_of_a_bundle_is_that_of_its_true_positives_and_stated(trained:
     assert reached * 0.999 <= support.full_scale <= reached * 1.11
     card = bundle.read("MODEL_CARD.md").decode()
     assert f"from 0 to {support.full_scale:g} in every picture of this bundle. On {len(strongest)} true positives" in card
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_network_with_random_weights_fails(examined: Examined, seed: int) -> None:
+    lawful = examined.maps(examined.network, examined.pixels)
+
+    def where_the_square_is(cells: tuple[int, int]) -> Masks:
+        bright = examined.pixels[:, 0].reshape(24, cells[0], SIZE // cells[0], cells[1], SIZE // cells[1]).mean((2, 4))
+        return {number: (number % 2, mask) for number, mask in enumerate(bright > np.median(bright) + 0.1)}
+
+    assert lawful.shape[2:] == next(iter(where_the_square_is(lawful.shape[2:]).values()))[1].shape
+    network = copy.deepcopy(examined.network)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.body.parameters():
+        flat = parameter.detach().flatten()
+        parameter.data.copy_(flat[torch.randperm(len(flat), generator=generator)].view_as(parameter))
+    random = Examined(network, Engine(export_graph(network, SIZE)), examined.support, examined.pixels, 0)
+    found, lost = (named(check_explanations(one, where_the_square_is)) for one in (examined, random))
+    assert found["iou"].passed
+    assert not all(check.passed for check in lost.values())
 
 
 def test_a_bundle_says_what_its_checks_found(trained: Trained) -> None:

@@ -11,6 +11,7 @@ from pipeline.cli.main import DONE, SOME_FAILED, main
 from pipeline.errors import InputError
 
 _XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 160, 60, 6
+_OCT_OPTIONS = ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true", "train.finetune.epochs=0")
 _RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
 
 _SIGN = ".octray-demo"
@@ -30,7 +31,7 @@ def demo(out: Path) -> int:
     _make_anew(out)
     _octray("phantom", out / "xray", "--modality", "xray", "--studies", _XRAY_STUDIES, "--seed", 1)
     _octray("phantom", out / "oct", "--modality", "oct", "--studies", _OCT_STUDIES, "--seed", 1)
-    for name, options in (("xray", ()), ("oct", ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true"))):
+    for name, options in (("xray", ()), ("oct", _OCT_OPTIONS)):
         labels = ("--labels", out / name / "labels.csv", "--split", "50/15/15/20")
         _octray("ingest", out / name / "studies", *labels, "--out", out / f"index-{name}")
         store = f"tracking.uri=sqlite:///{out / 'mlflow.db'}"
