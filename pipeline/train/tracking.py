@@ -257,6 +257,8 @@ def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     if "uncertain" in evaluation:
         parts["test_"]["uncertain_frames"] = evaluation["uncertain"]
     parts |= {f"test_{label}_": one["metrics"] for label, one in evaluation.get("labels", {}).items()}
+    if "uncertain" in evaluation:
+        parts["test_"] = parts["test_"] | {"uncertain_frames": evaluation["uncertain"]}
     found = {prefix + name: figure["value"] for prefix, figures in parts.items() for name, figure in figures.items()}
     return {name: value for name, value in found.items() if value is not None}
 
