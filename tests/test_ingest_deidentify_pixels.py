@@ -26,11 +26,13 @@ from pydicom.uid import (
     VLWholeSlideMicroscopyImageStorage,
 )
 
+from pipeline.imaging.dicom.dataset import parse
+from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
-from pipeline.ingest.deidentify.pixels import may_show_identity
+from pipeline.ingest.deidentify.pixels import blank, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.intake import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
@@ -180,6 +182,14 @@ def test_single_bits_stay_if_there_is_no_text_among_them(has_text: bool, monkeyp
             deidentify(content, Options(clean_pixels=True))
     else:
         assert deidentify(content, Options(clean_pixels=True)).PixelData == data
+
+
+def test_bytes_behind_single_bits_are_cut_off_although_nothing_is_blanked() -> None:
+    data = np.random.default_rng(5).bytes(32)
+    content = make_dicom(BitsAllocated=1, BitsStored=1, HighBit=0, Rows=16, Columns=16, PixelData=data + b"Smith John 51")
+    dataset, syntax, _ = parse(content, Limits())
+    steps = list(blank(dataset, read_layout(dataset, syntax, Limits()), lambda stored: ()))
+    assert (steps, dataset.PixelData) == ([None], data)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((31, 33), "u2"), ((2, 31, 33), "i2"), ((31, 33), "u4"), ((31, 33), "u1")])

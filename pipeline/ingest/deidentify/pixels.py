@@ -97,7 +97,7 @@ def blank(dataset: Dataset, layout: Layout, boxes: Callable[[NDArray[Any]], Iter
             if any(True for _ in boxes(stored)):
                 raise RefusedError(Refusal.NOT_SUPPORTED, "Pixels of a single bit cannot be blanked. Leave the file out.")
             yield None
-        clear_surplus(dataset, layout)
+        yield from clear_surplus(dataset, layout)
         return
     is_swapped = layout.transfer_syntax == ExplicitVRBigEndian
     frames, bits = [], layout.bits.stored if layout.bits is not None else 0
