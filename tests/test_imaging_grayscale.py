@@ -521,6 +521,18 @@ def test_padding_of_signed_pixels_is_found_however_it_is_written(padding: int) -
     assert not frame.pixels[20:].any()
 
 
+def test_padding_of_unsigned_pixels_is_found_when_it_is_written_as_negative() -> None:
+    stored = np.full((40, 50), 63536, np.uint16)
+    stored[:20] = np.arange(1000).reshape(20, 50)
+    dataset = make_dataset(stored, WindowCenter=500, WindowWidth=1000)
+    dataset.add_new(0x00280120, "SS", -2000)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    (frame,) = read_frames_from_bytes(buffer.getvalue(), "a.dcm")
+    assert frame.pixels[:20].any()
+    assert not frame.pixels[20:].any()
+
+
 def test_presentation_lut_shape_identity_says_nothing_about_monochrome1() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     pixels = read_one(ramp, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY")

@@ -15,6 +15,7 @@ from pipeline.imaging.dicom.dataset import uid_text
 from pipeline.imaging.dicom.header import (
     Scope,
     as_signed,
+    as_stored,
     code,
     is_no_number,
     items,
@@ -189,7 +190,8 @@ def _padding(dataset: Dataset) -> tuple[float, float] | None:
     ends = [_float(dataset, name) for name in _PADDING[keyword]]
     if ends[0] is None:
         return None
-    found = [as_signed(end, _is_signed(dataset)) if keyword == "PixelData" else end for end in ends if end is not None]
+    of_words = keyword == "PixelData"
+    found = [as_stored(end, _is_signed(dataset)) if of_words else end for end in ends if end is not None]
     return (math.nan, math.nan) if any(map(math.isnan, found)) else (min(found), max(found))
 
 

@@ -19,6 +19,7 @@ LONGEST = 2**16
 _BLOCKS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UT", "LT", "ST", "UR", "UN")
 OLDEST = 130
 """Years; a greater age is a mistake or stands for an unknown one."""
+_UNKNOWN_BIRTH = date(1900, 1, 1)
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.IGNORECASE)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,31}")
@@ -146,14 +147,16 @@ def patient_age(dataset: Dataset) -> int | None:
     """Return the patient's age in completed years, None if the file does not say it in a usable way.
 
     Patient's Age (0010,1010), in days, weeks, months or years (PS3.5 6.2, AS), else the time from Patient's Birth Date
-    (0010,0030) to Study Date (0008,0020). What is below zero or above `OLDEST` is not used.
+    (0010,0030) to Study Date (0008,0020). What is below zero or above `OLDEST` is not used, and neither are 000Y and the birth
+    date 1900-01-01, which stand for unknown ones.
     """
     stated = _AGE.fullmatch("".join(texts(dataset, "PatientAge")))
-    if stated:
+    if stated and (int(stated[1]) or stated[2].upper() != "Y"):
         years = int(int(stated[1]) * _DAYS[stated[2].upper()] / 365.25 + 1e-9)
-        return years if years <= OLDEST else None
+        if years <= OLDEST:
+            return years
     born, studied = _date(dataset, "PatientBirthDate"), _date(dataset, "StudyDate")
-    if born is None or studied is None:
+    if born is None or studied is None or born == _UNKNOWN_BIRTH:
         return None
     years = studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day))
     return years if 0 <= years <= OLDEST else None
@@ -171,6 +174,11 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
 def as_signed(word: float, signed: bool) -> float:
     """Return the first input value of a table or a padding value where such may be negative: some files write it unsigned."""
     return word - 2**16 if signed and word >= 2**15 else word
+
+
+def as_stored(word: float, signed: bool) -> float:
+    """Return a padding value as the pixels have it: some files write it unsigned for signed pixels, or the other way round."""
+    return word + 2**16 if not signed and word < 0 else as_signed(word, signed)
 
 
 def laterality(scope: Scope) -> str:
