@@ -17,6 +17,11 @@ _FILLERS = frozenset(
 _SHORTEST_MONTH = 3
 _PARTS = 3
 _CENTURIES = (1900, 2000)
+_PLAIN = str.maketrans(
+    {"Ł": "L", "Đ": "D", "Ð": "D", "Ø": "O", "Ħ": "H", "Ŧ": "T", "Ŋ": "N", "Æ": "AE", "Œ": "OE", "Þ": "TH"}
+    | {chr(hiragana): chr(hiragana + 0x60) for hiragana in range(0x3041, 0x3097)}
+)
+"""Letters that Unicode does not take apart, as people write them without strokes, and Hiragana as Katakana."""
 _BUDDHIST = 543
 """Years by which the calendar of Thailand is ahead."""
 _LATEST = "2400"
@@ -37,9 +42,9 @@ _OF_ERA = re.compile(rf"({'|'.join(_ERAS)})[ .]?(\d{{1,2}})[ .年/-]{{1,2}}(\d{{
 
 
 def folded(text: str) -> str:
-    """Return a text in capitals and without accents."""
+    """Return a text in capitals, without accents and strokes, and with one script for Japanese syllables."""
     plain = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
-    return unicodedata.normalize("NFC", plain).upper()
+    return unicodedata.normalize("NFC", plain).upper().translate(_PLAIN)
 
 
 def days_in(text: str) -> set[date]:
