@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import data_store
 import imagecodecs
 import numpy as np
 import pytest
@@ -101,6 +102,23 @@ def test_a_folder_gets_the_answer_of_the_whole_frame(
         assert len(item.prediction.heatmaps) == 2
     assert isinstance(second, Scored)
     assert second.facts.source == "b.dcm"
+
+
+def test_one_radiograph_in_two_encodings_has_one_answer_near_a_threshold(tmp_path: Path) -> None:
+    studies, reduced = tmp_path / "studies", []
+    studies.mkdir()
+    reading = Predictor(bundle_at(tmp_path / "any", 0.5)).admission.reading
+    for name in ("RG1_UNCR.dcm", "RG1_J2KR.dcm"):
+        content = (Path(data_store.__file__).parent / "data" / name).read_bytes()
+        (studies / name).write_bytes(content)
+        (frame,) = read_frames_from_bytes(content, name, reading)
+        reduced.append(Predictor(bundle_at(tmp_path / name, 0.5)).predict([frame])[0].predictions[1].probability)
+    assert reduced[0] != reduced[1]
+    first, second = score_folder(studies, Predictor(bundle_at(tmp_path / "between", sum(reduced) / 2), threads=1))
+    assert isinstance(first, Scored)
+    assert isinstance(second, Scored)
+    assert [one.logit for one in first.prediction.predictions] == [one.logit for one in second.prediction.predictions]
+    assert [one.state for one in first.prediction.predictions] == [one.state for one in second.prediction.predictions]
 
 
 def test_http_gets_the_answer_of_the_whole_frame(between: tuple[Bundle, bytes, float]) -> None:
