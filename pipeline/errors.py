@@ -109,7 +109,10 @@ PASSING = frozenset({Reason.NOT_OPENED, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, 
 """What another attempt may not meet: it depends on the machine, on what else runs there, or on a disk or a network."""
 
 
-_LACK_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "bad_alloc", "can't start new thread")
+_LACK_OF_MEMORY = (
+    *("failed to map segment", "cannot allocate memory", "bad_alloc", "can't start new thread"),
+    *("can't allocate memory", "failed to allocate memory"),  # torch, ONNX Runtime
+)
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

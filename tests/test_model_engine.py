@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.errors import BundleError, InputError
+from pipeline.errors import BundleError, InputError, is_lack_of_memory
 from pipeline.model.engine import A_CORE, Engine
 from tests.builders import make_graph
 
@@ -48,6 +49,22 @@ def test_no_memory_for_the_network_is_no_fault_of_the_bundle(monkeypatch: pytest
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with pytest.raises(InputError, match=r"^There is too little memory\. Give octray more"):
         Engine(make_graph())
+
+
+def test_what_the_runtime_and_torch_raise_without_memory_is_known_as_such() -> None:
+    most, count = 10**15, helper.make_tensor_value_info("n", TensorProto.INT64, [1])
+    zeros = helper.make_tensor_value_info("zeros", TensorProto.FLOAT, [None])
+    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["n"], ["zeros"])], "g", [count], [zeros])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="bfc_arena") as of_the_runtime:
+        session.run(None, {"n": np.array([most])})
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(most)
+    assert is_lack_of_memory(of_the_runtime.value)
+    assert is_lack_of_memory(of_torch.value)
 
 
 def test_bytes_that_are_not_onnx_are_refused() -> None:

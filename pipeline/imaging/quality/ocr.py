@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, is_lack_of_memory
 from pipeline.records import FloatArray
 
 _NARROWEST = 4
@@ -76,7 +76,7 @@ def _read(picture: NDArray[np.uint8]) -> Any:
     try:
         return _reader()(picture, use_cls=False)
     except Exception as error:
-        if "alloc" in str(error).lower():
+        if is_lack_of_memory(error):
             raise MemoryError from None
         raise
 
