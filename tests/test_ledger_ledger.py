@@ -80,11 +80,11 @@ def test_an_outcome_that_is_not_final_counts_as_one_until_the_study_is_tried_aga
         assert {claim.attempt for claim in claims if claim.key == "study:1"} == {attempt}
         ledger.finish("a", [replace(outcome(claim), is_final=claim.key != "study:1") for claim in claims])
         assert (keys(ledger), ledger.unfinished()) == (["study:0", "study:1", "study:2"], 0)
-        failed = [(one.key, work) for one, work in ledger.failed(3)]
+        failed = [(one.key, one.work) for one in ledger.failed(3)]
         assert failed == ([("study:1", b"[1]")] if attempt < 3 else [])
-        ledger.retry_failed([one.id for one, _ in ledger.failed(3)])
+        ledger.retry_failed([one.id for one in ledger.failed(3)])
         assert keys(ledger) == ["study:0", "study:1", "study:2"][:: 2 if attempt < 3 else 1]
-    ((left, _),) = ledger.failed()
+    (left,) = ledger.failed()
     ledger.replace(replace(left, record=b"[]", is_final=True), b"other")
     assert list(ledger.failed()) == []
     assert [one.record for one in ledger.outcomes(Order.POSITION) if one.key == "study:1"] == [b"[]"]

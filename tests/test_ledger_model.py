@@ -127,8 +127,8 @@ class Machine(RuleBasedStateMachine):
     def retry_failed(self, attempts: int) -> None:
         failed = [one for one in self.model.values() if one.outcome is not None and not one.is_final]
         few = {one.id for one in failed if one.attempts + 1 < attempts}
-        assert {outcome.id for outcome, _ in self.ledger.failed()} == {one.id for one in failed}
-        assert {outcome.id for outcome, _ in self.ledger.failed(attempts)} == few
+        assert {outcome.id for outcome in self.ledger.failed()} == {one.id for one in failed}
+        assert {outcome.id for outcome in self.ledger.failed(attempts)} == few
         self.ledger.retry_failed(one.id for one in self.model.values() if one.id in few or one.is_final)
         for study in failed:
             if study.id in few:

@@ -216,9 +216,8 @@ class Job:
 
     def _try_again(self, ledger: Ledger, quiet: float = 0.0) -> int:
         """Have studies scored again that failed for what may have passed, if all their files are there and quiet."""
-        ids = [
-            outcome.id for outcome, work in ledger.failed(MOST_ATTEMPTS) if _is_quiet(unpacked(work, self._scorer.base), quiet)
-        ]
+        failed = ledger.failed(MOST_ATTEMPTS)
+        ids = [outcome.id for outcome in failed if _is_quiet(unpacked(outcome.work, self._scorer.base), quiet)]
         ledger.retry_failed(ids)
         return len(ids)
 
@@ -309,8 +308,8 @@ def _is_quiet(files: Sequence[StudyFile], seconds: float) -> bool:
 def _forget_gone(ledger: Ledger, base: Path) -> bool:
     """Forget files that were not there any more when they were to be read, and studies of which nothing is left."""
     some_gone = False
-    for outcome, work in ledger.failed():
-        record, files = StudyRecord.from_json(outcome.record), unpacked(work, base)
+    for outcome in ledger.failed():
+        record, files = StudyRecord.from_json(outcome.record), unpacked(outcome.work, base)
         missing = {failure.source for failure in record.failures if failure.reason == Reason.MISSING}
         gone = {file.source for file in files if file.source in missing and not is_there(file.path)}
         if not gone:
@@ -322,7 +321,7 @@ def _forget_gone(ledger: Ledger, base: Path) -> bool:
             continue
         is_final = not any(failure.reason in PASSING for failure in failures)
         record = replace(record, failures=failures)
-        ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), without(work, gone))
+        ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), without(outcome.work, gone))
     return some_gone
 
 

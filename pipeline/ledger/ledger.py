@@ -136,8 +136,8 @@ class Ledger:
         for group in _groups(ids, _ROWS):
             self._update(studies.c.id.in_(group), **_NOTHING)
 
-    def failed(self, attempts: int | None = None) -> Iterator[tuple[StoredOutcome, bytes]]:
-        """Read the outcomes that are not final, and what their workers had to know, as they were when this was called.
+    def failed(self, attempts: int | None = None) -> Iterator[StoredOutcome]:
+        """Read the outcomes that are not final, as they were when this was called.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class Ledger:
         with translated(), self._engine.connect() as connection:
             found = self._select("id").where(studies.c.state == FAILED, few).order_by(studies.c.position)
             ids = array("q", connection.execute(found).scalars())
-        yield from ((_stored(row), bytes(row.work)) for row in self._rows(ids))
+        yield from map(_stored, self._rows(ids))
 
     def retry_failed(self, ids: Iterable[int]) -> None:
         """Have studies worked on again whose outcome is not final: the attempt that gave it counts."""
