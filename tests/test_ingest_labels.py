@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.labels import FileFacts, doubt, folder_labels, match_files, read_labels
+from pipeline.ingest.labels import FileFacts, doubt, doubt_patients, folder_labels, match_files, read_labels
 from pipeline.records import Split
 
 
@@ -66,6 +66,13 @@ def test_another_column_can_hold_the_patients(tmp_path: Path) -> None:
         ("file,label, Label\n1.png,X,Y\n", "more than one column label"),
         ("file,label,\ufefflabel\n1.png,X,Y\n", "more than one column label"),
         ("file,label,\u00c4rztin,A\u0308rztin\n1.png,X,a,b\n", "more than one column \u00e4rztin"),
+        (
+            'file,label,note\n1.png,X,"a\n2.png,X,b\n3.png,Y,"\n',
+            "cell that holds whole rows in line 2: a quotation mark is missing",
+        ),
+        ('file,label,note\n1.png,X,"a\r\n"" 2.png"",""X"",b"\n', "cell that holds whole rows in line 2"),
+        ("file,label\n1.png,nan\n2.png,X\n", "1 rows with nan or the like as label: 1.png"),
+        ("file,label,patient_key\na/1.png,X,NaN\n2.png,X,<NA>\n", "2 rows with nan or the like as patient_key: 1.png, 2.png"),
         ('file,label\n1.png,"X\n2.png,Y"\n', "line break inside a cell of the column label in line 2"),
     ],
 )
@@ -299,7 +306,9 @@ def test_what_names_no_folder_is_refused(text: str, message: str) -> None:
         ([f"Patient {number}" for number in range(30)], "The 30 labels look like patients"),
         ([f"{number:07d}" for number in range(8)], "The 8 labels look like patients"),
         ([f"{name}_Hans" for name in "abcdefghijklmnopqrst"], "The 20 labels look like patients"),
-        (["NORMAL", "Normal"], "The labels NORMAL, Normal differ only in case, and count as different."),
+        (["NORMAL", "Normal"], "The labels NORMAL, Normal differ only in case or blanks, and count as different."),
+        (["No finding", "No\u00a0finding", "X"], "The labels No finding, No\u00a0finding differ only in case or blanks"),
+        (["Pneu\u00admonia", "Pneumonia"], "The labels Pneumonia, Pneu\u00admonia differ only in case or blanks"),
         (["CNV", "DME", "DRUSEN", "NORMAL"], ""),
         (["0", "1", "2", "3", "4"], ""),
         (["AMD", "DME", "ERM", "NO", "RAO", "RVO", "VID"], ""),
@@ -320,3 +329,24 @@ def test_one_label_for_each_patient_is_named() -> None:
 def test_blanks_and_forms_of_unicode_in_names_of_folders_make_no_new_label() -> None:
     found = ["\u00d6dem/1.png", "O\u0308dem/2.png", "\u00d6dem /3.png"]
     assert set(labels_of("folder", found).values()) == set(labels_of("^(.+)/", found).values()) == {"\u00d6dem"}
+
+
+def test_lines_of_a_comment_are_no_rows(tmp_path: Path) -> None:
+    table = read_labels(
+        write(tmp_path, 'file,label,note\n1.png,X,"seen before, no change\nclear, X, no change\n2.png, Z"\n2.png,Y,X\n')
+    )
+    assert table.facts["1.png"].labels == {"X"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        (["P1", "p1", "P2"], 2),
+        (["0012", "12", "12.0", '="0012"', "'0012", "13"], 5),
+        (["A B", "AB", "A\u00a0B"], 3),
+        (["P-01", "P-10", "P-100", "1.05", "1.5"], 0),
+    ],
+)
+def test_patient_keys_that_differ_only_in_their_spelling_are_counted_and_not_shown(keys: list[str], count: int) -> None:
+    said = doubt_patients(keys)
+    assert said.startswith(f"{count} patient keys differ from another only in case") if count else not said

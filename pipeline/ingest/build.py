@@ -13,7 +13,7 @@ from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.run import Run
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
-from pipeline.ingest.labels import FileFacts, FileId, doubt, folder_labels, match_files, read_labels
+from pipeline.ingest.labels import FileFacts, FileId, doubt, doubt_patients, folder_labels, match_files, read_labels
 from pipeline.ingest.material import Material, deidentified
 from pipeline.ingest.order import Row, in_order
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
@@ -124,7 +124,9 @@ def build_index(
         raise InputError(_nothing_readable(sources, files, quarantine))
     labels = _labels(rules, known, material, used)
     records = _records(outcomes, used, material, _patient_keys(outcomes, used, material, pattern), labels)
-    doubts = doubt(labels, _patients(records, labels), bool(rules.label_from))
+    named = {record.patient_key for record in records if record.patient_key != record.key.study_instance_uid}
+    said = (doubt(labels, _patients(records, labels), bool(rules.label_from)), doubt_patients(named))
+    doubts = " ".join(filter(None, said))
     try:
         divided, percent = _divided(records, material, rules)
     except InputError as error:

@@ -23,6 +23,9 @@ _SHOWN = 60
 _AROUND = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
 """Blanks, and the byte order mark that is left when tables are copied together."""
 _LINE_BREAK = re.compile(r"[\r\n]")
+_NO_VALUE = ("nan", "<na>", "nat", "#n/a")
+"""What programs write for a cell without a value."""
+_ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
 _OWN_COLUMNS = ("file", "label", "patient_key", "split")
 _BELOW = "files named by their path below a source"
 _BESIDE = "files named by their path below the table's own folder"
@@ -109,11 +112,17 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
                 f"{path.name} has {len(empty)} rows with an empty {column}: {examples(empty)}. "
                 "Fill the cells in, or leave the rows out."
             )
+        if column != "file" and (unknown := [row["file"] for row in rows if row[column].lower() in _NO_VALUE]):
+            raise InputError(
+                f"{path.name} has {len(unknown)} rows with {_NO_VALUE[0]} or the like as {column}: {examples(unknown)}. A "
+                "program wrote this for a cell without a value: fill the cells in, or leave the rows out."
+            )
         if broken := [row[""] for row in rows if _LINE_BREAK.search(row[column])]:
             raise InputError(
                 f"{path.name} has a line break inside a cell of the column {column} in {_lines(broken)}. "
                 "A quotation mark may be missing there."
             )
+    _check_swallowed(path, columns, rows)
     stated = [
         (
             _slashes(row["file"]),
@@ -152,6 +161,33 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     return columns, [
         {name: cell for name, cell in zip(columns, cells, strict=False) if name} | {"": str(line)} for line, cells in numbered
     ]
+
+
+def _check_swallowed(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Refuse a cell that holds whole rows, which would be lost: a quotation mark is missing, or there is one too many.
+
+    Raises
+    ------
+    InputError
+        With the lines in which such cells begin. A line of a cell is a row if it has a label and a kind of file that rows have.
+    """
+    file, label = columns.index("file"), columns.index("label")
+    labels, kinds = {row["label"] for row in rows}, {_kind(row["file"]) for row in rows}
+    found = []
+    for row in rows:
+        lines = [line for cell in row.values() for line in _LINE_BREAK.split(cell)[1:]]
+        split = [[_AROUND.sub("", cell.strip(' "')) for cell in line.split(",")] for line in lines]
+        whole = [cells for cells in split if len(cells) > max(file, label) and " " not in cells[file]]
+        if any(cells[label] in labels and _kind(cells[file]) in kinds for cells in whole):
+            found.append(row[""])
+    if found:
+        raise InputError(
+            f"{path.name} has a cell that holds whole rows in {_lines(found)}: a quotation mark is missing, or one too many."
+        )
+
+
+def _kind(file: str) -> str:
+    return posixpath.splitext(file)[1].lower()
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
@@ -469,13 +505,37 @@ def doubt(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_f
     alike = _look_like(labels) or (_PATIENTS if one_each or many else "")
     which = f"{len(labels)} labels" if alike == _PATIENTS else f"labels {examples(labels)}"
     mend = _NAME_THE_FOLDER if from_folders else "Check the column label of the table."
-    cases = Counter(label.casefold() for label in labels)
-    twice = [label for label in labels if cases[label.casefold()] > 1]
+    twice = _alike_but_for_spelling(labels)
     said = [
         f"The {which} look like {alike}, not like findings. {mend}" if alike else "",
-        f"The labels {examples(twice)} differ only in case, and count as different." if twice else "",
+        f"The labels {examples(twice)} differ only in case or blanks, and count as different." if twice else "",
     ]
     return " ".join(filter(None, said))
+
+
+def doubt_patients(keys: Collection[str]) -> str:
+    """Return a sentence if patient keys look like two spellings of one patient, who may then be in two splits."""
+    twice = _alike_but_for_spelling(keys)
+    if not twice:
+        return ""
+    return (
+        f"{len(twice)} patient keys differ from another only in case, blanks, leading zeros or signs of a spreadsheet, and "
+        "count as different patients, who may be in different splits. If they are the same, write them in the same way."
+    )
+
+
+def _alike_but_for_spelling(names: Iterable[str]) -> list[str]:
+    """Return names that are equal without case, blanks, leading zeros, and signs of spreadsheets (="0012", 12.0)."""
+    forms = {name: _ZEROS.sub("", re.sub(r"\.0+$", "", _unspaced(name))) for name in names}
+    counts = Counter(forms.values())
+    return sorted(name for name, form in forms.items() if counts[form] > 1)
+
+
+def _unspaced(name: str) -> str:
+    """Return a name in compatible characters, without case, blanks, unseen characters, and signs of a spreadsheet."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    seen = (one for one in plain if not one.isspace() and unicodedata.category(one) != "Cf")
+    return "".join(one for one in seen if one not in "=\"'")
 
 
 def _look_like(names: Collection[str]) -> str:
