@@ -131,7 +131,7 @@ def test_no_frames_give_no_results(bundle: Bundle) -> None:
 def test_frames_within_the_intended_use_pass(frame: dict[str, str], use: dict[str, Any], tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", intended_use=use, quality=make_quality(smallest_side=40))
     (result,) = Predictor(bundle).predict([make_frame(**frame)])
-    assert {flag.check for flag in result.flags} <= {Check.CROPPED}  # what the pixels of a made-up frame look like
+    assert {flag.check for flag in result.flags} <= {Check.INVERTED}  # what the pixels of a made-up frame look like
 
 
 def test_frames_of_another_modality_are_refused(bundle: Bundle) -> None:
@@ -142,7 +142,7 @@ def test_frames_of_another_modality_are_refused(bundle: Bundle) -> None:
 
 def test_frames_of_another_view_are_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", intended_use={"modalities": ("CR",), "view_positions": ("PA", "AP")})
-    with pytest.raises(UnreadableError, match=r"^The frame was taken in another view than PA or AP") as caught:
+    with pytest.raises(UnreadableError, match=r"^The header names another view than PA or AP") as caught:
         Predictor(bundle).predict([make_frame(view_position="LL")])
     assert caught.value.reason is Reason.NOT_FRONTAL
 
