@@ -133,11 +133,13 @@ def test_score_finds_the_probabilities_behind_the_figures(trained: Trained, tmp_
     for column, label in enumerate(bundle.manifest.labels):
         mine = [scored[record.source, record.key.frame_number, label] for record in records]
         np.testing.assert_allclose([float(row["probability"]) for row in mine], evaluated[:, column], atol=5.1e-5)
-        positive = np.array([row["positive"] == "true" for row in mine])
+        states = [row["state"] for row in mine]
+        assert states == [str(state) for state in sample.states[:, column]], "one rule for folders and figures"
+        assert [row["positive"] == "true" for row in mine] == [state == "positive" for state in states]
         truth = sample.targets[:, column] == 1
         figures = {name: estimate["value"] for name, estimate in metrics[label]["metrics"].items()}
-        assert positive[truth].mean() == pytest.approx(figures["sensitivity"])
-        assert (~positive)[~truth].mean() == pytest.approx(figures["specificity"])
+        assert np.mean([state == "positive" for state in np.array(states)[truth]]) == pytest.approx(figures["sensitivity"])
+        assert np.mean([state == "negative" for state in np.array(states)[~truth]]) == pytest.approx(figures["specificity"])
 
 
 # Heatmaps of trained networks
