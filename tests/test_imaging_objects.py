@@ -168,6 +168,13 @@ def test_a_radiograph_that_is_cut_off_before_its_pixels_is_a_failure() -> None:
     assert reason(make_dicom(PixelData=None, SOPClassUID="1.2.3.4")) is Reason.NO_PIXELS
 
 
+def test_an_image_that_is_cut_off_within_its_sop_class_is_a_failure() -> None:
+    """The start of this class is one of objects without pixels."""
+    whole = make_dicom(SOPClassUID=uid.OphthalmicThicknessMapStorage)
+    end = whole.rindex(uid.OphthalmicThicknessMapStorage.encode()) + 30
+    assert Reason.NO_IMAGE not in {reason(whole[:cut]) for cut in range(132, end)}
+
+
 def test_a_directory_by_any_name_is_no_image() -> None:
     assert reason(make_dicomdir(("A",))) is Reason.NO_IMAGE
 

@@ -16,7 +16,7 @@ from pipeline.intake import Limits
 
 LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
-_HEAD = 2**16
+_SOP_CLASS, _MEDIA_SOP_CLASS = 0x00080016, 0x00020002
 _UID_CHARACTERS = frozenset("0123456789.")
 
 
@@ -54,24 +54,27 @@ def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str
 
 
 def stated_sop_class(content: bytes) -> str:
-    """Return SOP Class UID (0008,0016), else (0002,0002), of a file that may be damaged behind it; empty if it has none."""
-    head = content[:_HEAD]
+    """Return SOP Class UID (0008,0016), else (0002,0002), of a file that may be damaged behind it; empty if it has none.
+
+    One that is cut off is none: its start may be another class.
+    """
     try:
-        dataset = read_partial(io.BytesIO(head), stop_when=_is_behind_sop_class, force=True)
-        if sop_class := uid_text(dataset, "SOPClassUID"):
+        dataset = read_partial(io.BytesIO(content), stop_when=_is_behind_sop_class, force=True)
+        if not is_cut_off(dataset, _SOP_CLASS) and (sop_class := uid_text(dataset, "SOPClassUID")):
             return sop_class
     except Exception:  # noqa: S110 - pydicom has no common base for what it raises at a cut end, or within deflated bytes
         pass
     try:
-        stream = io.BytesIO(head)
+        stream = io.BytesIO(content)
         read_preamble(stream, force=True)
-        return str(_read_file_meta_info(stream).get("MediaStorageSOPClassUID", ""))
+        meta = _read_file_meta_info(stream)
+        return "" if is_cut_off(meta, _MEDIA_SOP_CLASS) else uid_text(meta, "MediaStorageSOPClassUID")
     except Exception:  # the same
         return ""
 
 
 def _is_behind_sop_class(tag: BaseTag, *_: object) -> bool:
-    return bool(tag > 0x00080016)
+    return bool(tag > _SOP_CLASS)
 
 
 def uid_text(dataset: Dataset, keyword: str) -> str:
@@ -108,7 +111,10 @@ def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
 
 
 def is_cut_off(dataset: Dataset, tag: int) -> bool:
-    """Return whether the bytes ended within an element, whose value is then only the start of one; `dcmread` does not tell."""
+    """Return whether the bytes ended within an element, whose value is then only the start of one; `dcmread` does not tell.
+
+    To be asked before the value is, which leaves no trace of its length.
+    """
     element = dataset.get_item(tag)
     declared, there = getattr(element, "length", None), getattr(element, "value", None)
     return isinstance(declared, int) and declared != 0xFFFFFFFF and isinstance(there, bytes) and len(there) < declared
