@@ -1,3 +1,6 @@
+import csv
+from importlib import resources
+
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
@@ -5,7 +8,8 @@ from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view
+from pipeline.imaging.dicom import codes as code_tables
+from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view, read_text
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.records import Frame
 from tests.builders import make_dicom
@@ -135,3 +139,13 @@ def test_the_part_of_the_body_of_a_functional_group() -> None:
 def test_empty_codes_are_unknown() -> None:
     frame = read(ViewCodeSequence=Sequence([Dataset()]), AnatomicRegionSequence=Sequence([]))
     assert (frame.view_position, frame.body_part) == ("", "")
+
+
+def test_every_term_of_the_table_is_found_as_it_stands() -> None:
+    with resources.files(code_tables.__package__ or "").joinpath("terms.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        found = read_text(row["term"].lower())
+        known = {"body_part": found.body_parts, "view_position": found.view_positions}
+        assert (known.get(row["kind"], {row["means"]}), found.other) == ({row["means"]}, "")

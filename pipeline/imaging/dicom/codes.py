@@ -9,7 +9,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Collection
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ RADIOGRAPHY = frozenset({"CR", "DX", "RG", "DR"})
 """Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1); DR is older files' word for DX."""
 _ASKED_AS_RADIOGRAPHS = frozenset({"CR", "DX"})
 _STANDS_FOR = {"FRONTAL": frozenset({"AP", "PA"}), "LATERAL": frozenset({"LL", "RL"})}
-_LONGEST_TERM = 3
+_LONGEST_TERM = 2
 """Words in the longest term of `terms.csv`."""
 _TERM = re.compile(r"[A-Z0-9][A-Z0-9 ]{0,31}")
 
@@ -62,7 +62,7 @@ def view_position(dataset: Dataset) -> str:
     return _one_view(text.view_positions or read_text(" ".join(texts(dataset, "BodyPartExamined"))).view_positions)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def read_text(text: str) -> Text:
     """Read a part of the body and a view out of a text; a text that says `UNKNOWN` is read as one that says nothing."""
     plain = unicodedata.normalize("NFKD", text.upper().replace(".", ""))
@@ -94,8 +94,8 @@ def is_expected_body_part(part: str, expected: Collection[str]) -> bool:
 
 def is_expected_view(view: str, expected: Collection[str]) -> bool:
     """Return whether a view is among those expected; FRONTAL stands for AP and PA, LATERAL for LL and RL."""
-    asked = {one for text in expected for one in (text.upper(), *read_text(text).view_positions)}
-    return not _views(view).isdisjoint({one for view in asked for one in (view, *_views(view))})
+    named = {one for text in expected for one in (text.upper(), *read_text(text).view_positions)}
+    return not _views(view).isdisjoint(named.union(*map(_views, named)))
 
 
 def _views(view: str) -> frozenset[str]:
