@@ -118,13 +118,13 @@ class Predictor:
             threshold that the whole frame may be on the other side: read it whole (`read_whole`), and score that.
         """
         return [
-            item if is_near and item.is_reduced else result
+            item if is_near else result
             for part in self.engine.parts(len(admitted))
             for item, (result, is_near) in zip(admitted[part], self._predict(admitted[part], heatmaps), strict=True)
         ]
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[tuple[FramePrediction | Quarantined, bool]]:
-        """Return for each frame what is said of it, and whether that is near a threshold."""
+        """Return for each frame what is said of it, and whether that is too near a threshold for a reduced resolution."""
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps and self._maps is not None else None
@@ -146,8 +146,11 @@ class Predictor:
             )
             for index, item in enumerate(admitted)
         ]
-        nearness = zip(logits, distances, strict=True)
-        return list(zip(results, (self._is_near(*found) for found in nearness), strict=True))
+        near = (
+            item.is_reduced and self._is_near(values, distance)
+            for item, values, distance in zip(admitted, logits, distances, strict=True)
+        )
+        return list(zip(results, near, strict=True))
 
     def _is_near(self, logits: FloatArray, distance: float | None) -> bool:
         """Say whether a little more or less of any logit, or of the distance, may make another answer of a frame.
