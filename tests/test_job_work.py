@@ -72,8 +72,8 @@ def test_a_fingerprint_changes_with_the_files_of_its_study_alone(studies: Path) 
 
 
 def stated(path: Path) -> str:
-    (uid,) = stated_study(StudyFile(path, path.name))
-    return uid
+    (found,) = stated_study(StudyFile(path, path.name))
+    return found.study_instance_uid
 
 
 def test_the_study_of_a_deflated_file_is_found(tmp_path: Path) -> None:
@@ -133,6 +133,44 @@ def test_patients_whose_study_uids_begin_alike_stay_apart(tmp_path: Path) -> Non
     assert found == {f"study:{UID[:-1]}{name}": 3 for name in "123"}
 
 
+def test_files_of_several_patients_are_no_study_even_if_they_share_its_uid(tmp_path: Path) -> None:
+    patients = [
+        ("P1", "Doe^Jane"),
+        ("P2", "Roe^Jo"),
+        ("p1 ", "Other"),
+        ("P9", "Doe^Jane"),
+        ("", ""),
+        ("P3", ""),
+        ("P2", "Roe^Jo"),
+    ]
+    for number, (patient_id, name) in enumerate(patients):
+        content = make_dicom(StudyInstanceUID="1.2.3", PatientID=patient_id, PatientName=name)
+        (tmp_path / f"{number}.dcm").write_bytes(content)
+    found = {study.key: [file.source for file in study.files] for study in grouped(tmp_path)}
+    assert found == {
+        "study:1.2.3": ["0.dcm", "2.dcm", "3.dcm", "4.dcm"],
+        "file:1.dcm": ["1.dcm"],
+        "file:5.dcm": ["5.dcm"],
+        "file:6.dcm": ["6.dcm"],
+    }
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_whose_study_it_is_is_read_from_the_start_and_from_the_whole(tmp_path: Path, syntax: str) -> None:
+    for start in (2**12, 2**17):
+        (tmp_path / "x.dcm").write_bytes(with_uid_at(start, syntax))
+        assert list(stated_study(StudyFile(tmp_path / "x.dcm", "x.dcm"))) == [(UID, b"P1", b"DOE^JANE")]
+
+
+@pytest.mark.parametrize("uid", ["0", "0.0", "0.0.0", "1", "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.2.1"])
+def test_placeholders_are_no_study(tmp_path: Path, uid: str) -> None:
+    content = make_dicom(StudyInstanceUID=uid)
+    (tmp_path / "x.dcm").write_bytes(content)
+    assert stated(tmp_path / "x.dcm") == ""
+    (frame,) = read_frames_from_bytes(content, "x.dcm")
+    assert frame.key.study_instance_uid.startswith("2.25.")
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_file_that_ends_within_its_study_uid_states_none_and_is_cut_off(tmp_path: Path, syntax: str) -> None:
     """The UID is not the last of the elements by their tags here, but by their places in the file."""
@@ -173,7 +211,7 @@ def test_the_study_is_that_of_the_frames(tmp_path: Path, shared_data: Path) -> N
 
     compared = 0
     for file in discover(shared_data / "dicom-samples"):
-        (uid,) = stated_study(file)
+        ((uid, _, _),) = stated_study(file)
         try:
             frame = next(read_frames(file), None)
         except UnreadableError:

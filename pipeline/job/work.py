@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.study import may_state_study, stated_study
+from pipeline.imaging.dicom.study import Stated, may_state_study, stated_study
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.intake import Limits
@@ -34,7 +34,7 @@ class StudyFiles:
     ----------
     key
         `study:` and the Study Instance UID (0020,000D) that its files state, or `file:` and the source of a file that states
-        none, which is then a study of its own.
+        none, or one that belongs to another patient, and is then a study of its own.
     files
         In the order of `discover`.
     marks
@@ -56,7 +56,8 @@ class Grouping:
     """Groups files by study; remembers what a file stated as long as it does not change, so that looking again is cheap."""
 
     def __init__(self) -> None:
-        self._stated: dict[_Place, str] = {}
+        self._stated: dict[_Place, Stated] = {}
+        self._patients: dict[str, tuple[set[bytes], set[bytes]]] = {}
 
     def is_known(self, file: StudyFile) -> bool:
         """Say whether a file was read before and has not changed since; satisfies what `discover` asks."""
@@ -79,14 +80,28 @@ class Grouping:
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
         with Sandbox(_SCANNERS, limits) as sandbox:
             stated = {place: _answered(answer) for place, answer in sandbox.map(stated_study, parsed)}
-        stated = {place: self._stated.get(place) or stated.get(place, "") for _, place in found}
+        stated = {place: self._stated.get(place) or stated.get(place, Stated()) for _, place in found}
         self._stated = {place: stated[place] for file, place in found if not file.refusal}  # a damaged archive is found as one
         groups: dict[str, list[tuple[StudyFile, str]]] = {}
         for file, place in found:
-            key = f"study:{uid}" if (uid := stated[place]) else file_key(file.source)
+            key = f"study:{one.study_instance_uid}" if self._is_of_study(one := stated[place]) else file_key(file.source)
             if shard.has(key):
                 groups.setdefault(key, []).append((file, _mark(file, place)))
         return [StudyFiles(key, *zip(*group, strict=True)) for key, group in groups.items()]
+
+    def _is_of_study(self, stated: Stated) -> bool:
+        """Return whether a file belongs to the study that it states: that of the patient who was found first (PS3.3 7.3.1).
+
+        A file of a patient with another ID and another name is a study of its own, whatever UID a faulty device gave it.
+        """
+        if not stated.study_instance_uid:
+            return False
+        ids, names = self._patients.setdefault(stated.study_instance_uid, (set(), set()))
+        if ids and stated.patient_id and stated.patient_id not in ids and stated.patient_name not in names:
+            return False
+        ids |= {stated.patient_id} - {b""}
+        names |= {stated.patient_name} - {b""}
+        return True
 
 
 def changed_at(files: Iterable[StudyFile]) -> float:
@@ -129,12 +144,12 @@ def current_mark(file: StudyFile) -> str:
     return _mark(file, (file.source, _looks(file)))
 
 
-def _answered(answer: Iterator[str]) -> str:
+def _answered(answer: Iterator[Stated]) -> Stated:
     """Return what a file states; one that no worker could parse states nothing, and reading it will say why."""
     try:
-        return next(answer, "")
+        return next(answer, Stated())
     except UnreadableError:
-        return ""
+        return Stated()
 
 
 def _looks(file: StudyFile) -> tuple[int, int, int] | None:

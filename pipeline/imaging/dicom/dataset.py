@@ -3,6 +3,7 @@
 import io
 
 import pydicom
+from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_partial, read_preamble
 from pydicom.tag import BaseTag
@@ -78,9 +79,11 @@ def _is_behind_sop_class(tag: BaseTag, *_: object) -> bool:
 
 
 def uid_text(dataset: Dataset, keyword: str) -> str:
-    """Return a UID, empty where it is missing or not valid (PS3.5 9.1)."""
-    uid = str(value(dataset, keyword) or "")
-    return uid if 0 < len(uid) <= 64 and _UID_CHARACTERS.issuperset(uid) and uid.strip(".") else ""
+    """Return a UID, empty if it is missing or not valid (PS3.5 9.1): zeros and UIDs of the Standard are of no instance."""
+    uid = str(value(dataset, keyword) or "").strip()
+    is_valid = 0 < len(uid) <= 64 and _UID_CHARACTERS.issuperset(uid) and uid.strip(".")
+    is_placeholder = keyword.endswith("InstanceUID") and (not uid.strip("0.") or "." not in uid or uid in UID_dictionary)
+    return uid if is_valid and not is_placeholder else ""
 
 
 def _check_deflated(content: bytes, limits: Limits) -> None:

@@ -1,8 +1,10 @@
-"""Says which study a DICOM file belongs to, from the start of the file alone."""
+"""Says which study a DICOM file belongs to, and which patient, from the start of the file alone."""
 
 import io
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
@@ -15,7 +17,15 @@ from pipeline.intake import DEFAULT_READING
 
 _HEAD = 2**16
 _STUDY_KEYWORD = "StudyInstanceUID"
-_STUDY = Tag(_STUDY_KEYWORD)
+_PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_STUDY_KEYWORD)
+
+
+class Stated(NamedTuple):
+    """What a file states of its study and its patient, the patient's in the bytes of the file; empty if it does not."""
+
+    study_instance_uid: str = ""
+    patient_id: bytes = b""
+    patient_name: bytes = b""
 
 
 def may_state_study(file: StudyFile) -> bool:
@@ -26,39 +36,49 @@ def may_state_study(file: StudyFile) -> bool:
         return False
 
 
-def stated_study(file: StudyFile) -> Iterator[str]:
-    """Yield the Study Instance UID (0020,000D) that a file states, once; made for worker processes, since it parses.
+def stated_study(file: StudyFile) -> Iterator[Stated]:
+    """Yield what a file states, once; made for worker processes, since it parses.
 
-    It is empty for what is no DICOM file, for one that states no valid UID, and for one that cannot be read, which reading it
-    as a whole will say.
+    The Study Instance UID (0020,000D) is empty for what is no DICOM file, for one that states no valid UID, and for one that
+    cannot be read, which reading it as a whole will say.
     """
     try:
         head = read_head(file, _HEAD)
-        if not is_dicom(head):
-            yield ""
-            return
-        yield _at_start(head) or _in_whole(file)
+        yield (_at_start(head) or _in_whole(file)) if is_dicom(head) else Stated()
     except UnreadableError:
-        yield ""
+        yield Stated()
 
 
-def _at_start(head: bytes) -> str:
-    """Return the UID if it lies in `head` as a whole; the part of a longer one would be the UID of another study."""
+def _at_start(head: bytes) -> Stated | None:
+    """Return what lies in `head` as a whole; the part of a longer UID would be that of another study."""
     try:
-        found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=[_STUDY])
-        return "" if is_cut_off(found, _STUDY) else uid_text(found, _STUDY_KEYWORD)
+        tags: list[BaseTag | int] = [_PATIENT_NAME, _PATIENT_ID, _STUDY]
+        found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=tags)
+        return None if is_cut_off(found, _STUDY) or not uid_text(found, _STUDY_KEYWORD) else _stated(found)
     except Exception:  # pydicom has no common base for what it raises at a file's cut end, or where it is deflated
-        return ""
+        return None
 
 
-def _in_whole(file: StudyFile) -> str:
+def _in_whole(file: StudyFile) -> Stated:
     try:
         dataset, _, _ = parse(read_bytes(file), DEFAULT_READING.limits)
+        return _stated(dataset)
     except UnreadableError:
         raise
     except Exception:  # the same, of a damaged file
-        return ""
-    return uid_text(dataset, _STUDY_KEYWORD)
+        return Stated()
+
+
+def _stated(dataset: Dataset) -> Stated:
+    uid = uid_text(dataset, _STUDY_KEYWORD)
+    patient_id, patient_name = (_raw(dataset, tag) for tag in (_PATIENT_ID, _PATIENT_NAME))
+    return Stated(uid, patient_id, patient_name)
+
+
+def _raw(dataset: Dataset, tag: BaseTag) -> bytes:
+    """Return the bytes of an element that was not decoded, without blanks and case."""
+    found = dataset.get_item(tag).value if tag in dataset else b""
+    return found.strip(b" \0^").upper() if isinstance(found, bytes) else b""
 
 
 def _is_behind(tag: BaseTag, *_: object) -> bool:
