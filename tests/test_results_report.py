@@ -382,6 +382,13 @@ def test_the_worklist_names_the_file_the_eye_and_the_view_that_decided(tmp_path:
     assert f"{words}, view PA, 1 more file" in row
 
 
+def test_the_report_says_for_whom_the_model_is_meant(tmp_path: Path) -> None:
+    use = {"modalities": ("CR", "DX"), "view_positions": ("PA", "AP"), "ages": (0, 17)}
+    bundle = make_bundle(tmp_path / "bundle", intended_use=use)
+    words = text_of(write(tmp_path, bundle, [make_scored(1, 0.9)]))
+    assert "in images of modality CR, DX, view PA, AP, of patients from 0 to 17 years." in words
+
+
 def test_a_side_is_an_eye_only_where_the_model_looks_at_eyes(tmp_path: Path, bundle: Bundle) -> None:
     content = write(tmp_path, bundle, [seen(make_scored(1, 0.9), laterality="R", view_position="AP")])
     assert "right, view AP" in row_of(content, 1)

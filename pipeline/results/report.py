@@ -202,9 +202,10 @@ class _Page:
         manifest, use = self._manifest, self._manifest.intended_use
         modalities = f"images of modality {', '.join(use.modalities)}" if use.modalities else "images of any modality"
         views = f", view {', '.join(use.view_positions)}" if use.view_positions else ""
+        ages = f", of patients from {use.ages[0]} to {use.ages[1]} years" if use.ages else ""
         labels = ", ".join(label for label in manifest.labels if label != manifest.normal_label)
         sentence = (
-            f"This model looks for {labels} in {modalities}{views}. It is bundle {manifest.bundle_id} "
+            f"This model looks for {labels} in {modalities}{views}{ages}. It is bundle {manifest.bundle_id} "
             f"({manifest.architecture}, trained on {manifest.provenance.dataset_name})."
         )
         return escape(sentence)
