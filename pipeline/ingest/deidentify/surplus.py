@@ -28,6 +28,8 @@ from pipeline.imaging.guard import translated
 
 Decode = Callable[[bytes], NDArray[Any]]
 Range = tuple[int, int]
+Part = tuple[int, int, tuple[int, int, int, int]]
+"""Entropy-coded data from one byte to another, and what of the frame depends on them: rows and columns, half open."""
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _TAIL = 4
@@ -93,12 +95,13 @@ def _cleared(encoded: bytes, layout: Layout, decode: Decode) -> bytes:
             _clear_rle(made, layout.rows * layout.columns, layout.bits_allocated)
             return bytes(made)
         if layout.transfer_syntax in JPEG_2000:
-            ends = _clear_jpeg_2000(made)
+            parts = _clear_jpeg_2000(made)
         else:
-            ends = _clear_jpeg(made, _LS_MARKER if layout.transfer_syntax in JPEG_LS else _MARKER)
+            scans = _clear_jpeg(made, _LS_MARKER if layout.transfer_syntax in JPEG_LS else _MARKER)
+            parts = [(*scan, (0, layout.rows, 0, layout.columns)) for scan in scans]
     except (IndexError, struct.error):
         raise _unclear() from None
-    _clear_tails(made, encoded, ends, decode)
+    _clear_tails(made, encoded, parts, decode)
     return bytes(made)
 
 
@@ -112,35 +115,68 @@ def _unclear() -> UnreadableError:
 # Ends of scans and tiles
 
 
-def _clear_tails(made: bytearray, encoded: bytes, ends: Sequence[Range], decode: Decode) -> None:
-    """Clear the bytes at the end of each range that no pixel depends on, and make sure that all pixels are as before."""
+def _clear_tails(made: bytearray, encoded: bytes, parts: Sequence[Part], decode: Decode) -> None:
+    """Clear the bytes at the end of each part that no pixel depends on, and make sure that all pixels are as before.
+
+    Parts with other pixels are looked at together, since a frame may have hundreds of tiles.
+    """
     with translated("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
         pixels = decode(encoded)
-    for start, stop in ends:
-        if stop - start <= _TAIL or not _is_same(_with_other_tail(made, start, stop), pixels, decode):
-            continue
-        needed, free = start, stop  # zeros from `free` on change nothing; whether earlier ones do is searched
-        while needed < free:
-            middle = (needed + free) // 2
-            if _is_same(made[:middle] + bytes(stop - middle) + made[stop:], pixels, decode):
-                free = middle
-            else:
-                needed = middle + 1
-        made[free:stop] = bytes(stop - free)
+    for some in _rounds(parts):
+        changed = _unneeded(made, [(part, *_other_tail(made, *part[:2])) for part in some], pixels, decode)
+        needed, free = {part: part[0] for part in changed}, {part: part[1] for part in changed}
+        # Zeros from `free` on change nothing; whether earlier ones do is searched.
+        while middles := {part: (needed[part] + free[part]) // 2 for part in changed if needed[part] < free[part]}:
+            zeros = [(part, middle, bytes(part[1] - middle)) for part, middle in middles.items()]
+            unneeded = _unneeded(made, zeros, pixels, decode)
+            free |= {part: middles[part] for part in unneeded}
+            needed |= {part: middle + 1 for part, middle in middles.items() if part not in unneeded}
+        for part, start in free.items():
+            made[start : part[1]] = bytes(part[1] - start)
     if made != encoded and not _is_same(made, pixels, decode):
         raise _unclear()
 
 
-def _with_other_tail(made: bytearray, start: int, stop: int) -> bytes:
-    """Change the last bytes of a range without making a marker, which begins with 0xff."""
+def _rounds(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Yield the parts in groups in which each has pixels of its own; those that are too short hold nothing."""
+    rest = [part for part in parts if part[1] - part[0] > _TAIL]
+    while rest:
+        by_pixels = {part[2]: part for part in reversed(rest)}
+        some = [part for part in rest if by_pixels[part[2]] is part]
+        yield some
+        rest = [part for part in rest if by_pixels[part[2]] is not part]
+
+
+def _other_tail(made: bytearray, start: int, stop: int) -> tuple[int, bytes]:
+    """Return other bytes for the end of a part, which make no marker, as one begins with 0xff, and where they begin."""
     first = stop - _TAIL - (made[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
-    return bytes(made[:first]) + bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in made[first:stop]) + bytes(made[stop:])
+    return first, bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in made[first:stop])
+
+
+def _unneeded(made: bytearray, changes: Sequence[tuple[Part, int, bytes]], pixels: NDArray[Any], decode: Decode) -> list[Part]:
+    """Return the parts in which other bytes from a place on change no pixel."""
+    changed = bytearray(made)
+    for _, start, other in changes:
+        changed[start : start + len(other)] = other
+    try:
+        decoded = decode(bytes(changed))
+    except Exception:  # whatever a decoder raises: some of the bytes mattered
+        halves = (changes[: len(changes) // 2], changes[len(changes) // 2 :]) if len(changes) > 1 else ()
+        return [part for some in halves for part in _unneeded(made, some, pixels, decode)]
+    if decoded.shape != pixels.shape:
+        return []
+    return [part for part, _, _ in changes if np.array_equal(decoded[_slices(part)], pixels[_slices(part)])]
+
+
+def _slices(part: Part) -> tuple[slice, slice]:
+    top, bottom, left, right = part[2]
+    return slice(top, bottom), slice(left, right)
 
 
 def _is_same(encoded: bytes | bytearray, pixels: NDArray[Any], decode: Decode) -> bool:
     try:
         return np.array_equal(decode(bytes(encoded)), pixels)
-    except Exception:  # whatever a decoder raises: the bytes mattered
+    except Exception:  # whatever a decoder raises
         return False
 
 
@@ -287,14 +323,15 @@ _BRANDS = frozenset({b"jp2 ", b"jph ", b"jpx "})
 _GREY, _SRGB, _COLOUR_BOX = 17, 16, 15
 
 
-def _clear_jpeg_2000(made: bytearray) -> list[Range]:
-    """Clear a codestream, and the boxes around it, and return the ranges of the data of its tiles."""
+def _clear_jpeg_2000(made: bytearray) -> list[Part]:
+    """Clear a codestream, and the boxes around it, and return the data of its tiles."""
     at = _clear_boxes(made) if made.startswith(_SIGNATURE) else 0
     if made[at : at + 4] != b"\xff\x4f\xff\x51":
         raise _unclear()
     components = int.from_bytes(made[at + 40 : at + 42], "big")
-    segments, tiles = list[tuple[int, int, int]](), list[Range]()
-    at, tile_stop = at + 2, 0
+    segments, tiles = list[tuple[int, int, int]](), list[Part]()
+    size = bytes(made[at + 8 : at + 42 + 3 * components])
+    at, tile, tile_stop = at + 2, 0, 0
     while made[at + 1] != _EOC:
         marker, stop = made[at + 1], at + 2 + int.from_bytes(made[at + 2 : at + 4], "big")
         if made[at] != 0xFF or (marker != _SOD and (stop < at + 4 or 0x30 <= marker < 0x40)):
@@ -302,11 +339,11 @@ def _clear_jpeg_2000(made: bytearray) -> list[Range]:
         if marker == _SOD:
             if not at + 2 <= tile_stop <= len(made) - 2:
                 raise _unclear()
-            tiles.append((at + 2, tile_stop))
+            tiles.append((at + 2, tile_stop, _pixels_of_tile(size, tile)))
             at = tile_stop
             continue
         if marker == _SOT:
-            length = int.from_bytes(made[at + 6 : at + 10], "big")
+            tile, length = struct.unpack_from(">HI", made, at + 4)
             tile_stop = at + length if length else made.rindex(b"\xff\xd9")
         else:
             segments.append((marker, at, stop))
@@ -335,6 +372,17 @@ def _clear_jpeg_2000(made: bytearray) -> list[Range]:
         else:
             made[start:stop] = bytes([0xFF, _J2K_COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
     return tiles
+
+
+def _pixels_of_tile(size: bytes, tile: int) -> tuple[int, int, int, int]:
+    """Return which rows and columns of the image a tile has, by the sizes in SIZ (ISO/IEC 15444-1 A.5.1, B.3)."""
+    right, bottom, left, top, width, height, first_left, first_top = struct.unpack_from(">8I", size)
+    if not (width and height and right > first_left) or set(size[35::3] + size[36::3]) != {1}:
+        raise _unclear()
+    row, column = divmod(tile, -(-(right - first_left) // width))
+    rows = (min(max(first_top + (row + one) * height, top), bottom) - top for one in (0, 1))
+    columns = (min(max(first_left + (column + one) * width, left), right) - left for one in (0, 1))
+    return (*rows, *columns)
 
 
 def _width(components: int) -> int:
