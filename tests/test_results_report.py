@@ -595,6 +595,22 @@ def test_every_sheet_names_its_study_and_has_a_number(
 
 
 @pytest.mark.slow
+def test_no_sheet_ends_between_a_heading_and_its_first_frame(tmp_path: Path, bundle: Bundle, chromium: Chromium) -> None:
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not here: install Debian's package poppler-utils")
+    content = write(tmp_path, bundle, [make_scored(number, 0.9 - number / 100) for number in range(50)])
+    content = content.replace("Study Instance UID ", f"Study Instance UID {'1.2.345678' * 11} ")  # wraps, as real ones do
+    heights = iter(range(100))
+    spaced = re.sub('<section class="study', lambda card: f'<p style="height: {next(heights) % 23}mm"></p>{card[0]}', content)
+    (tmp_path / "spaced.html").write_text(spaced, encoding="utf-8")
+    chromium.pdf(tmp_path / "spaced.html", tmp_path / "spaced.pdf")
+    told = subprocess.run(["pdftotext", "-layout", tmp_path / "spaced.pdf", "-"], capture_output=True, text=True, check=True)
+    parts = [re.split(r"\d\. study\d+\.dcm", sheet) for sheet in told.stdout.split("\f")]
+    assert sum(len(part) > 1 for part in parts) > 5
+    assert all("Frame 1" in after for part in parts for after in part[1:])
+
+
+@pytest.mark.slow
 def test_frames_that_are_folded_on_screen_are_printed(tmp_path: Path, bundle: Bundle, chromium: Chromium) -> None:
     content = write(tmp_path, bundle, [make_scored(1, 0.9 - number / 200, "oct.dcm", number) for number in range(1, 120)])
     (tmp_path / "unfolded.html").write_text(content.replace("<details>", "<details open>"), encoding="utf-8")

@@ -148,7 +148,7 @@ footer ul { max-width: 84ch; padding-left: 20px; }
   section.study > .title > div { padding: 1mm 0 1.5mm 4mm; border-bottom: 0.6pt solid var(--line); }
   section.study > .body { display: table-row-group; }
   section.study > .body > * { margin-left: 4mm; }
-  .body > p, .body > .mark { break-after: avoid; }
+  .body > p, .body > .mark { break-after: avoid; break-inside: avoid; }
   .frame { grid-template-columns: 46mm minmax(0, 1fr); gap: 2mm 5mm; margin-top: 2mm; padding-top: 2mm; }
   .frame .heatmap > svg { max-height: 50mm; width: auto; margin: 0; }
   .heatmap > span, .heatmap > input, .heatmap > label { display: none; }
