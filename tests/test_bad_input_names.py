@@ -199,10 +199,10 @@ def test_labels_do_nothing(label: str, studies: Path, tmp_path: Path, capsys: py
     [
         (b"file,label\r\na\0b.dcm,x\r\n", "holds characters of value 0"),
         ("file,label\r\na.dcm,x\r\n".encode("utf-16"), "is not a CSV file in UTF-8"),
-        (b"file,label\r\n" + b"a" * 200_000 + b",x\r\n", "is not a CSV file in UTF-8"),
+        (b"file,label\r\n" + b"a" * 200_000 + b",x\r\n", "told apart from line 2 on"),
         (b"\xff\xfe\xff", "is not a CSV file in UTF-8"),
         (b"", "has no rows"),
-        (b'file,label\r\n"a,x\r\n', "is not a CSV file in UTF-8"),
+        (b'file,label\r\n"a,x\r\n', "told apart from line 2 on"),
         (b"\xef\xbb\xbffile,label\r\n=1+1,x\r\n", r"labels for 1 files that are not there: =1\+1"),
         (b"file,label\r\n../../../etc/passwd,x\r\n", "not there: passwd"),
         (b"file,label,split\r\na.dcm,x," + b"s" * 1000 + b"\r\n", r"has the split s+\.+ It must be one of"),

@@ -98,6 +98,22 @@ def test_objects_without_an_image_and_what_systems_leave_behind_are_no_failures(
     assert [(row.source, row.reason) for row in load_index(index).quarantine] == [("SICK/0/report", "no_image")]
 
 
+def test_frames_with_several_labels_are_counted(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (studies / "labels.csv").read_text().splitlines()
+    table = tmp_path / "labels.csv"
+    file, *rest = rows[1].split(",")
+    other = "DRUSEN" if rest[0] != "DRUSEN" else "DME"
+    written = "\n".join([*rows, ",".join([file, other, *rest[1:]])])
+    table.write_text(written.replace("studies/", ""))
+    arguments = (str(studies / "studies"), "--labels", str(table), "--out", str(tmp_path / "set"))
+    assert run_ingest(*arguments, "--patient-key", r"^([^/]+)/") == 0
+    count = sum(record.source == file.removeprefix("studies/") for record in load_index(tmp_path / "set").records)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f" {count} frames have more than one label. If that is right, train with model.activation=sigmoid; else" in said
+
+
 def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = next(studies.rglob("*.dcm")).read_bytes()
     for name in ("A", "B"):

@@ -110,7 +110,7 @@ NOTHING: Labels = dict.fromkeys(LABELS)
         (
             "softmax",
             [*ALL, (Split.TEST, one("CALM") | {"SICK": True})],
-            "1 frames have not exactly one of the labels CALM",
+            "1 frames have not exactly one of the labels CALM, SICK, WORN: ",
         ),
         ("softmax", [*ALL, (Split.TEST, NOTHING), (Split.TEST, NOTHING)], "2 frames have not exactly one of the labels"),
         (

@@ -144,6 +144,11 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
         lines.append(f"{duplicates} frames repeat the pixels of another; none of them crosses splits.")
     if contradictions := index.contradictions():
         lines.append(f"{contradictions} pictures occur with different labels; check them.")
+    if several := sum(sum(map(bool, record.labels.values())) > 1 for record in index.records):
+        lines.append(
+            f"{several} frames have more than one label. If that is right, train with model.activation=sigmoid; else correct "
+            "the labels."
+        )
     if unknown := index.unknown_patients():
         lines.append(
             f"{unknown} frames name no patient: each of their studies counts as a patient of its own, so that one patient may "

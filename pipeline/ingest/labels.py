@@ -139,18 +139,24 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """Return the column names and the rows, no cell with blanks around it; the line number stands under the empty name."""
+    numbered, line = [], 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = [same_text(name) for name in next(reader, [])]
-            numbered, line = [], reader.line_num + 1
+            line = reader.line_num + 1
             for cells in reader:
                 numbered.append((line, [_AROUND.sub("", cell) for cell in cells]))
                 line = reader.line_num + 1
     except OSError:
         raise InputError(f"The table of labels {path.name} cannot be opened. Check the path given to --labels.") from None
-    except (UnicodeDecodeError, csv.Error):
+    except UnicodeDecodeError:
         raise InputError(f"{path.name} is not a CSV file in UTF-8. Save it again as CSV (UTF-8, commas).") from None
+    except csv.Error:
+        raise InputError(
+            f"{path.name} has no cells that can be told apart from line {line} on. A quotation mark is missing there, or there "
+            "is one too many."
+        ) from None
     numbered = [(line, cells) for line, cells in numbered if any(cells)]
     if any("\0" in cell for _, cells in numbered for cell in cells):
         raise InputError(f"{path.name} holds characters of value 0. Save it again as CSV (UTF-8, commas).")
@@ -202,9 +208,10 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
     columns = tuple(name.casefold() if name.casefold() in _OWN_COLUMNS else name for name in header[:named])
     if missing := [name for name in ("file", "label") if name not in columns]:
         known = ", ".join(map(shortened, columns[:_SHOWN]))
+        saved = "" if len(header) > 1 or not re.search("[;\t]", header[0]) else " Save it again with commas between the cells."
         raise InputError(
             f"{path.name} has no column {' and '.join(missing)}; its columns are {known}. "
-            "It needs file and label, separated by commas, in its first line."
+            f"It needs file and label, separated by commas, in its first line.{saved}"
         )
     return columns
 

@@ -12,6 +12,7 @@ from pipeline.config import Config, DataSection
 from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.dicom.codes import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
+from pipeline.ingest.labels import examples
 from pipeline.predictions import Activation
 from pipeline.records import ImageRecord, Split
 
@@ -107,11 +108,12 @@ def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
 
 def _check_targets(material: Material, activation: Activation) -> None:
     if activation is Activation.SOFTMAX:
-        wrong = int((np.nansum(material.targets, axis=1) != 1).sum())
-        if wrong:
+        wrong = np.flatnonzero(np.nansum(material.targets, axis=1) != 1)
+        if wrong.size:
             raise InputError(
-                f"{wrong} frames have not exactly one of the labels {', '.join(material.labels)}. "
-                "Set model.activation=sigmoid where labels can occur together, or leave these frames out."
+                f"{wrong.size} frames have not exactly one of the labels {', '.join(material.labels)}: "
+                f"{examples(material.records[row].source for row in wrong)}. "
+                "Set model.activation=sigmoid if labels can occur together, or leave these frames out."
             )
     elif empty := int(np.isnan(material.targets).all(axis=1).sum()):
         raise InputError(f"{empty} frames have no known label. Leave them out of the folder, or label them.")
