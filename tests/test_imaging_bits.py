@@ -37,7 +37,9 @@ def test_values_are_those_of_the_bits_up_to_high_bit(pixels: np.ndarray, stored:
     noise = rng.integers(0, 65536, pixels.shape, np.uint16) & np.uint16(0xFFFF ^ field ^ ((1 << place) - 1))
     words = ((pixels.view(np.uint16).astype(np.int64) << place) & field).astype(np.uint16) | noise
     layout = {"BitsStored": stored, "HighBit": high, "PixelRepresentation": int(pixels is SIGNED)}
-    assert read(make_dicom(words, **layout)).stored_sha256 == sha256(pixels)
+    frame = read(make_dicom(words, **layout))
+    assert frame.stored_sha256 == sha256(pixels)
+    assert any(f"above bit {high}" in note for note in frame.notes) == (pixels is RAMP and high < 15)
     encoded = LOSSLESS[RLELossless](words)
     assert read(make_encapsulated(words, RLELossless, [[encoded]], **layout)).stored_sha256 == sha256(pixels)
 

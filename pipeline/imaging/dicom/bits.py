@@ -61,6 +61,16 @@ def overlay_bits(dataset: Dataset) -> int:
     return mask
 
 
+def notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
+    """Say that unsigned words hold something above High Bit that no overlay explains: Bits Stored may be too small for them."""
+    above = (1 << bits.allocated) - (1 << bits.high + 1) & ~bits.overlays
+    if words.dtype.kind != "u" or words.max(initial=0) < 1 << bits.high + 1:
+        return ()
+    if not (words & np.asarray(above, words.dtype)).any():
+        return ()
+    return (f"The pixels hold values above bit {bits.high}, the High Bit of the file: only the bits up to it were read.",)
+
+
 def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
     """Return the values of the stored bits, the same array where nothing else lies in it.
 

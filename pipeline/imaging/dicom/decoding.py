@@ -12,7 +12,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.bits import aligned
+from pipeline.imaging.dicom.bits import aligned, notes_on_left_out
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTIONS, PLUGIN, register
 from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
@@ -56,7 +56,10 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
                 Reason.TRUNCATED, f"The pixel data hold {number - 1} of {layout.frames} frames. Copy or export the file again."
             )
         array, notes = decoded
-        values = _placed(np.asarray(array, array.dtype.newbyteorder("<")), layout)
+        words = np.asarray(array, array.dtype.newbyteorder("<"))
+        values = _placed(words, layout)
+        if values is not words and layout.bits is not None:
+            notes += notes_on_left_out(words, layout.bits)
         yield values if reading.side is None else _averaged(values, layout, reading.side), _decoder(array, layout), notes
 
 
