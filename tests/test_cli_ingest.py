@@ -98,9 +98,7 @@ def test_objects_without_an_image_and_what_systems_leave_behind_are_no_failures(
     assert [(row.source, row.reason) for row in load_index(index).quarantine] == [("SICK/0/report", "no_image")]
 
 
-def test_frames_with_several_labels_are_counted(
-    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_frames_with_several_labels_are_counted(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (studies / "labels.csv").read_text().splitlines()
     table = tmp_path / "labels.csv"
     file, *rest = rows[1].split(",")

@@ -438,6 +438,21 @@ def test_a_table_without_a_descriptor_is_removed() -> None:
     assert "LUTData" not in deidentify(make_dicom(PIXELS[0], VOILUTSequence=[item])).VOILUTSequence[0]
 
 
+@pytest.mark.parametrize("presentation", ["", "MONOCHROME", "COLOR"])
+def test_palettes_of_images_that_are_shown_without_one_are_removed(presentation: str) -> None:
+    tables: dict[str, Any] = {
+        "RedPaletteColorLookupTableDescriptor": [11, 0, 16],
+        "RedPaletteColorLookupTableData": even(SECRET),
+    }
+    made = deidentify(make_dicom(PIXELS[0], PixelPresentation=presentation, **tables))
+    assert [keyword in made for keyword in tables] == [presentation == "COLOR"] * 2
+
+
+def test_the_length_of_a_stream_of_video_is_removed() -> None:
+    made = deidentify(make_dicom(PIXELS[0], EncapsulatedPixelDataValueTotalLength=int.from_bytes(SECRET[:8], "little")))
+    assert "EncapsulatedPixelDataValueTotalLength" not in made
+
+
 @pytest.mark.parametrize("segmented", [False, True])
 def test_palettes_end_with_their_entries(segmented: bool) -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)

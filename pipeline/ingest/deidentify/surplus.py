@@ -21,7 +21,7 @@ from pydicom.uid import RLELossless
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
 from pipeline.imaging.dicom.fragments import grouped_fragments
-from pipeline.imaging.dicom.header import little_endian, numbers, value
+from pipeline.imaging.dicom.header import code, little_endian, numbers, value
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.dicom.palette import expand_segments
 from pipeline.imaging.guard import translated
@@ -484,10 +484,21 @@ def _clear_rle(made: bytearray, pixels: int, bits_allocated: int) -> None:
 # Lookup tables (PS3.3 C.7.6.3.1.5, C.7.9.2, C.11.1)
 
 _PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue", "Alpha"))
+_WITH_PALETTE = ("COLOR", "COLOR_RANGE", "MIXED")
+"""Pixel Presentation (0008,9205) of grey images that are shown with a supplemental palette (PS3.3 C.7.6.19)."""
 
 
 def clear_tables(dataset: Dataset) -> None:
-    """Cut lookup tables and palettes to the entries that their descriptors announce, at any depth, in place."""
+    """Cut lookup tables and palettes to the entries that their descriptors announce, at any depth, in place.
+
+    Palettes of images that are shown without one are removed, and so is the length of a stream of video (7FE0,0003).
+    """
+    dataset.pop("EncapsulatedPixelDataValueTotalLength", None)
+    shown = code(dataset, "PhotometricInterpretation")
+    if shown not in ("", "PALETTE COLOR") and code(dataset, "PixelPresentation") not in _WITH_PALETTE:
+        for name in _PALETTES:
+            for keyword in (f"{name}Descriptor", f"{name}Data", f"Segmented{name}Data"):
+                dataset.pop(keyword, None)
     for name in ("LUT", *_PALETTES):
         descriptor = numbers(dataset, f"{name}Descriptor")
         entries = int(descriptor[0]) % 2**16 or 2**16 if len(descriptor) == 3 else 0
