@@ -186,7 +186,7 @@ def test_a_vol_file_says_what_it_knows(studies: Path, shared_data: Path) -> None
     assert next(patient_of(asked(studies, "named.vol"))) == Patient(known | visit)
     (studies / "odd.vol").write_bytes(real[:164] + struct.pack("<d", float("nan")) + real[172:200] + bytes(8) + real[208:])
     assert next(patient_of(asked(studies, "odd.vol"))) == Patient(why_unknown="The file names no patient")
-    assert next(patient_of(asked(studies, "e.png"))) == Patient(why_unknown="Not known: only DICOM and .vol files are asked")
+    assert next(patient_of(asked(studies, "e.png"))) == Patient(why_unknown="Not known: read from DICOM and .vol files only")
 
 
 def test_what_lies_behind_a_long_header_is_found(studies: Path) -> None:

@@ -23,8 +23,10 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.ingest import catalog
 
     if args.action == "list":
-        for card in catalog.load_cards():
-            print(f"{card.name:<22} {'pull' if card.pull else 'by hand':<8} {card.licence:<32} {card.title}")
+        cards = catalog.load_cards()
+        name, licence = (max(map(len, texts)) for texts in zip(*((card.name, card.licence) for card in cards), strict=True))
+        for card in cards:
+            print(f"{card.name:<{name}}  {'pull' if card.pull else 'by hand':<8} {card.licence:<{licence}}  {card.title}")
         return 0
     card = catalog.find_card(args.name)
     folder = catalog.pull(card, args.to or Path("data") / card.name, bar)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.ingest.deidentify.options import Box
     from pipeline.ingest.deidentify.tree import Summary
 
-HELP = "write DICOM files anew without anything that says who the patient is"
+HELP = "write copies of DICOM files without anything that says who the patient is"
 EXAMPLE = "octray deidentify studies/ --out shared/ --keep dates"
 
 
@@ -170,4 +170,4 @@ def _report(summary: "Summary", key: Path, skipped: str) -> None:
     )
     console = Console(stderr=True)
     for line in filter(None, (*lines, skipped)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deidentify",
         type=Path,
         metavar="DIR",
-        help="de-identify the studies into this folder first and read them there, so that the index says of nobody who it is; "
+        help="de-identify the studies into this folder first and read them there, so that the index names no patient; "
         "the options below are those of `octray deidentify`",
     )
     add_options(deidentification)

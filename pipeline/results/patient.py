@@ -46,7 +46,7 @@ class Detail(StrEnum):
 GONE = "No longer known: the file is gone"
 REPLACED = "No longer known: the file was replaced"
 NOT_STATED = "The file names no patient"
-OTHER_KIND = "Not known: only DICOM and .vol files are asked"
+OTHER_KIND = "Not known: read from DICOM and .vol files only"
 NOT_READ = "The file could not be read"
 
 

@@ -527,7 +527,7 @@ _SHORT = {
     Detail.ID: "ID",
     Detail.BIRTH_DATE: "born",
     Detail.ACCESSION_NUMBER: "accession",
-    Detail.STUDY_DATE: "of",
+    Detail.STUDY_DATE: "study of",
     Detail.DEVICE: "",
 }
 _GROUPS = {
@@ -549,7 +549,7 @@ _EVIDENCE = (
 )
 _COLOURS = (
     "The colours mean the same in all pictures of one bundle. The last one stands for {full:g}, which the strongest place "
-    "seldom exceeds in frames that the model found positive and that were. A dashed line shows the square that the network "
+    "seldom exceeds in frames that the model rightly found positive. A dashed line shows the square that the network "
     "saw, if it did not see the whole frame. The buttons below a picture make its heatmap fainter, or leave it out."
 )
 _EMPTY = "An empty heatmap says that nothing spoke for the label; it does not prove that nothing is there."
@@ -560,7 +560,7 @@ _LIMITS = (
     "change them.",
     "What was refused or could not be read was not looked at.",
 )
-_NO_HEATMAPS = "This bundle has no exact heatmaps, so that none are shown."
+_NO_HEATMAPS = "This bundle has no exact heatmaps, so none are shown."
 _HEAD = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
