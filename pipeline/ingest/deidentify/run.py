@@ -23,6 +23,8 @@ from pipeline.progress import Progress, silent
 
 _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
+_DECODINGS = 4
+"""Decodings of a compressed frame that there is time for: one to read it, two or three to find what no pixel depends on."""
 _TEXT_SECONDS = 120.0
 """To find text in one frame; 2000 x 2000 pixels took up to 25 s in one thread of a busy machine."""
 _PASSING = PASSING | {Reason.DECODER_CRASH, Refusal.SAME_UID}
@@ -223,7 +225,7 @@ def _limits(limits: Limits, files: Iterable[StudyFile], clean_pixels: bool) -> L
     largest = min(largest, limits.file_bytes)
     return replace(
         limits,
-        frame_seconds=(_TEXT_SECONDS if clean_pixels else 0.0) + limits.frame_seconds + largest // _BYTES_A_SECOND,
+        frame_seconds=(_TEXT_SECONDS if clean_pixels else 0.0) + _DECODINGS * limits.frame_seconds + largest // _BYTES_A_SECOND,
         worker_bytes=max(limits.worker_bytes, _SPACE + _COPIES * largest),
     )
 
