@@ -180,12 +180,6 @@ def test_failures_are_listed_with_their_reasons(tmp_path: Path, bundle: Bundle) 
         assert part in text
 
 
-def test_a_bundle_without_exact_heatmaps_says_so(tmp_path: Path) -> None:
-    heatmap = make_support(exact=False, max_difference=1.0, computed="none")
-    bundle = make_bundle(tmp_path / "bundle", heatmap=heatmap)
-    assert "no exact heatmaps" in Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
-
-
 def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_path: Path, bundle: Bundle) -> None:
     frames = [make_scored(number, 0.9) for number in range(STUDIES_A_PAGE + 1)]
     doubtful = make_bundle(tmp_path / "doubtful", heatmap=make_support("randomisation"))

@@ -25,7 +25,6 @@ from tests.builders import (
     make_known_pixels,
     make_pixels,
     make_quality,
-    make_support,
     make_wary_bundle,
 )
 
@@ -108,11 +107,8 @@ def test_a_frame_has_the_same_result_whatever_stands_beside_it(bundle: Bundle) -
         ]
 
 
-def test_heatmaps_are_left_out_where_not_wanted_or_not_exact(tmp_path: Path, bundle: Bundle) -> None:
-    heatmap = make_support(exact=False, max_difference=1.0, computed="none")
-    inexact = make_bundle(tmp_path / "inexact", heatmap=heatmap)
+def test_heatmaps_are_left_out_if_they_are_not_wanted(bundle: Bundle) -> None:
     assert Predictor(bundle).predict([make_frame()], heatmaps=False)[0].heatmaps == ()
-    assert Predictor(inexact).predict([make_frame()])[0].heatmaps == ()
 
 
 def test_no_frames_give_no_results(bundle: Bundle) -> None:

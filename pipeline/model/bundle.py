@@ -95,7 +95,7 @@ class HeatmapSupport(_Part):
     exact: bool
     max_difference: float | None
     method: HeatmapMethod = "grad-cam"
-    computed: Literal["closed_form", "gradient", "none"]
+    computed: Literal["closed_form", "gradient"]
     full_scale: float = Field(gt=0)
     true_positives: int
     checks: tuple[ExplanationCheck, ...] = ()

@@ -471,8 +471,6 @@ def _how_often_uncertain(conformal: Conformal | None) -> str:
 
 
 def _heatmaps(support: HeatmapSupport) -> str:
-    if support.computed == "none":
-        return _NO_HEATMAPS
     how = "in closed form" if support.computed == "closed_form" else "by a backward pass"
     meaning = (_EXACT if support.is_part_of_logit else _EVIDENCE).format(method=f"{support.method}, {how}")
     return f"{meaning} {_COLOURS.format(full=support.full_scale)} {_EMPTY}"
@@ -560,7 +558,6 @@ _LIMITS = (
     "change them.",
     "What was refused or could not be read was not looked at.",
 )
-_NO_HEATMAPS = "This bundle has no exact heatmaps, so none are shown."
 _HEAD = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">

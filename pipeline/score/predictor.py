@@ -127,7 +127,7 @@ class Predictor:
         """Return for each frame what is said of it, and whether that is too near a threshold for a reduced resolution."""
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
-        maps = self._maps(features) if heatmaps and self._maps is not None else None
+        maps = self._maps(features) if heatmaps else None
         states = self._rule.states(calibrated)
         distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
         results: list[FramePrediction | Quarantined] = [
@@ -231,16 +231,13 @@ def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
     return Quarantined(facts.source, Reason.OUT_OF_DISTRIBUTION, message, facts.key.frame_number)
 
 
-def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray] | None:
-    """Return what makes maps of a feature map; torch is imported only where the bundle needs it."""
-    support = bundle.manifest.heatmap
+def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray]:
+    """Return what makes maps of a feature map; torch is imported only if the bundle needs it."""
     if classifier is not None:
-        return lambda features: closed_form_maps(features, classifier, support.method)
-    if support.computed == "gradient":
-        from pipeline.score.gradient import GradientMaps
+        return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method)
+    from pipeline.score.gradient import GradientMaps
 
-        return GradientMaps(bundle)
-    return None
+    return GradientMaps(bundle)
 
 
 def _thresholds(manifest: Manifest) -> tuple[float, ...]:

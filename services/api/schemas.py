@@ -42,7 +42,7 @@ class LabelAnswer(Answer):
     )
     heatmap: HeatmapAnswer | None = Field(
         default=None,
-        description="null for the label that means no finding, and where none was asked for, the bundle has none, or the "
+        description="null for the label that means no finding, and if none was asked for, or the "
         "answer has as many as it may (the frame's flags say so)",
     )
 
