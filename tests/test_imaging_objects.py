@@ -145,6 +145,8 @@ def test_real_objects_without_pixels_are_no_images(name: str) -> None:
         uid.KeyObjectSelectionDocumentStorage,
         uid.EncapsulatedPDFStorage,
         uid.TwelveLeadECGWaveformStorage,
+        "1.2.840.10008.5.1.4.1.1.129",
+        "1.2.840.10008.5.1.1.27",
         "1.3.12.2.1107.5.9.1",
     ],
 )

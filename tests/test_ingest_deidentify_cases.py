@@ -125,7 +125,7 @@ def test_codes_of_persons_and_institutions_are_found_again() -> None:
 SPELLED = """
 19470823 1947-08-23 1947/8/23 1947.08.23 1947:08:23 23.08.1947 23.8.1947 23/08/1947 8/23/1947 08-23-1947 23_08_1947 23AUG1947
 AUG231947 1947AUG23 23-Aug-47 23.08.47 8/23/47 47-08-23 470823 230847 082347 23081947 08231947 19470823101112 23.VIII.1947
-1947-08-23T10:11:12 V19470823101112
+1947-08-23T10:11:12 V19470823101112 1947235
 """
 SENTENCES = """
 23 AUG 1947|23 AUGUST 1947|AUG 23, 1947|AUGUST 23, 1947|August 23rd, 1947|the 23rd of August 1947|23. August 1947
@@ -142,7 +142,8 @@ def test_a_day_is_found_however_it_is_spelled(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1947", "AUG 1947", "23.8", "VB23A 8", "5.0.1947.13", "24.08.1947", "8/24/47", "18470823", "T2 3D"]
+    "text",
+    ["1947", "AUG 1947", "23.8", "VB23A 8", "5.0.1947.13", "24.08.1947", "8/24/47", "18470823", "1947234", "1947400", "T2 3D"],
 )
 def test_other_days_and_versions_are_no_day_of_the_file(text: str) -> None:
     assert result(make_radiograph(SoftwareVersions=text)).SoftwareVersions == text

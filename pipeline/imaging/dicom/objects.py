@@ -69,6 +69,8 @@ _WITHOUT_PIXELS = frozenset(
         uid.DICOSThreatDetectionReportStorage,
         *(f"1.2.840.10008.5.1.4.1.1.{number}" for number in (8, 9, 10, 11)),  # standalone overlays, curves, LUTs (retired)
         *(f"1.2.840.10008.5.1.4.1.1.481.{number}" for number in (*range(3, 23), 25)),  # of radiotherapy, but images and doses
+        "1.2.840.10008.5.1.4.1.1.129",  # standalone PET curves (retired)
+        "1.2.840.10008.5.1.1.27",  # stored print (retired)
         "1.3.12.2.1107.5.9.1",  # Siemens CSA Non-Image, which scanners send with every study
     )
 )

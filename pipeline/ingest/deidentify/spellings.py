@@ -3,7 +3,8 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from datetime import date
+from contextlib import suppress
+from datetime import date, datetime
 from functools import cache
 from importlib import resources
 
@@ -66,8 +67,8 @@ def days_in(text: str) -> set[date]:
 
 
 def day_numbers(day: date) -> set[str]:
-    """Return the digits in which a day is written without signs between them: eight, and six with a year of two."""
-    return {f"{day:{form}}" for form in ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y", "%m%d%y")}
+    """Return the digits in which a day is written without signs between them: eight, seven, and six with a year of two."""
+    return {f"{day:{form}}" for form in ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%Y%j", "%y%m%d", "%d%m%y", "%m%d%y")}
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str, bool]]:
@@ -91,6 +92,10 @@ def _run(digits: str) -> Iterator[tuple[int, int | str, int | str]]:
     if len(digits) == 8:
         yield int(digits[4:]), digits[2:4], digits[:2]
         yield int(digits[4:]), digits[:2], digits[2:4]
+    if len(digits) == 7:  # ISO 8601: the year, and the day of the year
+        with suppress(ValueError):
+            found = datetime.strptime(digits, "%Y%j")
+            yield found.year, found.month, found.day
     if len(digits) == 6:
         first, second, third = digits[:2], digits[2:4], digits[4:]
         for year, month, day in ((first, second, third), (third, second, first), (third, first, second)):
