@@ -239,7 +239,14 @@ def read_damaged(item: Admitted) -> list[Admitted]:
     raise UnreadableError(Reason.TRUNCATED, "Cut off.")
 
 
-@pytest.mark.parametrize(("read", "reason"), [(read_nothing, "decode_failed"), (read_damaged, "truncated")])
+def read_another_file(item: Admitted) -> list[Admitted]:
+    return [replace(item, facts=replace(item.facts, file_sha256="0" * 64))]
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [(read_nothing, "decode_failed"), (read_damaged, "truncated"), (read_another_file, "decode_failed")],
+)
 def test_what_cannot_be_read_again_is_a_failure(read: Callable[..., object], reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(radiograph(picture(1)))
     predictor = Predictor(bundle_at(tmp_path / "bundle", 0.5))
