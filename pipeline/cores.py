@@ -27,7 +27,7 @@ def usable_cores() -> int:
             raise InputError(f"{CORES} must be a whole number from 1 on. Got {told[:20]} instead.")
         return int(told)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, *(math.ceil(share) for share in _shares()), cores))
+    return max(1, min([cores, *map(math.ceil, _shares())]))
 
 
 def _shares() -> Iterator[float]:

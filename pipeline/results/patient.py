@@ -11,7 +11,6 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
-from pipeline.errors import UnreadableError
 from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.dataset import parse, uid_text
 from pipeline.imaging.dicom.reader import is_dicom
@@ -67,7 +66,7 @@ class Patient:
 
 
 def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
-    """Yield what a DICOM file says of its patient, once; made for worker processes, since it parses.
+    """Yield what a DICOM or `.vol` file says of its patient, once; made for worker processes, since it parses.
 
     Parameters
     ----------
@@ -78,9 +77,7 @@ def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
     """
     try:
         yield _patient(file, study_instance_uid)
-    except UnreadableError:
-        yield Patient(why_unknown=NOT_READ)
-    except Exception:  # pydicom has no common base for what it raises of a damaged file
+    except Exception:  # UnreadableError, and what pydicom raises on a damaged file, which has no common base
         yield Patient(why_unknown=NOT_READ)
 
 
