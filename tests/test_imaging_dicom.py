@@ -507,3 +507,12 @@ def test_the_real_radiograph_is_the_same_picture_in_four_encodings() -> None:
     assert np.abs(plain.pixels - lossy.pixels).mean() < 1 / 255
     assert (plain.modality, plain.view_position, plain.photometric_interpretation) == ("CR", "PA", "MONOCHROME1")
     assert plain.pixels[900:1000, 900:1000].mean() > plain.pixels[900:1000, 400:500].mean()  # the spine is whiter than the lung
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_photometric_interpretation_in_small_letters_is_read() -> None:
+    pixels = np.arange(2000, dtype=np.uint16).reshape(40, 50)
+    (expected,) = read_frames_from_bytes(make_dicom(pixels, PhotometricInterpretation="MONOCHROME1"), "a.dcm")
+    content = make_dicom(pixels, PhotometricInterpretation="MONOCHROME1").replace(b"MONOCHROME1", b"monochrome1")
+    (frame,) = read_frames_from_bytes(content, "a.dcm")
+    np.testing.assert_array_equal(frame.pixels, expected.pixels)

@@ -86,10 +86,14 @@ def _averaged(values: Values, layout: Layout, side: int) -> Values:
 
 
 def _options(layout: Layout) -> dict[str, Any]:
-    """Say which of pydicom's own corrections are left out: the codecs here place bits and signs, and `_placed` grey pixels."""
+    """Say which of pydicom's own corrections are left out: the codecs here place bits and signs, and `_placed` grey pixels.
+
+    Photometric Interpretation (0028,0004) is given in capitals, whatever the file has.
+    """
+    shown = {"photometric_interpretation": layout.photometric_interpretation}
     if layout.transfer_syntax in CODESTREAMS:
-        return OWN_CORRECTIONS
-    return {"correct_unused_bits": False} if layout.samples == 1 else {}
+        return shown | OWN_CORRECTIONS
+    return shown | ({"correct_unused_bits": False} if layout.samples == 1 else {})
 
 
 def _placed(words: Values, layout: Layout) -> Values:
