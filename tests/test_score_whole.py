@@ -23,7 +23,7 @@ from pipeline.records import Preprocessing, Quarantined
 from pipeline.score import predictor as module
 from pipeline.score.admission import Admitted, read_admitted, read_whole
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored, whole
+from pipeline.score.scoring import Scored, reread
 from services.api.app import create_app
 from services.api.settings import Settings
 from services.api.study import score_study
@@ -252,7 +252,7 @@ def test_what_cannot_be_read_again_is_a_failure(read: Callable[..., object], rea
     predictor = Predictor(bundle_at(tmp_path / "bundle", 0.5))
     (admitted,) = read_admitted(locate(tmp_path, "a.dcm"), predictor.admission)
     other = Quarantined("b.dcm", "blank", "")
-    first, second = whole([other, admitted], read)  # type: ignore[arg-type]
+    first, second = reread([other, admitted], read)  # type: ignore[arg-type]
     assert first is other
     assert isinstance(second, Quarantined)
     assert (second.source, second.reason, second.frame_number) == ("a.dcm", reason, 1)

@@ -93,14 +93,14 @@ def read_admitted(file: StudyFile, admission: Admission) -> Iterator[Admitted | 
     """
     content, frames = open_file(file, admission.reading)
     file_sha256 = hashlib.sha256(content).hexdigest()
-    whole = partial(read_frames_from_bytes, content, file.source, _whole(admission).reading)
+    whole = partial(read_frames_from_bytes, content, file.source, _unreduced(admission).reading)
     for item in _admitted(frames, whole, admission, file_sha256):
         yield replace(item, file=file) if isinstance(item, Admitted) else item
 
 
 def read_admitted_bytes(content: bytes, source: str, admission: Admission) -> Iterator[Admitted | Quarantined]:
     """Do what `read_admitted` does for a file that is in memory already, but for its hash."""
-    whole = partial(read_frames_from_bytes, content, source, _whole(admission).reading)
+    whole = partial(read_frames_from_bytes, content, source, _unreduced(admission).reading)
     yield from _admitted(read_frames_from_bytes(content, source, admission.reading), whole, admission)
 
 
@@ -128,10 +128,10 @@ def read_whole(item: Admitted, admission: Admission, content: bytes | None = Non
     """
     restart_clock()
     if content is not None:
-        frames = read_admitted_bytes(content, item.facts.source, _whole(admission))
+        frames = read_admitted_bytes(content, item.facts.source, _unreduced(admission))
     else:
         assert item.file is not None  # noqa: S101 - for mypy
-        frames = read_admitted(item.file, _whole(admission))
+        frames = read_admitted(item.file, _unreduced(admission))
     for number, frame in enumerate(frames, 1):
         restart_clock()
         if number == item.facts.key.frame_number:
@@ -139,7 +139,7 @@ def read_whole(item: Admitted, admission: Admission, content: bytes | None = Non
             return
 
 
-def _whole(admission: Admission) -> Admission:
+def _unreduced(admission: Admission) -> Admission:
     return replace(admission, reading=replace(admission.reading, side=None))
 
 

@@ -25,9 +25,9 @@ from pipeline.score.scoring import (
     failed,
     outcome_of,
     predicted,
+    reread,
     score_files,
     score_singly,
-    whole,
 )
 
 LEAST_READERS = 2
@@ -170,7 +170,7 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
         read = partial(again.run, partial(read_whole, admission=scoring.admission))
 
         def finished(batch: Sequence[Item[Study]]) -> list[Result[Study]]:
-            return scoring.finished(whole(predicted(batch, scoring.predictor, scoring.drawing.is_computed), read))
+            return scoring.finished(reread(predicted(batch, scoring.predictor, scoring.drawing.is_computed), read))
 
         try:
             for batch in batches(items, scoring.predictor.engine.frames_at_once):

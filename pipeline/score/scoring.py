@@ -101,7 +101,7 @@ class Scoring:
         Parameters
         ----------
         batch
-            As `predicted` and then `whole` leave it: no frame in it has to be read again.
+            As `predicted` and then `reread` leave it: no frame in it has to be read again.
 
         Raises
         ------
@@ -138,7 +138,7 @@ def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> Outcom
     for batch in some:
         with beside_the_limits():
             items = list(predicted(batch, scoring.predictor, scoring.drawing.is_computed))
-        items = whole(items, partial(read_whole, admission=scoring.admission))
+        items = reread(items, partial(read_whole, admission=scoring.admission))
         with beside_the_limits():
             results = scoring.finished(items)
         yield results
@@ -173,7 +173,7 @@ def predicted(
 ) -> Iterator[Item[Study] | Predicted]:
     """Yield the items of a batch in their order, with what the network says of its frames in place of these.
 
-    A frame whose answer is too near a threshold for the resolution at which it was decoded stays; `whole` reads it again.
+    A frame whose answer is too near a threshold for the resolution at which it was decoded stays; `reread` reads it whole.
 
     Raises
     ------
@@ -191,14 +191,14 @@ def predicted(
             yield item
 
 
-def whole(
+def reread(
     items: Iterable[Item[Study] | Predicted], read: Callable[[Admitted], Iterator[Admitted | Quarantined]]
 ) -> list[Item[Study] | Predicted]:
     """Return items in their order, with the frames among them read again, whole, or with the reason why they cannot be."""
-    return [_whole(item, read) if isinstance(item, Admitted) else item for item in items]
+    return [_reread(item, read) if isinstance(item, Admitted) else item for item in items]
 
 
-def _whole(item: Admitted, read: Callable[[Admitted], Iterator[Admitted | Quarantined]]) -> Admitted | Quarantined:
+def _reread(item: Admitted, read: Callable[[Admitted], Iterator[Admitted | Quarantined]]) -> Admitted | Quarantined:
     source, number = item.facts.source, item.facts.key.frame_number
     try:
         for found in list(read(item)):

@@ -20,7 +20,7 @@ from pipeline.score.admission import read_admitted_bytes, read_whole
 from pipeline.score.overlay import draw, png
 from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Item, Predicted, batches, predicted, whole
+from pipeline.score.scoring import Item, Predicted, batches, predicted, reread
 from pipeline.score.view import View
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
@@ -140,7 +140,7 @@ class _Study:
         heatmaps = self._max_heatmaps is not None
         read = partial(self._sandbox.run, partial(read_whole, admission=self._admission, content=content))
         for batch in batches(self._items(content, source), self._predictor.engine.frames_at_once):
-            yield from predicted(whole(predicted(batch, self._predictor, heatmaps), read), self._predictor, heatmaps)
+            yield from predicted(reread(predicted(batch, self._predictor, heatmaps), read), self._predictor, heatmaps)
 
     def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
         read = partial(read_admitted_bytes, source=source, admission=self._admission)
