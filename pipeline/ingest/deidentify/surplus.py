@@ -5,11 +5,10 @@ and a codestream that cannot be read in this way is refused. Bytes at the end of
 matters, are found by decoding: they may change without changing a pixel.
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from re import Pattern
-from re import compile as pattern
 from typing import Any
 
 import numpy as np
@@ -182,9 +181,9 @@ def _is_same(encoded: bytes | bytearray, pixels: NDArray[Any], decode: Decode) -
 
 # JPEG and JPEG-LS (ISO/IEC 10918-1 Annex B, 14495-1 Annex C)
 
-_MARKER = pattern(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker after entropy-coded data, in which 0xff is followed by 0, or by 0xd0 to 0xd7 if decoding restarts."""
-_LS_MARKER = pattern(rb"\xff[\x80-\xcf\xd8-\xfe]")
+_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 """The same for JPEG-LS, in which 0xff is followed by a byte below 0x80."""
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM, _LSE = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE, 0xF8
 _PROGRESSIVE, _LOSSLESS, _LS_FRAME, _ARITHMETIC, _DAC = 0xC2, 0xC3, 0xF7, frozenset({0xC9, 0xCA, 0xCB}), 0xCC
@@ -194,11 +193,8 @@ _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"
 _ADOBE, _HP_COLOUR = b"Adobe", b"mrfx"
 _PRESETS, _PRESETS_LENGTH = 1, 13
 
-Table = tuple[int, int, int]
-"""A kind of table (class of Huffman tables, or `_DQT`), its number, and where its definition starts."""
 
-
-def _clear_jpeg(made: bytearray, marker_in_data: Pattern[bytes]) -> list[Range]:
+def _clear_jpeg(made: bytearray, marker_in_data: re.Pattern[bytes]) -> list[Range]:
     """Clear a codestream and return the ranges of its entropy-coded data."""
     if made[:2] != b"\xff\xd8":
         raise _unclear()
@@ -229,7 +225,7 @@ def _clear_jpeg(made: bytearray, marker_in_data: Pattern[bytes]) -> list[Range]:
             segments.append((at, stop, [(start, end) for _, _, start, end in definitions]))
         elif marker == _SOS and frame:
             used |= {defined[table] for table in _tables_of_scan(made, at, stop, frame, components) if table in defined}
-        elif not (_is_needed(made, marker, at, stop, frame)):
+        elif not _is_needed(made, marker, at, stop, frame):
             _to_comment(made, at, stop)
         at = stop
         if marker == _SOS:
