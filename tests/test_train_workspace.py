@@ -76,11 +76,14 @@ def test_it_stands_beside_the_bundle_wherever_that_is_named_from(tmp_path: Path,
     [
         ("taken", "A bundle cannot be written to taken: it is not a folder of its own. Choose another --out."),
         ("/", "A bundle cannot be written to /: it is not a folder of its own. Choose another --out."),
+        ("index", "A bundle cannot be written to index: it holds an index. Choose another --out."),
         ("taken/bundle", "The folder of bundle cannot be written to. Choose another --out."),
     ],
 )
 def test_a_place_that_cannot_be_used_is_said(place: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").touch()
     with pytest.raises(InputError) as caught:
         open_workspace(tmp_path / place, "facts", resume=False)
     assert str(caught.value) == sentence

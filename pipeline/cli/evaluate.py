@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(
             "octray: this is not the index that the bundle was trained on; if they share patients, the figures are too good.\n"
         )
+    elif args.split != Split.TEST:
+        sys.stderr.write(f"octray: the bundle was made with the split {args.split}: only figures of test are fair.\n")
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
     sample = _score(bundle, index, records)
     evaluation = working(bar, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))

@@ -100,11 +100,13 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     Raises
     ------
     InputError
-        Where another run left the workspace, its folder cannot be made, or the bundle's place is taken by a file.
+        Where another run left the workspace, its folder cannot be made, or the bundle's place is taken by a file or an index.
     """
     place = bundle.resolve()
     if not place.name or (place.exists() and not place.is_dir()):
         raise InputError(f"A bundle cannot be written to {place.name or place.anchor}: it is not a folder of its own. {_MEND}")
+    if (place / "index.json").exists():
+        raise InputError(f"A bundle cannot be written to {place.name}: it holds an index. {_MEND}")
     workspace = Workspace(place.with_name(f"{place.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
     left = ""
     if not resume:
@@ -113,7 +115,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     elif workspace.path.is_dir() and workspace._state().get("identity") != workspace.identity:
         raise InputError(
             f"{workspace.path.name} belongs to a run with another configuration or index. "
-            "Give the same ones to resume it, or leave out --resume to start anew."
+            "Give the same ones to resume it, or leave out --resume to start again."
         )
     try:
         workspace.path.mkdir(parents=True, exist_ok=True)
