@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_like_one_that_was_not(
     assert main([*arguments(trained, out, "train.seed=1"), "--resume"]) == 2
     assert capsys.readouterr().err == (
         "octray: bundle.work belongs to a run with another configuration or index. "
-        "Give the same ones to resume it, or leave out --resume to start anew.\n"
+        "Give the same ones to resume it, or leave out --resume to start again.\n"
     )
     assert (work / "frames.npy").stat().st_mtime_ns == frames
 
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_a_number_ends_with_advice_and_touches_no_bundle(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
-        "octray: The loss of epoch 1 is not a number. Lower train.finetune.learning_rate (now 1e+30) and train anew."
+        "octray: The loss of epoch 1 is not a number. Lower train.finetune.learning_rate (now 1e+30) and train again."
     )
     assert load_bundle(out).manifest == load_bundle(trained.bundle).manifest
 

@@ -189,7 +189,7 @@ BROKEN_LOGITS[[3, 5]] = np.nan
         ),
         (
             {"logits": BROKEN_LOGITS},
-            "The network's output is not a finite number in 2 of 120 frames. Train the bundle anew.",
+            "The network's output is not a finite number in 2 of 120 frames. Train the bundle again.",
         ),
         ({"targets": np.full((120, 3), 0.5)}, "Targets must be 1, 0 or nan (not known)."),
         (
@@ -197,7 +197,7 @@ BROKEN_LOGITS[[3, 5]] = np.nan
             "120 of 120 frames have more than one label, but with softmax exactly one label holds. "
             "Use model.activation=sigmoid for labels that may hold together.",
         ),
-        ({"operating_points": ()}, "There is no operating point for A, B, C. Train the bundle anew."),
+        ({"operating_points": ()}, "There is no operating point for A, B, C. Train the bundle again."),
     ],
 )
 def test_unusable_samples(overrides, message):

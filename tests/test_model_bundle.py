@@ -96,7 +96,7 @@ def test_a_bundle_without_a_scale_of_its_heatmaps_is_refused(tmp_path: Path) -> 
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     del manifest["heatmap"]["full_scale"]
     (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"is not valid in: heatmap\.full_scale\. Train the bundle anew\."):
+    with pytest.raises(BundleError, match=r"is not valid in: heatmap\.full_scale\. Train the bundle again\."):
         load_bundle(path)
 
 

@@ -68,7 +68,7 @@ def test_what_the_runtime_and_torch_raise_without_memory_is_known_as_such() -> N
 
 
 def test_bytes_that_are_not_onnx_are_refused() -> None:
-    with pytest.raises(BundleError, match=r"cannot be loaded: .*Train the bundle anew\."):
+    with pytest.raises(BundleError, match=r"cannot be loaded: .*Train the bundle again\."):
         Engine(b"not a graph")
 
 

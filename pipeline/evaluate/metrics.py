@@ -74,7 +74,7 @@ class Sample:
                 f"Got {self.logits.shape} and {self.targets.shape} instead."
             )
         if broken := int((~np.isfinite(self.logits)).any(axis=1).sum()):
-            yield f"The network's output is not a finite number in {broken} of {shape[0]} frames. Train the bundle anew."
+            yield f"The network's output is not a finite number in {broken} of {shape[0]} frames. Train the bundle again."
         if not np.isin(self.targets[~np.isnan(self.targets)], (0, 1)).all():
             yield "Targets must be 1, 0 or nan (not known)."
         if self.activation is Activation.SOFTMAX and (several := int(((self.targets == 1).sum(axis=1) > 1).sum())):
@@ -83,7 +83,7 @@ class Sample:
                 "Use model.activation=sigmoid for labels that may hold together."
             )
         if without := [label for label in self.labels if label not in {point.label for point in self.operating_points}]:
-            yield f"There is no operating point for {', '.join(without)}. Train the bundle anew."
+            yield f"There is no operating point for {', '.join(without)}. Train the bundle again."
 
     @property
     def probabilities(self) -> Float64:

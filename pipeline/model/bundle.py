@@ -262,7 +262,7 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != expected:
             raise BundleError(
                 f"The file {name} of bundle {self.path.name} does not match its hash in {MANIFEST}: it was altered or cut. "
-                "Copy the bundle again, or train it anew."
+                "Copy the bundle again, or train it again."
             )
         return content
 
@@ -347,7 +347,7 @@ def _parse_manifest(name: str, text: str) -> Manifest:
         values = json.loads(text)
         version = values["schema_version"]
     except (ValueError, TypeError, KeyError):
-        raise BundleError(f"The {MANIFEST} of bundle {name} is damaged. Copy the bundle again, or train it anew.") from None
+        raise BundleError(f"The {MANIFEST} of bundle {name} is damaged. Copy the bundle again, or train it again.") from None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(
             f"The bundle {name} has schema version {version}; this octray reads up to {SCHEMA_VERSION}. Install a newer octray."
@@ -356,12 +356,12 @@ def _parse_manifest(name: str, text: str) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
-        raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle anew.") from None
+        raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle again.") from None
     if manifest.outliers is not None and REFERENCE not in manifest.files:
-        raise BundleError(f"The bundle {name} has no {REFERENCE}, which its {MANIFEST} needs. Train the bundle anew.")
+        raise BundleError(f"The bundle {name} has no {REFERENCE}, which its {MANIFEST} needs. Train the bundle again.")
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
     if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(values) != manifest.bundle_id:
-        raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy it again, or train it anew.")
+        raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")
     return manifest
 
 

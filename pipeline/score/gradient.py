@@ -35,7 +35,7 @@ class GradientMaps:
         except (ConfigError, SafetensorError, RuntimeError):
             raise BundleError(
                 f"The weights of bundle {bundle.path.name} do not fit the network {bundle.manifest.architecture} that its "
-                "heatmaps need. Train the bundle anew, or score it with the timm version that its manifest names."
+                "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
             ) from None
 
     def __call__(self, features: FloatArray) -> FloatArray:

@@ -202,7 +202,7 @@ class Predictor:
             raise BundleError(f"The classifier has shape {self._classifier.shape} instead of {expected}. {_MEND}")
 
 
-_MEND = "Train the bundle anew."
+_MEND = "Train the bundle again."
 
 
 def _classifier(bundle: Bundle) -> FloatArray:

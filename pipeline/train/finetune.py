@@ -199,7 +199,7 @@ def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "
-                f"(now {fitting.settings.learning_rate}) and train anew."
+                f"(now {fitting.settings.learning_rate}) and train again."
             )
         state.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -215,7 +215,7 @@ def _judge_epoch(state: State, fitting: Fitting, train_loss: float, progress: Pr
     loss = judged["tune_loss"]
     if not math.isfinite(loss):
         raise TrainingError(
-            f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate and train anew."
+            f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate and train again."
         )
     rate = state.optimiser.param_groups[0]["lr"]
     state.course.epoch = epoch

@@ -37,7 +37,7 @@ class Service:
         except OctrayError as error:
             self._give_up(str(error))
         except Exception as error:  # ONNX Runtime's exceptions have no common base, and may name places on this machine
-            self._give_up(f"its first run ended in an unexpected {type(error).__name__}. Train the bundle anew.")
+            self._give_up(f"its first run ended in an unexpected {type(error).__name__}. Train the bundle again.")
 
     def _give_up(self, why: str) -> None:
         self._state = f"The model cannot be loaded: {why}"
