@@ -52,7 +52,8 @@ th { font-size: 12.5px; color: var(--soft); font-weight: 600; }
 .worklist .of-study { min-width: 190px; }
 .worklist .of-patient, .worklist .of-examination { min-width: 130px; font-size: 13px; }
 .worklist .of-result { min-width: 190px; }
-.worklist .of-notes { width: 220px; font-size: 13px; }
+.worklist .of-examination { min-width: 150px; }
+.worklist .of-notes { width: 200px; font-size: 13px; }
 .worklist .of-scored { width: 172px; font-size: 13px; color: var(--soft); }
 .worklist tr:target td { background: var(--note); }
 .when b { font-size: 11.5px; font-weight: 700; color: var(--on-solid); background: var(--calm); border-radius: 4px;
