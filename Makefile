@@ -13,8 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## The whole way on synthetic studies and one real radiograph, from files to a report.
 	$(BIN)/python -m pipeline.cli.demo demo-out
 
-test: $(STAMP)  ## Every test.
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Every test, in up to four processes.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)  ## Style, types and the import contract.
 	$(BIN)/ruff check .
