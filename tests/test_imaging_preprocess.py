@@ -15,7 +15,8 @@ from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placeme
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.frames import prepared_frames
-from pipeline.intake import Limits, Reading
+from pipeline.intake import Check, Limits, Policy, Reading
+from pipeline.predictions import Activation, OperatingPoint
 from pipeline.records import Fit, ImageRecord, Preprocessing, Split
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
@@ -23,7 +24,7 @@ from pipeline.score.scoring import Scored
 from services.api.settings import Settings
 from services.api.study import score_study
 from services.api.uploads import Upload
-from tests.builders import make_bundle, make_encapsulated, make_pixels, score_folder
+from tests.builders import make_bundle, make_encapsulated, make_pixels, make_quality, score_folder
 
 SIDES = st.integers(1, 400)
 FITS = st.sampled_from(list(Fit))
@@ -200,7 +201,13 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "a.dcm").write_bytes(content)
     preprocessing = Preprocessing(32, exact_decoding=False)
-    bundle = make_bundle(tmp_path / "bundle", preprocessing=preprocessing)
+    points = (OperatingPoint("NORMAL", 0.999, "youden", 0.9, 0.8), OperatingPoint("PNEUMONIA", 0.999, "youden", 0.9, 0.8))
+    far = {  # nothing competes and nothing is near a threshold, or the frame would be read whole
+        "activation": Activation.SIGMOID,
+        "operating_points": points,
+        "quality": make_quality(dict.fromkeys(Check, Policy.IGNORE)),
+    }
+    bundle = make_bundle(tmp_path / "bundle", preprocessing=preprocessing, **far)
     predictor = Predictor(bundle)
     (scored,) = score_folder(tmp_path / "studies", predictor)
     assert isinstance(scored, Scored)
