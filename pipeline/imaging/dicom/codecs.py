@@ -127,7 +127,7 @@ def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None
 def _signed(words: NDArray[np.generic], encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:
     """Give words their sign, of which JPEG and JPEG-LS know nothing, and JPEG 2000 only if its writer told it.
 
-    The sign is the highest bit of the codestream's precision. Where that is more than Bits Stored (0028,0101), writers either
+    The sign is the highest bit of the codestream's precision. If that is more than Bits Stored (0028,0101), writers either
     repeat the sign up to it, or leave 0 above the stored bits: then no word is larger than these.
     """
     found = read_codestream(encoded)
