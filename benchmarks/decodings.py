@@ -26,6 +26,7 @@ from pydicom.encaps import encapsulate
 
 from pipeline.errors import UnreadableError
 from pipeline.evaluate.outliers import pooled
+from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality import position
 from pipeline.imaging.quality.gate import may_differ
@@ -35,7 +36,6 @@ from pipeline.imaging.quality.position import chest_correlations
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
-from pipeline.records import FloatArray, Frame
 from pipeline.score.admission import Admission, Admitted
 from pipeline.score.predictor import Predictor
 

@@ -19,13 +19,13 @@ from sklearn.preprocessing import normalize
 from benchmarks.foreign import foreign_pictures
 from pipeline.errors import UnreadableError
 from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference, pooled, refusal_threshold
+from pipeline.frames import FloatArray, Frame, InstanceKey, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import GRAPH, REFERENCE, Bundle, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.records import FloatArray, Frame, InstanceKey, Split
 from pipeline.train.abstention import wilson
 
 MOST_FOREIGN_FRAMES = 700

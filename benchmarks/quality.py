@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.frames import FloatArray, Frame, InstanceKey
 from pipeline.imaging.borders import mask_white_borders
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.ingest.phantom_oct import draw_volume
 from pipeline.ingest.phantom_xray import draw_chest
 from pipeline.intake import Check, Gate
-from pipeline.records import FloatArray, Frame, InstanceKey
 
 CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))
 B_SCAN = Gate(modalities=("OPT",))

@@ -15,6 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.grayscale import Rendering, Window, render
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
@@ -27,7 +28,6 @@ from pipeline.imaging.reduced import (
     whole_box,
 )
 from pipeline.intake import Limits
-from pipeline.records import Fit, Preprocessing
 
 SIZES = (112, 224, 320, 512)
 EVERY = 40

@@ -14,6 +14,7 @@ from benchmarks.ledger import main as count_studies
 from benchmarks.memory import main as weigh
 from benchmarks.peers.reading import main as compare_reading
 from benchmarks.score import main as compare_scoring
+from pipeline.frames import Frame, Preprocessing
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.phantom import write_phantom
@@ -23,7 +24,6 @@ from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.weights import load_weights
-from pipeline.records import Frame, Preprocessing
 
 SIZE, STUDIES, ROUNDS = 224, 32, 5
 

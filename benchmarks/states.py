@@ -17,12 +17,12 @@ from pipeline.evaluate.conformal import conformal_bands, coverage
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import load_reference, pooled, refusal_threshold
+from pipeline.frames import Split
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import GRAPH, REFERENCE, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import State
-from pipeline.records import Split
 
 ALPHA, RESAMPLES, DIVISIONS = 0.1, 200, 200
 KINDS = ("covered_positives", "covered_negatives", "uncertain")

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.frames import EXACT_EVIDENCE, FloatArray, InstanceKey
 from pipeline.intake import Flag
-from pipeline.records import EXACT_EVIDENCE, FloatArray, InstanceKey
 
 HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
 

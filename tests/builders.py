@@ -19,13 +19,13 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import fit_reference, pooled
+from pipeline.frames import Frame, InstanceKey, Preprocessing, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
-from pipeline.records import Frame, InstanceKey, Preprocessing, Quarantined
 from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor

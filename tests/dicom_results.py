@@ -15,12 +15,12 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
+from pipeline.frames import InstanceKey
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.phantom import Modality, write_phantom
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
-from pipeline.records import InstanceKey
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
 from tests.builders import make_dataset

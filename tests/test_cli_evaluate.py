@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.frames import Split
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, load_bundle
-from pipeline.records import Split
 from tests.builders import make_bundle
 from tests.conftest import Trained
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from pipeline.cli import evaluate
 from pipeline.cli.main import main
 from pipeline.evaluate.calibration import probabilities
+from pipeline.frames import Fit, FloatArray, Frame, Preprocessing, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.ingest.build import Rules, build_index
@@ -32,7 +33,6 @@ from pipeline.ingest.index import load_index
 from pipeline.ingest.phantom import write_phantom
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.records import Fit, FloatArray, Frame, Preprocessing, Split
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored
 from services.api.app import create_app

@@ -9,10 +9,10 @@ import pytest
 from benchmarks.foreign import foreign_pictures
 from pipeline.cli.main import main
 from pipeline.errors import UnreadableError
+from pipeline.frames import Frame, Split
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import load_bundle
-from pipeline.records import Frame, Split
 from pipeline.score.predictor import Predictor
 from tests.builders import make_frame
 

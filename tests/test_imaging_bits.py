@@ -5,10 +5,10 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.bits import Bits, aligned
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.intake import Reading
-from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.test_imaging_encodings import LOSSLESS, RAMP, sha256
 

@@ -11,11 +11,11 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.codecs import PLUGIN, register
 from pipeline.imaging.dicom.codestream import check_codestream, codestream_shape
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom
 
 GREY = (np.add.outer(np.arange(40), np.arange(56)) * 40 % 4096).astype(np.uint16)

@@ -8,10 +8,10 @@ from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from pipeline.frames import Frame
 from pipeline.imaging.dicom import codes as code_tables
 from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view, read_text
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
 from tests.builders import make_dicom
 
 

@@ -13,9 +13,9 @@ from pydicom import dcmread, uid
 from pydicom.pixels.encoders import RLELosslessEncoder
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.intake import Reading
-from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.ljpeg import encode_lossless
 

@@ -8,9 +8,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.objects import is_without_pixels
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
 from tests.builders import make_dicom, make_dicomdir
 
 VOLUME = np.arange(3 * 6 * 5, dtype=np.uint16).reshape(3, 6, 5)

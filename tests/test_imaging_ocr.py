@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import ConfigError
+from pipeline.frames import FloatArray
 from pipeline.imaging.quality import ocr
 from pipeline.imaging.quality.gate import assess, check_tools
 from pipeline.imaging.quality.ocr import Box, find_text
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import FloatArray
 from tests.builders import make_frame
 
 TEXT = "DOE JANE 1970"

@@ -10,9 +10,9 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.palette import look_up
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
 from tests.builders import make_dataset, make_dicom
 
 STORED = np.arange(120, dtype=np.uint16).reshape(10, 12)

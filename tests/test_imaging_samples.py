@@ -12,12 +12,12 @@ from PIL import Image
 from pydicom.encaps import generate_frames
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging import guard
 from pipeline.imaging.dicom.decoding import stored_values
 from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.intake import DEFAULT_READING, Limits
-from pipeline.records import Frame
 
 REFERENCE_SUMS = (
     *(16384, 98415, 280552, 623696, 518886, 411878, 553218, 353250),

@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import InputError, Reason
+from pipeline.frames import Preprocessing, Split
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
@@ -28,7 +29,6 @@ from pipeline.ingest.phantom import write_phantom
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
 from pipeline.intake import Check, Gate, Policy
-from pipeline.records import Preprocessing, Split
 from tests.builders import make_dicom
 
 ALL_TRAIN = (98, 1, 1, 0)

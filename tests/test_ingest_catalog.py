@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DownloadError, InputError
+from pipeline.frames import Split
 from pipeline.ingest.catalog import Card, KnownFile, Pull, find_card, load_cards, pull
-from pipeline.records import Split
 
 SHARED = ("cxr-pediatric", "oct-kermany", "oct-octdl-crops", "oct-spectralis-vol", "dicom-samples", "dicom-malformed")
 OTHERS = ("pneumoniamnist", "octmnist", "kermany-2018", "nih-chestxray14", "rsna-pneumonia", "octdl")

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.ingest.index import FILES, Index, difference, load_index, write_index
 from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
 from pipeline.intake import Check
-from pipeline.records import ImageRecord, Quarantined, Split
 from tests.builders import make_key
 
 

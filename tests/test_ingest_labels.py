@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.frames import Split
 from pipeline.ingest.labels import FileFacts, doubt, doubt_patients, folder_labels, match_files, read_labels
-from pipeline.records import Split
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:

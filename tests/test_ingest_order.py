@@ -6,9 +6,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.frames import InstanceKey
 from pipeline.ingest.order import Row, clashes, in_order
 from pipeline.ingest.reading import ReadFile, SeenFrame
-from pipeline.records import InstanceKey
 
 
 def seen(instance: str, number: int = 1, series: str = "1", study: str = "1", pixels: str = "", **others: object) -> SeenFrame:

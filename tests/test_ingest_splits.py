@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.frames import Split
 from pipeline.ingest.splits import Percent, assign_splits, check_given_splits, parse_percent
-from pipeline.records import Split
 
 SPLITS = list(Split)
 frames = st.lists(st.tuples(*(st.integers(0, last) for last in (12, 20, 30))), min_size=1, max_size=40)

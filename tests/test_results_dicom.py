@@ -20,11 +20,11 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from pipeline.errors import UnreadableError
+from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import bright_height, placement
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
-from pipeline.records import Fit, Preprocessing
 from pipeline.results.dicom.findings import PRIVATE, finding
 from pipeline.results.dicom.geometry import LONGEST_SIDE, grid_shape
 from pipeline.results.dicom.kinds import Kind

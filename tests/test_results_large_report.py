@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.records import Quarantined
+from pipeline.frames import Quarantined
 from pipeline.results.report import STUDIES_A_PAGE
 from pipeline.results.worklist import Picture
 from tests.builders import make_bundle

@@ -3,9 +3,9 @@
 from pathlib import PurePosixPath
 
 from pipeline.errors import Reason
+from pipeline.frames import Quarantined
 from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, State
-from pipeline.records import Quarantined
 from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Picture, ReportFrame
 from tests.builders import make_key, make_prediction

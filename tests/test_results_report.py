@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import Reason
+from pipeline.frames import Quarantined
 from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import State
-from pipeline.records import Quarantined
 from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.totals import Totals

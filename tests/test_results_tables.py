@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.frames import Quarantined
 from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, State
-from pipeline.records import Quarantined
 from pipeline.results import tables
 from tests.builders import fill, make_prediction, make_result
 

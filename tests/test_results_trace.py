@@ -14,13 +14,13 @@ from PIL import Image
 from pydicom import uid
 
 from pipeline.cli.main import main
+from pipeline.frames import Preprocessing
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.intake import Limits
 from pipeline.job.folder import code_version
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
-from pipeline.records import Preprocessing
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Preprocessing, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate
 from pipeline.intake import Check, Gate, Policy, Reading
-from pipeline.records import Preprocessing, Quarantined
 from pipeline.score.admission import Admission, Admitted, read_admitted, read_admitted_bytes
 from tests.builders import make_dicom, make_frame
 

@@ -16,12 +16,12 @@ from onnx import numpy_helper
 from PIL import Image
 
 from pipeline.errors import BundleError, ScoringError
+from pipeline.frames import Frame, Quarantined
 from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.intake import Check, Limits, Policy
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.predictions import FramePrediction
-from pipeline.records import Frame, Quarantined
 from pipeline.score import batch, scoring
 from pipeline.score.admission import Admitted
 from pipeline.score.batch import score_studies

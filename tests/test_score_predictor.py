@@ -11,11 +11,11 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load, save
 
 from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
+from pipeline.frames import Preprocessing, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.predictions import ConformalBand, FramePrediction, OperatingPoint, State
-from pipeline.records import Preprocessing, Quarantined
 from pipeline.score.predictor import Predictor
 from tests.builders import (
     make_bundle,

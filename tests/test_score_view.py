@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.preprocess import placement
-from pipeline.records import Fit, Preprocessing
 from pipeline.score.view import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, display_shape, view_of
 from tests.builders import make_frame, make_pixels
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydicom import uid
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Preprocessing, Quarantined
 from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.intake import Check, Policy
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import OperatingPoint
-from pipeline.records import Preprocessing, Quarantined
 from pipeline.score import predictor as module
 from pipeline.score.admission import Admitted, read_admitted, read_whole
 from pipeline.score.predictor import Predictor

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
+from pipeline.frames import ImageRecord, InstanceKey, Split
 from pipeline.ingest.index import Index
-from pipeline.records import ImageRecord, InstanceKey, Split
 from pipeline.train.material import gather
 
 Labels = dict[str, bool | None]

@@ -21,6 +21,7 @@ import pipeline
 from pipeline.config import Config, load_config
 from pipeline.evaluate.calibration import fit_temperature
 from pipeline.evaluate.outliers import pooled
+from pipeline.frames import Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate, read_frames
 from pipeline.ingest.frames import prepared_frames
@@ -40,7 +41,6 @@ from pipeline.model.bundle import (
 )
 from pipeline.model.library import library_maps
 from pipeline.predictions import Activation, HeatmapMethod
-from pipeline.records import Split
 from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
 from tests.conftest import Trained

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 from pipeline.train.workspace import STATE, open_workspace
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.evaluate.metrics import Sample
+    from pipeline.frames import ImageRecord
     from pipeline.ingest.index import Index
     from pipeline.model.bundle import Bundle
-    from pipeline.records import ImageRecord
 
 HELP = "measure a bundle on one split of an index"
 EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.errors import InputError
     from pipeline.evaluate.metrics import evaluate
     from pipeline.evaluate.report import text_table
+    from pipeline.frames import Split
     from pipeline.ingest.index import load_index
     from pipeline.model.bundle import CONFIG, load_bundle
     from pipeline.progress import working
-    from pipeline.records import Split
 
     bundle, index = load_bundle(args.bundle), load_index(args.index)
     records = index.of(Split(args.split))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline.evaluate.calibration import Float64
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 NEIGHBOURS = 5
 MOST_ROWS = 1000

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.frames import FloatArray
 from pipeline.imaging.filters import ndimage
-from pipeline.records import FloatArray
 
 WHITE = 254 / 255
 """At least half of a wedge is at or above this grey level."""

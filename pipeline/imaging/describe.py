@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.frames import Frame
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.intake import Gate
-from pipeline.records import Frame
 
 
 def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 Values = NDArray[Any]
 

@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipeline.frames import FloatArray
 from pipeline.imaging.preprocess import Placement
-from pipeline.records import FloatArray
 
 PANEL_GAP = 8
 """Columns between a frame and the same frame with its heatmap, in a picture of both."""

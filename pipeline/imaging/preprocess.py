@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.frames import Fit, FloatArray, Preprocessing
 from pipeline.imaging.borders import mask_white_borders
 from pipeline.intake import Limits, Reading
-from pipeline.records import Fit, FloatArray, Preprocessing
 
 Box = tuple[float, float, float, float]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame, InstanceKey
 from pipeline.imaging.colour import TOLERANCE, drop_opaque_alpha, to_grey
 from pipeline.imaging.dicom.codestream import check_scans, codestream_shape, read_codestream
 from pipeline.imaging.grayscale import Rendering, render
@@ -22,7 +23,6 @@ from pipeline.imaging.picture_count import check_single
 from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, levels, whole_box
 from pipeline.imaging.tiff_pages import find_pictures, plane_values
 from pipeline.intake import DEFAULT_READING, Limits, Reading
-from pipeline.records import Frame, InstanceKey
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

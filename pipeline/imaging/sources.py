@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom, read_dicom
 from pipeline.imaging.files.archives import is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
@@ -12,7 +13,6 @@ from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.imaging.vendor import is_named_by_the_device, vendor_reader
 from pipeline.intake import DEFAULT_READING, Reading
-from pipeline.records import Frame
 
 __all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
 

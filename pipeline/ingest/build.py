@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.study_file import StudyFile, as_text
 from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.run import Run
@@ -22,7 +23,6 @@ from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, chec
 from pipeline.ingest.stream import Outcomes, Places
 from pipeline.ingest.verdict import NO_FOLDER, NOT_NAMED, Used, quarantined, usable
 from pipeline.progress import Progress, silent
-from pipeline.records import ImageRecord, Quarantined, Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.ingest.splits import Percent
 from pipeline.ingest.tables import LABEL, frames_from_parquet, frames_to_parquet, quarantine_from_csv, quarantine_to_csv
-from pipeline.records import ImageRecord, Quarantined, Split
 
 SCHEMA_VERSION = 2
 FRAMES = "frames.parquet"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.frames import InstanceKey
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.appearance import Look, appearance
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.intake import Check
-from pipeline.records import InstanceKey
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0

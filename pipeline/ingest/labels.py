@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import InputError
+from pipeline.frames import Split
 from pipeline.imaging.files.study_file import as_name, as_text
-from pipeline.records import Split
 
 _EXAMPLES = 5
 _SHOWN = 60

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import DownloadError
+from pipeline.frames import Split
 from pipeline.progress import Progress, silent
-from pipeline.records import Split
 
 LABELS = "labels.csv"
 _SPLITS = {"train": (Split.TRAIN,), "val": (Split.TUNE, Split.CALIBRATION), "test": (Split.TEST,)}

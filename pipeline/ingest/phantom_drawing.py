@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipeline.frames import FloatArray
 from pipeline.ingest.phantom_drawing import Box, Drawing, box_around, smooth_noise
-from pipeline.records import FloatArray
 
 DRUSEN = "DRUSEN"
 DME = "DME"

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.frames import FloatArray
 from pipeline.ingest.phantom_drawing import Box, Drawing, box_around, smooth_noise
-from pipeline.records import FloatArray
 
 FINDING = "PNEUMONIA"
 _Floats = NDArray[np.floating[Any]]

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import PASSING, InputError, Reason, UnreadableError
+from pipeline.frames import Frame, InstanceKey
 from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id
 from pipeline.intake import DEFAULT_READING, Check, Gate, Reading
-from pipeline.records import Frame, InstanceKey
 
 _PASSING = PASSING | {Reason.DECODER_CRASH}
 

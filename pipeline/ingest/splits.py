@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
-from pipeline.records import Split
+from pipeline.frames import Split
 
 Percent = tuple[int, int, int, int]
 DEFAULT_PERCENT: Percent = (70, 10, 10, 10)

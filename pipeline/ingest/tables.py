@@ -9,8 +9,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.cells import as_it_was, guarded
+from pipeline.frames import ImageRecord, InstanceKey, Quarantined, Split
 from pipeline.intake import Check
-from pipeline.records import ImageRecord, InstanceKey, Quarantined, Split
 
 LABEL = "label."
 _KEY = {

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 
+from pipeline.frames import Quarantined, of_whole_file
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.order import clashes
 from pipeline.ingest.reading import ReadFile, SeenFrame
-from pipeline.records import Quarantined, of_whole_file
 
 Used = Mapping[FileId, tuple[SeenFrame, ...]]
 """The files that are used, in their order, with their frames."""

@@ -37,7 +37,7 @@ _PIECES = re.compile(
 _WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, REPORT)), r"report-\d+\.html")))
 _ROOMS = (
     "errors.py",
-    "records.py",
+    "frames.py",
     "predictions.py",
     "intake.py",
     "cells.py",

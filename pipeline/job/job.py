@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pipeline.cores import usable_cores
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
+from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
@@ -28,7 +29,6 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress
-from pipeline.records import Quarantined
 from pipeline.results.patient import Detail
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals

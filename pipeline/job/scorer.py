@@ -12,12 +12,12 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import PASSING, Reason
+from pipeline.frames import FrameFacts, Quarantined, of_whole_file
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
 from pipeline.ledger.types import Claim, Outcome, Output
-from pipeline.records import FrameFacts, Quarantined, of_whole_file
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_memory
+from pipeline.frames import Quarantined
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
 from pipeline.job.work import current_mark, marks_of, unpacked
@@ -13,7 +14,6 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
-from pipeline.records import Quarantined
 from pipeline.results.parquet import parquet_table
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
 from pipeline.results.record import StudyRecord

@@ -15,9 +15,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BundleError
+from pipeline.frames import EXACT_EVIDENCE, Preprocessing
 from pipeline.intake import Check, Gate, Policy
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
-from pipeline.records import EXACT_EVIDENCE, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

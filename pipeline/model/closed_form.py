@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from pipeline.frames import FloatArray
 from pipeline.predictions import HeatmapMethod
-from pipeline.records import FloatArray
 
 EPSILON = 1e-6
 """What `grad-cam` adds to the denominator of its alpha weights."""

@@ -9,7 +9,7 @@ import onnxruntime
 
 from pipeline.cores import usable_cores
 from pipeline.errors import BundleError, InputError, is_lack_of_memory, lack_of_memory
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 INPUT = "pixels"
 OUTPUTS = ("logits", "features")

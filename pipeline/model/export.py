@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.frames import FloatArray
 from pipeline.model.architectures import Network, pools_by_average
 from pipeline.model.bundle import HeatmapSupport
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.library import library_maps
 from pipeline.predictions import HeatmapMethod
-from pipeline.records import FloatArray
 
 HEATMAP_LAYER = "forward_features"
 LOGIT_TOLERANCE = 1e-3

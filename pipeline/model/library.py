@@ -8,9 +8,9 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from pipeline.frames import FloatArray
 from pipeline.model.architectures import Network
 from pipeline.predictions import HeatmapMethod
-from pipeline.records import FloatArray
 
 
 class _Head(nn.Module):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.frames import InstanceKey, Quarantined
 from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, Prediction, State
-from pipeline.records import InstanceKey, Quarantined
 from pipeline.results.rounding import known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
 

@@ -8,10 +8,10 @@ from html import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from pipeline.frames import Quarantined
 from pipeline.model.bundle import MODEL_CARD, Bundle, Conformal, HeatmapSupport, Manifest
 from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent
-from pipeline.records import Quarantined
 from pipeline.results import words
 from pipeline.results.card import excerpt
 from pipeline.results.files import replacing

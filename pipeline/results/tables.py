@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.cells import guarded
 from pipeline.errors import Reason
+from pipeline.frames import Quarantined
 from pipeline.predictions import FramePrediction, State
-from pipeline.records import Quarantined
 from pipeline.results.columns import COLUMNS, Value, rows_of
 from pipeline.results.files import replacing
 from pipeline.results.rounding import DIGITS, known, rounded

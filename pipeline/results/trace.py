@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.frames import FrameFacts, Quarantined
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
-from pipeline.records import FrameFacts, Quarantined
 
 SCHEMA_VERSION = 1
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from pipeline.errors import Reason
+from pipeline.frames import Quarantined
 from pipeline.predictions import FramePrediction, Prediction, State
-from pipeline.records import Quarantined
 from pipeline.results.patient import Patient
 from pipeline.results.rounding import rounded
 from pipeline.results.states import study_states

@@ -6,10 +6,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from pipeline.errors import BundleError, ConfigError
+from pipeline.frames import FloatArray
 from pipeline.model.architectures import create_network
 from pipeline.model.bundle import WEIGHTS, Bundle
 from pipeline.model.library import library_maps
-from pipeline.records import FloatArray
 
 
 class GradientMaps:

@@ -8,9 +8,9 @@ from imagecodecs import jpeg8_encode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.frames import FloatArray
 from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
 from pipeline.predictions import Heatmap
-from pipeline.records import FloatArray
 from pipeline.score.view import View
 
 Colours = NDArray[np.uint8]

@@ -12,6 +12,7 @@ from safetensors.numpy import load
 from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.outliers import Reference, load_reference, pooled
+from pipeline.frames import FloatArray, Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
 from pipeline.intake import Limits
@@ -19,7 +20,6 @@ from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
-from pipeline.records import FloatArray, Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.score.admission import Admission, Admitted
 from pipeline.score.loading import loaded
 

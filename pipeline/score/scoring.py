@@ -6,10 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import FrameFacts, Quarantined
 from pipeline.imaging.sources import StudyFile
 from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.predictions import FramePrediction
-from pipeline.records import FrameFacts, Quarantined
 from pipeline.score.admission import Admission, Admitted, read_admitted, read_whole
 from pipeline.score.faults import of_the_network
 from pipeline.score.pictures import Drawing, Drawn, pictures

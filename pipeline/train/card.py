@@ -7,9 +7,9 @@ from pipeline.config import Config
 from pipeline.evaluate.metrics import Evaluation
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.evaluate.report import markdown_table
+from pipeline.frames import Split
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Interval, Provenance
 from pipeline.predictions import Activation, OperatingPoint
-from pipeline.records import Split
 from pipeline.train.judge import Verdict
 from pipeline.train.material import Material
 

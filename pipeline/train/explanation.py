@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.frames import FloatArray
 from pipeline.model.architectures import Network
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.model.library import library_maps
-from pipeline.records import FloatArray
 from pipeline.train.lesions import Masks
 
 FRAMES = 8

@@ -19,10 +19,10 @@ from pipeline.config import FinetuneSection
 from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.measures import auroc, curve
+from pipeline.frames import FloatArray
 from pipeline.model.architectures import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress
-from pipeline.records import FloatArray
 from pipeline.train.augment import Augmentation
 from pipeline.train.checkpoint import Course, State, load_checkpoint, save_checkpoint, trainable
 from pipeline.train.loss import count_terms, weighted_loss

@@ -13,10 +13,10 @@ from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.evaluate.report import plots
+from pipeline.frames import FloatArray, Split
 from pipeline.model.bundle import MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
 from pipeline.predictions import ConformalBand, OperatingPoint
-from pipeline.records import FloatArray, Split
 from pipeline.train.abstention import measure_refusals, measure_states
 from pipeline.train.material import Material
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 STATE = "run.json"
 _MEND = "Choose another --out."

@@ -9,11 +9,11 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import FrameFacts, Quarantined, of_whole_file
 from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
-from pipeline.records import FrameFacts, Quarantined, of_whole_file
 from pipeline.results.states import study_states
 from pipeline.results.tables import state_of
 from pipeline.score.admission import read_admitted_bytes, read_whole

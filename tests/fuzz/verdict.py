@@ -11,8 +11,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from pipeline.errors import UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.records import Frame
 from tests.fuzz.mutations import Mutant
 
 

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame, InstanceKey
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, LOSSY
@@ -29,7 +30,6 @@ from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
 from pipeline.intake import DEFAULT_READING, Reading
-from pipeline.records import Frame, InstanceKey
 
 PREFIX = b"DICM"
 PREAMBLE = 128

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from pipeline.errors import ConfigError, Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.quality import header, ocr, pixels, position
 from pipeline.imaging.quality.look import Look
 from pipeline.intake import Check, Flag, Gate, Policy
-from pipeline.records import Frame
 
 _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
     {

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, is_lack_of_memory
-from pipeline.records import FloatArray
+from pipeline.frames import FloatArray
 
 _NARROWEST = 4
 """How many times longer than wide a frame may be; the reader enlarges the shorter side to 736 pixels, so others are padded."""

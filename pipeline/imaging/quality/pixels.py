@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from pipeline.frames import FloatArray
 from pipeline.imaging.borders import NEARLY_WHITE, STRETCH
 from pipeline.imaging.quality.look import Look, Subject, reduced
 from pipeline.imaging.quality.ocr import find_text
-from pipeline.records import FloatArray
 
 BLANK_DEVIATION = 0.02
 """Standard deviation of a copy of `BLANK_SIDE` without a picture; real radiographs and B-scans have 0.067 and more."""

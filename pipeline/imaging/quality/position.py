@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.frames import FloatArray
 from pipeline.imaging.filters import ndimage
 from pipeline.imaging.quality.look import Look, Subject
-from pipeline.records import FloatArray
 
 UPRIGHT_CHEST = np.array(
     [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from pipeline.frames import Frame
 from pipeline.imaging.vendor.heidelberg_e2e import MAGIC as E2E
 from pipeline.imaging.vendor.heidelberg_e2e import read_e2e
 from pipeline.imaging.vendor.heidelberg_vol import MAGIC as VOL
@@ -10,7 +11,6 @@ from pipeline.imaging.vendor.topcon import MAGIC as TOPCON
 from pipeline.imaging.vendor.topcon import read_topcon
 from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
 from pipeline.intake import Reading
-from pipeline.records import Frame
 
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 

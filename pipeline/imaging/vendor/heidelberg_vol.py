@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, spacing, to_frame, volume_uids
 from pipeline.intake import DEFAULT_READING, Reading
-from pipeline.records import Frame
 
 MAGIC = b"HSF-OCT-"
 ROOT_NOTE = "The file holds reflectivity: the grey levels are its fourth root, as HEYEX displays it."

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import Frame
 from pipeline.imaging.dicom.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids
 from pipeline.intake import DEFAULT_READING, Limits, Reading
-from pipeline.records import Frame
 
 MAGIC = b"FOCT"
 _HEADER_BYTES = 15

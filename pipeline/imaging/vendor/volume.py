@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
+from pipeline.frames import FloatArray, Frame, InstanceKey
 from pipeline.imaging.identity import derived_uid, pixel_sha256, stored_sha256
-from pipeline.records import FloatArray, Frame, InstanceKey
 
 LARGEST_SPACING_MM = 1.0
 """A larger distance between the pixels of a B-scan is a fault of the file: a B-scan is a few millimetres deep."""

@@ -12,10 +12,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DS
 
+from pipeline.frames import FloatArray, Preprocessing
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.predictions import FramePrediction
-from pipeline.records import FloatArray, Preprocessing
 from pipeline.results.dicom.geometry import Space, grid_shape, on_grid, space_of
 from pipeline.results.dicom.identity import Author, describe_image, finished, stand_in
 from pipeline.results.dicom.kinds import Kind

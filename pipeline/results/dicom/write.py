@@ -5,13 +5,13 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
+from pipeline.frames import Fit
 from pipeline.imaging import guard
 from pipeline.imaging.dicom.reader import PREAMBLE, is_dicom, read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
 from pipeline.intake import Limits
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
-from pipeline.records import Fit
 from pipeline.results.dicom.identity import Author
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.maps import write_maps
