@@ -24,11 +24,11 @@ from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done, killed
 from pipeline.job.unsaved import Unsaved
 from pipeline.job.work import StudyFiles, packed
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import batch
+from pipeline.store.ledger import Ledger
+from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
 from tests.builders import make_bundle, make_dicom
 from tests.sandbox_tasks import crash_on_name, fail_for_now_on_name
 from tests.server_postgres import find_programs, running_postgres

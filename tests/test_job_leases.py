@@ -12,10 +12,10 @@ from pipeline.job import loop
 from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done
 from pipeline.job.unsaved import Unsaved
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.schema import HELD, studies
-from pipeline.ledger.types import Claim, Order, Outcome
 from pipeline.results.record import StudyRecord
+from pipeline.store.ledger import Ledger
+from pipeline.store.schema import HELD, studies
+from pipeline.store.types import Claim, Order, Outcome
 from tests.ledgers import works
 
 LEASE_SECONDS = 6.0

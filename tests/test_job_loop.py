@@ -13,10 +13,10 @@ from pipeline.job import loop
 from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done
 from pipeline.job.unsaved import Unsaved
-from pipeline.ledger import connection
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Claim, Order, Outcome, StudyWork
 from pipeline.results.record import StudyRecord
+from pipeline.store import connection
+from pipeline.store.ledger import Ledger
+from pipeline.store.types import Claim, Order, Outcome, StudyWork
 
 RECORD = StudyRecord("1.2.3", ()).to_json()
 

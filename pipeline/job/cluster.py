@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.job.cluster_actor import UNGUARDED, Place, asks_for_token
 from pipeline.job.cluster_crew import Crew, Hand
 from pipeline.job.scorer import Done, killed
-from pipeline.ledger.types import Claim
+from pipeline.store.types import Claim
 
 _CHUNK = 32
 

@@ -9,9 +9,9 @@ from pipeline.errors import BundleError, InputError
 from pipeline.job.folder import STATE, code_version
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Done, Scorer
-from pipeline.ledger.types import Claim
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
+from pipeline.store.types import Claim
 
 UNGUARDED = (
     "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray with "

@@ -24,15 +24,15 @@ from pipeline.job.signals import undisturbed
 from pipeline.job.summary import summarise
 from pipeline.job.unsaved import Unsaved
 from pipeline.job.work import Grouping, StudyFiles, changed_at, is_there, packed, unpacked, without
-from pipeline.ledger.connection import without_password
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Order, Output, StudyWork
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress
 from pipeline.results.patient import Detail
 from pipeline.results.record import StudyRecord
 from pipeline.results.totals import Totals
 from pipeline.score.predictor import Predictor
+from pipeline.store.connection import without_password
+from pipeline.store.ledger import Ledger
+from pipeline.store.types import Order, Output, StudyWork
 
 
 class Audience(Protocol):

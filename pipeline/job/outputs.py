@@ -15,13 +15,13 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.intake import Limits
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
 from pipeline.job.objects import Asked, objects_of
-from pipeline.ledger.types import Output
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn
 from pipeline.score.scoring import Scored
+from pipeline.store.types import Output
 
 _WRITERS, _AHEAD = 2, 4
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")

@@ -17,13 +17,13 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.work import unpacked
-from pipeline.ledger.types import Claim, Outcome, Output
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame
 from pipeline.score.batch import score_studies
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored
+from pipeline.store.types import Claim, Outcome, Output
 
 MOST_ATTEMPTS = 3
 """How often one version of a study is tried: within one run if it kills the process that reads it, once in each of several

@@ -10,8 +10,6 @@ from pipeline.frames import Quarantined
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
 from pipeline.job.work import current_mark, marks_of, unpacked
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Order
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
 from pipeline.results.parquet import parquet_table
@@ -21,6 +19,8 @@ from pipeline.results.report import FAILURES_SHOWN, write_report
 from pipeline.results.tables import failures_table, predictions_table
 from pipeline.results.totals import Totals
 from pipeline.results.worklist import Ranking, Study
+from pipeline.store.ledger import Ledger
+from pipeline.store.types import Order
 
 _AHEAD = 32
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.ledger.types import Claim, Outcome, Output
+from pipeline.store.types import Claim, Outcome, Output
 
 
 class Unsaved:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
-from pipeline.ledger import schema
+from pipeline.store import schema
 
 _SECONDS = 15.0
 """How long one call to the database may take."""

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.engine import Connection
 
-from pipeline.ledger import bulk
-from pipeline.ledger.connection import connect, now, translated, writing
-from pipeline.ledger.schema import FAILED, FINISHED, HELD, PENDING, studies
-from pipeline.ledger.types import Claim, Order, Outcome, Output, StudyWork
+from pipeline.store import bulk
+from pipeline.store.connection import connect, now, translated, writing
+from pipeline.store.schema import FAILED, FINISHED, HELD, PENDING, studies
+from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
 
 _ROWS = 1000
 _PAGE = 500

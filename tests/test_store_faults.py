@@ -13,9 +13,9 @@ from sqlalchemy.engine import make_url
 
 from pipeline.errors import LedgerError
 from pipeline.job.work import file_key
-from pipeline.ledger import connection
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.types import Order, StudyWork
+from pipeline.store import connection
+from pipeline.store.ledger import Ledger
+from pipeline.store.types import Order, StudyWork
 from tests.ledgers import LONG, keys, outcome, works
 
 
