@@ -15,13 +15,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.frames import Fit, Preprocessing
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.architectures import create_network
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.weights import load_weights
+from pipeline.settings import Fit, Preprocessing
 
 SIZE, FOLDS, SEEDS, BATCH = 224, 5, 3, 32
 PENALTY = 0.1

@@ -22,7 +22,7 @@ from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.ingest.phantom_oct import draw_volume
 from pipeline.ingest.phantom_xray import draw_chest
-from pipeline.intake import Check, Gate
+from pipeline.settings import Check, Gate
 
 CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))
 B_SCAN = Gate(modalities=("OPT",))

@@ -15,7 +15,6 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.grayscale import Rendering, Window, render
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
@@ -27,7 +26,7 @@ from pipeline.imaging.reduced import (
     decode_jpeg_2000,
     whole_box,
 )
-from pipeline.intake import Limits
+from pipeline.settings import Fit, Limits, Preprocessing
 
 SIZES = (112, 224, 320, 512)
 EVERY = 40

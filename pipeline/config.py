@@ -13,9 +13,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
-from pipeline.frames import Fit, Preprocessing
-from pipeline.intake import Check, Gate, Limits, Policy
 from pipeline.predictions import Activation, HeatmapMethod
+from pipeline.settings import Check, Fit, Gate, Limits, Policy, Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Age = Annotated[int, Field(ge=0, le=150)]

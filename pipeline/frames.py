@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.intake import Check
+from pipeline.settings import Check
 
 FloatArray = NDArray[np.float32]
 
@@ -26,19 +26,6 @@ class Split(StrEnum):
     TUNE = "tune"
     CALIBRATION = "calibration"
     TEST = "test"
-
-
-class Fit(StrEnum):
-    """How a frame of any shape comes onto the square grid of the network, its aspect ratio kept.
-
-    `pad` shows the whole frame between black bars; `crop` shows the central square, so that the shape of the frame, which
-    often tells the device or the protocol and with it the class, cannot be seen by the network. `focus` shows a smaller square
-    around the height at which the frame is bright: in a B-scan the retina, wherever the operator has put it.
-    """
-
-    PAD = "pad"
-    CROP = "crop"
-    FOCUS = "focus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,28 +269,3 @@ def of_whole_file(rows: Sequence[Quarantined]) -> tuple[Quarantined, ...]:
     if len(rows) > 1 and len({(row.reason, row.message) for row in rows}) == 1:
         return (replace(rows[0], frame_number=None),)
     return tuple(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """Everything between a frame and the tensor that the network takes; travels in the bundle.
-
-    Parameters
-    ----------
-    size
-        Rows and columns of the network's input, in pixels.
-    fit
-        How the frame comes onto that square.
-    mask_white_borders
-        Whether white areas that touch the frame's edge (an upstream rotation) are set to black first.
-    exact_decoding
-        Whether every frame is read whole, even where a lower resolution is enough for `size`.
-    voi_explanation
-        As in `Reading`.
-    """
-
-    size: int
-    fit: Fit = Fit.PAD
-    mask_white_borders: bool = False
-    exact_decoding: bool = True
-    voi_explanation: str = ""

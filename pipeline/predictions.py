@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.frames import EXACT_EVIDENCE, FloatArray, InstanceKey
-from pipeline.intake import Flag
+from pipeline.settings import Flag
 
 HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
 

@@ -19,10 +19,9 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import fit_reference, pooled
-from pipeline.frames import Frame, InstanceKey, Preprocessing, Quarantined
+from pipeline.frames import Frame, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
-from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
@@ -30,6 +29,7 @@ from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored
+from pipeline.settings import Check, Policy, Preprocessing
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:

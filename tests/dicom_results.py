@@ -18,11 +18,11 @@ from pydicom.tag import Tag
 from pipeline.frames import InstanceKey
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.phantom import Modality, write_phantom
-from pipeline.intake import Check, Flag
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
+from pipeline.settings import Check, Flag
 from tests.builders import make_dataset
 
 CELLS = 4

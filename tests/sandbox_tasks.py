@@ -21,8 +21,8 @@ from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.intake import Reading
 from pipeline.score.scoring import Ended, Outcome, Scoring, score_files, score_singly
+from pipeline.settings import Reading
 
 
 def count(number: int) -> Iterator[int]:

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.index import load_index
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dicom
 from tests.fuzz.bombs import BOMBS, SMALL, before_pixels, deflated, endless_items
 from tests.fuzz.mutations import Mutant, mutants

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import Reason
 from pipeline.imaging.files import discovery
 from pipeline.imaging.sources import discover
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dicom, make_dicomdir, make_zip
 from tests.fuzz.bombs import SMALL
 

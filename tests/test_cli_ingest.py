@@ -16,7 +16,7 @@ from pipeline.cli import ingest, phantom
 from pipeline.errors import ConfigError, InputError
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import load_index
-from pipeline.intake import Check
+from pipeline.settings import Check
 from tests.builders import make_dicom, make_pixels
 
 

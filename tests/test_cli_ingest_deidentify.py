@@ -14,11 +14,12 @@ from pyarrow import parquet
 from pydicom import dcmread
 
 from pipeline.cli.main import main
-from pipeline.frames import Preprocessing, Split
+from pipeline.frames import Split
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.deidentify import crosswalk, secret
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
+from pipeline.settings import Preprocessing
 from tests.conftest import TINY
 from tests.identified import SECRETS, STUDY, item, make_identified, make_radiograph, write_key
 

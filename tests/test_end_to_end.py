@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from pipeline.cli import evaluate
 from pipeline.cli.main import main
 from pipeline.evaluate.calibration import probabilities
-from pipeline.frames import Fit, FloatArray, Frame, Preprocessing, Split
+from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.ingest.build import Rules, build_index
@@ -35,6 +35,7 @@ from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIG
 from pipeline.model.engine import Engine
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored
+from pipeline.settings import Fit, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings
 from tests.builders import make_bundle, make_dicom, score_folder

@@ -15,7 +15,7 @@ from pipeline.imaging.files import archives, members
 from pipeline.imaging.files.contents import read_head
 from pipeline.imaging.files.study_file import Member
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
 
 

@@ -8,7 +8,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.dicom.bits import Bits, aligned
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.intake import Reading
+from pipeline.settings import Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.test_imaging_encodings import LOSSLESS, RAMP, sha256
 

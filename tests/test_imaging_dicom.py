@@ -34,7 +34,7 @@ from pipeline.frames import Frame
 from pipeline.imaging import guard
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import StudyFile, read_frames, read_frames_from_bytes
-from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 
 REAL = Path(data_store.__file__).parent / "data"

@@ -15,7 +15,7 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.intake import Reading
+from pipeline.settings import Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.ljpeg import encode_lossless
 

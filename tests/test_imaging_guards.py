@@ -16,7 +16,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.dicom.codestream import check_codestream_size, read_codestream
 from pipeline.imaging.dicom.rle import decode_rle
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_encapsulated
 from tests.fuzz.bombs import j2k, jpeg
 

@@ -12,7 +12,7 @@ from pipeline.frames import FloatArray
 from pipeline.imaging.quality import ocr
 from pipeline.imaging.quality.gate import assess, check_tools
 from pipeline.imaging.quality.ocr import Box, find_text
-from pipeline.intake import Check, Gate, Policy
+from pipeline.settings import Check, Gate, Policy
 from tests.builders import make_frame
 
 TEXT = "DOE JANE 1970"

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless
 from scipy import ndimage
 
-from pipeline.frames import Fit, ImageRecord, Preprocessing, Split
+from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.frames import prepared_frames
-from pipeline.intake import Check, Limits, Policy, Reading
 from pipeline.predictions import Activation, OperatingPoint
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored
+from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
 from services.api.settings import Settings
 from services.api.study import score_study
 from services.api.uploads import Upload

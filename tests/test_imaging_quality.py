@@ -14,7 +14,7 @@ from pipeline.imaging.borders import mask_white_borders
 from pipeline.imaging.quality.gate import admit, assess
 from pipeline.imaging.quality.position import UPRIGHT_CHEST
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
-from pipeline.intake import Check, Gate, Policy
+from pipeline.settings import Check, Gate, Policy
 from tests.builders import make_dicom, make_frame, make_pixels
 
 

@@ -16,7 +16,7 @@ from pipeline.imaging import raster
 from pipeline.imaging.colour import to_grey
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom
 
 GREY = (np.add.outer(np.arange(30), np.arange(20)) * 5).astype(np.uint8)

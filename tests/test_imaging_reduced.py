@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from pipeline.errors import UnreadableError
-from pipeline.frames import Fit, Frame, Preprocessing
+from pipeline.frames import Frame
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
     BLOCK_OFFSET,
@@ -27,7 +27,7 @@ from pipeline.imaging.reduced import (
 )
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.phantom_xray import draw_chest
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Fit, Limits, Preprocessing, Reading
 from tests.builders import make_dicom, make_encapsulated
 
 U12 = Stored(12, signed=False)

@@ -17,7 +17,7 @@ from pipeline.imaging import guard
 from pipeline.imaging.dicom.decoding import stored_values
 from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.intake import DEFAULT_READING, Limits
+from pipeline.settings import DEFAULT_READING, Limits
 
 REFERENCE_SUMS = (
     *(16384, 98415, 280552, 623696, 518886, 411878, 553218, 353250),

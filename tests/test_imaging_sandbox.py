@@ -22,7 +22,7 @@ from pipeline.imaging.ahead import BYTES_AHEAD, read_ahead
 from pipeline.imaging.sandbox import Sandbox, _waiting, warm
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dicom
 from tests.sandbox_tasks import (
     abort,
@@ -364,7 +364,7 @@ with Sandbox(2) as sandbox:
 SLEEPERS = """
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from pipeline.cores import usable_cores
 from tests.sandbox_tasks import sleep_after_its_number
 

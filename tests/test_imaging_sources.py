@@ -16,7 +16,7 @@ from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 from tests.builders import make_dataset, make_dicom, make_dicomdir, make_pixels, make_zip
 
 

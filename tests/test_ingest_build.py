@@ -19,7 +19,7 @@ from PIL import Image
 from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import InputError, Reason
-from pipeline.frames import Preprocessing, Split
+from pipeline.frames import Split
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
@@ -28,7 +28,7 @@ from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.phantom import write_phantom
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
-from pipeline.intake import Check, Gate, Policy
+from pipeline.settings import Check, Gate, Policy, Preprocessing
 from tests.builders import make_dicom
 
 ALL_TRAIN = (98, 1, 1, 0)

@@ -23,7 +23,7 @@ from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedEr
 from pipeline.ingest.deidentify.search import PLACEHOLDERS, is_common
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.spellings import days_in
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.identified import file_bytes, item, make_radiograph
 
 BASIC = Options()

@@ -15,7 +15,7 @@ from pipeline.ingest.deidentify.dates import is_time, is_zone
 from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom
 from tests.identified import file_bytes, item
 

@@ -27,7 +27,7 @@ from pipeline.imaging.guard import silence_decoders
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_bytes
 from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import (
     INSTANCE,

@@ -34,7 +34,7 @@ from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Box, Options, Refusal, RefusedError
 from pipeline.ingest.deidentify.pixels import blank, may_show_identity
 from pipeline.ingest.deidentify.secret import Secret
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import file_bytes, item
 

@@ -25,7 +25,7 @@ from pipeline.ingest.deidentify.instance import deidentify_bytes
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.surplus import without_surplus
-from pipeline.intake import DEFAULT_READING, Limits
+from pipeline.settings import DEFAULT_READING, Limits
 from tests.builders import make_dicom, make_encapsulated
 
 SECRET = b"Smith John 1951-02-03"

@@ -26,8 +26,8 @@ from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.options import Box, Keep, Options, Refusal
 from pipeline.ingest.deidentify.run import Run
 from pipeline.ingest.deidentify.tree import Summary, deidentify_tree
-from pipeline.intake import Limits, Reading
 from pipeline.progress import silent
+from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified, write_key
 from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder, fail

@@ -17,7 +17,7 @@ from pipeline.ingest.deidentify.options import Keep, Options, Refusal, RefusedEr
 from pipeline.ingest.deidentify.search import PLACEHOLDERS
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.verify import verify
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom
 from tests.identified import SOURCE, file_bytes, item, make_identified
 

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
+from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_dicom
 
 GRID = Preprocessing(size=40, fit=Fit.CROP)

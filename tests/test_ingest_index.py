@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.ingest.index import FILES, Index, difference, load_index, write_index
 from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
-from pipeline.intake import Check
+from pipeline.settings import Check
 from tests.builders import make_key
 
 

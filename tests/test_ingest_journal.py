@@ -18,7 +18,7 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.appearance import appearance
 from pipeline.ingest.journal import Journal, _modules, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
-from pipeline.intake import Check, Gate, Limits, Policy, Reading
+from pipeline.settings import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_key
 
 PLACE = ("/data", "a/ä.dcm")

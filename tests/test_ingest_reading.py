@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.patients import hash_patient
 from pipeline.ingest.reading import Failure, How, ReadFile, collect, find_files, read_file
-from pipeline.intake import Check, Gate, Limits, Policy, Reading
+from pipeline.settings import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_dicom
 
 VOLUME = np.random.default_rng(0).integers(0, 4096, (3, 80, 90), np.uint16)

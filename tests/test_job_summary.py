@@ -14,12 +14,12 @@ from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.imaging.files.discovery import discover
-from pipeline.intake import Limits
 from pipeline.job.shard import Shard
 from pipeline.job.summary import patient_of
 from pipeline.job.work import Grouping, packed
 from pipeline.model.bundle import Bundle
 from pipeline.results.patient import Detail, Patient, read_patient
+from pipeline.settings import Limits
 from tests.builders import make_dicom, make_zip
 from tests.test_cli_score import contents
 from tests.test_job_watch import QUIET_SECONDS, Listener, watch

@@ -13,9 +13,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Exp
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
-from pipeline.intake import Limits
 from pipeline.job.shard import Shard
 from pipeline.job.work import Grouping, StudyFiles, packed, unpacked
+from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_zip
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BundleError
-from pipeline.intake import Check, Gate, Policy
 from pipeline.model.bundle import GRAPH, MANIFEST, MODEL_CARD, Manifest, load_bundle, write_bundle
+from pipeline.settings import Check, Gate, Policy
 from tests.builders import make_bundle
 
 WRITTEN_BY_BUNDLE = {"schema_version", "bundle_id", "files"}

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.intake import Check, Policy
+from pipeline.settings import Check, Policy
 
 
 def faults(source: str | Path, *overrides: str) -> tuple[str, ...]:

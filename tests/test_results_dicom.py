@@ -20,7 +20,6 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from pipeline.errors import UnreadableError
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import bright_height, placement
 from pipeline.imaging.sources import StudyFile, read_frames
@@ -29,6 +28,7 @@ from pipeline.results.dicom.findings import PRIVATE, finding
 from pipeline.results.dicom.geometry import LONGEST_SIDE, grid_shape
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.write import write_objects
+from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_bundle, make_dataset, make_dicom, make_support
 from tests.dicom_results import MADE, of_kind, phantom, png, raw_dicom, result, rg1, scored, values, written
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, State
 from pipeline.results import parquet
 from pipeline.results.parquet import parquet_table
 from pipeline.results.tables import PREDICTION_COLUMNS, predictions_table
+from pipeline.settings import Check, Flag
 from tests.builders import fill, make_key, make_prediction
 
 

@@ -4,10 +4,10 @@ from pathlib import PurePosixPath
 
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
-from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, State
 from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Picture, ReportFrame
+from pipeline.settings import Check, Flag
 from tests.builders import make_key, make_prediction
 
 

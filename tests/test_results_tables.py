@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frames import Quarantined
-from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, State
 from pipeline.results import tables
+from pipeline.settings import Check, Flag
 from tests.builders import fill, make_prediction, make_result
 
 

@@ -14,16 +14,15 @@ from PIL import Image
 from pydicom import uid
 
 from pipeline.cli.main import main
-from pipeline.frames import Preprocessing
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.sources import locate, read_frames_from_bytes
-from pipeline.intake import Limits
 from pipeline.job.folder import code_version
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
+from pipeline.settings import Limits, Preprocessing
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_support
 from tests.test_imaging_vendor import jpeg_block, make_topcon, make_vol, raw_block
 

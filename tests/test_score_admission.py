@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.frames import Preprocessing, Quarantined
+from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate
-from pipeline.intake import Check, Gate, Policy, Reading
 from pipeline.score.admission import Admission, Admitted, read_admitted, read_admitted_bytes
+from pipeline.settings import Check, Gate, Policy, Preprocessing, Reading
 from tests.builders import make_dicom, make_frame
 
 GATE = Gate({Check.BLANK: Policy.REJECT, Check.TOO_SMALL: Policy.FLAG}, smallest_side=64)

@@ -19,7 +19,6 @@ from pipeline.errors import BundleError, ScoringError
 from pipeline.frames import Frame, Quarantined
 from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.intake import Check, Limits, Policy
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.predictions import FramePrediction
 from pipeline.score import batch, scoring
@@ -30,6 +29,7 @@ from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored, Scoring, score_files, score_singly
 from pipeline.score.view import view_of
+from pipeline.settings import Check, Limits, Policy
 from tests.builders import (
     make_bundle,
     make_dicom,

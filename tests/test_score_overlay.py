@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
 from pipeline.imaging.preprocess import placement
 from pipeline.predictions import Heatmap
 from pipeline.score import overlay
 from pipeline.score.overlay import Colours, caption, colours, draw, jpeg, png
 from pipeline.score.view import view_of
+from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_frame, make_pixels
 
 SIZE = 56

@@ -11,12 +11,12 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load, save
 
 from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
-from pipeline.frames import Preprocessing, Quarantined
+from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import prepare
-from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.predictions import ConformalBand, FramePrediction, OperatingPoint, State
 from pipeline.score.predictor import Predictor
+from pipeline.settings import Check, Policy, Preprocessing
 from tests.builders import (
     make_bundle,
     make_frame,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import locate
-from pipeline.intake import Limits
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scoring
+from pipeline.settings import Limits
 from tests.builders import make_bundle, make_dicom
 from tests.scoring_tasks import scored_and_imported
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.preprocess import placement
 from pipeline.score.view import MAX_HEIGHT, MAX_WIDTH, MIN_HEIGHT, display_shape, view_of
+from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_frame, make_pixels
 
 

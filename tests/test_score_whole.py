@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from pydicom import uid
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.frames import Preprocessing, Quarantined
+from pipeline.frames import Quarantined
 from pipeline.imaging.sources import locate, read_frames_from_bytes
-from pipeline.intake import Check, Policy
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import OperatingPoint
 from pipeline.score import predictor as module
 from pipeline.score.admission import Admitted, read_admitted, read_whole
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored, reread
+from pipeline.settings import Check, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings
 from services.api.study import score_study

@@ -20,10 +20,10 @@ from PIL import Image
 from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import TrainingError
-from pipeline.frames import Preprocessing
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from pipeline.score.predictor import Predictor
+from pipeline.settings import Preprocessing
 from services.api.app import create_app
 from services.api.problems import MEDIA_TYPE, Problem
 from services.api.schemas import StudyAnswer

@@ -16,8 +16,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from pipeline.imaging.sandbox import _waiting
-from pipeline.intake import Check, Policy
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.settings import Check, Policy
 from services.api.app import create_app
 from services.api.settings import Settings
 from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle

@@ -20,11 +20,10 @@ from monai.transforms import LoadImage, Resize, ScaleIntensity
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
-from pipeline.frames import Preprocessing
 from pipeline.imaging.dicom.codecs import register
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Preprocessing, Reading
 
 SIZE, ROUNDS = 224, 9
 LEVELS = 6

@@ -112,7 +112,7 @@ def _how(config: str | None) -> "How":
         return How()
     from pipeline.config import load_config
     from pipeline.imaging.quality.gate import check_tools
-    from pipeline.intake import Reading
+    from pipeline.settings import Reading
 
     settings = load_config(config)
     gate = settings.gate()

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.frames import Frame
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.intake import Gate
+from pipeline.settings import Gate
 
 
 def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:

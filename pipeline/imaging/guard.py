@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import OctrayError, Reason, UnreadableError
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 _CHUNK = 2**16
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipeline.frames import Fit, FloatArray, Preprocessing
+from pipeline.frames import FloatArray
 from pipeline.imaging.borders import mask_white_borders
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Fit, Limits, Preprocessing, Reading
 
 Box = tuple[float, float, float, float]
 

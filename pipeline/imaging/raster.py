@@ -22,7 +22,7 @@ from pipeline.imaging.identity import derived_uid, little_endian, pixel_sha256, 
 from pipeline.imaging.picture_count import check_single
 from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, levels, whole_box
 from pipeline.imaging.tiff_pages import find_pictures, plane_values
-from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"

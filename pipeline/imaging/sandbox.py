@@ -22,7 +22,7 @@ from pipeline.errors import Reason, UnreadableError, WorkerError
 from pipeline.imaging.ahead import ITEMS_AHEAD, read_ahead
 from pipeline.imaging.messages import Kind, Message, packed, receive, send
 from pipeline.imaging.worker import OUT_OF_MEMORY
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 Handle = TypeVar("Handle")
 Item = TypeVar("Item")

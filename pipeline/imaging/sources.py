@@ -12,7 +12,7 @@ from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.imaging.vendor import is_named_by_the_device, vendor_reader
-from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 __all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
 

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.cores import usable_cores
 from pipeline.errors import InputError, UnreadableError
-from pipeline.frames import FloatArray, Frame, ImageRecord, Preprocessing
+from pipeline.frames import FloatArray, Frame, ImageRecord
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Preprocessing, Reading
 
 _AHEAD = 4
 """How many files are begun for each core before they are needed."""

@@ -21,7 +21,7 @@ from pipeline.frames import InstanceKey
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.appearance import Look, appearance
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
-from pipeline.intake import Check
+from pipeline.settings import Check
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0

@@ -14,7 +14,7 @@ from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id
-from pipeline.intake import DEFAULT_READING, Check, Gate, Reading
+from pipeline.settings import DEFAULT_READING, Check, Gate, Reading
 
 _PASSING = PASSING | {Reason.DECODER_CRASH}
 

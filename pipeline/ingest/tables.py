@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from pipeline.cells import as_it_was, guarded
 from pipeline.frames import ImageRecord, InstanceKey, Quarantined, Split
-from pipeline.intake import Check
+from pipeline.settings import Check
 
 LABEL = "label."
 _KEY = {

@@ -39,7 +39,7 @@ _ROOMS = (
     "errors.py",
     "frames.py",
     "predictions.py",
-    "intake.py",
+    "settings.py",
     "cells.py",
     "imaging",
     "evaluate",

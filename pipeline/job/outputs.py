@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import OctrayError
 from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
-from pipeline.intake import Limits
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
 from pipeline.job.objects import Asked, objects_of
 from pipeline.model.bundle import Manifest
@@ -21,6 +20,7 @@ from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn
 from pipeline.score.scoring import Scored
+from pipeline.settings import Limits
 from pipeline.store.types import Output
 
 _WRITERS, _AHEAD = 2, 4

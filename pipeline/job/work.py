@@ -13,8 +13,8 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.study import Stated, may_state_study, stated_study
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.intake import Limits
 from pipeline.job.shard import Shard
+from pipeline.settings import Limits
 
 _SCANNERS = 2
 

@@ -15,9 +15,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BundleError
-from pipeline.frames import EXACT_EVIDENCE, Preprocessing
-from pipeline.intake import Check, Gate, Policy
+from pipeline.frames import EXACT_EVIDENCE
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
+from pipeline.settings import Check, Gate, Policy, Preprocessing
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -44,7 +44,7 @@ class IntendedUse(_Part):
 
 
 class Quality(_Part):
-    """What happens to a frame that the quality gate finds fault with; as in `intake.Gate`."""
+    """What happens to a frame that the quality gate finds fault with; as in `settings.Gate`."""
 
     policies: Mapping[Check, Policy]
     smallest_side: int

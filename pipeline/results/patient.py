@@ -17,7 +17,7 @@ from pipeline.imaging.dicom.reader import is_dicom
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile, visible
 from pipeline.imaging.vendor.heidelberg_vol import MAGIC
-from pipeline.intake import DEFAULT_READING
+from pipeline.settings import DEFAULT_READING
 
 _HEAD = 2**16
 _LONGEST = 200

@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.frames import InstanceKey, Quarantined
-from pipeline.intake import Check, Flag
 from pipeline.predictions import FramePrediction, Prediction, State
 from pipeline.results.rounding import known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
+from pipeline.settings import Check, Flag
 
 
 @dataclass(frozen=True, slots=True)

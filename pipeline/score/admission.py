@@ -7,13 +7,13 @@ from functools import partial
 from itertools import islice
 
 from pipeline.errors import UnreadableError
-from pipeline.frames import FloatArray, Frame, FrameFacts, Preprocessing, Quarantined
+from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit, may_differ
 from pipeline.imaging.sources import StudyFile, open_file, read_frames_from_bytes
 from pipeline.imaging.worker import restart_clock
-from pipeline.intake import Flag, Gate, Reading
 from pipeline.score.view import View, view_of
+from pipeline.settings import Flag, Gate, Preprocessing, Reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,13 +15,13 @@ from pipeline.evaluate.outliers import Reference, load_reference, pooled
 from pipeline.frames import FloatArray, Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
-from pipeline.intake import Limits
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.admission import Admission, Admitted
 from pipeline.score.loading import loaded
+from pipeline.settings import Limits
 
 NEAR_LOGIT = 0.6
 """A frame decoded at a reduced resolution is near a threshold if calibrated logits that differ by so much would put any of its

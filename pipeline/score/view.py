@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.frames import Frame, Preprocessing
+from pipeline.frames import Frame
 from pipeline.imaging.preprocess import Placement, bright_height, placement
+from pipeline.settings import Preprocessing
 
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 224, 512, 560
 

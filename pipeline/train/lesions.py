@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.frames import Fit, Preprocessing
 from pipeline.imaging.preprocess import placement
+from pipeline.settings import Fit, Preprocessing
 from pipeline.train.material import Material
 
 Masks = Mapping[int, tuple[int, NDArray[np.bool_]]]

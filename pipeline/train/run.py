@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import Config
 from pipeline.cores import usable_cores
 from pipeline.evaluate.calibration import probabilities
-from pipeline.frames import FloatArray, Preprocessing, Split
+from pipeline.frames import FloatArray, Split
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
 from pipeline.model.architectures import Network, create_network
@@ -40,6 +40,7 @@ from pipeline.model.export import check_feature_map, check_graph, export_graph, 
 from pipeline.model.weights import load_weights
 from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
+from pipeline.settings import Preprocessing
 from pipeline.train.augment import Augmentation
 from pipeline.train.card import model_card
 from pipeline.train.checkpoint import Course

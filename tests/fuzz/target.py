@@ -7,7 +7,7 @@ import atheris
 with atheris.instrument_imports(include=["pipeline", "pydicom", "tifffile"]):
     from pipeline.errors import UnreadableError
     from pipeline.imaging.sources import read_frames_from_bytes
-    from pipeline.intake import Limits, Reading
+    from pipeline.settings import Limits, Reading
 
 LIMITS = Limits(frame_pixels=2**20, file_pixels=2**22, inflated_bytes=2**22)
 READINGS = (Reading(LIMITS), Reading(LIMITS, side=32, hashes=False))

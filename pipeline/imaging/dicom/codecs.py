@@ -13,7 +13,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codestream import check_codestream, check_codestream_size, read_codestream
 from pipeline.imaging.dicom.rle import decode_rle, rle_segments
 from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 PLUGIN = "imagecodecs"
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)

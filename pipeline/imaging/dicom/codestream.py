@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 MOST_SCANS = 100
 """Scans of a JPEG: a decoder goes through the whole picture for each, and writers make about ten."""

@@ -13,7 +13,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.header import value
 from pipeline.imaging.guard import check_inflated
 from pipeline.imaging.identity import derived_uid
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)

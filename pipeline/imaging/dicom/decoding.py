@@ -18,7 +18,7 @@ from pipeline.imaging.dicom.header import little_endian
 from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.guard import translated
 from pipeline.imaging.reduced import block_averages
-from pipeline.intake import Reading
+from pipeline.settings import Reading
 
 Values = NDArray[Any]
 

@@ -12,7 +12,7 @@ from pipeline.imaging.dicom.codecs import CODESTREAMS, DECODER_DEPENDENCIES, che
 from pipeline.imaging.dicom.fragments import encoded_frames
 from pipeline.imaging.dicom.header import code, number, value
 from pipeline.imaging.guard import check_size, translated
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 GREY = (*MONOCHROME, "PALETTE COLOR")

@@ -29,7 +29,7 @@ from pipeline.imaging.grayscale import Rendering, is_padding, may_be_hidden, ren
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
-from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 PREFIX = b"DICM"
 PREAMBLE = 128

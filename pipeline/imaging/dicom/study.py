@@ -13,7 +13,7 @@ from pipeline.imaging.dicom.dataset import is_cut_off, parse, uid_text
 from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.intake import DEFAULT_READING
+from pipeline.settings import DEFAULT_READING
 
 _HEAD = 2**16
 _STUDY_KEYWORD = "StudyInstanceUID"

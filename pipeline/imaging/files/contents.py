@@ -5,7 +5,7 @@ import os
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files.members import read_member, read_member_head
 from pipeline.imaging.files.study_file import StudyFile, not_opened
-from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 
 def read_bytes(file: StudyFile, reading: Reading = DEFAULT_READING) -> bytes:

@@ -14,7 +14,7 @@ from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.leftovers import leftover
 from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
 from pipeline.imaging.sandbox import Sandbox
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 
 _HEAD = 512
 _DICOMDIR = Limits(file_bytes=dicomdir.MOST_BYTES, frame_seconds=30.0)

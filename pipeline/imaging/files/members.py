@@ -10,7 +10,7 @@ from typing import IO
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files.study_file import Member, StudyFile, not_opened
 from pipeline.imaging.guard import translated
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 MOST_NESTED = 2**28
 """Bytes of an archive that lies deflated in another, and is therefore held in memory."""

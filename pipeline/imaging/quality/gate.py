@@ -7,7 +7,7 @@ from pipeline.errors import ConfigError, Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.quality import header, ocr, pixels, position
 from pipeline.imaging.quality.look import Look
-from pipeline.intake import Check, Flag, Gate, Policy
+from pipeline.settings import Check, Flag, Gate, Policy
 
 _CHECKS: Mapping[Check, Callable[[Look], str]] = MappingProxyType(
     {

@@ -10,7 +10,7 @@ from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.borders import white_borders
 from pipeline.imaging.dicom.codes import RADIOGRAPHY, is_expected_body_part
 from pipeline.imaging.filters import ndimage
-from pipeline.intake import Gate
+from pipeline.settings import Gate
 
 SIDE = 96
 """The shorter side of the small copy has at least this many pixels, where the frame has."""

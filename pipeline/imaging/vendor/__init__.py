@@ -10,7 +10,7 @@ from pipeline.imaging.vendor.heidelberg_vol import read_vol
 from pipeline.imaging.vendor.topcon import MAGIC as TOPCON
 from pipeline.imaging.vendor.topcon import read_topcon
 from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
-from pipeline.intake import Reading
+from pipeline.settings import Reading
 
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
 

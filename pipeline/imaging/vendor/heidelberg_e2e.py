@@ -18,7 +18,7 @@ from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.heidelberg_vol import ROOT_NOTE
 from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, to_frame, volume_uids
-from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 _SEVERAL = b"E2EMultipleVolumeFile"
 MAGIC = (b"CMDb\0", _SEVERAL)

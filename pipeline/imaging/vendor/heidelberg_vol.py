@@ -14,7 +14,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, spacing, to_frame, volume_uids
-from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 MAGIC = b"HSF-OCT-"
 ROOT_NOTE = "The file holds reflectivity: the grey levels are its fourth root, as HEYEX displays it."

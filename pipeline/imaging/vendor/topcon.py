@@ -20,7 +20,7 @@ from pipeline.imaging.dicom.codestream import check_codestream_size, codestream_
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids
-from pipeline.intake import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 MAGIC = b"FOCT"
 _HEADER_BYTES = 15

@@ -10,7 +10,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.grayscale import apply_range
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.vendor.volume import Volume, to_frame, volume_uids
-from pipeline.intake import DEFAULT_READING, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 DEPTH = 1024
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")

@@ -18,7 +18,7 @@ from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.journal import binding
 from pipeline.ingest.reading import How
-from pipeline.intake import Reading
+from pipeline.settings import Reading
 
 _DIGITS = 32
 

@@ -31,7 +31,7 @@ from pipeline.ingest.deidentify.secret import Secret
 from pipeline.ingest.deidentify.surplus import clear_tables
 from pipeline.ingest.deidentify.values import REPLACEABLE, as_list, dummy, is_class
 from pipeline.ingest.deidentify.verify import left, verify
-from pipeline.intake import Limits, Reading
+from pipeline.settings import Limits, Reading
 
 HEAD = 512
 _DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."

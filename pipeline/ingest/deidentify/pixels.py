@@ -18,7 +18,7 @@ from pipeline.imaging.dicom.header import code, number, texts, value
 from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Layout
 from pipeline.ingest.deidentify.options import Box, Refusal, RefusedError
 from pipeline.ingest.deidentify.surplus import extended_offset_tables, without_padding, without_surplus
-from pipeline.intake import DEFAULT_READING
+from pipeline.settings import DEFAULT_READING
 
 _MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OT", "SC", "US", "XC"})
 _STORAGE = "1.2.840.10008.5.1.4.1.1"

@@ -18,8 +18,8 @@ from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.ingest.deidentify.secret import make_or_read
-from pipeline.intake import DEFAULT_READING, Limits, Reading
 from pipeline.progress import Progress, silent
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24

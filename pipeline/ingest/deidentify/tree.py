@@ -10,8 +10,8 @@ from pipeline.errors import InputError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.deidentify.job import Job
 from pipeline.ingest.deidentify.run import Made, Refused, Run
-from pipeline.intake import DEFAULT_READING, Reading
 from pipeline.progress import Progress
+from pipeline.settings import DEFAULT_READING, Reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DS
 
-from pipeline.frames import FloatArray, Preprocessing
+from pipeline.frames import FloatArray
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
 from pipeline.predictions import FramePrediction
@@ -21,6 +21,7 @@ from pipeline.results.dicom.identity import Author, describe_image, finished, st
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
 from pipeline.results.rounding import DIGITS
+from pipeline.settings import Preprocessing
 
 _NO_UNITS = Code("1", "UCUM", "no units")
 _WEIGHTED = Code("130403", "DCM", "Gradient-weighted class activation")

@@ -19,7 +19,7 @@ from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.dicom.objects import modality
-from pipeline.intake import Limits
+from pipeline.settings import Limits
 
 _ALWAYS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),

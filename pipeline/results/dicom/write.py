@@ -5,11 +5,9 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from pipeline.frames import Fit
 from pipeline.imaging import guard
 from pipeline.imaging.dicom.reader import PREAMBLE, is_dicom, read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
-from pipeline.intake import Limits
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
 from pipeline.results.dicom.identity import Author
@@ -19,6 +17,7 @@ from pipeline.results.dicom.pictures import write_picture
 from pipeline.results.dicom.report import write_report
 from pipeline.results.dicom.source import read_source
 from pipeline.results.rounding import rounded
+from pipeline.settings import Fit, Limits
 
 Pictures = Mapping[tuple[int, str], bytes]
 NO_PICTURES: Pictures = {}

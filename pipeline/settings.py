@@ -1,4 +1,4 @@
-"""What is asked of files and frames before they are used: limits, the way of reading, and the checks of the quality gate."""
+"""Limits, quality gate, preprocessing and the way of reading: one definition for configuration, bundle and code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,6 +118,44 @@ class Limits:
     def wall_seconds(self) -> float:
         """Seconds by the clock for one frame, for what waits without an end: no loaded machine stretches a frame so much."""
         return 60.0 + 12.0 * self.frame_seconds
+
+
+class Fit(StrEnum):
+    """How a frame of any shape comes onto the square grid of the network, its aspect ratio kept.
+
+    `pad` shows the whole frame between black bars; `crop` shows the central square, so that the shape of the frame, which
+    often tells the device or the protocol and with it the class, cannot be seen by the network. `focus` shows a smaller square
+    around the height at which the frame is bright: in a B-scan the retina, wherever the operator has put it.
+    """
+
+    PAD = "pad"
+    CROP = "crop"
+    FOCUS = "focus"
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Everything between a frame and the tensor that the network takes; travels in the bundle.
+
+    Parameters
+    ----------
+    size
+        Rows and columns of the network's input, in pixels.
+    fit
+        How the frame comes onto that square.
+    mask_white_borders
+        Whether white areas that touch the frame's edge (an upstream rotation) are set to black first.
+    exact_decoding
+        Whether every frame is read whole, even where a lower resolution is enough for `size`.
+    voi_explanation
+        As in `Reading`.
+    """
+
+    size: int
+    fit: Fit = Fit.PAD
+    mask_white_borders: bool = False
+    exact_decoding: bool = True
+    voi_explanation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
