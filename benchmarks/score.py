@@ -34,12 +34,12 @@ from benchmarks.processes import (
     train_on,
     write_small,
 )
-from pipeline.cores import usable_cores
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import GRAPH, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
+from pipeline.workers.cores import usable_cores
 from tests.server_ray import RayCluster, running_ray
 
 FEW, LOOP_COUNT = 10, 40

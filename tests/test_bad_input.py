@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.ingest.index import load_index
 from pipeline.settings import Limits
+from pipeline.workers.pool import WorkerPool
 from tests.builders import make_dicom
 from tests.fuzz.bombs import BOMBS, SMALL, before_pixels, deflated, endless_items
 from tests.fuzz.mutations import Mutant, mutants
@@ -36,17 +37,17 @@ REASONS = {reason.value for reason in Reason} | {""}
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as made:
+def pool() -> Iterator[WorkerPool]:
+    with file_workers() as made:
         yield made
 
 
-def judged(sandbox: Sandbox, items: Iterable[Path | Mutant]) -> Counter[str]:
-    """Count the reasons; what the sandbox has to save (a crash, a hang, too much memory) and what is at fault fails."""
+def judged(pool: WorkerPool, items: Iterable[Path | Mutant]) -> Counter[str]:
+    """Count the reasons; what the pool has to save (a crash, a hang, too much memory) and what is at fault fails."""
     items = list(items)
     reasons: Counter[str] = Counter()
     faults = []
-    for item, results in sandbox.map(judge, zip(items, items, strict=True)):
+    for item, results in pool.map(judge, zip(items, items, strict=True)):
         try:
             (verdict,) = results
         except UnreadableError as error:
@@ -59,9 +60,9 @@ def judged(sandbox: Sandbox, items: Iterable[Path | Mutant]) -> Counter[str]:
     return reasons
 
 
-def test_malformed_files_end_as_frames_or_with_a_reason(sandbox: Sandbox, shared_data: Path) -> None:
+def test_malformed_files_end_as_frames_or_with_a_reason(pool: WorkerPool, shared_data: Path) -> None:
     files = [path for path in sorted((shared_data / "dicom-malformed").rglob("*")) if path.is_file()]
-    reasons = judged(sandbox, files)
+    reasons = judged(pool, files)
     assert reasons.total() >= 40
     assert reasons.keys() <= REASONS
 
@@ -70,15 +71,15 @@ def samples(shared_data: Path) -> list[Path]:
     return sorted((shared_data / "dicom-samples" / "files").iterdir())
 
 
-def test_some_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(sandbox: Sandbox, shared_data: Path) -> None:
-    reasons = judged(sandbox, mutants(samples(shared_data)[::3], flips=1, swaps=2))
+def test_some_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(pool: WorkerPool, shared_data: Path) -> None:
+    reasons = judged(pool, mutants(samples(shared_data)[::3], flips=1, swaps=2))
     assert reasons.total() >= 49 * 13
     assert len(reasons) >= 6
 
 
 @pytest.mark.slow
-def test_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(sandbox: Sandbox, shared_data: Path) -> None:
-    reasons = judged(sandbox, mutants(samples(shared_data), flips=10, swaps=12))
+def test_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(pool: WorkerPool, shared_data: Path) -> None:
+    reasons = judged(pool, mutants(samples(shared_data), flips=10, swaps=12))
     assert reasons.total() >= 147 * 41
     assert len(reasons) >= 7
 
@@ -95,8 +96,8 @@ def test_one_seed_makes_one_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if any(one in name for one in SLOW) else name for name in BOMBS]
 )
-def test_small_files_that_ask_for_much_get_little(sandbox: Sandbox, name: str) -> None:
-    (verdict,) = sandbox.run(judge, BOMBS[name]())
+def test_small_files_that_ask_for_much_get_little(pool: WorkerPool, name: str) -> None:
+    (verdict,) = pool.run(judge, BOMBS[name]())
     assert isinstance(verdict, Verdict)
     assert verdict.faults == ()
     assert verdict.reason in REASONS
@@ -107,7 +108,7 @@ def test_small_files_that_ask_for_much_get_little(sandbox: Sandbox, name: str) -
 
 def test_items_without_end_are_ended_by_the_sandbox() -> None:
     """pydicom looks for the end of each of them up to the end of the file, whose time grows with the square of its size."""
-    with Sandbox(1, Limits(frame_seconds=1.0)) as single:
+    with file_workers(1, Limits(frame_seconds=1.0)) as single:
         with pytest.raises(UnreadableError, match="took more than 1 seconds of processor time") as caught:
             list(single.run(judge, endless_items(100_000)))
         assert caught.value.reason is Reason.TIME_LIMIT

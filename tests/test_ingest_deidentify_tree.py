@@ -30,7 +30,7 @@ from pipeline.progress import silent
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified, write_key
-from tests.sandbox_tasks import deidentify_unless_named, deidentify_without_a_folder, fail
+from tests.worker_tasks import deidentify_unless_named, deidentify_without_a_folder, fail
 
 BASIC = Options()
 

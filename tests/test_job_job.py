@@ -30,9 +30,9 @@ from pipeline.score import batch
 from pipeline.store.ledger import Ledger
 from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
 from tests.builders import make_bundle, make_dicom
-from tests.sandbox_tasks import crash_on_name, fail_for_now_on_name
 from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows
+from tests.worker_tasks import crash_on_name, fail_for_now_on_name
 
 
 def scattered(root: Path, count: int) -> Path:
@@ -509,7 +509,7 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
 
 NO_WORKERS = """
 import os, signal, sys
-if any("imaging.worker" in word for word in sys.orig_argv):
+if any("workers.process" in word for word in sys.orig_argv):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -18,8 +18,8 @@ from pipeline.results.record import StudyRecord
 from pipeline.score import batch
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom
-from tests.sandbox_tasks import fail_for_now_on_name
 from tests.test_cli_score import rows
+from tests.worker_tasks import fail_for_now_on_name
 
 QUIET_SECONDS = 100.0
 

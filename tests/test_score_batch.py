@@ -17,7 +17,6 @@ from PIL import Image
 
 from pipeline.errors import BundleError, ScoringError
 from pipeline.frames import Frame, Quarantined
-from pipeline.imaging.ahead import ITEMS_AHEAD
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.predictions import FramePrediction
@@ -30,6 +29,7 @@ from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Ended, Scored, Scoring, score_files, score_singly
 from pipeline.score.view import view_of
 from pipeline.settings import Check, Limits, Policy
+from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
     make_bundle,
     make_dicom,
@@ -40,8 +40,8 @@ from tests.builders import (
     score_folder,
 )
 from tests.fuzz.bombs import endless_items
-from tests.sandbox_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames, load_without_memory
 from tests.test_services_api_study import make_volume
+from tests.worker_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames, load_without_memory
 
 
 @pytest.fixture(params=["in workers", "here"])

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import locate
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
@@ -19,8 +19,8 @@ def test_a_worker_scores_and_draws_without_torch(tmp_path: Path) -> None:
     assert predictor.is_light
     drawing = Drawing(maps=True, jpeg=True, png=True)
     task = partial(scored_and_imported, scoring=Scoring(predictor, predictor.admission, drawing))
-    with Sandbox(1, Limits(frame_seconds=60.0)) as sandbox:
-        ((count, imported),) = sandbox.run(task, [locate(tmp_path, "a.dcm")])
+    with file_workers(1, Limits(frame_seconds=60.0)) as pool:
+        ((count, imported),) = pool.run(task, [locate(tmp_path, "a.dcm")])
     assert count == 1
     assert {"onnxruntime", "pydicom", "PIL"} <= imported
     assert not {"torch", "timm", "mlflow", "pytorch_grad_cam", "monai", "sklearn", "pandas", "matplotlib"} & imported

@@ -15,9 +15,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
-from pipeline.imaging.sandbox import _waiting
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from pipeline.settings import Check, Policy
+from pipeline.workers.pool import _idle_workers
 from services.api.app import create_app
 from services.api.settings import Settings
 from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle
@@ -88,7 +88,7 @@ def test_a_service_that_cannot_start_workers_is_not_the_callers_fault(
     with running(create_app(bundle, Settings())) as client:
         (tmp_path / "sitecustomize.py").write_text("import os; os._exit(5)")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        for process in _waiting.get(os.getpid(), []):
+        for process in _idle_workers.get(os.getpid(), []):
             process.end()
         response = client.post("/v1/predict", files=files(make_dicom()))
     check_problem(response, 503, "ended with exit code 5 while it started", "urn:octray:problem:no-worker")

@@ -13,7 +13,7 @@ from pipeline.errors import InputError, Reason, UnreadableError
 
 if TYPE_CHECKING:
     from pipeline.imaging.files.study_file import StudyFile
-    from pipeline.imaging.sandbox import Sandbox
+    from pipeline.workers.pool import WorkerPool
 
 HELP = "say what octray sees in each frame of files or folders"
 EXAMPLE = "octray inspect studies/ --json"
@@ -42,16 +42,16 @@ def run(args: argparse.Namespace) -> int:
     InputError
         Where a path is missing, or nothing could be read.
     """
+    from pipeline.imaging.file_workers import file_workers
     from pipeline.imaging.files.leftovers import skipped_line
-    from pipeline.imaging.sandbox import Sandbox
     from pipeline.imaging.sources import discover
 
     frames = unreadable = without_image = 0
     skipped: Counter[str] = Counter()
     files = [file for path in args.paths for file in discover(path, skipped=skipped)]
     try:
-        with Sandbox() as sandbox:
-            for description in _descriptions(sandbox, files):
+        with file_workers() as pool:
+            for description in _descriptions(pool, files):
                 sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
                 sys.stdout.flush()
                 reason = description.get("reason")
@@ -71,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
-def _descriptions(sandbox: "Sandbox", files: "list[StudyFile]") -> Iterator[dict[str, Any]]:
+def _descriptions(pool: "WorkerPool", files: "list[StudyFile]") -> Iterator[dict[str, Any]]:
     """Yield the frames of each file and, where it cannot be read any further, why; each as soon as it is known."""
     from pipeline.imaging.describe import describe_file
 
-    for file, described in sandbox.map(describe_file, zip(files, files, strict=True)):
+    for file, described in pool.map(describe_file, zip(files, files, strict=True)):
         try:
             yield from described
         except UnreadableError as error:

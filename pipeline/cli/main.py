@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.cli.terminal import printable
-from pipeline.cores import CORES
 from pipeline.errors import ConfigError, OctrayError, is_lack_of_memory, lack_of_memory
+from pipeline.workers.cores import CORES
 
 COMMANDS = (
     "phantom",

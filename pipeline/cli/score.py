@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, write what was finished, say where it lies, and return the exit code."""
-    from pipeline.imaging.sandbox import warm
+    from pipeline.imaging.file_workers import warm_file_worker
 
     _check_places(args.studies, args.bundle, args.out)
     if args.engine != "ray":
-        warm()
+        warm_file_worker()
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
     from pipeline.job.job import Job, Request

@@ -8,12 +8,12 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from pipeline.cores import usable_cores
 from pipeline.errors import InputError, UnreadableError
 from pipeline.frames import FloatArray, Frame, ImageRecord
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
 from pipeline.settings import Limits, Preprocessing, Reading
+from pipeline.workers.cores import usable_cores
 
 _AHEAD = 4
 """How many files are begun for each core before they are needed."""

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Refusal
-from pipeline.imaging.sandbox import Sandbox
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.appearance import Look, appearance, settled
 from pipeline.ingest.journal import Journal, Place
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.reading import Failure, How, ReadFile, collect, read_file
 from pipeline.progress import Progress
+from pipeline.workers.pool import WorkerPool
 
 """FAT file systems keep the time of a change to two seconds."""
 
@@ -58,8 +59,8 @@ class Places:
         self._journal.begin()
         refused = {file_id: _refused(file.refusal) for file_id, file in files.items() if file.refusal}
         unread = {one: file for one, file in files.items() if one not in refused and not self.knows(one, file)}
-        with Sandbox(workers, how.reading.limits) as sandbox:
-            outcomes = _read(sandbox, unread, replace(how, salt=self._journal.salt))
+        with file_workers(workers, how.reading.limits) as pool:
+            outcomes = _read(pool, unread, replace(how, salt=self._journal.salt))
             for file_id, looked, read in progress(outcomes, "reading studies", len(unread)):
                 self._journal.put(self._place(file_id), looked if read.is_settled else None, read)
         return {one: refused.get(one) or self._journal.get(self._place(one)) for one in files}
@@ -76,8 +77,8 @@ def _refused(refusal: Refusal) -> ReadFile:
     return ReadFile(failure=Failure(refusal.reason.value, refusal.message))
 
 
-def _read(sandbox: Sandbox, files: Mapping[FileId, StudyFile], how: How) -> Iterator[tuple[FileId, Look | None, ReadFile]]:
+def _read(pool: WorkerPool, files: Mapping[FileId, StudyFile], how: How) -> Iterator[tuple[FileId, Look | None, ReadFile]]:
     """Yield each file with how it looked before it was read, and what is in it."""
     begun = (((file_id, settled(appearance(file))), file) for file_id, file in files.items())
-    for (file_id, looked), results in sandbox.map(partial(read_file, how=how), begun):
+    for (file_id, looked), results in pool.map(partial(read_file, how=how), begun):
         yield file_id, looked, collect(results)

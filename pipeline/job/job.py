@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.cores import usable_cores
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
@@ -33,6 +32,7 @@ from pipeline.score.predictor import Predictor
 from pipeline.store.connection import without_password
 from pipeline.store.ledger import Ledger
 from pipeline.store.types import Order, Output, StudyWork
+from pipeline.workers.cores import usable_cores
 
 
 class Audience(Protocol):

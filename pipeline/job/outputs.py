@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import OctrayError
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
 from pipeline.job.objects import Asked, objects_of
@@ -110,7 +110,7 @@ class Writer:
         self._folder = folder
         self._manifest = manifest
         self._wanted = wanted
-        self._sandbox = Sandbox(_WRITERS, _LIMITS)
+        self._workers = file_workers(_WRITERS, _LIMITS)
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[Written] = deque()
         (folder / HEATMAPS).mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._sandbox.close()  # nobody wants what it is still making
+        self._workers.close()  # nobody wants what it is still making
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, item: Scored, pieces: Pieces) -> ReportFrame:
@@ -178,7 +178,7 @@ class Writer:
         own = mark(asked.file.source)
         outputs: list[Output] = []
         try:
-            for name, content in self._sandbox.run(task, asked):
+            for name, content in self._workers.run(task, asked):
                 outputs.append(write_output(self._folder, f"{OBJECTS}/{name.removesuffix('.dcm')}_{own}.dcm", content))
         except (OctrayError, OSError) as error:
             return outputs, [(f"{OBJECTS}/{asked.file.source}", _why(error))]

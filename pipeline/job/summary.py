@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
 from pipeline.job.work import current_mark, marks_of, unpacked
 from pipeline.model.bundle import Bundle
@@ -21,6 +21,7 @@ from pipeline.results.totals import Totals
 from pipeline.results.worklist import Ranking, Study
 from pipeline.store.ledger import Ledger
 from pipeline.store.types import Order
+from pipeline.workers.pool import WorkerPool
 
 _AHEAD = 32
 
@@ -82,7 +83,7 @@ def summarise(
     with ExitStack() as stack:
         listed = ((study, work) for study, _, work in _studies(ledger, Order.URGENCY, ranking, since) if study.is_listed)
         if details:
-            shown = _with_patients(listed, base_of(studies), stack.enter_context(Sandbox()))
+            shown = _with_patients(listed, base_of(studies), stack.enter_context(file_workers()))
         else:
             shown = (study for study, _ in listed)
         name = studies.resolve().name
@@ -120,10 +121,10 @@ def _studies(ledger: Ledger, order: Order, ranking: Ranking, since: float) -> It
         yield study, record, outcome.work
 
 
-def _with_patients(listed: Iterator[tuple[Study, bytes]], base: Path, sandbox: Sandbox) -> Iterator[Study]:
+def _with_patients(listed: Iterator[tuple[Study, bytes]], base: Path, pool: WorkerPool) -> Iterator[Study]:
     """Yield studies with what their files say of the patient; few are begun at a time, to bound memory."""
     asked = ((study, (study.main_source, study.study_instance_uid, work, base)) for study, work in listed)
-    for study, answer in sandbox.map(patient_of, asked, ahead=_AHEAD):
+    for study, answer in pool.map(patient_of, asked, ahead=_AHEAD):
         try:
             patient = next(answer)
         except OctrayError:  # a worker has crashed or cannot start, which is no reason to be without a report

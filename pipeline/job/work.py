@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.study import Stated, may_state_study, stated_study
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
-from pipeline.imaging.sandbox import Sandbox
 from pipeline.job.shard import Shard
 from pipeline.settings import Limits
 
@@ -78,8 +78,8 @@ class Grouping:
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
-        with Sandbox(_SCANNERS, limits) as sandbox:
-            stated = {place: _answered(answer) for place, answer in sandbox.map(stated_study, parsed)}
+        with file_workers(_SCANNERS, limits) as pool:
+            stated = {place: _answered(answer) for place, answer in pool.map(stated_study, parsed)}
         stated = {place: self._stated.get(place) or stated.get(place, Stated()) for _, place in found}
         self._stated = {place: stated[place] for file, place in found if not file.refusal}  # a damaged archive is found as one
         groups: dict[str, list[tuple[StudyFile, str]]] = {}

@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import onnxruntime
 
-from pipeline.cores import usable_cores
 from pipeline.errors import BundleError, InputError, is_lack_of_memory, lack_of_memory
 from pipeline.frames import FloatArray
+from pipeline.workers.cores import usable_cores
 
 INPUT = "pixels"
 OUTPUTS = ("logits", "features")

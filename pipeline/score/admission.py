@@ -11,9 +11,9 @@ from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit, may_differ
 from pipeline.imaging.sources import StudyFile, open_file, read_frames_from_bytes
-from pipeline.imaging.worker import restart_clock
 from pipeline.score.view import View, view_of
 from pipeline.settings import Flag, Gate, Preprocessing, Reading
+from pipeline.workers.process import restart_clock
 
 
 @dataclass(frozen=True, slots=True, eq=False)

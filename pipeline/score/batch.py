@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TypeVar
 
 from pipeline.errors import UnreadableError
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile
 from pipeline.score.admission import read_admitted, read_whole
 from pipeline.score.pictures import NOTHING_DRAWN, Drawing
@@ -66,7 +66,7 @@ def score_studies(
     ------
     Scored, Quarantined or Ended
         In the order of the studies, their files and the frames of these, and `Ended` behind the last of each study. Held in
-        memory is what `Sandbox.map` lets wait, and where the network runs in this process, a few batches of frames on its
+        memory is what `WorkerPool.map` lets wait, and where the network runs in this process, a few batches of frames on its
         grid. Closing the iterator ends all work.
 
     Raises
@@ -93,8 +93,8 @@ def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
     task, again = partial(score_files, scoring=scoring), partial(_alone, scoring=scoring)
     tasks = ((group, [file for file, _ in group]) for group in _groups(members))
     with (
-        Sandbox(cores, scoring.admission.reading.limits) as sandbox,
-        closing(sandbox.map(task, tasks, TASKS_A_WORKER * cores)) as outcomes,
+        file_workers(cores, scoring.admission.reading.limits) as workers,
+        closing(workers.map(task, tasks, TASKS_A_WORKER * cores)) as outcomes,
     ):
         for group, outcome in outcomes:
             yield from _of_group(group, outcome, again)
@@ -154,8 +154,8 @@ def _of_group(
 
 def _alone(file: StudyFile, scoring: Scoring) -> Outcome:
     """Score a file in a worker of its own."""
-    with Sandbox(1, scoring.admission.reading.limits) as sandbox:
-        yield from sandbox.run(partial(score_singly, scoring=scoring), [file])
+    with file_workers(1, scoring.admission.reading.limits) as workers:
+        yield from workers.run(partial(score_singly, scoring=scoring), [file])
 
 
 def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
@@ -164,7 +164,7 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
     begun: deque[Future[list[Result[Study]]]] = deque()
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="network") as pool,
-        Sandbox(1, scoring.admission.reading.limits) as again,
+        file_workers(1, scoring.admission.reading.limits) as again,
         closing(_read(members, scoring, cores)) as items,
     ):
         read = partial(again.run, partial(read_whole, admission=scoring.admission))
@@ -187,8 +187,8 @@ def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Gen
     """Read files, several at a time, and mark where each study ends."""
     read = partial(read_admitted, admission=scoring.admission)
     with (
-        Sandbox(max(LEAST_READERS, cores), scoring.admission.reading.limits) as sandbox,
-        closing(sandbox.map(read, ((member, member[0]) for member in members))) as outcomes,
+        file_workers(max(LEAST_READERS, cores), scoring.admission.reading.limits) as workers,
+        closing(workers.map(read, ((member, member[0]) for member in members))) as outcomes,
     ):
         for (file, end), outcome in outcomes:
             yield from outcome_of(file, outcome)

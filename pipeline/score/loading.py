@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import BundleError
-from pipeline.imaging.worker import beside_the_limits
 from pipeline.score.faults import of_the_network
+from pipeline.workers.process import outside_limits
 
 if TYPE_CHECKING:
     from pipeline.score.predictor import Predictor
@@ -25,7 +25,7 @@ def loaded(path: Path, bundle_id: str) -> "Predictor":
     ScoringError
         Where there is no memory for the network, for example.
     """
-    with beside_the_limits(kept=True), of_the_network():
+    with outside_limits(keep_memory=True), of_the_network():
         from pipeline.model.bundle import load_bundle
         from pipeline.score.predictor import Predictor
 

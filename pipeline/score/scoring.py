@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FrameFacts, Quarantined
 from pipeline.imaging.sources import StudyFile
-from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.predictions import FramePrediction
 from pipeline.score.admission import Admission, Admitted, read_admitted, read_whole
 from pipeline.score.faults import of_the_network
 from pipeline.score.pictures import Drawing, Drawn, pictures
 from pipeline.score.view import View
+from pipeline.workers.process import outside_limits, restart_clock
 
 if TYPE_CHECKING:  # worker processes load it beside their limit of memory
     from pipeline.score.predictor import Predictor
@@ -136,10 +136,10 @@ def score_singly(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
 
 def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> Outcome:
     for batch in some:
-        with beside_the_limits():
+        with outside_limits():
             items = list(predicted(batch, scoring.predictor, scoring.drawing.is_computed))
         items = reread(items, partial(read_whole, admission=scoring.admission))
-        with beside_the_limits():
+        with outside_limits():
             results = scoring.finished(items)
         yield results
 

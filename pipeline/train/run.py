@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
-from pipeline.cores import usable_cores
 from pipeline.evaluate.calibration import probabilities
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.frames import prepared_frames
@@ -54,6 +53,7 @@ from pipeline.train.material import Material, gather
 from pipeline.train.provenance import provenance
 from pipeline.train.tracking import RunFacts, Tracker, flatten, model_name
 from pipeline.train.workspace import Workspace, open_workspace
+from pipeline.workers.cores import usable_cores
 
 _CHECKED_FRAMES = 4
 

@@ -9,7 +9,7 @@ import anyio
 from starlette.exceptions import HTTPException
 
 from pipeline.errors import OctrayError, UnreadableError
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
 from pipeline.model.bundle import Bundle
 from pipeline.score.admission import read_admitted_bytes
 from pipeline.score.predictor import Predictor
@@ -77,6 +77,6 @@ def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
     nothing = partial(read_admitted_bytes, source="", admission=predictor.admission)
-    with Sandbox(1, predictor.admission.reading.limits) as sandbox, suppress(UnreadableError):
-        list(sandbox.run(nothing, b""))
+    with file_workers(1, predictor.admission.reading.limits) as pool, suppress(UnreadableError):
+        list(pool.run(nothing, b""))
     return predictor

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FrameFacts, Quarantined, of_whole_file
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.identity import derived_uid
-from pipeline.imaging.sandbox import Sandbox
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.results.states import study_states
@@ -22,6 +22,7 @@ from pipeline.score.pictures import shown
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Item, Predicted, batches, predicted, reread
 from pipeline.score.view import View
+from pipeline.workers.pool import WorkerPool
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.settings import Settings
@@ -57,8 +58,8 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
     """
     manifest = predictor.manifest
     looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
-    with Sandbox(2, predictor.admission.reading.limits) as sandbox:  # the second reads a frame again while the first waits
-        study = _Study(predictor, sandbox, settings, heatmaps)
+    with file_workers(2, predictor.admission.reading.limits) as pool:  # the second reads a frame again while the first waits
+        study = _Study(predictor, pool, settings, heatmaps)
         for upload in looked_at:
             study.add(upload)
     if not study.answers:
@@ -92,9 +93,9 @@ class _Study:
     UID of its frames is derived from its content, so that it belongs to whatever study it is sent with.
     """
 
-    def __init__(self, predictor: Predictor, sandbox: Sandbox, settings: Settings, heatmaps: bool) -> None:
+    def __init__(self, predictor: Predictor, pool: WorkerPool, settings: Settings, heatmaps: bool) -> None:
         self._predictor = predictor
-        self._sandbox = sandbox
+        self._pool = pool
         self._admission = replace(predictor.admission, drawn=heatmaps)
         self._manifest = predictor.manifest
         self._max_heatmaps = settings.max_heatmaps if heatmaps else None
@@ -138,14 +139,14 @@ class _Study:
     def _results(self, content: bytes, source: str) -> Iterator[Predicted | Item[None]]:
         """Yield what comes of every frame of a file."""
         heatmaps = self._max_heatmaps is not None
-        read = partial(self._sandbox.run, partial(read_whole, admission=self._admission, content=content))
+        read = partial(self._pool.run, partial(read_whole, admission=self._admission, content=content))
         for batch in batches(self._items(content, source), self._predictor.engine.frames_at_once):
             yield from predicted(reread(predicted(batch, self._predictor, heatmaps), read), self._predictor, heatmaps)
 
     def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
         read = partial(read_admitted_bytes, source=source, admission=self._admission)
         self._check_time()
-        for item in self._sandbox.run(read, content):
+        for item in self._pool.run(read, content):
             self._check_time()
             yield item
 

@@ -27,7 +27,7 @@ class Verdict:
 
 
 def judge(item: Path | Mutant | bytes) -> Iterator[Verdict]:
-    """Read a file, or a copy of it with faults; what is no `UnreadableError` is left to the sandbox."""
+    """Read a file, or a copy of it with faults; what is no `UnreadableError` is left to the pool."""
     content = item if isinstance(item, bytes) else item.read_bytes() if isinstance(item, Path) else item.content()
     frames, reason, faults = 0, "", list[str]()
     header: Dataset | None = None

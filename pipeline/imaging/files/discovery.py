@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, Reason, UnreadableError
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files import archives, dicomdir
 from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.leftovers import leftover
 from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
-from pipeline.imaging.sandbox import Sandbox
 from pipeline.settings import Limits, Reading
 
 _HEAD = 512
@@ -94,8 +94,8 @@ def _named(file: StudyFile) -> Iterator[StudyFile]:
 def _file_ids(file: StudyFile) -> tuple[dicomdir.FileId, ...]:
     """Parse a DICOMDIR in a worker process: no file is found before it is done, so that a damaged one must not stop it."""
     content = read_bytes(file, Reading(_DICOMDIR))
-    with Sandbox(1, _DICOMDIR) as sandbox:
-        return tuple(sandbox.run(_referenced, content))
+    with file_workers(1, _DICOMDIR) as pool:
+        return tuple(pool.run(_referenced, content))
 
 
 def _referenced(content: bytes) -> Iterator[dicomdir.FileId]:

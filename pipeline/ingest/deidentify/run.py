@@ -9,8 +9,8 @@ from pathlib import Path
 from pydicom.datadict import keyword_for_tag
 
 from pipeline.errors import PASSING, Reason, UnreadableError
+from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.sandbox import Sandbox
 from pipeline.ingest.appearance import Look, appearance, settled
 from pipeline.ingest.deidentify import crosswalk
 from pipeline.ingest.deidentify.done import Done, bound_to, done_path
@@ -135,8 +135,8 @@ class Run:
         task = partial(deidentify_file, secret=self.secret, options=self._job.options, reading=self._reading)
         self.out.mkdir(parents=True, exist_ok=True)
         parts = [self.out / f".{self._alias(file)}{_PART}" for file in files]
-        with Sandbox(self._workers, _limits(self._reading.limits, files, self._job.options.clean_pixels)) as sandbox:
-            yield from sandbox.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
+        with file_workers(self._workers, _limits(self._reading.limits, files, self._job.options.clean_pixels)) as pool:
+            yield from pool.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
 
     def _known(self, file: StudyFile, looks: Look | None) -> Made | Refused | None:
         """Return what became of a file before, where that still holds."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.cores
+import pipeline.workers.cores
 from pipeline.cli.main import main
-from pipeline.cores import CORES, usable_cores
 from pipeline.errors import InputError
-from pipeline.imaging.sandbox import Sandbox
+from pipeline.imaging.file_workers import file_workers
+from pipeline.workers.cores import CORES, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def eight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that may run on eight cores, of no control group that has a limit; returns where the groups lie."""
     monkeypatch.delenv(CORES, raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(pipeline.cores, "_GROUPS", tmp_path)
-    monkeypatch.setattr(pipeline.cores, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(pipeline.workers.cores, "_GROUPS", tmp_path)
+    monkeypatch.setattr(pipeline.workers.cores, "_OWN_GROUPS", tmp_path / "own")
     return tmp_path
 
 
@@ -100,7 +100,7 @@ def test_one_option_holds_for_a_command_and_what_it_starts(
 def test_a_process_that_is_held_to_one_core_uses_one() -> None:
     """A process of its own, without anything replaced."""
     hold = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
-    code = f"{hold}; from pipeline.cores import usable_cores; print(usable_cores())"
+    code = f"{hold}; from pipeline.workers.cores import usable_cores; print(usable_cores())"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
@@ -109,5 +109,5 @@ def test_a_process_that_is_held_to_one_core_uses_one() -> None:
 
 def test_files_are_read_by_one_process_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CORES, "3")
-    with Sandbox() as all_cores, Sandbox(1) as one:
+    with file_workers() as all_cores, file_workers(1) as one:
         assert (all_cores.workers, one.workers) == (3, 1)

@@ -1,15 +1,16 @@
-"""What runs in a worker process of a `Sandbox`: does one task after the other under limits, and sends each result at once."""
+"""The worker's side of a `WorkerPool`: does one task after the other under limits, and sends each result at once."""
 
+import importlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipeline.errors import OctrayError, Reason, UnreadableError, is_lack_of_memory
-from pipeline.imaging.messages import Kind, Message, packed, receive, send
+from pipeline.workers.messages import Kind, Message, packed, receive, send
 
 OUT_OF_MEMORY = 3
 """Exit code of a worker that has no memory left to say so."""
@@ -19,30 +20,32 @@ _seconds = 0.0, 0.0
 """Processor time and time by the clock for one result."""
 
 
-def serve(handle: int, frame_seconds: float, wall_seconds: float, worker_bytes: int) -> None:
+def serve(handle: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Sequence[str]) -> None:
     """Do the tasks that come in until nobody sends any more, then end.
 
     Parameters
     ----------
     handle
         File descriptor of a socket; messages with working folder, task and item come in, others go out.
-    frame_seconds
+    cpu_seconds
         Processor time of all threads for one result, without that of importing the task and of what is done
-        `beside_the_limits`; if it takes more, the kernel ends the process with SIGPROF, even within a decoder.
+        `outside_limits`; if it takes more, the kernel ends the process with SIGPROF, even within a decoder.
     wall_seconds
         The same by the clock; the kernel ends the process with SIGALRM.
-    worker_bytes
-        Address space of this process, but for what is loaded `beside_the_limits`.
+    memory_bytes
+        Address space of this process, except for what is loaded `outside_limits`.
+    preload
+        Modules to import before the first task.
     """
-    global _seconds  # of the only task at a time that this process has
-    _seconds = frame_seconds, wall_seconds
+    global _seconds  # a process does one task at a time
+    _seconds = cpu_seconds, wall_seconds
     connection = Connection(handle)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit_memory(worker_bytes)
+    _limit_memory(memory_bytes)
     try:
-        _import_readers()
+        _import(preload)
         send(connection, packed(Kind.READY))
         while True:
             for message in _messages(receive(connection)):
@@ -54,29 +57,29 @@ def serve(handle: int, frame_seconds: float, wall_seconds: float, worker_bytes: 
 
 
 @contextmanager
-def beside_the_limits(kept: bool = False) -> Iterator[None]:
-    """Let what the block does, such as running a network, count neither as time nor as memory that reading a file takes.
+def outside_limits(keep_memory: bool = False) -> Iterator[None]:
+    """Lift the limits of time and memory for a block, such as running a network.
 
     Parameters
     ----------
-    kept
-        Whether the memory that the block takes is held for good, and the limit is to be so much higher afterwards.
+    keep_memory
+        Whether the memory that the block takes stays in use, so that the limit is raised by it afterwards.
     """
     rest = _stop_clock()
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if limit != most:
-        before = _address_space() if kept else 0
+        before = _address_space() if keep_memory else 0
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         yield
     finally:
         if limit != most:
-            _limit_memory(limit + max(0, _address_space() - before) if kept else limit)
+            _limit_memory(limit + max(0, _address_space() - before) if keep_memory else limit)
         _start_clock(*rest)
 
 
 def restart_clock() -> None:
-    """Give a task that puts several results together the time of one for each of them."""
+    """Give a task the time of one result again; for tasks that yield several results together."""
     if signal.getitimer(signal.ITIMER_REAL)[0]:
         _start_clock(*_seconds)
 
@@ -92,10 +95,11 @@ def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def _import_readers() -> None:
-    """Import what reads files; a library that there is no memory to map is an ImportError."""
+def _import(modules: Iterable[str]) -> None:
+    """Import modules; a shared library that there is no memory to map raises ImportError."""
     try:
-        import pipeline.imaging.sources  # noqa: F401
+        for module in modules:
+            importlib.import_module(module)
     except ImportError as error:
         if error.name is None or is_lack_of_memory(error):
             raise MemoryError from None

@@ -1,4 +1,4 @@
-"""What the tests of the sandbox run in other processes; a module of its own, since those import it."""
+"""What the tests of the pool run in other processes; a module of its own, since those import it."""
 
 import ctypes
 import hashlib
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.worker import beside_the_limits, restart_clock
 from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
 from pipeline.ingest.deidentify.options import Options
 from pipeline.ingest.deidentify.secret import Secret
 from pipeline.score.scoring import Ended, Outcome, Scoring, score_files, score_singly
 from pipeline.settings import Reading
+from pipeline.workers.process import outside_limits, restart_clock
 
 
 def count(number: int) -> Iterator[int]:
@@ -152,9 +152,9 @@ def demand(size: int) -> Iterator[int]:
 
 def demand_beside(size: int) -> Iterator[int]:
     """Keep that much beside the limit, take as much there for a while, then demand as much within it."""
-    with beside_the_limits(kept=True):
+    with outside_limits(keep_memory=True):
         kept = mmap.mmap(-1, size)
-    with beside_the_limits():
+    with outside_limits():
         taken = mmap.mmap(-1, size)
     yield len(kept) + len(taken)
     taken.close()
@@ -163,7 +163,7 @@ def demand_beside(size: int) -> Iterator[int]:
 
 def take_time_beside(path: Path) -> Iterator[int]:
     """Take longer than the limit beside it, leave a file, then take time without an end within it."""
-    with beside_the_limits():
+    with outside_limits():
         end = time.process_time() + 1.5
         while time.process_time() < end:
             pass

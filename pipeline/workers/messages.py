@@ -1,4 +1,4 @@
-"""Messages between a sandbox and its workers: what is large in them, such as pixels, is sent as it lies in memory."""
+"""Messages between a pool and its workers; large arrays in them are sent as they lie in memory, without a copy."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """What came, still pickled, so that only who uses it unpickles it.
+    """A message that arrived, still pickled, so that only its user pays for unpickling.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def send(connection: Connection, message: Message) -> None:
     Raises
     ------
     ConnectionError
-        Where nobody reads it any more.
+        If nobody reads it any more.
     """
     sizes = [buffer.nbytes for buffer in message.buffers]
     connection.send_bytes(pickle.dumps((message.kind.value, message.pickled, sizes), pickle.HIGHEST_PROTOCOL))
@@ -76,7 +76,7 @@ def receive(connection: Connection) -> Message:
     Raises
     ------
     EOFError, ConnectionError
-        Where the other side has ended.
+        If the other side has ended.
     """
     kind, pickled, sizes = pickle.loads(connection.recv_bytes())  # noqa: S301
     buffers = [np.empty(size, np.uint8) for size in sizes]

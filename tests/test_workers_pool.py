@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cores import usable_cores
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
-from pipeline.imaging.ahead import BYTES_AHEAD, read_ahead
-from pipeline.imaging.sandbox import Sandbox, _waiting, warm
+from pipeline.imaging.file_workers import file_workers, warm_file_worker
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.settings import Limits
+from pipeline.workers.ahead import BYTES_AHEAD, read_ahead
+from pipeline.workers.cores import usable_cores
+from pipeline.workers.pool import WorkerPool, _idle_workers
 from tests.builders import make_dicom
-from tests.sandbox_tasks import (
+from tests.worker_tasks import (
     abort,
     be_killed,
     count,
@@ -66,41 +67,41 @@ def resident_bytes() -> int:
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(2) as made:
+def pool() -> Iterator[WorkerPool]:
+    with file_workers(2) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def strict() -> Iterator[Sandbox]:
-    with Sandbox(2, STRICT) as made:
+def strict() -> Iterator[WorkerPool]:
+    with file_workers(2, STRICT) as made:
         yield made
 
 
-def test_results_come_one_by_one(sandbox: Sandbox) -> None:
-    assert list(sandbox.run(count, 3)) == [0, 1, 2]
-    assert next(sandbox.run(endless, 1)) == b"\0"
+def test_results_come_one_by_one(pool: WorkerPool) -> None:
+    assert list(pool.run(count, 3)) == [0, 1, 2]
+    assert next(pool.run(endless, 1)) == b"\0"
 
 
 def test_it_is_another_process_that_is_used_again() -> None:
-    with Sandbox(1) as single:
+    with file_workers(1) as single:
         (first,), (second,) = single.run(process_id, 0), single.run(process_id, 0)
     assert first == second != os.getpid()
 
 
 def test_a_worker_that_was_started_ahead_is_used() -> None:
     limits = Limits(frame_seconds=7.0)
-    warm(limits)
-    warm(limits)
-    (waiting,) = (worker._process.pid for worker in _waiting[os.getpid()] if worker.limits == limits)
-    with Sandbox(1, limits) as single:
+    warm_file_worker(limits)
+    warm_file_worker(limits)
+    (waiting,) = (worker._process.pid for worker in _idle_workers[os.getpid()] if worker.limits.cpu_seconds == 7.0)
+    with file_workers(1, limits) as single:
         assert list(single.run(process_id, 0)) == [waiting]
 
 
-def test_frames_of_a_file_are_the_same_as_in_this_process(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_frames_of_a_file_are_the_same_as_in_this_process(pool: WorkerPool, tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(make_dicom(np.random.default_rng(0).integers(0, 4096, (3, 20, 30), np.uint16)))
     file = StudyFile(tmp_path / "a.dcm", "a.dcm")
-    here, there = list(read_frames(file)), list(sandbox.run(read_frames, file))
+    here, there = list(read_frames(file)), list(pool.run(read_frames, file))
     assert [frame.pixels.tobytes() for frame in there] == [frame.pixels.tobytes() for frame in here]
     assert [frame.key for frame in there] == [frame.key for frame in here]
 
@@ -117,7 +118,7 @@ def test_frames_of_a_file_are_the_same_as_in_this_process(sandbox: Sandbox, tmp_
         (fail, Reason.DECODE_FAILED, r"unexpected KeyError\. Please report it as a fault of octray\.$"),
     ],
 )
-def test_a_file_ends_with_a_reason_after_what_it_gave(strict: Sandbox, task: object, reason: Reason, sentence: str) -> None:
+def test_a_file_ends_with_a_reason_after_what_it_gave(strict: WorkerPool, task: object, reason: Reason, sentence: str) -> None:
     results = strict.run(task, 1)  # type: ignore[arg-type]
     next(results)
     with pytest.raises(UnreadableError, match=sentence) as caught:
@@ -129,10 +130,10 @@ def test_a_file_ends_with_a_reason_after_what_it_gave(strict: Sandbox, task: obj
 def test_waiting_counts_by_the_clock_alone_whose_limit_is_generous(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(frame_seconds=0.5)
     assert limits.wall_seconds >= 60.0
-    with Sandbox(1, limits) as patient:
+    with file_workers(1, limits) as patient:
         assert next(patient.run(wait_longer, 1.5)) == 1.5
     monkeypatch.setattr(Limits, "wall_seconds", 1.0)
-    with Sandbox(1, replace(limits, frame_seconds=0.6)) as single:
+    with file_workers(1, replace(limits, frame_seconds=0.6)) as single:
         results = single.run(hang_outside_python, 1)
         next(results)
         with pytest.raises(UnreadableError, match=r"longer than 1 seconds, most of them waiting\. Check that") as caught:
@@ -145,7 +146,7 @@ def test_a_frame_has_its_time_on_a_machine_that_has_much_else_to_do() -> None:
     """Three seconds by the clock pass over one of processor time if others take most of it."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * usable_cores())]
     try:
-        with Sandbox(1, Limits(frame_seconds=2.0)) as single:
+        with file_workers(1, Limits(frame_seconds=2.0)) as single:
             (seconds,) = single.run(work_for, 1.0)
     finally:
         for other in others:
@@ -154,7 +155,7 @@ def test_a_frame_has_its_time_on_a_machine_that_has_much_else_to_do() -> None:
     assert seconds > 0
 
 
-def test_memory_has_a_limit(strict: Sandbox) -> None:
+def test_memory_has_a_limit(strict: WorkerPool) -> None:
     assert list(strict.run(demand, 2**20)) == [2**20]
     with pytest.raises(UnreadableError, match="needs more memory than octray gives it") as caught:
         list(strict.run(demand, 2**29))
@@ -162,7 +163,7 @@ def test_memory_has_a_limit(strict: Sandbox) -> None:
 
 
 def test_what_is_taken_beside_the_limit_of_memory_leaves_it_as_it_is() -> None:
-    with Sandbox(1, STRICT) as single:
+    with file_workers(1, STRICT) as single:
         results = single.run(demand_beside, 2**29)
         assert next(results) == 2**30
         with pytest.raises(UnreadableError, match="needs more memory than octray gives it"):
@@ -171,30 +172,30 @@ def test_what_is_taken_beside_the_limit_of_memory_leaves_it_as_it_is() -> None:
             list(single.run(demand, 2**30))
 
 
-def test_what_is_done_beside_the_limit_of_time_leaves_it_as_it_is(strict: Sandbox, tmp_path: Path) -> None:
+def test_what_is_done_beside_the_limit_of_time_leaves_it_as_it_is(strict: WorkerPool, tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match="took more than 1 seconds of processor time"):
         list(strict.run(take_time_beside, tmp_path / "done"))
     assert (tmp_path / "done").exists()
 
 
-def test_results_that_are_given_together_have_the_time_of_one_for_each(strict: Sandbox) -> None:
+def test_results_that_are_given_together_have_the_time_of_one_for_each(strict: WorkerPool) -> None:
     assert list(strict.run(put_results_together, 4)) == [4]
 
 
-def test_other_errors_of_octray_come_through(sandbox: Sandbox) -> None:
+def test_other_errors_of_octray_come_through(pool: WorkerPool) -> None:
     with pytest.raises(InputError, match=r"There is no file\."):
-        list(sandbox.run(give_up, 0))
+        list(pool.run(give_up, 0))
 
 
 def test_a_worker_that_cannot_start_is_told() -> None:
     with (
-        Sandbox(1, Limits(worker_bytes=2**20)) as tiny,
+        file_workers(1, Limits(worker_bytes=2**20)) as tiny,
         pytest.raises(WorkerError, match=r"cannot start within 1 MiB of memory\. Free some"),
     ):
         list(tiny.run(count, 1))
 
 
-def test_the_time_is_that_of_one_result_and_not_of_who_takes_it(strict: Sandbox) -> None:
+def test_the_time_is_that_of_one_result_and_not_of_who_takes_it(strict: WorkerPool) -> None:
     taken = 0
     for result in itertools.islice(strict.run(endless, 2**20), 4):
         time.sleep(0.4)
@@ -202,12 +203,12 @@ def test_the_time_is_that_of_one_result_and_not_of_who_takes_it(strict: Sandbox)
     assert taken == 2**22
 
 
-def test_many_items_keep_their_order_whatever_happens_to_some(sandbox: Sandbox) -> None:
-    assert [(handle, list(results)) for handle, results in sandbox.map(slow, enumerate(range(20, 40)))] == [
+def test_many_items_keep_their_order_whatever_happens_to_some(pool: WorkerPool) -> None:
+    assert [(handle, list(results)) for handle, results in pool.map(slow, enumerate(range(20, 40)))] == [
         (handle, [handle + 20]) for handle in range(20)
     ]
     found: list[object] = []
-    for _, results in sandbox.map(crash, enumerate(range(6))):
+    for _, results in pool.map(crash, enumerate(range(6))):
         try:
             found.append(list(results))
         except UnreadableError as error:
@@ -215,7 +216,7 @@ def test_many_items_keep_their_order_whatever_happens_to_some(sandbox: Sandbox) 
     assert found == [[0], Reason.DECODER_CRASH, [2], [3], [4], Reason.DECODER_CRASH]
 
 
-def test_items_are_taken_as_needed_and_unused_results_are_lost(sandbox: Sandbox) -> None:
+def test_items_are_taken_as_needed_and_unused_results_are_lost(pool: WorkerPool) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -223,7 +224,7 @@ def test_items_are_taken_as_needed_and_unused_results_are_lost(sandbox: Sandbox)
             taken.append(number)
             yield 3
 
-    every = sandbox.map(count, enumerate(items()))
+    every = pool.map(count, enumerate(items()))
     assert [next(next(every)[1]) for _ in range(3)] == [0, 0, 0]
     every.close()
     assert len(taken) < 1_000
@@ -244,9 +245,9 @@ def test_who_catches_an_exception_of_the_work_gets_the_rest() -> None:
     assert found == [(0, b"one"), (0, b"whole"), (2, b"one"), (2, b"whole")]
 
 
-def test_what_waits_is_bounded(sandbox: Sandbox) -> None:
+def test_what_waits_is_bounded(pool: WorkerPool) -> None:
     before = resident_bytes()
-    results = sandbox.map(endless, enumerate([2**24] * 2))
+    results = pool.map(endless, enumerate([2**24] * 2))
     _, first = next(results)
     assert next(first) == bytes(2**24)
     time.sleep(1.0)
@@ -255,14 +256,14 @@ def test_what_waits_is_bounded(sandbox: Sandbox) -> None:
 
 
 def test_two_workers_work_at_the_same_time() -> None:
-    with Sandbox(2) as both:
+    with file_workers(2) as both:
         found = {process for _, results in both.map(process_id, enumerate(range(40))) for process in results}
     assert len(found) == 2
 
 
 def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
     limits = Limits(frame_seconds=9.0)  # of nobody else, so that no worker of theirs waits
-    with Sandbox(2, limits) as both:
+    with file_workers(2, limits) as both:
         processes = {process for _, results in both.map(process_id, enumerate(range(40))) for process in results}
         held = both.run(endless, 1)
         next(held)
@@ -270,21 +271,21 @@ def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
     assert len(left) == 1
     with pytest.raises(UnreadableError):
         list(held)
-    with Sandbox(1, limits) as later:
+    with file_workers(1, limits) as later:
         assert set(later.run(process_id, 0)) == left
-    with Sandbox(1, STRICT) as other:
+    with file_workers(1, STRICT) as other:
         assert not set(other.run(process_id, 0)) & left
 
 
-def test_a_path_means_the_same_as_in_this_process(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_means_the_same_as_in_this_process(pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        assert list(sandbox.run(working_folder, 0)) == [str(tmp_path / name)]
+        assert list(pool.run(working_folder, 0)) == [str(tmp_path / name)]
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced() -> None:
-    with Sandbox(1) as single:
+    with file_workers(1) as single:
         (first,) = single.run(process_id, 0)
         os.kill(first, signal.SIGKILL)
         while is_running(first):
@@ -294,15 +295,15 @@ def test_a_worker_that_died_while_it_waited_is_replaced() -> None:
 
 
 def test_a_closed_sandbox_says_so() -> None:
-    with Sandbox(1) as closed:
+    with file_workers(1) as closed:
         pass
     with pytest.raises(WorkerError, match="have been ended already"):
         next(closed.run(count, 1))
 
 
 @pytest.mark.parametrize("shape", [(700, 600), (0, 3), (1,)])
-def test_an_array_arrives_whole_and_may_be_written(sandbox: Sandbox, shape: tuple[int, ...]) -> None:
-    (arrived,) = sandbox.run(picture, shape)
+def test_an_array_arrives_whole_and_may_be_written(pool: WorkerPool, shape: tuple[int, ...]) -> None:
+    (arrived,) = pool.run(picture, shape)
     assert np.array_equal(arrived, np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
     arrived += 1
 
@@ -311,7 +312,7 @@ def test_a_working_folder_that_was_taken_away_stops_nothing(tmp_path: Path, monk
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with Sandbox(1, Limits(frame_seconds=6.5)) as fresh:
+    with file_workers(1, Limits(frame_seconds=6.5)) as fresh:
         assert list(fresh.run(count, 3)) == [0, 1, 2]
 
 
@@ -332,7 +333,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_once_more(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(STARTS.format(seen=str(tmp_path / "seen"), fatal=fatal))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Sandbox(1, Limits(frame_seconds=7.0 + fatal / 4)) as unlucky:
+    with file_workers(1, Limits(frame_seconds=7.0 + fatal / 4)) as unlucky:
         if fatal == 1:
             assert list(unlucky.run(count, 3)) == [0, 1, 2]
         else:
@@ -341,9 +342,9 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_once_more(
     assert (tmp_path / "seen").read_text() == "." * starts
 
 
-def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
+def test_it_works_from_a_thread(pool: WorkerPool) -> None:
     found: list[int] = []
-    thread = threading.Thread(target=lambda: found.extend(sandbox.run(count, 4)), daemon=True)
+    thread = threading.Thread(target=lambda: found.extend(pool.run(count, 4)), daemon=True)
     thread.start()
     thread.join(30)
     assert found == [0, 1, 2, 3]
@@ -351,25 +352,23 @@ def test_it_works_from_a_thread(sandbox: Sandbox) -> None:
 
 PROGRAM = """
 import sys
-from pipeline.imaging.sandbox import Sandbox
-from tests.sandbox_tasks import process_id, slow
+from pipeline.imaging.file_workers import file_workers
+from tests.worker_tasks import process_id, slow
 
-with Sandbox(2) as sandbox:
-    print(*{process for _, results in sandbox.map(process_id, enumerate(range(40))) for process in results}, flush=True)
-    for _, results in sandbox.map(slow, enumerate(range(100_000))):
+with file_workers(2) as pool:
+    print(*{process for _, results in pool.map(process_id, enumerate(range(40))) for process in results}, flush=True)
+    for _, results in pool.map(slow, enumerate(range(100_000))):
         list(results)
 """
 
 
 SLEEPERS = """
-from pipeline.imaging.sandbox import Sandbox
-from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.settings import Limits
-from pipeline.cores import usable_cores
-from tests.sandbox_tasks import sleep_after_its_number
+from pipeline.imaging.file_workers import file_workers
+from tests.worker_tasks import sleep_after_its_number
 
-with Sandbox(2, Limits(frame_seconds=600.0)) as sandbox:
-    for _, results in sandbox.map(sleep_after_its_number, enumerate(range(2))):
+with file_workers(2, Limits(frame_seconds=600.0)) as pool:
+    for _, results in pool.map(sleep_after_its_number, enumerate(range(2))):
         for process in results:
             print(process, flush=True)
 """

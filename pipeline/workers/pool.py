@@ -1,7 +1,7 @@
-"""Runs what reads files in worker processes under limits of time and memory, so that no file ends the program or stops it.
+"""Runs tasks in worker processes under limits of time and memory, so that no file can crash or stall the program.
 
-It guards against accidents: a decoder that crashes, hangs or takes all memory. It does not hold a file that takes control of
-the decoder; a worker has the rights of the user.
+This guards against accidents: a decoder that crashes, hangs or takes all memory. It is no defence against a file that takes
+control of the decoder: a worker has the rights of the user.
 """
 
 import atexit
@@ -15,14 +15,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Pipe
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pipeline.cores import usable_cores
 from pipeline.errors import Reason, UnreadableError, WorkerError
-from pipeline.imaging.ahead import ITEMS_AHEAD, read_ahead
-from pipeline.imaging.messages import Kind, Message, packed, receive, send
-from pipeline.imaging.worker import OUT_OF_MEMORY
-from pipeline.settings import Limits
+from pipeline.workers.ahead import ITEMS_AHEAD, read_ahead
+from pipeline.workers.cores import usable_cores
+from pipeline.workers.messages import Kind, Message, packed, receive, send
+from pipeline.workers.process import OUT_OF_MEMORY
 
 Handle = TypeVar("Handle")
 Item = TypeVar("Item")
@@ -31,21 +30,37 @@ Result = TypeVar("Result")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-class Sandbox:
+class _Limits(NamedTuple):
+    """What a worker may use; idle workers are shared between pools with equal limits."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    preload: tuple[str, ...]
+
+
+class WorkerPool:
     """Worker processes, each started when it is first needed; may be used by several threads at once.
 
     Parameters
     ----------
     workers
         How many tasks run at the same time; 0 takes one for each core that this process may use.
-    limits
-        `frame_seconds` is the processor time for each result of a task, `wall_seconds` the time by the clock, `worker_bytes`
-        the address space of a worker.
+    cpu_seconds
+        Processor time for each result of a task, of all threads of the worker.
+    wall_seconds
+        Time by the clock for each result of a task.
+    memory_bytes
+        Address space of a worker.
+    preload
+        Modules that a worker imports when it starts, so that this does not count as time of its first task.
     """
 
-    def __init__(self, workers: int = 0, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self, workers: int = 0, *, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Iterable[str] = ()
+    ) -> None:
         self.workers = workers or usable_cores()
-        self._limits = limits
+        self._limits = _Limits(cpu_seconds, wall_seconds, memory_bytes, tuple(preload))
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(self.workers):
             self._idle.put(None)
@@ -53,14 +68,14 @@ class Sandbox:
         self._closed = False
         self._lock = threading.Lock()
 
-    def __enter__(self) -> "Sandbox":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the workers that are at work; the others wait for the next sandbox with these limits, until the program ends."""
+        """Kill the busy workers; keep the idle ones for the next pool with the same limits, until the program ends."""
         with self._lock:
             self._closed = True
             idle = {self._idle.get() for _ in range(self._idle.qsize())}
@@ -96,7 +111,7 @@ class Sandbox:
         OctrayError
             What the task raises.
         WorkerError
-            Where a worker cannot be started.
+            If a worker cannot be started.
         """
         messages = self._messages(task, item, _Held())
         try:
@@ -172,7 +187,7 @@ class Sandbox:
     def _start(self) -> "_Worker":
         with self._lock:
             if self._closed:
-                raise WorkerError("The processes that read files have been ended already.")
+                raise WorkerError("The worker processes have been ended already.")
             worker = _kept(self._limits) or _Worker(self._limits)
             self._running.add(worker)
             return worker
@@ -184,7 +199,7 @@ class Sandbox:
 
 
 class _Held:
-    """The workers that one use of a sandbox keeps at work, so that they can be ended together."""
+    """The workers that one call of `map` or `run` keeps busy, so that they can be ended together."""
 
     def __init__(self) -> None:
         self.is_ended = False
@@ -192,7 +207,7 @@ class _Held:
         self._lock = threading.Lock()
 
     def add(self, worker: "_Worker") -> None:
-        """Add a worker; it is ended at once where the others have been."""
+        """Add a worker; it is ended at once if the others have been."""
         with self._lock:
             self._workers.add(worker)
             if self.is_ended:
@@ -213,12 +228,12 @@ class _Held:
 class _Worker:
     """One process, and this end of the socket to it; it ends when this end is closed, and so with this process."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: _Limits) -> None:
         self.limits = limits
         self._connection, theirs = Pipe()
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from pipeline.imaging.worker import serve; "
-            f"serve({theirs.fileno()}, {limits.frame_seconds}, {limits.wall_seconds}, {limits.worker_bytes})"
+            f"import sys; sys.path[:] = {sys.path!r}; from pipeline.workers.process import serve; "
+            f"serve({theirs.fileno()}, *{tuple(limits)!r})"
         )
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code],
@@ -236,12 +251,12 @@ class _Worker:
         return self._process.poll() is None
 
     def end(self) -> None:
-        """Kill the process; who waits for a message of it gets its failure."""
+        """Kill the process; whoever waits for a message of it gets its failure."""
         self._process.kill()
         self._process.wait()
 
     def exit_code_of_start(self) -> int | None:
-        """Wait until it has started; None where it has, and how it ended where it has not."""
+        """Wait until it has started; return None if it has, or its exit code if it ended instead."""
         if not self._ready:
             try:
                 receive(self._connection)
@@ -266,7 +281,7 @@ class _Worker:
         if code == -signal.SIGPROF:
             return UnreadableError(
                 Reason.TIME_LIMIT,
-                f"Reading the file took more than {self.limits.frame_seconds:g} seconds of processor time. Try again; if that "
+                f"Reading the file took more than {self.limits.cpu_seconds:g} seconds of processor time. Try again; if that "
                 "does not help, convert it to a transfer syntax that is read faster, or scale it down.",
             )
         if code == -signal.SIGALRM:
@@ -286,32 +301,33 @@ class _Worker:
         )
 
 
-_waiting: dict[int, list[_Worker]] = {}
-"""By process, so that a copy of this one does not use its workers: those that have nothing to do. Starting one takes as long as
-reading hundreds of small files."""
+_idle_workers: dict[int, list[_Worker]] = {}
+"""Idle workers by process ID, so that a forked copy of this process does not use them. Starting one takes as long as reading
+hundreds of small files."""
 
-_waiting_lock = threading.Lock()
+_idle_lock = threading.Lock()
 
 
-def warm(limits: Limits = Limits()) -> None:  # noqa: B008
-    """Have a worker wait for the next sandbox with these limits, which starts while this process does what it has to do."""
-    with _waiting_lock:
-        is_there = any(worker.limits == limits for worker in _waiting.get(os.getpid(), []))
+def warm(*, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Iterable[str] = ()) -> None:
+    """Start a worker now for the next pool with these limits, so that it is ready when it is needed."""
+    limits = _Limits(cpu_seconds, wall_seconds, memory_bytes, tuple(preload))
+    with _idle_lock:
+        is_there = any(worker.limits == limits for worker in _idle_workers.get(os.getpid(), []))
     if not is_there:
         _keep(_Worker(limits))
 
 
 def _keep(worker: _Worker) -> None:
-    with _waiting_lock:
-        if os.getpid() not in _waiting:
-            _waiting[os.getpid()] = []
-            atexit.register(_end_waiting)
-        _waiting[os.getpid()].append(worker)
+    with _idle_lock:
+        if os.getpid() not in _idle_workers:
+            _idle_workers[os.getpid()] = []
+            atexit.register(_end_idle)
+        _idle_workers[os.getpid()].append(worker)
 
 
-def _kept(limits: Limits) -> _Worker | None:
-    with _waiting_lock:
-        waiting = _waiting.get(os.getpid(), [])
+def _kept(limits: _Limits) -> _Worker | None:
+    with _idle_lock:
+        waiting = _idle_workers.get(os.getpid(), [])
         for worker in waiting:
             if worker.limits == limits:
                 waiting.remove(worker)
@@ -319,8 +335,8 @@ def _kept(limits: Limits) -> _Worker | None:
     return None
 
 
-def _end_waiting() -> None:
-    for worker in _waiting.pop(os.getpid(), []):
+def _end_idle() -> None:
+    for worker in _idle_workers.pop(os.getpid(), []):
         worker.end()
 
 
@@ -333,18 +349,18 @@ def _results(messages: Iterator[Message]) -> Iterator[Any]:
 
 
 def _working_folder() -> str | None:
-    """Return the working folder of this process; None where somebody has taken it away."""
+    """Return the working folder of this process, or None if it was removed."""
     try:
         return str(Path.cwd())
     except OSError:
         return None
 
 
-def _not_started(code: int, limits: Limits) -> WorkerError:
+def _not_started(code: int, limits: _Limits) -> WorkerError:
     if code == OUT_OF_MEMORY:
         return WorkerError(
-            f"The process that reads files cannot start within {limits.worker_bytes // 2**20} MiB of memory. Free some; where "
-            "a configuration sets limits.worker_bytes, raise it."
+            f"The process that reads files cannot start within {limits.memory_bytes // 2**20} MiB of memory. Free some; if a "
+            "configuration sets limits.worker_bytes, raise it."
         )
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return WorkerError(
