@@ -20,8 +20,8 @@ from pipeline.frames import FloatArray, Frame, InstanceKey
 from pipeline.imaging.borders import mask_white_borders
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
-from pipeline.ingest.phantom_oct import draw_volume
-from pipeline.ingest.phantom_xray import draw_chest
+from pipeline.phantoms.chest import draw_chest
+from pipeline.phantoms.retina import draw_volume
 from pipeline.settings import Check, Gate
 
 CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))

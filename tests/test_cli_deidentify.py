@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.deidentify.options import Keep, Refusal
 from pipeline.imaging.quality import ocr
-from pipeline.ingest.deidentify.options import Keep, Refusal
 from tests.builders import make_dicom
 from tests.identified import SECRETS, make_identified
 

@@ -14,9 +14,9 @@ from pyarrow import parquet
 from pydicom import dcmread
 
 from pipeline.cli.main import main
+from pipeline.deidentify import crosswalk, secret
 from pipeline.frames import Split
 from pipeline.imaging.quality import ocr
-from pipeline.ingest.deidentify import crosswalk, secret
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.settings import Preprocessing

@@ -14,10 +14,10 @@ from types import ModuleType
 import pytest
 import yaml
 
+from pipeline.catalog.catalog import load_cards
 from pipeline.cli import bundle, config, data, serve, ui
 from pipeline.config import Config, load_config
 from pipeline.errors import BundleError, ConfigError, InputError
-from pipeline.ingest.catalog import load_cards
 from pipeline.model.bundle import GRAPH
 from tests.builders import make_bundle
 

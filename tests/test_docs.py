@@ -21,10 +21,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pipeline.catalog.catalog import load_cards
 from pipeline.cli import main as command
 from pipeline.config import Config, load_config
 from pipeline.errors import Reason
-from pipeline.ingest.catalog import load_cards
 from pipeline.model.bundle import REFERENCE, REQUIRED_FILES, Manifest
 from pipeline.results.tables import FAILURE_COLUMNS, PREDICTION_COLUMNS
 from pipeline.train.tracking import flatten

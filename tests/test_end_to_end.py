@@ -20,6 +20,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from safetensors.torch import load_file
 
+from pipeline.catalog.catalog import find_card
 from pipeline.cli import evaluate
 from pipeline.cli.main import main
 from pipeline.evaluate.calibration import probabilities
@@ -27,12 +28,11 @@ from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.catalog import find_card
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import load_index
-from pipeline.ingest.phantom import write_phantom
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
+from pipeline.phantoms.phantom import write_phantom
 from pipeline.score.predictor import Predictor
 from pipeline.score.scoring import Scored
 from pipeline.settings import Fit, Preprocessing

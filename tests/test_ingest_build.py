@@ -25,9 +25,9 @@ from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import FILES, Index, load_index, write_index
 from pipeline.ingest.journal import JOURNAL
-from pipeline.ingest.phantom import write_phantom
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
+from pipeline.phantoms.phantom import write_phantom
 from pipeline.settings import Check, Gate, Policy, Preprocessing
 from tests.builders import make_dicom
 

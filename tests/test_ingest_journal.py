@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.imaging.code_hash import _modules
+from pipeline.imaging.files.appearance import appearance
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.appearance import appearance
-from pipeline.ingest.journal import Journal, _modules, binding
+from pipeline.ingest.journal import Journal, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.settings import Check, Gate, Limits, Policy, Reading
 from tests.builders import make_key

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.deidentify.options import Refusal, RefusedError
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.file_workers import file_workers, warm_file_worker
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.ingest.deidentify.options import Refusal, RefusedError
 from pipeline.settings import Limits
 from pipeline.workers.ahead import BYTES_AHEAD, read_ahead
 from pipeline.workers.cores import usable_cores

@@ -15,11 +15,11 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.deidentify.instance import Deidentified, deidentify_file
+from pipeline.deidentify.options import Options
+from pipeline.deidentify.secret import Secret
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.ingest.deidentify.instance import Deidentified, deidentify_file
-from pipeline.ingest.deidentify.options import Options
-from pipeline.ingest.deidentify.secret import Secret
 from pipeline.score.scoring import Ended, Outcome, Scoring, score_files, score_singly
 from pipeline.settings import Reading
 from pipeline.workers.process import outside_limits, restart_clock

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the folder that `octray ingest` takes, to standard output."""
+    from pipeline.catalog import catalog
     from pipeline.cli.progress import bar
-    from pipeline.ingest import catalog
 
     if args.action == "list":
         cards = catalog.load_cards()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.ingest.deidentify.job import Job
-    from pipeline.ingest.deidentify.options import Box
-    from pipeline.ingest.deidentify.tree import Summary
+    from pipeline.deidentify.job import Job
+    from pipeline.deidentify.options import Box
+    from pipeline.deidentify.tree import Summary
 
 HELP = "write copies of DICOM files without anything that says who the patient is"
 EXAMPLE = "octray deidentify studies/ --out shared/ --keep dates"
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.sources or args.out is None:
         raise InputError("Name the files or folders to de-identify, and the folder for the new ones with --out.")
     from pipeline.cli.progress import bar
+    from pipeline.deidentify.tree import deidentify_tree
     from pipeline.imaging.files.leftovers import skipped_line
-    from pipeline.ingest.deidentify.tree import deidentify_tree
 
     skipped: Counter[str] = Counter()
     summary = deidentify_tree(args.sources, job(args, args.out), bar, skipped=skipped)
@@ -103,8 +103,8 @@ def job(args: argparse.Namespace, out: Path) -> "Job":
     InputError
         If a rectangle is none, or what is to be allowed is no hash and attribute.
     """
-    from pipeline.ingest.deidentify.job import Job
-    from pipeline.ingest.deidentify.options import Keep, Options
+    from pipeline.deidentify.job import Job
+    from pipeline.deidentify.options import Keep, Options
 
     keep = frozenset(Keep[name.upper()] for name in args.keep)
     allowed = frozenset(_allowed(text) for text in args.allow)
@@ -112,13 +112,13 @@ def job(args: argparse.Namespace, out: Path) -> "Job":
 
 
 def _key(args: argparse.Namespace) -> Path:
-    from pipeline.ingest.deidentify.secret import default_key_path
+    from pipeline.deidentify.secret import default_key_path
 
     return args.key or default_key_path()
 
 
 def _box(text: str) -> "Box":
-    from pipeline.ingest.deidentify.options import Box
+    from pipeline.deidentify.options import Box
 
     numbers = text.split(",")
     if (
@@ -147,7 +147,7 @@ def _allowed(text: str) -> tuple[str, int]:
 
 
 def _show_crosswalk(key: Path) -> int:
-    from pipeline.ingest.deidentify import crosswalk, secret
+    from pipeline.deidentify import crosswalk, secret
 
     for entry in crosswalk.read(crosswalk.crosswalk_path(key), secret.read(key)):
         sys.stdout.write(json.dumps(entry) + "\n")

@@ -12,7 +12,7 @@ from pipeline.errors import InputError, Reason
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.ingest.deidentify.job import Job
+    from pipeline.deidentify.job import Job
     from pipeline.ingest.index import Index
     from pipeline.ingest.reading import How
 

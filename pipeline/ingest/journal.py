@@ -9,24 +9,23 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.frames import InstanceKey
+from pipeline.imaging.code_hash import readers_hash
+from pipeline.imaging.files.appearance import Look, appearance
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.appearance import Look, appearance
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.settings import Check
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0
 _WAIT_SECONDS = 2.0
-_LIBRARIES = ("imagecodecs", "numpy", "pillow", "pydicom", "rapidocr", "scipy", "tifffile")
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION = int.from_bytes(b"octj")
 """Application ID in the header of the file (https://sqlite.org/fileformat.html, offset 68), by which ours are known."""
@@ -46,29 +45,10 @@ def binding(how: How) -> str:
     """Return a hash of all that decides what is read of a file: limits, window, gate, octray's readers and their libraries."""
     gate = how.gate
     digest = hashlib.sha256(repr((how.reading, sorted(gate.policies.items()), replace(gate, policies={}))).encode())
-    modules = [*_modules(resources.files("pipeline.imaging"))]
-    modules += [resources.files("pipeline.ingest") / name for name in ("reading.py", "patients.py")]
-    for module in modules:
-        digest.update(module.read_bytes())
-    for name in _LIBRARIES:
-        digest.update(f"{name} {_version(name)}\n".encode())
+    digest.update(readers_hash().encode())
+    for name in ("reading.py", "patients.py"):
+        digest.update((resources.files("pipeline.ingest") / name).read_bytes())
     return digest.hexdigest()
-
-
-def _modules(folder: Traversable) -> Iterator[Traversable]:
-    """Yield the Python files of a package and of the packages in it, always in the same order."""
-    for found in sorted(folder.iterdir(), key=lambda one: one.name):
-        if found.is_dir():
-            yield from _modules(found)
-        elif found.name.endswith(".py"):
-            yield found
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 class Journal:

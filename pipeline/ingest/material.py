@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from pipeline.deidentify.run import Made, Refused, Run
 from pipeline.errors import InputError
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.deidentify.run import Made, Refused, Run
 from pipeline.ingest.labels import FileFacts, FileId, examples
 from pipeline.ingest.reading import ReadFile
 from pipeline.ingest.verdict import NO_LABEL, NOT_NAMED

@@ -1,0 +1,1 @@
+"""Synthetic studies with known lesions: chest radiographs and retinal OCT volumes."""
