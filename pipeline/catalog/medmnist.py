@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.atomic import replacing_text
 from pipeline.errors import DownloadError
 from pipeline.frames import Split
 from pipeline.progress import Progress, silent
@@ -49,11 +50,10 @@ def unpack(archive: Path, folder: Path, classes: Sequence[str], progress: Progre
             rows = [row for name in _SPLITS for row in _unpack_split(content, name, folder, classes, progress)]
     except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile):
         raise DownloadError(f"{archive.name} is not an archive of MedMNIST. Delete it and fetch it again.") from None
-    with (folder / f"{LABELS}.part").open("w", newline="", encoding="utf-8") as file:
+    with replacing_text(folder / LABELS) as file:
         writer = csv.writer(file)
         writer.writerow(("file", "label", "split"))
         writer.writerows(rows)
-    (folder / f"{LABELS}.part").replace(folder / LABELS)
     return folder
 
 

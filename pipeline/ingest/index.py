@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.atomic import remove_leftovers, replacing
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.ingest.splits import Percent
@@ -140,27 +141,16 @@ def write_index(path: Path, index: Index) -> Index:
     }
     contents = {FRAMES: frames, QUARANTINE: quarantine, INDEX: f"{json.dumps(summary, indent=2)}\n".encode()}
     try:
-        _replace_files(path, contents)
+        path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:  # replaces the older files when the new ones are complete; the last one entered first
+            for name, content in reversed(contents.items()):
+                remove_leftovers(path / name)
+                stack.enter_context(replacing(path / name)).write_bytes(content)
     except OSError as error:
         raise InputError(
             f"The index {written.name} cannot be written: {error.strerror}. Free some space, or give --out another folder."
         ) from None
     return written
-
-
-def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files, all of them beside the older ones before the first of these is replaced; the last one is replaced last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    new = {name: folder / f"{name}.new" for name in contents}
-    try:
-        for name, content in contents.items():
-            new[name].write_bytes(content)
-        for name, path in new.items():
-            path.replace(folder / name)
-    finally:
-        for path in new.values():
-            with suppress(OSError):
-                path.unlink()
 
 
 def difference(path: Path, index: Index) -> str:

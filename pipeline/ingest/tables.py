@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from pipeline.cells import as_it_was, guarded
+from pipeline.csv_escape import csv_escape, csv_unescape
 from pipeline.frames import ImageRecord, InstanceKey, Quarantined, Split
 from pipeline.settings import Check
 
@@ -85,9 +85,9 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     return tuple(
         Quarantined(
-            source=as_it_was(row["source"]),
+            source=csv_unescape(row["source"]),
             reason=row["reason"],
-            message=as_it_was(row["message"]),
+            message=csv_unescape(row["message"]),
             frame_number=int(row["frame_number"]) if row["frame_number"] else None,
             root=int(row.get("root", 0)),
         )
@@ -96,4 +96,4 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
 
 
 def _cell(value: object) -> object:
-    return guarded(value) if isinstance(value, str) else value
+    return csv_escape(value) if isinstance(value, str) else value

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Any
 
+from pipeline.atomic import replacing_text
 from pipeline.errors import InputError
-from pipeline.results.files import beside, replacing
 
 STATE = ".octray"
 """Folder within the results that holds what a run needs to go on: the ledger, and which run it is."""
@@ -40,7 +40,8 @@ _ROOMS = (
     "frames.py",
     "predictions.py",
     "settings.py",
-    "cells.py",
+    "csv_escape.py",
+    "workers",
     "imaging",
     "evaluate",
     "model",
@@ -157,7 +158,7 @@ class ResultsFolder:
         path.unlink(missing_ok=True)
         self.clear()
         run = Run(uuid.uuid4().hex, goes_on=False, replaced=before)
-        with replacing(path) as file:
+        with replacing_text(path) as file:
             json.dump({"run": run.key, "facts_sha256": told}, file)
         return run
 
@@ -165,7 +166,7 @@ class ResultsFolder:
         """Keep when the report was written, so that the next one can say what is new."""
         path = self.path / STATE / _RUN
         told = json.loads(path.read_text(encoding="utf-8"))
-        with replacing(path) as file:
+        with replacing_text(path) as file:
             json.dump(told | {"reported_at": seconds}, file)
 
     def clear(self) -> None:
@@ -198,16 +199,6 @@ def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool, float]:
         return str(run["run"]), run["facts_sha256"] == facts_sha256, float(run.get("reported_at", 0.0))
     except (OSError, ValueError, TypeError, KeyError):
         return "", False, 0.0
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there; it survives that this process is killed."""
-    with beside(path) as temporary:
-        try:
-            temporary.write_bytes(content)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
 
 
 @cache

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from pipeline.atomic import write_bytes
 from pipeline.errors import OctrayError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile
-from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, write_whole
+from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES
 from pipeline.job.objects import Asked, objects_of
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
@@ -157,7 +158,7 @@ class Writer:
         name = picture_name(frame, drawn.label)
         path = self._folder / PICTURES / name
         try:
-            write_whole(path, drawn.png)
+            write_bytes(path, drawn.png)
         except OSError as error:
             pieces.fail(f"{OBJECTS}/{name}", _why(error))
         else:
@@ -190,7 +191,7 @@ class Writer:
 
 def write_output(folder: Path, name: str, content: bytes) -> Output:
     """Write one file below the folder of results, and say what it is."""
-    write_whole(folder / name, content)
+    write_bytes(folder / name, content)
     return Output(name, hashlib.sha256(content).hexdigest(), len(content))
 
 

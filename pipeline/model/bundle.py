@@ -6,7 +6,6 @@ is written last, so that its existence means the bundle is whole.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
@@ -304,10 +304,9 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
     path.mkdir(parents=True, exist_ok=True)
     _remove_bundle(path)
     for name, content in contents.items():
-        target = path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_durably(target, content)
-    _write_durably(path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+        remove_leftovers(path / name)
+        write_bytes(path / name, content, durable=True)
+    write_bytes(path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode(), durable=True)
     return Bundle(path, manifest)
 
 
@@ -370,10 +369,3 @@ def _read(path: Path, name: str) -> bytes:
         return (path / name).read_bytes()
     except OSError:
         raise BundleError(f"The file {name} of bundle {path.name} cannot be read. Copy the bundle again.") from None
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

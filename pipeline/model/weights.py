@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.atomic import replacing
 from pipeline.errors import ConfigError, DownloadError, InputError
 from pipeline.model.architectures import Network
 
@@ -80,9 +81,8 @@ def bundled_weights(cache: Path | None = None) -> Path:
     tensors = torch.load(original, map_location="cpu", weights_only=True).values()
     names = timm.create_model(BUNDLED_ARCHITECTURE, pretrained=False).state_dict()
     folder.mkdir(parents=True, exist_ok=True)
-    draft = target.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in zip(names, tensors, strict=True)}, draft)
-    draft.replace(target)
+    with replacing(target) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in zip(names, tensors, strict=True)}, draft)
     return target
 
 

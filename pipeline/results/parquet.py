@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import remove_leftovers, replacing
 from pipeline.predictions import FramePrediction
 from pipeline.results.columns import COLUMNS, Value, rows_of
-from pipeline.results.files import beside
 
 _ROWS = 8_192
 _ARROW = {str: "string", int: "int32", float: "double", bool: "bool"}
@@ -26,7 +26,8 @@ def parquet_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(_ARROW[kind])) for name, (kind, _) in COLUMNS.items()])
     waiting: list[dict[str, Value]] = []
-    with beside(path) as temporary, ParquetWriter(temporary, schema) as writer:
+    remove_leftovers(path)
+    with replacing(path) as temporary, ParquetWriter(temporary, schema) as writer:
 
         def add(frame: FramePrediction) -> None:
             waiting.extend(rows_of(frame))

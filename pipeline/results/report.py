@@ -8,13 +8,13 @@ from html import escape
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from pipeline.atomic import replacing_text
 from pipeline.frames import Quarantined
 from pipeline.model.bundle import MODEL_CARD, Bundle, Conformal, HeatmapSupport, Manifest
 from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent
 from pipeline.results import words
 from pipeline.results.card import excerpt
-from pipeline.results.files import replacing
 from pipeline.results.markup import figure, table, thumbnail, time
 from pipeline.results.patient import Detail
 from pipeline.results.style import STYLE
@@ -73,14 +73,14 @@ def write_report(
     rest = iter(progress((study for study in studies if study.is_listed), WRITING, totals.listed))
     for part in folder.glob(".report*.part"):  # of a run that was killed
         part.unlink()
-    with replacing(folder / page_name(1)) as first:
+    with replacing_text(folder / page_name(1)) as first:
         for number in range(1, pages + 1):
             page = _Page(folder, bundle, totals, source, since, frozenset(details), number, pages)
             parts = (f"{part}\n" for part in page.parts(list(islice(rest, STUDIES_A_PAGE)), failures))
             if number == 1:
                 first.writelines(parts)
                 continue
-            with replacing(folder / page_name(number)) as file:
+            with replacing_text(folder / page_name(number)) as file:
                 file.writelines(parts)
     for old in folder.glob("report-*.html"):
         if old.stem[7:].isdecimal() and not 2 <= int(old.stem[7:]) <= pages:

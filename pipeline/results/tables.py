@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cells import guarded
+from pipeline.atomic import remove_leftovers, replacing_text
+from pipeline.csv_escape import csv_escape
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
 from pipeline.predictions import FramePrediction, State
 from pipeline.results.columns import COLUMNS, Value, rows_of
-from pipeline.results.files import replacing
 from pipeline.results.rounding import DIGITS, known, rounded
 
 PREDICTION_COLUMNS = tuple(COLUMNS)
@@ -94,17 +94,18 @@ def _cell(value: Value) -> str | int:
         return "true" if value else "false"
     if isinstance(value, float):
         return number(value)
-    return guarded(value) if isinstance(value, str) else value
+    return csv_escape(value) if isinstance(value, str) else value
 
 
 def _failure_row(item: Quarantined) -> tuple[str | int, ...]:
     frame_number = item.frame_number or ""
-    return (guarded(item.source), frame_number, state_of(item).value, guarded(item.reason), guarded(item.message))
+    return (csv_escape(item.source), frame_number, state_of(item).value, csv_escape(item.reason), csv_escape(item.message))
 
 
 @contextmanager
 def _table(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    with replacing(path) as file:
+    remove_leftovers(path)
+    with replacing_text(path) as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         yield writer

@@ -1,7 +1,6 @@
 """What a killed run needs to go on as if nothing had happened: one safetensors file, replaced in one step after each epoch."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pipeline.atomic import replacing
 from pipeline.model.architectures import Network
 
 
@@ -64,11 +64,9 @@ def save_checkpoint(path: Path, state: State) -> None:
         "groups": optimiser["param_groups"],
         "scheduler": state.scheduler.state_dict(),
     }
-    draft = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"state": json.dumps(scalars)})
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path, durable=True) as draft:
+        save_file(contiguous, draft, metadata={"state": json.dumps(scalars)})
 
 
 def load_checkpoint(path: Path, state: State) -> None:

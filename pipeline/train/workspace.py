@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.atomic import replacing, write_bytes
 from pipeline.errors import InputError
 from pipeline.frames import FloatArray
 
@@ -61,12 +62,11 @@ class Workspace:
         """
         target = self.path / f"{name}.npy"
         if not target.is_file():
-            draft = target.with_suffix(".tmp")
-            array = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
-            for number, row in enumerate(rows):
-                array[number] = row
-            array.flush()
-            draft.replace(target)
+            with replacing(target) as draft:
+                array = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+                for number, row in enumerate(rows):
+                    array[number] = row
+                array.flush()
         return np.load(target, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
     def remove(self) -> None:
@@ -80,9 +80,7 @@ class Workspace:
             return {}
 
     def _write_state(self, state: dict[str, str]) -> None:
-        draft = self.path / f"{STATE}.tmp"
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        draft.replace(self.path / STATE)
+        write_bytes(self.path / STATE, json.dumps(state).encode())
 
 
 def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
