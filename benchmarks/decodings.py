@@ -36,8 +36,8 @@ from pipeline.imaging.quality.position import chest_correlations
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
-from pipeline.score.admission import Admission, Admitted
 from pipeline.score.predictor import Predictor
+from pipeline.score.reading import Admission, Admitted
 
 VARIATIONS = 16
 SIDES = (1024, 1150, 1400, 2048)

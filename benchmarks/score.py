@@ -37,8 +37,8 @@ from benchmarks.processes import (
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import GRAPH, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
+from pipeline.score.reading import Admitted, read_admitted
 from pipeline.workers.cores import usable_cores
 from tests.server_ray import RayCluster, running_ray
 

@@ -1,6 +1,6 @@
-"""What a bundle says of a frame, and by which rule: frozen dataclasses and enums, numpy arrays, nothing heavier."""
+"""What a bundle says of a frame and of a study, and by which rule: frozen dataclasses and enums, numpy arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -261,3 +261,47 @@ class FramePrediction:
     distance: float | None = None
     input_sha256: str = ""
     view_position: str = ""
+
+
+DIGITS = 4
+"""Digits after the point of every number: more than anyone reads, and fewer than what other hardware changes."""
+
+
+def rounded(value: float) -> float:
+    """Round a number to `DIGITS` digits after the point, with no minus before a zero."""
+    return round(value, DIGITS) + 0.0
+
+
+def known(value: float | None) -> float | None:
+    """Return a number rounded, or None where it is not known."""
+    return None if value is None else rounded(value)
+
+
+def study_states(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> dict[str, State]:
+    """Return one state for each label of a study, or of the frames of one eye.
+
+    A finding is positive where it is in any frame; else uncertain where any frame is uncertain; else negative. The label that
+    means no finding must hold for all frames: it is negative where it is in any; else uncertain where any is; else positive.
+
+    Parameters
+    ----------
+    frames
+        The predictions of each scored frame.
+    normal_label
+        The label that means no finding; None where there is none.
+
+    Returns
+    -------
+    dict
+        By label, in the order of the first frame; empty without frames, since nothing can be said then.
+    """
+    found: dict[str, set[State]] = {}
+    for predictions in frames:
+        for prediction in predictions:
+            found.setdefault(prediction.label, set()).add(prediction.state)
+    return {label: _decided(states, label == normal_label) for label, states in found.items()}
+
+
+def _decided(states: set[State], must_hold_for_all: bool) -> State:
+    order = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)
+    return next(state for state in (order[::-1] if must_hold_for_all else order) if state in states)

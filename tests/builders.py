@@ -25,10 +25,9 @@ from pipeline.imaging.sources import discover
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
-from pipeline.score.batch import score_studies
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Ended, Scored
+from pipeline.score.study import Ended, Scored, score_studies
 from pipeline.settings import Check, Policy, Preprocessing
 
 

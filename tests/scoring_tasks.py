@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.score.scoring import Scored, Scoring, score_files
+from pipeline.score.study import Scored, Scoring, score_files
 
 
 def scored_and_imported(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[tuple[int, set[str]]]:

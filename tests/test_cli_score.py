@@ -23,9 +23,9 @@ from pipeline.job.signals import undisturbed
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import Heatmap
 from pipeline.score import pictures
-from pipeline.score.overlay import Colours, draw
+from pipeline.score.pictures import Colours, draw
 from pipeline.score.predictor import Predictor
-from pipeline.score.view import View
+from pipeline.score.reading import View
 from tests.builders import make_bundle, make_dicom
 
 

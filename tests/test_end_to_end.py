@@ -34,7 +34,7 @@ from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIG
 from pipeline.model.engine import Engine
 from pipeline.phantoms.phantom import write_phantom
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored
+from pipeline.score.study import Scored
 from pipeline.settings import Fit, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings

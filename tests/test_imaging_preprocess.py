@@ -17,9 +17,9 @@ from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.frames import prepared_frames
 from pipeline.predictions import Activation, OperatingPoint
-from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored
+from pipeline.score.reading import Admitted, read_admitted
+from pipeline.score.study import Scored
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
 from services.api.settings import Settings
 from services.api.study import score_study

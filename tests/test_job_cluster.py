@@ -201,7 +201,7 @@ ray.get([other.ready.remote() for other in others])
 print("occupied", flush=True)
 sys.stdin.read()
 """
-IMPATIENT = f"import pipeline.job.cluster_crew as crew; crew._START_SECONDS = 5.0; {PLAIN}"
+IMPATIENT = f"import pipeline.job.cluster as crew; crew._START_SECONDS = 5.0; {PLAIN}"
 
 
 @contextmanager

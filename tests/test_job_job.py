@@ -26,7 +26,7 @@ from pipeline.job.unsaved import Unsaved
 from pipeline.job.work import StudyFiles, packed
 from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
-from pipeline.score import batch
+from pipeline.score import study as scoring
 from pipeline.store.ledger import Ledger
 from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
 from tests.builders import make_bundle, make_dicom
@@ -399,8 +399,8 @@ def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_s
         take(self, done)
 
     monkeypatch.setattr(Loop, "_take", note)
-    monkeypatch.setattr(batch, "score_files", crash_on_name)
-    monkeypatch.setattr(batch, "score_singly", crash_on_name)
+    monkeypatch.setattr(scoring, "score_files", crash_on_name)
+    monkeypatch.setattr(scoring, "score_singly", crash_on_name)
     assert main(arguments(studies, bundle, tmp_path / "results")) == 1
     assert tried == [1, 2, 3]
     (failure,) = rows(tmp_path / "results" / "failures.csv")
@@ -434,7 +434,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def fail_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("score_files", "score_singly"):
-        monkeypatch.setattr(batch, name, fail_for_now_on_name)
+        monkeypatch.setattr(scoring, name, fail_for_now_on_name)
 
 
 def test_a_study_that_took_too_long_is_tried_again_in_the_next_run(

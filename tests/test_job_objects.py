@@ -12,12 +12,11 @@ from pydicom import dcmread
 from pipeline.cli.main import main
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.job.objects import Asked, objects_of
-from pipeline.job.outputs import Pieces, Writer
+from pipeline.job.outputs import Asked, Pieces, Writer, objects_of
 from pipeline.model.bundle import Bundle
 from pipeline.results.dicom.kinds import Kind
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored
+from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_dicom, make_zip, score_folder
 
 

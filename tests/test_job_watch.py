@@ -15,7 +15,7 @@ from pipeline.job.folder import ResultsFolder
 from pipeline.job.job import Job, Request
 from pipeline.progress import silent
 from pipeline.results.record import StudyRecord
-from pipeline.score import batch
+from pipeline.score import study as scoring
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom
 from tests.test_cli_score import rows
@@ -232,7 +232,7 @@ def test_a_study_that_failed_for_now_is_tried_again_in_the_next_rounds_at_most_t
 
     def steps(listener: Listener) -> Iterator[float]:
         for name in ("score_files", "score_singly"):
-            monkeypatch.setattr(batch, name, fail_for_now_on_name)
+            monkeypatch.setattr(scoring, name, fail_for_now_on_name)
         last = [arrive(inbox, *one) for one in (("slow.dcm", "1.2.1"), ("huge.dcm", "1.2.2"))][-1]
         for number in range(1, 6):
             yield last + number * QUIET_SECONDS
@@ -242,9 +242,9 @@ def test_a_study_that_failed_for_now_is_tried_again_in_the_next_rounds_at_most_t
         yield changed + QUIET_SECONDS - 1
         assert listener.scored == [()] * 2 * 3
         for name, task in tasks.items():
-            monkeypatch.setattr(batch, name, task)
+            monkeypatch.setattr(scoring, name, task)
         yield changed + QUIET_SECONDS
         assert listener.scored[6:] == [("huge.dcm",)]
 
-    tasks = {name: getattr(batch, name) for name in ("score_files", "score_singly")}
+    tasks = {name: getattr(scoring, name) for name in ("score_files", "score_singly")}
     watch(inbox, results, tmp_path / "bundle", steps, monkeypatch)

@@ -24,9 +24,8 @@ from pipeline.model.bundle import Bundle
 from pipeline.predictions import State
 from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
-from pipeline.results.totals import Totals
 from pipeline.results.words import REASONS, moment, percent, rate, spelled_out
-from pipeline.results.worklist import NOT_SCORED, URGENT, Picture, Ranking, ReportFrame, Study
+from pipeline.results.worklist import NOT_SCORED, URGENT, Picture, Ranking, ReportFrame, Study, Totals
 from pipeline.settings import Check, Flag
 from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium

@@ -1,4 +1,4 @@
-"""The tables: columns, digits, guarded text, and that a file is whole or not there."""
+"""Tables of results: CSV, JSON and Parquet."""
 
 import csv
 import math
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from pipeline.frames import Quarantined
 from pipeline.predictions import FramePrediction, State
 from pipeline.results import tables
+from pipeline.results.tables import PREDICTION_COLUMNS, parquet_table, predictions_table
 from pipeline.settings import Check, Flag
-from tests.builders import fill, make_prediction, make_result
+from tests.builders import fill, make_key, make_prediction, make_result
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -133,3 +135,85 @@ def test_a_frame_record_has_the_numbers_of_the_table() -> None:
             "conformal_set": ["present"],
         }
     ]
+
+
+def make_frames(count: int) -> list[FramePrediction]:
+    frames = []
+    for number in range(count):
+        key = make_key(number + 1)
+        known = number % 2 == 0
+        predictions = tuple(
+            make_prediction(
+                label,
+                (number + 1) / 7,
+                number % 3 == 0,
+                key=key,
+                **({"state": State.UNCERTAIN} if known else {}),
+                operating_point=0.25 if known else None,
+            )
+            for label in ("A", "=B")
+        )
+        flags = (Flag(Check.ROTATED, "Turned."),) if known else ()
+        distance = 0.123456 if known else None
+        frames.append(FramePrediction(key, f"=a/{number}.dcm", predictions, (), flags, "R", distance, "f" * 64))
+    return frames
+
+
+def read_parquet(path: Path) -> list[dict[str, object]]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return list(file.read(use_threads=False).to_pylist())
+
+
+def test_it_holds_the_rows_and_columns_of_the_csv_table_with_types(tmp_path: Path) -> None:
+    frames = make_frames(5)
+    fill(parquet_table(tmp_path / "x.parquet"), frames)
+    fill(predictions_table(tmp_path / "x.csv"), frames)
+    rows = read_parquet(tmp_path / "x.parquet")
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
+        texts = list(csv.DictReader(file))
+    assert tuple(rows[0]) == PREDICTION_COLUMNS
+    assert len(rows) == len(texts) == 10
+    for row, text in zip(rows, texts, strict=True):
+        assert row["source"] == text["source"].removeprefix("'")
+        assert row["label"] == text["label"].removeprefix("'")
+        for name in ("logit", "probability", "operating_point", "distance"):
+            assert row[name] == (float(text[name]) if text[name] else None)
+        assert str(row["positive"]).lower() == text["positive"]
+        assert row["frame_number"] == int(text["frame_number"])
+        for name in ("state", "conformal_set", "flags", "bundle_id", "input_sha256", "laterality", "sop_instance_uid"):
+            assert row[name] == text[name]
+
+
+def test_many_rows_are_written_in_groups_and_equal_rows_give_equal_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_ROWS", 4)
+    for name in ("a", "b"):
+        fill(parquet_table(tmp_path / name), iter(make_frames(5)))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pyarrow.parquet.ParquetFile(tmp_path / "a") as file:
+        assert file.num_row_groups == 3
+    assert len(read_parquet(tmp_path / "a")) == 10
+
+
+def test_no_rows_make_a_table_with_columns(tmp_path: Path) -> None:
+    fill(parquet_table(tmp_path / "x"), [])
+    with pyarrow.parquet.ParquetFile(tmp_path / "x") as file:
+        assert tuple(file.schema_arrow.names) == PREDICTION_COLUMNS
+
+
+def test_a_table_that_fails_is_not_there(tmp_path: Path) -> None:
+    def frames() -> Iterator[FramePrediction]:
+        yield make_frames(1)[0]
+        raise ValueError("the source of the rows fails")
+
+    with pytest.raises(ValueError, match="source of the rows"):
+        fill(parquet_table(tmp_path / "x"), frames())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_text_comes_back_as_it_is(tmp_path: Path) -> None:
+    text = 'a "quoted" \\ name\n\t\0 \u00e4\u4e2d\U0001f600 2026-11-26T10:00:00 true 1e5 null'
+    (frame, *_) = make_frames(1)
+    fill(parquet_table(tmp_path / "x.parquet"), [replace(frame, source=text)])
+    assert [row["source"] for row in read_parquet(tmp_path / "x.parquet")] == [text] * 2

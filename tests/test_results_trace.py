@@ -20,8 +20,8 @@ from pipeline.job.folder import code_version
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
 from pipeline.results.trace import Machinery, Tracer
-from pipeline.score.admission import Admitted, read_admitted
 from pipeline.score.predictor import Predictor
+from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Limits, Preprocessing
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_support
 from tests.test_imaging_vendor import jpeg_block, make_topcon, make_vol, raw_block

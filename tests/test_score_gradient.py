@@ -14,7 +14,7 @@ from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, B
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.library import library_maps
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored
+from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_frame, make_support, score_folder
 
 GRADIENT = make_support(layer="forward_features", classifier="head.fc.weight", exact=False, max_difference=None)

@@ -20,9 +20,9 @@ from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import OperatingPoint
 from pipeline.score import predictor as module
-from pipeline.score.admission import Admitted, read_admitted, read_whole
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Scored, reread
+from pipeline.score.reading import Admitted, read_admitted, read_whole
+from pipeline.score.study import Scored, reread
 from pipeline.settings import Check, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings

@@ -20,7 +20,7 @@ from pipeline.deidentify.options import Options
 from pipeline.deidentify.secret import Secret
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.score.scoring import Ended, Outcome, Scoring, score_files, score_singly
+from pipeline.score.study import Ended, Outcome, Scoring, score_files, score_singly
 from pipeline.settings import Reading
 from pipeline.workers.process import outside_limits, restart_clock
 
@@ -95,7 +95,7 @@ def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
 def load_without_memory(path: Path, bundle_id: str) -> object:
     """Load a predictor whose network gets no memory when it is first run."""
     from pipeline.model.engine import Engine
-    from pipeline.score.loading import loaded
+    from pipeline.score.study import loaded
 
     with patch.object(Engine, "run", side_effect=MemoryError):
         return loaded(path, bundle_id)

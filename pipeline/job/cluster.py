@@ -1,22 +1,232 @@
 """Scores claimed studies on a Ray cluster: actors get the names of files, read and score them, and write to a shared folder."""
 
+import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import InputError
-from pipeline.job.cluster_actor import UNGUARDED, Place, asks_for_token
-from pipeline.job.cluster_crew import Crew, Hand
-from pipeline.job.scorer import Done, killed
+from pipeline.errors import BundleError, InputError, OctrayError
+from pipeline.job.folder import STATE, code_version
+from pipeline.job.outputs import Wanted
+from pipeline.job.scorer import Done, Scorer, killed
+from pipeline.model.bundle import load_bundle
+from pipeline.score.predictor import Predictor
 from pipeline.store.types import Claim
+
+UNGUARDED = (
+    "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray with "
+    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an actor needs to know; the paths must lead to the same folders on every machine.
+
+    Parameters
+    ----------
+    bundle, bundle_id
+        Folder of the bundle, and which bundle it is.
+    code
+        The versions here, as `code_version` gives them.
+    base, folder, wanted
+        As in `Scorer`.
+    """
+
+    bundle: Path
+    bundle_id: str
+    code: Mapping[str, str]
+    base: Path
+    folder: Path
+    wanted: Wanted
+
+
+class Actor:
+    """Scores on one CPU of one machine, once it is ready."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._scorer: Scorer | None = None
+
+    def ready(self) -> None:
+        """Load the bundle: not in the constructor, since of what that raises only the text of a traceback arrives.
+
+        Raises
+        ------
+        OctrayError
+            Where the cluster asks for no token, or this machine lacks something, or has another than the one octray runs on.
+        """
+        if not asks_for_token():
+            raise InputError(UNGUARDED)
+        _check_code(self._place.code)
+        for folder in (self._place.bundle, self._place.base, self._place.folder / STATE):
+            _check_folder(folder)
+        bundle = load_bundle(self._place.bundle)
+        if bundle.manifest.bundle_id != self._place.bundle_id:
+            name = self._place.bundle.name
+            raise BundleError(f"A machine of the Ray cluster has another bundle as {name}. Copy the one there that is here.")
+        self._scorer = Scorer(Predictor(bundle, threads=1), self._place.base, self._place.folder, self._place.wanted)
+
+    def score(self, claims: list[Claim]) -> list[Done]:
+        """Score studies in the order of their claims; call `ready` first."""
+        assert self._scorer is not None  # noqa: S101 - for mypy
+        return list(self._scorer.outcomes(claims))
+
+
+def asks_for_token() -> bool:
+    """Say whether this process asks whoever connects for a token; the processes of a node do all or none."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _check_code(code: Mapping[str, str]) -> None:
+    there = code_version()
+    if others := ", ".join(sorted(name for name in code.keys() | there.keys() if code.get(name) != there.get(name))):
+        raise InputError(f"A machine of the Ray cluster has another version of {others}. Install the same there as here.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise where a folder is missing, or empty as one is into which nothing could be mounted."""
+    name = folder.parent.name if folder.name == STATE else folder.name
+    try:
+        is_filled = any(folder.iterdir())
+    except OSError:
+        is_filled = False
+    if not is_filled:
+        raise InputError(
+            f"A machine of the Ray cluster does not see the folder {name}, or sees it empty. Share it with all machines, "
+            "under the same path."
+        )
+
+
+_CPUS = 0.5
+"""Of each actor, one for every CPU of the cluster: the other half is left to its worker process, and to Ray."""
+
+_MOST_STARTS = 3
+"""How often in a row an actor is started whose process ends before it is ready."""
+
+_START_SECONDS = 120.0
+_ASK_SECONDS = 30.0
+_NO_CPU = "The Ray cluster starts no process of octray. Check that it has a free CPU, and octray installed."
+_ENDED = "The processes of octray end on the Ray cluster before they are ready. Check that its machines have enough memory."
+_FAILED = "octray cannot be started on a machine of the Ray cluster. Install octray[cluster] there, the same as here."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hand:
+    """One actor.
+
+    Parameters
+    ----------
+    actor
+        Its handle.
+    node
+        Where it was to be started; Ray takes another one where that is gone.
+    times
+        How often in a row one was started there, this one included.
+    """
+
+    actor: Any
+    node: str
+    times: int
+
+
+class Crew:
+    """Actors, one for every CPU of the cluster that this process is connected to.
+
+    Ray does not restart them: what is given to an actor while it restarts fails as if the actor had died of it.
+
+    Parameters
+    ----------
+    place
+        What the actors need to know.
+
+    Attributes
+    ----------
+    idle
+        Those that are ready and have nothing to do; whoever takes one puts it back, or has it replaced.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.idle: deque[Hand] = deque()
+        self._starting: dict[Any, Hand] = {}
+        self._why: OctrayError = InputError(_NO_CPU)
+        self._remote: Any = ray.remote(num_cpus=_CPUS, max_restarts=0)(Actor)
+        self._place = place
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            for _ in range(int(node["Resources"].get("CPU", 0)) if node["Alive"] else 0):
+                self._start(node["NodeID"])
+
+    def wait(self, running: Collection[Any]) -> list[Any]:
+        """Wait until an actor is ready, which is then idle, or one of the references can be fetched; return those that can.
+
+        Parameters
+        ----------
+        running
+            References to what actors were given to do.
+
+        Raises
+        ------
+        OctrayError
+            Where nothing is running, and no actor is ready, or gets ready within two minutes.
+        """
+        waiting = [*self._starting, *running]
+        timeout = None if running else _START_SECONDS
+        ready = ray.wait(waiting, num_returns=1, timeout=timeout)[0] if waiting else []
+        if not ready:
+            raise self._why
+        for reference in self._starting.keys() & set(ready):
+            self._welcome(reference)
+        return [reference for reference in ready if reference in running]
+
+    def replace(self, hand: Hand) -> None:
+        """Start another actor for one that has died, or of which nothing is known."""
+        ray.kill(hand.actor)
+        self._start(hand.node)
+
+    def _start(self, node: str, times: int = 1) -> None:
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        actor = self._remote.options(scheduling_strategy=strategy).remote(self._place)
+        self._starting[actor.ready.remote()] = Hand(actor, node, times)
+
+    def _welcome(self, reference: Any) -> None:
+        """Take an actor that is ready, or learn why it is not: only one that died without a word is worth another try."""
+        hand = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayTaskError as error:
+            self._why = error.cause if isinstance(error.cause, OctrayError) else InputError(_FAILED)
+        except RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                self._why = InputError(_FAILED)
+            elif hand.times < _MOST_STARTS:
+                self._start(hand.node, hand.times + 1)
+            else:
+                self._why = InputError(_ENDED if _is_guarded() else UNGUARDED)
+        else:
+            self.idle.append(hand)
+            return
+        ray.kill(hand.actor)
+
+
+def _is_guarded() -> bool:
+    """Say whether the cluster asks for a token, as far as it answers; where it does not, Ray lets no actor live."""
+    answer = ray.remote(num_cpus=0, max_retries=0)(asks_for_token).remote()
+    try:
+        return bool(ray.get(answer, timeout=_ASK_SECONDS))
+    except RayError:
+        return True
+
 
 _CHUNK = 32
 

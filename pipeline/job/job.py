@@ -27,7 +27,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress
 from pipeline.results.patient import Detail
 from pipeline.results.record import StudyRecord
-from pipeline.results.totals import Totals
+from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.connection import without_password
 from pipeline.store.ledger import Ledger
@@ -261,8 +261,7 @@ class Job:
             yield self._scorer.outcomes
             return
         try:
-            from pipeline.job.cluster import Cluster
-            from pipeline.job.cluster_actor import Place
+            from pipeline.job.cluster import Cluster, Place
         except ImportError:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
         bundle_id, code = self._bundle.manifest.bundle_id, dict(code_version())

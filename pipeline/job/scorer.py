@@ -20,9 +20,8 @@ from pipeline.job.work import unpacked
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame
-from pipeline.score.batch import score_studies
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Ended, Scored
+from pipeline.score.study import Ended, Scored, score_studies
 from pipeline.store.types import Claim, Outcome, Output
 
 MOST_ATTEMPTS = 3

@@ -12,13 +12,11 @@ from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
 from pipeline.job.work import current_mark, marks_of, unpacked
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
-from pipeline.results.parquet import parquet_table
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
 from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, write_report
-from pipeline.results.tables import failures_table, predictions_table
-from pipeline.results.totals import Totals
-from pipeline.results.worklist import Ranking, Study
+from pipeline.results.tables import failures_table, parquet_table, predictions_table
+from pipeline.results.worklist import Ranking, Study, Totals
 from pipeline.store.ledger import Ledger
 from pipeline.store.types import Order
 from pipeline.workers.pool import WorkerPool

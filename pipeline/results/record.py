@@ -7,8 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.frames import InstanceKey, Quarantined
-from pipeline.predictions import FramePrediction, Prediction, State
-from pipeline.results.rounding import known, rounded
+from pipeline.predictions import FramePrediction, Prediction, State, known, rounded
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.settings import Check, Flag
 

@@ -18,9 +18,8 @@ from pipeline.results.card import excerpt
 from pipeline.results.markup import figure, table, thumbnail, time
 from pipeline.results.patient import Detail
 from pipeline.results.style import STYLE
-from pipeline.results.totals import Totals
 from pipeline.results.words import count, percent
-from pipeline.results.worklist import UNCERTAIN, URGENT, Ranking, ReportFrame, Study
+from pipeline.results.worklist import UNCERTAIN, URGENT, Ranking, ReportFrame, Study, Totals
 
 STUDIES_A_PAGE = 50
 FAILURES_SHOWN = 500

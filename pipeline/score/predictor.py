@@ -19,8 +19,8 @@ from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.closed_form import closed_form_maps
 from pipeline.model.engine import Engine
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
-from pipeline.score.admission import Admission, Admitted
-from pipeline.score.loading import loaded
+from pipeline.score.reading import Admission, Admitted
+from pipeline.score.study import loaded
 from pipeline.settings import Limits
 
 NEAR_LOGIT = 0.6

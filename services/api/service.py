@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from pipeline.errors import OctrayError, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.model.bundle import Bundle
-from pipeline.score.admission import read_admitted_bytes
 from pipeline.score.predictor import Predictor
+from pipeline.score.reading import read_admitted_bytes
 from services.api.problems import RETRY
 from services.api.settings import Settings
 

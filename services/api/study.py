@@ -13,15 +13,12 @@ from pipeline.frames import FrameFacts, Quarantined, of_whole_file
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Heatmap, Prediction
-from pipeline.results.states import study_states
+from pipeline.predictions import FramePrediction, Heatmap, Prediction, study_states
 from pipeline.results.tables import state_of
-from pipeline.score.admission import read_admitted_bytes, read_whole
-from pipeline.score.overlay import draw, png
-from pipeline.score.pictures import shown
+from pipeline.score.pictures import draw, png, shown
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Item, Predicted, batches, predicted, reread
-from pipeline.score.view import View
+from pipeline.score.reading import View, read_admitted_bytes, read_whole
+from pipeline.score.study import Item, Predicted, batches, predicted, reread
 from pipeline.workers.pool import WorkerPool
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer

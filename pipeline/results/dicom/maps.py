@@ -15,12 +15,11 @@ from pydicom.valuerep import DS
 from pipeline.frames import FloatArray
 from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import placement
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import DIGITS, FramePrediction
 from pipeline.results.dicom.geometry import Space, grid_shape, on_grid, space_of
 from pipeline.results.dicom.identity import Author, describe_image, finished, stand_in
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
-from pipeline.results.rounding import DIGITS
 from pipeline.settings import Preprocessing
 
 _NO_UNITS = Code("1", "UCUM", "no units")

@@ -26,12 +26,11 @@ from pydicom.sr.coding import Code
 
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Prediction, State
+from pipeline.predictions import FramePrediction, Prediction, State, rounded
 from pipeline.results.dicom import findings
 from pipeline.results.dicom.identity import Author, finished, stand_in, version
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.source import Source
-from pipeline.results.rounding import rounded
 
 _PROBABILITY = Code("122157", "DCM", "Probability")
 _THRESHOLD = Code("122411", "DCM", "Threshold Value")

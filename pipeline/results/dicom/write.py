@@ -9,14 +9,13 @@ from pipeline.imaging import guard
 from pipeline.imaging.dicom.reader import PREAMBLE, is_dicom, read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, rounded
 from pipeline.results.dicom.identity import Author
 from pipeline.results.dicom.kinds import Kind
 from pipeline.results.dicom.maps import write_maps
 from pipeline.results.dicom.pictures import write_picture
 from pipeline.results.dicom.report import write_report
 from pipeline.results.dicom.source import read_source
-from pipeline.results.rounding import rounded
 from pipeline.settings import Fit, Limits
 
 Pictures = Mapping[tuple[int, str], bytes]

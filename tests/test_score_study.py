@@ -1,4 +1,4 @@
-"""Streaming a folder: order, failures, batches across files, and that stopping stops the reading."""
+"""Studies are scored as they come: in their order, several at a time, whatever their files do."""
 
 import itertools
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -17,17 +18,15 @@ from PIL import Image
 
 from pipeline.errors import BundleError, ScoringError
 from pipeline.frames import Frame, Quarantined
-from pipeline.imaging.sources import StudyFile, discover, read_frames
+from pipeline.imaging.file_workers import file_workers
+from pipeline.imaging.sources import StudyFile, discover, locate, read_frames
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.predictions import FramePrediction
-from pipeline.score import batch, scoring
-from pipeline.score.admission import Admitted
-from pipeline.score.batch import score_studies
-from pipeline.score.overlay import draw, jpeg, png
-from pipeline.score.pictures import Drawing
+from pipeline.score import study
+from pipeline.score.pictures import Drawing, draw, jpeg, png
 from pipeline.score.predictor import Predictor
-from pipeline.score.scoring import Ended, Scored, Scoring, score_files, score_singly
-from pipeline.score.view import view_of
+from pipeline.score.reading import Admitted, view_of
+from pipeline.score.study import Ended, Scored, Scoring, score_files, score_singly, score_studies
 from pipeline.settings import Check, Limits, Policy
 from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
@@ -40,6 +39,7 @@ from tests.builders import (
     score_folder,
 )
 from tests.fuzz.bombs import endless_items
+from tests.scoring_tasks import scored_and_imported
 from tests.test_services_api_study import make_volume
 from tests.worker_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames, load_without_memory
 
@@ -167,7 +167,7 @@ def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predicto
     with closing(score_studies(endless(), predictor)) as items:
         for _ in range(20):
             next(items)
-    assert taken < 20 + max(batch.TASKS_A_WORKER * batch.FILES_AT_ONCE, ITEMS_AHEAD) + 8
+    assert taken < 20 + max(study.TASKS_A_WORKER * study.FILES_AT_ONCE, ITEMS_AHEAD) + 8
 
 
 @pytest.mark.parametrize("source", ["b/00.png", "a.dcm"])
@@ -234,7 +234,7 @@ def test_files_on_which_a_worker_failed_together_are_scored_alone(
     reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=2.0))
     predictor.admission = replace(predictor.admission, reading=reading)
     expected = outline(score_folder(studies, predictor))
-    monkeypatch.setattr(batch, "score_files", task)
+    monkeypatch.setattr(study, "score_files", task)
     assert outline(score_folder(studies, predictor)) == expected
 
 
@@ -244,8 +244,8 @@ def test_scoring_alone_that_fails_earlier_than_scoring_together_loses_neither_fa
     predictor = Predictor(make_bundle(tmp_path / "bundle"))
     reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=1.0))
     predictor.admission = replace(predictor.admission, reading=reading)
-    monkeypatch.setattr(batch, "score_files", hang_after_two_frames)
-    monkeypatch.setattr(batch, "score_singly", crash_after_a_frame)
+    monkeypatch.setattr(study, "score_files", hang_after_two_frames)
+    monkeypatch.setattr(study, "score_singly", crash_after_a_frame)
     files = {file.source: file for file in discover(studies)}
     seen = [
         item.study if isinstance(item, Ended) else (*name(item), getattr(item, "reason", ""))
@@ -279,7 +279,7 @@ def test_what_comes_of_files_does_not_depend_on_the_frames_in_one_call(
 
 
 def test_a_network_that_fails_is_no_fault_of_the_files(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "score_files", fail_to_run)
+    monkeypatch.setattr(study, "score_files", fail_to_run)
     with pytest.raises(ScoringError, match="The network ended in an unexpected TypeError. Start again with more memory free"):
         list(score_folder(studies, Predictor(make_bundle(tmp_path / "bundle"))))
 
@@ -295,13 +295,13 @@ def test_a_network_that_cannot_be_loaded_is_no_fault_of_the_files(
 
 
 def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> None:
-    sizes = [1, batch.SMALL_BYTES, batch.SMALL_BYTES + 1, 5, 5, 5, 5, 5]
+    sizes = [1, study.SMALL_BYTES, study.SMALL_BYTES + 1, 5, 5, 5, 5, 5]
     members = []
     for number, size in enumerate(sizes):
         (tmp_path / str(number)).write_bytes(bytes(size))
         members.append((StudyFile(tmp_path / str(number), str(number)), ()))
     members.append((StudyFile(tmp_path / "gone", "gone"), ()))
-    groups = [[file.source for file, _ in group] for group in batch._groups(members)]
+    groups = [[file.source for file, _ in group] for group in study._groups(members)]
     assert groups == [["0", "1"], ["2"], ["3", "4", "5", "6"], ["7", "gone"]]
 
 
@@ -328,10 +328,10 @@ def test_stopping_early_stops_the_decoding(studies: Path, predictor: Predictor) 
 
 
 def test_batches_end_at_frames_or_items_and_lose_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "ITEMS_AT_ONCE", 4)
+    monkeypatch.setattr(study, "ITEMS_AT_ONCE", 4)
     frame, failure = predictor.admission.admit(make_frame()), Quarantined("a.dcm", "no_pixels", "")
     items = [frame, frame, failure, frame, frame, *[failure] * 5, frame]
-    found = list(scoring.batches(items, 2))
+    found = list(study.batches(items, 2))
     assert [len(one) for one in found] == [2, 3, 4, 2]
     assert [item for one in found for item in one] == items
 
@@ -344,3 +344,16 @@ def test_a_frame_unlike_the_training_comes_out_as_a_failure(tmp_path: Path) -> N
     assert isinstance(known, Scored)
     assert isinstance(strange, Quarantined)
     assert (strange.source, strange.frame_number, strange.reason) == ("a.dcm", 2, "out_of_distribution")
+
+
+def test_a_worker_scores_and_draws_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(make_dicom())
+    predictor = Predictor(make_bundle(tmp_path / "bundle"))
+    assert predictor.is_light
+    drawing = Drawing(maps=True, jpeg=True, png=True)
+    task = partial(scored_and_imported, scoring=Scoring(predictor, predictor.admission, drawing))
+    with file_workers(1, Limits(frame_seconds=60.0)) as pool:
+        ((count, imported),) = pool.run(task, [locate(tmp_path, "a.dcm")])
+    assert count == 1
+    assert {"onnxruntime", "pydicom", "PIL"} <= imported
+    assert not {"torch", "timm", "mlflow", "pytorch_grad_cam", "monai", "sklearn", "pandas", "matplotlib"} & imported

@@ -13,9 +13,9 @@ from PIL import Image
 from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
 from pipeline.imaging.preprocess import placement
 from pipeline.predictions import Heatmap
-from pipeline.score import overlay
-from pipeline.score.overlay import Colours, caption, colours, draw, jpeg, png
-from pipeline.score.view import view_of
+from pipeline.score import pictures
+from pipeline.score.pictures import Colours, caption, colours, draw, jpeg, png
+from pipeline.score.reading import view_of
 from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_frame, make_pixels
 
@@ -125,10 +125,10 @@ def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None
 def test_the_words_below_a_picture_say_what_it_shows(monkeypatch: pytest.MonkeyPatch, heatmap: Heatmap, words: str) -> None:
     assert caption(heatmap) == words
     written = []
-    monkeypatch.setattr(overlay, "_write", lambda draw, place, text, width: written.append(text))
-    overlay._surround.cache_clear()
+    monkeypatch.setattr(pictures, "_write", lambda draw, place, text, width: written.append(text))
+    pictures._surround.cache_clear()
     drawn(make_pixels(280, 280), heatmap)
-    overlay._surround.cache_clear()
+    pictures._surround.cache_clear()
     assert written == ["evidence", words]
 
 
@@ -149,11 +149,11 @@ def test_the_square_that_the_network_saw_is_where_its_pixels_come_from(fit: Fit,
 
 def test_a_dashed_line_and_a_legend_show_the_square_that_the_network_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(overlay, "_write", lambda draw, place, text, width: written.append(text))
-    overlay._surround.cache_clear()
+    monkeypatch.setattr(pictures, "_write", lambda draw, place, text, width: written.append(text))
+    pictures._surround.cache_clear()
     frame = make_frame(pixels=np.full((240, 400), 0.5, np.float32))
     whole, square = (draw(view_of(frame, one), make_heatmap(), 1.0) for one in (PAD, CROP))
-    overlay._surround.cache_clear()
+    pictures._surround.cache_clear()
     assert [text for text in written if "square" in text] == ["the square that the network saw; it did not look outside"]
     width = view_of(frame, CROP).grey.shape[1]
     heights, changed = 240, np.flatnonzero((whole[:240] != square[:240]).any(axis=(0, 2)))
