@@ -26,8 +26,7 @@ import pg8000.native
 from sqlalchemy import make_url
 
 from benchmarks.processes import ROUNDS, score_rate, show, train_on, write_small
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Ledger, Order, Outcome, Output, StudyWork
 from tests.server_postgres import find_programs, running_postgres
 
 STUDIES, BATCH = 20_000, 250

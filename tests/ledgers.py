@@ -1,7 +1,6 @@
 """Small studies for a ledger, and what is asked of it in many tests."""
 
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, StudyWork
 
 LONG = 1000.0
 

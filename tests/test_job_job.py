@@ -27,8 +27,7 @@ from pipeline.job.work import StudyFiles, packed
 from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import study as scoring
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Claim, Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, StudyWork
 from tests.builders import make_bundle, make_dicom
 from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows

@@ -13,9 +13,8 @@ from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done
 from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
-from pipeline.store.ledger import Ledger
-from pipeline.store.schema import HELD, studies
-from pipeline.store.types import Claim, Order, Outcome
+from pipeline.store.database import HELD, studies
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome
 from tests.ledgers import works
 
 LEASE_SECONDS = 6.0

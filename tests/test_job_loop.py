@@ -14,9 +14,8 @@ from pipeline.job.loop import Loop
 from pipeline.job.scorer import Done
 from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
-from pipeline.store import connection
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Claim, Order, Outcome, StudyWork
+from pipeline.store import database
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, StudyWork
 
 RECORD = StudyRecord("1.2.3", ()).to_json()
 
@@ -49,7 +48,7 @@ def test_a_process_claims_what_it_finishes_in_a_second(
 
 
 def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_SECONDS", 0.1)
+    monkeypatch.setattr(database, "_SECONDS", 0.1)
     path = tmp_path / "ledger.sqlite"
     failed: list[str] = []
 

@@ -13,9 +13,8 @@ from sqlalchemy.engine import make_url
 
 from pipeline.errors import LedgerError
 from pipeline.job.work import file_key
-from pipeline.store import connection
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Order, StudyWork
+from pipeline.store import database
+from pipeline.store.ledger import Ledger, Order, StudyWork
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -37,7 +36,7 @@ def administrator(postgres_url: str) -> Iterator[Connection]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_SECONDS", 1.0)
+    monkeypatch.setattr(database, "_SECONDS", 1.0)
 
 
 def test_a_ledger_that_is_locked_is_said_and_takes_the_same_afterwards(impatient: None, tmp_path: Path) -> None:
@@ -77,13 +76,13 @@ def test_connections_that_the_server_has_ended_are_opened_anew(postgres_url: str
 
 
 def test_a_full_disk_is_said_and_what_was_kept_stays(tmp_path: Path) -> None:
-    engine = connection.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    engine = database.connect(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     with engine.connect() as full:
         full.exec_driver_sql("PRAGMA max_page_count = 20")  # holds for this connection, which the pool gives back
     fill = (
         "INSERT INTO octray_ledger WITH RECURSIVE n(i) AS (VALUES (1000) UNION SELECT i + 1 FROM n) SELECT * FROM n LIMIT 99999"
     )
-    with pytest.raises(LedgerError, match="disk of the ledger is full"), connection.writing(engine) as writer:
+    with pytest.raises(LedgerError, match="disk of the ledger is full"), database.writing(engine) as writer:
         writer.exec_driver_sql(fill)
     with engine.connect() as reader:
         assert reader.exec_driver_sql("SELECT version FROM octray_ledger").all() == [(2,)]

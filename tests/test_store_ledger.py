@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LedgerError
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Order, Outcome, StudyWork
+from pipeline.store.ledger import Ledger, Order, Outcome, StudyWork
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -177,7 +176,7 @@ def test_runs_do_not_see_each_other(ledger: Ledger, url: str) -> None:
 WORKER = """
 import sys
 from pipeline.store.ledger import Ledger
-from pipeline.store.types import Outcome
+from pipeline.store.ledger import Outcome
 url, run, owner = sys.argv[1:]
 with Ledger(url, run) as ledger:
     ledger.unfinished()
@@ -227,7 +226,7 @@ def test_reading_outcomes_takes_memory_for_a_page_only(ledger: Ledger) -> None:
 KILLED = """
 import os, sys
 from pipeline.store.ledger import Ledger
-from pipeline.store.types import Outcome
+from pipeline.store.ledger import Outcome
 with Ledger(sys.argv[1], sys.argv[2]) as ledger:
     print("ready", flush=True)
     while claims := ledger.claim("killed", 3, 1000.0):

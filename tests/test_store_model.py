@@ -10,8 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Claim, Order, Outcome, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, StudyWork
 
 OWNERS = st.sampled_from(["a", "b"])
 KEYS = st.integers(0, 3).map(str)

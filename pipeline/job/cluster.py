@@ -22,7 +22,7 @@ from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Done, Scorer, killed
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
-from pipeline.store.types import Claim
+from pipeline.store.ledger import Claim
 
 UNGUARDED = (
     "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray with "

@@ -29,9 +29,8 @@ from pipeline.results.patient import Detail
 from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
-from pipeline.store.connection import without_password
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Order, Output, StudyWork
+from pipeline.store.database import without_password
+from pipeline.store.ledger import Ledger, Order, Output, StudyWork
 from pipeline.workers.cores import usable_cores
 
 

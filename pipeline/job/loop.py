@@ -15,8 +15,7 @@ from pipeline.job.scorer import Done
 from pipeline.job.signals import undisturbed
 from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Claim, Outcome
+from pipeline.store.ledger import Claim, Ledger, Outcome
 
 _FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256
 """Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As

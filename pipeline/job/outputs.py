@@ -22,7 +22,7 @@ from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn
 from pipeline.score.study import Scored
 from pipeline.settings import Limits
-from pipeline.store.types import Output
+from pipeline.store.ledger import Output
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,7 @@ from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Ended, Scored, score_studies
-from pipeline.store.types import Claim, Outcome, Output
+from pipeline.store.ledger import Claim, Outcome, Output
 
 MOST_ATTEMPTS = 3
 """How often one version of a study is tried: within one run if it kills the process that reads it, once in each of several

@@ -17,8 +17,7 @@ from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, write_report
 from pipeline.results.tables import failures_table, parquet_table, predictions_table
 from pipeline.results.worklist import Ranking, Study, Totals
-from pipeline.store.ledger import Ledger
-from pipeline.store.types import Order
+from pipeline.store.ledger import Ledger, Order
 from pipeline.workers.pool import WorkerPool
 
 _AHEAD = 32

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.types import Claim, Outcome, Output
+from pipeline.store.ledger import Claim, Outcome, Output
 
 
 class Unsaved:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
-from pipeline.store.schema import studies
+from pipeline.store.database import studies
 
 Rows = Sequence[Mapping[str, Any]]
 """Values by the names of their columns, the same names in each."""

@@ -1,4 +1,4 @@
-"""Connects to the database of a ledger, within a bounded time, and says in a sentence what is the matter with it."""
+"""The database behind every ledger: its tables, how to connect within a bounded time, and its errors as sentences."""
 
 import logging
 import socket
@@ -8,12 +8,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, literal_column, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
-from pipeline.store import schema
+
+VERSION = 2
+PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
+
+metadata = MetaData()
+
+about = Table("octray_ledger", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+studies = Table(
+    "octray_studies",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("work", LargeBinary, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("lease_until", Double, nullable=False),
+    Column("record", LargeBinary),
+    Column("rank", SmallInteger),
+    Column("probability", Double),
+    Column("outputs", Text),
+    Column("scored_at", Double),
+    Index("octray_studies_key", "key", "run", unique=True),  # the run last: by it alone, the index below is the one to use
+    Index("octray_studies_state", "run", "state", "position"),
+    sqlite_autoincrement=True,  # an id is never used again, so that a late outcome finds no other study
+)
 
 _SECONDS = 15.0
 """How long one call to the database may take."""
@@ -108,7 +156,7 @@ def now(engine: Engine) -> ColumnElement[float]:
     """Return the seconds since 1970 by the clock of the database, on which all owners agree."""
     if engine.dialect.name == "sqlite":
         return literal_column("((julianday('now') - 2440587.5) * 86400.0)")
-    return func.extract("epoch", func.clock_timestamp()).cast(schema.studies.c.lease_until.type)
+    return func.extract("epoch", func.clock_timestamp()).cast(studies.c.lease_until.type)
 
 
 def _create(engine: Engine) -> None:
@@ -116,11 +164,11 @@ def _create(engine: Engine) -> None:
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES})")
-        schema.metadata.create_all(connection)
-        versions = connection.execute(select(schema.about.c.version)).scalars().all()
+        metadata.create_all(connection)
+        versions = connection.execute(select(about.c.version)).scalars().all()
         if not versions:
-            connection.execute(schema.about.insert().values(version=schema.VERSION))
-        elif set(versions) != {schema.VERSION}:
+            connection.execute(about.insert().values(version=VERSION))
+        elif set(versions) != {VERSION}:
             raise LedgerError("The ledger was made by another version of octray. Install that one, or give another ledger.")
 
 
