@@ -26,7 +26,7 @@ import pg8000.native
 from sqlalchemy import make_url
 
 from benchmarks.processes import ROUNDS, score_rate, show, train_on, write_small
-from pipeline.store.ledger import Ledger, Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Ledger, Order, Outcome, Output, Unit
 from tests.server_postgres import find_programs, running_postgres
 
 STUDIES, BATCH = 20_000, 250
@@ -149,12 +149,12 @@ def server_seconds(url: str) -> float:
     return (own + sum(map(int, fields[server][13:15]))) / os.sysconf("SC_CLK_TCK")
 
 
-def works() -> Iterator[StudyWork]:
+def works() -> Iterator[Unit]:
     """Yield studies of one file each, as a job enters them."""
     for number in range(STUDIES):
         key = hashlib.sha256(str(number).encode()).hexdigest()
         files = [{"source": f"{key[:2]}/{key[2:20]}.dcm", "path": f"{key[:2]}/{key[2:20]}.dcm"}]
-        yield StudyWork(f"study:2.25.{int(key[:30], 16)}", number, key[:32], json.dumps(files).encode())
+        yield Unit(f"study:2.25.{int(key[:30], 16)}", number, key[:32], json.dumps(files).encode())
 
 
 def record(number: int) -> bytes:

@@ -1,12 +1,12 @@
 """Small studies for a ledger, and what is asked of it in many tests."""
 
-from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, Unit
 
 LONG = 1000.0
 
 
-def works(count: int, fingerprint: str = "f") -> list[StudyWork]:
-    return [StudyWork(f"study:{number}", number, fingerprint, b"[%d]" % number) for number in range(count)]
+def works(count: int, fingerprint: str = "f") -> list[Unit]:
+    return [Unit(f"study:{number}", number, fingerprint, b"[%d]" % number) for number in range(count)]
 
 
 def outcome(claim: Claim, rank: int = 0, probability: float = 0.5) -> Outcome:

@@ -19,7 +19,7 @@ from pydicom.uid import BasicTextSRStorage, GrayscaleSoftcopyPresentationStateSt
 
 from pipeline.cli.main import main
 from pipeline.job import outputs
-from pipeline.job.signals import undisturbed
+from pipeline.job.loop import delayed_interrupts
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import Heatmap
 from pipeline.score import pictures
@@ -347,7 +347,7 @@ def test_an_interrupt_waits_until_the_results_are_written(number: signal.Signals
     written = []
 
     def write() -> None:
-        with undisturbed():
+        with delayed_interrupts():
             signal.raise_signal(number)
             written.append("report")
 
@@ -367,7 +367,7 @@ def test_an_interrupt_just_before_they_are_held_back_leaves_all_as_it_was(monkey
         return found
 
     monkeypatch.setattr(signal, "signal", install_and_be_interrupted)
-    with pytest.raises(KeyboardInterrupt), undisturbed():
+    with pytest.raises(KeyboardInterrupt), delayed_interrupts():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 

@@ -20,14 +20,13 @@ from pipeline.cli.main import main
 from pipeline.errors import LedgerError
 from pipeline.imaging.sources import StudyFile
 from pipeline.job import loop, summary
-from pipeline.job.loop import Loop
+from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done, killed
-from pipeline.job.unsaved import Unsaved
-from pipeline.job.work import StudyFiles, packed
+from pipeline.job.study_files import StudyFiles, files_to_json
 from pipeline.model.bundle import Bundle
 from pipeline.results.record import StudyRecord
 from pipeline.score import study as scoring
-from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, Unit
 from tests.builders import make_bundle, make_dicom
 from tests.server_postgres import find_programs, running_postgres
 from tests.test_cli_score import contents, rows
@@ -151,7 +150,7 @@ def test_what_the_ledger_could_not_take_is_not_taken_for_results_of_another_bund
     monkeypatch.setattr(Ledger, "finish", fail)
     assert main(arguments(studies, bundle, out)) == 2
     monkeypatch.undo()
-    assert (out / ".octray" / "unsaved.jsonl").exists()
+    assert (out / ".octray" / "pending-results.jsonl").exists()
     assert len(list((out / "heatmaps").iterdir())) == 60
     main(arguments(studies, other, out))
     main(arguments(studies, other, tmp_path / "fresh"))
@@ -345,9 +344,9 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
     if find_programs() is None:
         pytest.skip("PostgreSQL is not here: install Debian's package postgresql")
     monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.0)
-    works = [StudyWork(f"study:{number}", number, "f", b"[]") for number in range(4)]
+    works = [Unit(f"study:{number}", number, "f", b"[]") for number in range(4)]
     first, second = StudyRecord("1.2.3", ()).to_json(), StudyRecord("", ()).to_json()
-    path, unchanged = tmp_path / "unsaved.jsonl", works[:3]
+    path, unchanged = tmp_path / "pending-results.jsonl", works[:3]
     (tmp_path / "study:0").write_bytes(b"abc")
     (tmp_path / "study:2").write_bytes(b"abc")  # and of study:1 what was written is gone
     with ExitStack() as server:
@@ -361,10 +360,10 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
                 yield Done(claim, Outcome(claim.id, first, 2, 0.9, (Output(claim.key, "", 3),)))
 
         with ledger, pytest.raises(LedgerError, match="cannot be reached"):
-            Loop(ledger, Unsaved(path, there(tmp_path)), lambda record: None).work(score_and_lose)
+            Loop(ledger, PendingResults(path, there(tmp_path)), lambda record: None).work(score_and_lose)
     with path.open("a") as file:
         file.write('{"key": "study:9", "cut')
-    kept = Unsaved(path, there(tmp_path))
+    kept = PendingResults(path, there(tmp_path))
     assert kept.names() == {work.key for work in works}
     scored: list[str] = []
 
@@ -374,7 +373,7 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
             yield Done(claim, Outcome(claim.id, second, 0, 0.0))
 
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
-        other.add([*unchanged, StudyWork("study:3", 3, "changed", b"[]")])
+        other.add([*unchanged, Unit("study:3", 3, "changed", b"[]")])
         Loop(other, kept, lambda record: None).work(score)
         records = {outcome.key: outcome.record for outcome in other.outcomes(Order.POSITION)}
     assert scored == ["study:1", "study:3"]
@@ -497,9 +496,9 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
             yield killed(claim, tmp_path)
 
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
-        ledger.add([StudyWork("study:1.2.3", 0, "f", packed(StudyFiles("study:1.2.3", (file,), ("f",)), tmp_path))])
+        ledger.add([Unit("study:1.2.3", 0, "f", files_to_json(StudyFiles("study:1.2.3", (file,), ("f",)), tmp_path))])
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", there(tmp_path)), told.append).work(dies)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", there(tmp_path)), told.append).work(dies)
     assert tried == [1, 2, 3]
     (record,) = told
     assert record.study_instance_uid == "1.2.3"

@@ -9,9 +9,8 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from pipeline.job import loop
-from pipeline.job.loop import Loop
+from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done
-from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
 from pipeline.store.database import HELD, studies
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome
@@ -45,7 +44,7 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
             yield from (Done(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
 
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), told.append).work(score)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), told.append).work(score)
         assert taken_by_another == [[]]
         assert (len(told), ledger.unfinished()) == (3, 0)
         assert [outcome.key for outcome in ledger.outcomes(Order.POSITION)] == ["study:0", "study:1", "study:2"]
@@ -69,5 +68,5 @@ def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, mon
                 yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
         told: list[StudyRecord] = []
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), told.append).work(score)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), told.append).work(score)
         assert (told, ledger.unfinished()) == ([], 1)

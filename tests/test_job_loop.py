@@ -10,12 +10,11 @@ import pytest
 
 from pipeline.errors import LedgerError
 from pipeline.job import loop
-from pipeline.job.loop import Loop
+from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done
-from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
 from pipeline.store import database
-from pipeline.store.ledger import Claim, Ledger, Order, Outcome, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Unit
 
 RECORD = StudyRecord("1.2.3", ()).to_json()
 
@@ -33,7 +32,7 @@ def test_a_process_claims_what_it_finishes_in_a_second(
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock) * seconds)  # each study looks at it once
     asked: list[int] = []
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
-        ledger.add(StudyWork(f"study:{number}", number, "f", b"[]") for number in range(2000))
+        ledger.add(Unit(f"study:{number}", number, "f", b"[]") for number in range(2000))
         claim = ledger.claim
 
         def note(owner: str, count: int, lease: float) -> list[Claim]:
@@ -41,7 +40,7 @@ def test_a_process_claims_what_it_finishes_in_a_second(
             return claim(owner, count, lease)
 
         monkeypatch.setattr(ledger, "claim", note)
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), lambda record: None).work(score)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(score)
         assert len(list(ledger.outcomes(Order.POSITION))) == 2000
     assert asked[:3] == ([8, 8, 8] if seconds > 1 else [8, 16, 32])
     assert max(asked) == expected
@@ -66,7 +65,7 @@ def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path,
         return call
 
     with Ledger(f"sqlite:///{path}", "run") as ledger:
-        ledger.add(StudyWork(f"study:{number}", number, "f", b"[]") for number in range(20))
+        ledger.add(Unit(f"study:{number}", number, "f", b"[]") for number in range(20))
         for name in ("claim", "retry", "finish", "release"):
             monkeypatch.setattr(ledger, name, locked(name))
         tried: list[str] = []
@@ -76,7 +75,9 @@ def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path,
                 tried.append(claim.key)
                 yield from score([claim]) if claim.attempt == 2 else (Done(claim, None),)
 
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), lambda record: None).work(score_at_second_sight)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(
+            score_at_second_sight
+        )
         assert ledger.unfinished() == 0
     assert Counter(failed) == {"claim": 2, "retry": 2, "finish": 2, "release": 2}
     assert sorted(tried) == sorted(2 * [f"study:{number}" for number in range(20)])
@@ -84,7 +85,7 @@ def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path,
 
 def test_studies_whose_claim_was_lost_on_its_way_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
-        ledger.add(StudyWork(f"study:{number}", number, "f", b"[]") for number in range(20))
+        ledger.add(Unit(f"study:{number}", number, "f", b"[]") for number in range(20))
         claim, answers = ledger.claim, itertools.count()
 
         def lose_the_first(owner: str, count: int, lease: float) -> list[Claim]:
@@ -94,5 +95,5 @@ def test_studies_whose_claim_was_lost_on_its_way_are_scored(tmp_path: Path, monk
             return claims
 
         monkeypatch.setattr(ledger, "claim", lose_the_first)
-        Loop(ledger, Unsaved(tmp_path / "unsaved.jsonl", lambda output: True), lambda record: None).work(score)
+        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(score)
         assert ledger.unfinished() == 0

@@ -15,8 +15,8 @@ from PIL import Image
 from pipeline.cli.main import main
 from pipeline.imaging.files.discovery import discover
 from pipeline.job.shard import Shard
+from pipeline.job.study_files import Grouping, files_to_json
 from pipeline.job.summary import patient_of
-from pipeline.job.work import Grouping, packed
 from pipeline.model.bundle import Bundle
 from pipeline.results.patient import Detail, Patient, read_patient
 from pipeline.settings import Limits
@@ -71,7 +71,7 @@ def score(studies: Path, bundle: Bundle, out: Path, *more: str) -> str:
 
 
 def everything(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file below a folder with its bytes; of the ledger also what its rows hold, unpacked."""
+    """Every file below a folder with its bytes; of the ledger also what its rows hold, files_from_json."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         yield path.relative_to(folder).as_posix(), path.read_bytes()
         if path.suffix == ".sqlite":
@@ -142,7 +142,7 @@ def test_a_report_written_after_its_sources_are_gone_says_so(tmp_path: Path, mon
 
 def asked(folder: Path, name: str) -> tuple[str, str, bytes, Path]:
     (study,) = Grouping().studies([file for file in discover(folder) if file.source == name], Limits(), Shard())
-    return name, study.key.removeprefix("study:"), packed(study, folder), folder
+    return name, study.key.removeprefix("study:"), files_to_json(study, folder), folder
 
 
 def test_a_file_that_was_replaced_gives_its_patient_to_nobody(studies: Path) -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import make_url
 
 from pipeline.errors import LedgerError
-from pipeline.job.work import file_key
+from pipeline.job.study_files import file_key
 from pipeline.store import database
-from pipeline.store.ledger import Ledger, Order, StudyWork
+from pipeline.store.ledger import Ledger, Order, Unit
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -134,7 +134,7 @@ def test_many_may_make_a_ledger_and_enter_the_same_at_the_same_moment(new_databa
 
 
 def test_what_was_entered_before_an_interrupt_stays(new_database: str) -> None:
-    def interrupted() -> Iterator[StudyWork]:
+    def interrupted() -> Iterator[Unit]:
         yield from works(2000)
         raise KeyboardInterrupt
 
@@ -155,7 +155,7 @@ def test_an_address_that_is_not_known_is_said(address: str) -> None:
 def test_files_of_any_name_have_a_place_in_the_ledger(new_database: str) -> None:
     names = ["x" * 100_000, "y" * 100_000, "\u00fc/\U0001f9ea.png", "..", ""]
     with Ledger(new_database, "run") as ledger:
-        assert ledger.add(StudyWork(file_key(name), 0, "f", b"[]") for name in names) == len(names)
+        assert ledger.add(Unit(file_key(name), 0, "f", b"[]") for name in names) == len(names)
         ledger.forget([file_key("..")])
         assert {key for key, _ in ledger.works()} == {file_key(name) for name in names} - {"file:.."}
         assert len(ledger) == 4

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LedgerError
-from pipeline.store.ledger import Ledger, Order, Outcome, StudyWork
+from pipeline.store.ledger import Ledger, Order, Outcome, Unit
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -94,7 +94,7 @@ def test_what_comes_late_of_a_study_that_changed_or_is_gone_is_taken_for_no_othe
     ledger.add(works(2))
     changed, gone = ledger.claim("a", 2, LONG)
     ledger.keep({changed.key})
-    ledger.add([StudyWork(changed.key, 0, "other", b""), StudyWork("study:new", 1, "f", b"")])
+    ledger.add([Unit(changed.key, 0, "other", b""), Unit("study:new", 1, "f", b"")])
     assert len(ledger.claim("a", 2, LONG)) == 2
     assert ledger.finish("a", [outcome(changed), outcome(gone)]) == set()
     assert ledger.unfinished() == 2
@@ -136,7 +136,7 @@ def test_a_study_that_changes_is_worked_on_again_and_others_stay(ledger: Ledger)
     ledger.add(works(3))
     ledger.finish("a", [outcome(claim) for claim in ledger.claim("a", 3, LONG)])
     before, changed, _ = works(3)
-    assert ledger.add([before, StudyWork(changed.key, 7, "other", b"new")]) == 1
+    assert ledger.add([before, Unit(changed.key, 7, "other", b"new")]) == 1
     assert keys(ledger) == ["study:0", "study:2"]
     (claim,) = ledger.claim("a", 3, LONG)
     assert (claim.key, claim.work, claim.fingerprint, claim.attempt) == ("study:1", b"new", "other", 1)

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pipeline.store.ledger import Claim, Ledger, Order, Outcome, StudyWork
+from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Unit
 
 OWNERS = st.sampled_from(["a", "b"])
 KEYS = st.integers(0, 3).map(str)
@@ -44,7 +44,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(found=st.dictionaries(KEYS, st.sampled_from("xy")), first=st.integers(0, 20))
     def add(self, found: dict[str, str], first: int) -> None:
-        works = [StudyWork(key, first + place, held, key.encode()) for place, (key, held) in enumerate(found.items())]
+        works = [Unit(key, first + place, held, key.encode()) for place, (key, held) in enumerate(found.items())]
         changed = [one for one in works if one.key not in self.model or self.model[one.key].fingerprint != one.fingerprint]
         assert self.ledger.add(works) == len(changed)
         for work in works:

@@ -27,7 +27,7 @@ REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
 PICTURES = f"{STATE}/pictures"
 """Folder of pictures that DICOM objects are still to be made of."""
-_LEDGER, _RUN, _LOCK, _UNSAVED = "ledger.sqlite", "run.json", "lock", "unsaved.jsonl"
+_LEDGER, _RUN, _LOCK, _PENDING_RESULTS = "ledger.sqlite", "run.json", "lock", "pending-results.jsonl"
 _PIECES = re.compile(
     rf"{HEATMAPS}/(.+_f\d{{4,}}_.+_[0-9a-f]{{16}}\.jpg|\..+\.part)"
     rf"|{TRACES}/(.+_[0-9a-f]{{16}}\.trace\.json|\..+\.part)"
@@ -126,9 +126,9 @@ class ResultsFolder:
         return f"sqlite:///{self.path.resolve() / STATE / _LEDGER}"
 
     @property
-    def unsaved(self) -> Path:
+    def pending_results(self) -> Path:
         """Where results are kept that the ledger could not take."""
-        return self.path / STATE / _UNSAVED
+        return self.path / STATE / _PENDING_RESULTS
 
     def begin(self, facts: Mapping[str, Any], keep: bool = False) -> Run:
         """Return the run that has these facts; where the folder holds another's results, they are removed first.
@@ -171,7 +171,7 @@ class ResultsFolder:
 
     def clear(self) -> None:
         """Remove what octray wrote here, and nothing else."""
-        for path in (*self._own(), *(self.path / STATE).glob(f"{_LEDGER}*"), self.unsaved):
+        for path in (*self._own(), *(self.path / STATE).glob(f"{_LEDGER}*"), self.pending_results):
             path.unlink(missing_ok=True)
 
     def keep_pieces(self, names: Collection[str]) -> None:

@@ -13,16 +13,22 @@ from typing import Protocol
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.job.arrivals import Arrivals
 from pipeline.job.folder import ResultsFolder, base_of, code_version
-from pipeline.job.loop import Loop, Outcomes, patiently
+from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
 from pipeline.job.shard import Shard
-from pipeline.job.signals import undisturbed
+from pipeline.job.study_files import (
+    Grouping,
+    Inbox,
+    StudyFiles,
+    changed_at,
+    files_from_json,
+    files_to_json,
+    files_without,
+    is_there,
+)
 from pipeline.job.summary import summarise
-from pipeline.job.unsaved import Unsaved
-from pipeline.job.work import Grouping, StudyFiles, changed_at, is_there, packed, unpacked, without
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress
 from pipeline.results.patient import Detail
@@ -30,7 +36,7 @@ from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.database import without_password
-from pipeline.store.ledger import Ledger, Order, Output, StudyWork
+from pipeline.store.ledger import Ledger, Order, Output, Unit
 from pipeline.workers.cores import usable_cores
 
 
@@ -166,7 +172,7 @@ class Job:
         could be read was never scored and is not listed: whatever it was renamed to is found, and so is the file if it is back.
         """
         with self._ledger(keep=True) as ledger:
-            arrivals, is_begun = Arrivals(ledger.works()), bool(len(ledger))
+            inbox, is_begun = Inbox(ledger.works()), bool(len(ledger))
             while True:
                 try:
                     self.skipped.clear()
@@ -174,13 +180,13 @@ class Job:
                 except InputError:  # a share that is away comes back
                     found = []
                 settled = [study for study in self._studies(ledger, found) if _is_quiet(study.files, quiet)]
-                replaced = [key for study in settled for key in arrivals.replaced(study)]
-                patiently(partial(ledger.forget, replaced))
-                if studies := [new for study in settled if (new := arrivals.new(study))]:
-                    patiently(partial(self._plan, ledger, studies, patiently(ledger.__len__)))
-                again = patiently(partial(self._try_again, ledger, quiet))
+                replaced = [key for study in settled for key in inbox.replaced(study)]
+                with_retries(partial(ledger.forget, replaced))
+                if studies := [new for study in settled if (new := inbox.new(study))]:
+                    with_retries(partial(self._plan, ledger, studies, with_retries(ledger.__len__)))
+                again = with_retries(partial(self._try_again, ledger, quiet))
                 if (studies or again or is_begun) and self._work(ledger, is_watched=True):
-                    arrivals = Arrivals(ledger.works())
+                    inbox = Inbox(ledger.works())
                 is_begun = False
                 pause(max(1.0, quiet / 4))
 
@@ -204,19 +210,19 @@ class Job:
         try:
             return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
         except Exception as error:
-            self._write(ledger, _not_begun(ledger, files, error), self._unsaved().names())
+            self._write(ledger, _not_begun(ledger, files, error), self._pending_results().names())
             raise
 
     def _plan(self, ledger: Ledger, studies: list[StudyFiles], first: int) -> None:
         """Enter studies into the ledger, their positions from `first` on."""
         base = self._scorer.base
-        works = (StudyWork(one.key, place, one.fingerprint, packed(one, base)) for place, one in enumerate(studies, first))
+        works = (Unit(one.key, place, one.fingerprint, files_to_json(one, base)) for place, one in enumerate(studies, first))
         ledger.add(works)
 
     def _try_again(self, ledger: Ledger, quiet: float = 0.0) -> int:
         """Have studies scored again that failed for what may have passed, if all their files are there and quiet."""
         failed = ledger.failed(MOST_ATTEMPTS)
-        ids = [outcome.id for outcome in failed if _is_quiet(unpacked(outcome.work, self._scorer.base), quiet)]
+        ids = [outcome.id for outcome in failed if _is_quiet(files_from_json(outcome.work, self._scorer.base), quiet)]
         ledger.retry_failed(ids)
         return len(ids)
 
@@ -227,27 +233,27 @@ class Job:
         """
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
-        unsaved = self._unsaved()
-        loop = Loop(ledger, unsaved, self._tell)
+        pending_results = self._pending_results()
+        loop = Loop(ledger, pending_results, self._tell)
         some_gone = False
         not_begun: list[Quarantined] = []
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
         except Exception as error:
-            files = (file for _, work in ledger.works() for file in unpacked(work, self._scorer.base))
+            files = (file for _, work in ledger.works() for file in files_from_json(work, self._scorer.base))
             not_begun = _not_begun(ledger, files, error)
             raise
         finally:
             self.faults += loop.faults
-            with undisturbed():
+            with delayed_interrupts():
                 if is_watched:
                     some_gone = _forget_gone(ledger, self._scorer.base)
-                self._write(ledger, not_begun, unsaved.names())
+                self._write(ledger, not_begun, pending_results.names())
         return some_gone
 
-    def _unsaved(self) -> Unsaved:
-        return Unsaved(self._folder.unsaved, partial(_is_there, self._folder.path))
+    def _pending_results(self) -> PendingResults:
+        return PendingResults(self._folder.pending_results, partial(_is_there, self._folder.path))
 
     def _tell(self, record: StudyRecord) -> None:
         self.scored += 1
@@ -269,9 +275,9 @@ class Job:
         with Cluster(self._request.cluster, place) as cluster:
             yield cluster.outcomes
 
-    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined], unsaved: Collection[str]) -> None:
+    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined], pending: Collection[str]) -> None:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
-        self._folder.keep_pieces(names.union(unsaved))  # not those of studies that changed, or that a kill cut off
+        self._folder.keep_pieces(names.union(pending))  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(
             self._folder.path,
             ledger,
@@ -307,7 +313,7 @@ def _forget_gone(ledger: Ledger, base: Path) -> bool:
     """Forget files that were not there any more when they were to be read, and studies of which nothing is left."""
     some_gone = False
     for outcome in ledger.failed():
-        record, files = StudyRecord.from_json(outcome.record), unpacked(outcome.work, base)
+        record, files = StudyRecord.from_json(outcome.record), files_from_json(outcome.work, base)
         missing = {failure.source for failure in record.failures if failure.reason == Reason.MISSING}
         gone = {file.source for file in files if file.source in missing and not is_there(file.path)}
         if not gone:
@@ -319,7 +325,7 @@ def _forget_gone(ledger: Ledger, base: Path) -> bool:
             continue
         is_final = not any(failure.reason in PASSING for failure in failures)
         record = replace(record, failures=failures)
-        ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), without(outcome.work, gone))
+        ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), files_without(outcome.work, gone))
     return some_gone
 
 
@@ -332,7 +338,7 @@ def _reopen(ledger: Ledger, base: Path, folder: Path) -> None:
     }
     if lost:
         works = [(key, work) for key, work in ledger.works() if key in lost]
-        ledger.reopen(lost[key] for key, work in works if all(file.path.exists() for file in unpacked(work, base)))
+        ledger.reopen(lost[key] for key, work in works if all(file.path.exists() for file in files_from_json(work, base)))
 
 
 def _is_there(folder: Path, output: Output) -> bool:

@@ -1,21 +1,24 @@
 """Works through a ledger: claims studies, has them scored, and saves what comes of them."""
 
+import base64
+import json
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from itertools import chain
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline.errors import LedgerError
 from pipeline.job.scorer import Done
-from pipeline.job.signals import undisturbed
-from pipeline.job.unsaved import Unsaved
 from pipeline.results.record import StudyRecord
-from pipeline.store.ledger import Claim, Ledger, Outcome
+from pipeline.store.ledger import Claim, Ledger, Outcome, Output
 
 _FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256
 """Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As
@@ -31,7 +34,7 @@ Outcomes = Callable[[Iterable[Claim]], Iterator[Done]]
 """Scores claimed studies, on this machine or on others, and gives them back in any order."""
 
 
-def patiently(ask: Callable[[], Result]) -> Result:
+def with_retries(ask: Callable[[], Result]) -> Result:
     """Ask a ledger for something; where it cannot be reached, ask again for a minute.
 
     Raises
@@ -51,6 +54,57 @@ def patiently(ask: Callable[[], Result]) -> Result:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
+class PendingResults:
+    """A file of JSON lines, one for each outcome that no ledger has taken yet.
+
+    Parameters
+    ----------
+    path
+        Read once; a line that a kill has cut off is left out, since its study is scored again.
+    is_there
+        Says whether a file that was written is still there.
+    """
+
+    def __init__(self, path: Path, is_there: Callable[[Output], bool]) -> None:
+        self._path = path
+        self._is_there = is_there
+        self._kept = {(line["key"], line["fingerprint"]): line for line in _lines(path)}
+
+    def take(self, claim: Claim) -> Outcome | None:
+        """Return what was made of a study, if it is kept here, and its files and what was written are still the same."""
+        line = self._kept.get((claim.key, claim.fingerprint))
+        if line is None or not all(map(self._is_there, _outputs(line))):
+            return None
+        record, urgency = base64.b64decode(line["record"]), (line["rank"], line["probability"])
+        return Outcome(claim.id, record, *urgency, _outputs(line), line["is_final"], line["scored_at"])
+
+    def names(self) -> set[str]:
+        """Return the names of the files that belong to what is kept."""
+        return {output.name for line in self._kept.values() for output in _outputs(line)}
+
+    def keep(self, outcomes: Iterable[tuple[Claim, Outcome]]) -> None:
+        """Keep what came of studies."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for claim, outcome in outcomes:
+                line = {
+                    "key": claim.key,
+                    "fingerprint": claim.fingerprint,
+                    "record": base64.b64encode(outcome.record).decode(),
+                    "rank": outcome.rank,
+                    "probability": outcome.probability,
+                    "outputs": [asdict(output) for output in outcome.outputs],
+                    "is_final": outcome.is_final,
+                    "scored_at": outcome.scored_at,
+                }
+                self._kept[claim.key, claim.fingerprint] = line
+                file.write(json.dumps(line) + "\n")
+
+    def clear(self) -> None:
+        """Forget everything, once the ledger has all of it."""
+        self._kept.clear()
+        self._path.unlink(missing_ok=True)
+
+
 class Loop:
     """Works through a ledger until nothing is left to claim; others may do the same at the same time.
 
@@ -58,16 +112,16 @@ class Loop:
     ----------
     ledger
         Holds the studies.
-    unsaved
+    pending_results
         Keeps what the ledger cannot take.
     tell
         Is called with the record of every study that was saved.
     """
 
-    def __init__(self, ledger: Ledger, unsaved: Unsaved, tell: Callable[[StudyRecord], None]) -> None:
+    def __init__(self, ledger: Ledger, pending_results: PendingResults, tell: Callable[[StudyRecord], None]) -> None:
         self.faults: list[str] = []
         self._ledger = ledger
-        self._unsaved = unsaved
+        self._pending_results = pending_results
         self._tell = tell
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._ready: list[tuple[Claim, Outcome]] = []
@@ -86,11 +140,11 @@ class Loop:
         try:
             with self._beating():
                 self._work(outcomes)
-                while patiently(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
+                while with_retries(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
                     self._work(outcomes)
-            self._unsaved.clear()
+            self._pending_results.clear()
         finally:
-            with undisturbed():
+            with delayed_interrupts():
                 self._save_or_keep()
             with suppress(LedgerError):  # the lease runs out by itself
                 self._ledger.release(self._owner)
@@ -99,16 +153,16 @@ class Loop:
         while first := next(claims := self._claims(), None):
             for done in outcomes(chain((first,), claims)):
                 self._take(done)
-            patiently(self._save)
-        patiently(self._save)
+            with_retries(self._save)
+        with_retries(self._save)
 
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
-        while claims := patiently(lambda: self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS)):
+        while claims := with_retries(lambda: self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS)):
             if not self._is_paced:
                 self._pace = min(2 * self._pace, _MOST_AT_FIRST)
             for claim in claims:
-                if outcome := self._unsaved.take(claim):
+                if outcome := self._pending_results.take(claim):
                     self._ready.append((claim, outcome))
                 else:
                     yield claim
@@ -116,15 +170,15 @@ class Loop:
     def _take(self, done: Done) -> None:
         self.faults += done.faults
         if done.outcome is None:
-            patiently(lambda: self._ledger.retry(self._owner, [done.claim.id]))
+            with_retries(lambda: self._ledger.retry(self._owner, [done.claim.id]))
         else:
             self._ready.append((done.claim, done.outcome))
         if time.monotonic() - self._saved_at > _SAVE_SECONDS:
-            patiently(self._save)
+            with_retries(self._save)
 
     def _save(self) -> None:
         """Put what is done into the ledger, and tell of what it took: another may have finished a study in the meantime."""
-        with undisturbed():
+        with delayed_interrupts():
             taken = self._ledger.finish(self._owner, [outcome for _, outcome in self._ready]) if self._ready else set()
             ready, self._ready = self._ready, []
             self._pace, self._is_paced = min(max(len(ready), _FEWEST), _MOST), True
@@ -137,7 +191,7 @@ class Loop:
         try:
             self._save()
         except LedgerError:
-            self._unsaved.keep(self._ready)
+            self._pending_results.keep(self._ready)
             raise
 
     @contextmanager
@@ -157,3 +211,34 @@ class Loop:
         finally:
             stop.set()
             thread.join()
+
+
+@contextmanager
+def delayed_interrupts() -> Iterator[None]:
+    """Hold interrupts back until the block is done; made for the main thread, which alone gets them."""
+    held: list[int] = []
+    with ExitStack() as restored:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restored.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, lambda number, _: held.append(number))
+        yield
+    if held:
+        raise KeyboardInterrupt
+
+
+def _outputs(line: dict[str, Any]) -> tuple[Output, ...]:
+    return tuple(Output(**output) for output in line["outputs"])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for text in texts:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found

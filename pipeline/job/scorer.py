@@ -16,7 +16,7 @@ from pipeline.frames import FrameFacts, Quarantined, of_whole_file
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES, code_version
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
-from pipeline.job.work import unpacked
+from pipeline.job.study_files import files_from_json
 from pipeline.results.record import StudyRecord
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.results.worklist import Ranking, ReportFrame
@@ -125,7 +125,7 @@ class Scorer:
 
         def studies() -> Iterator[tuple[_Study, tuple[StudyFile, ...]]]:
             for claim in claims:
-                begun.append(_Study(claim, unpacked(claim.work, self.base), claim.scored_at or time.time()))
+                begun.append(_Study(claim, files_from_json(claim.work, self.base), claim.scored_at or time.time()))
                 yield begun[-1], begun[-1].files
 
         tracer = self._tracer()
@@ -170,6 +170,6 @@ def killed(claim: Claim, base: Path) -> Done:
     if claim.attempt < MOST_ATTEMPTS:
         return Done(claim, None)
     message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
-    study = _Study(claim, unpacked(claim.work, base), claim.scored_at or time.time())
+    study = _Study(claim, files_from_json(claim.work, base), claim.scored_at or time.time())
     study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in study.files)
     return Done(claim, study.outcome(Ranking()))

@@ -9,7 +9,7 @@ from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_
 from pipeline.frames import Quarantined
 from pipeline.imaging.file_workers import file_workers
 from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
-from pipeline.job.work import current_mark, marks_of, unpacked
+from pipeline.job.study_files import current_mark, files_from_json, marks_from_json
 from pipeline.model.bundle import Bundle
 from pipeline.progress import Progress, silent
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
@@ -104,7 +104,7 @@ def _write_parquet(path: Path, ledger: Ledger) -> None:
 
 
 def _studies(ledger: Ledger, order: Order, ranking: Ranking, since: float) -> Iterator[tuple[Study, StudyRecord, bytes]]:
-    """Yield each finished study as the worklist shows it, its record, and what `packed` wrote of its files."""
+    """Yield each finished study as the worklist shows it, its record, and what `files_to_json` wrote of its files."""
     for outcome in ledger.outcomes(order):
         record = StudyRecord.from_json(outcome.record)
         study = Study(
@@ -135,11 +135,11 @@ def patient_of(asked: tuple[str, str, bytes, Path]) -> Iterator[Patient]:
     A file that is not the one that was scored may be another patient's.
     """
     source, study_instance_uid, work, base = asked
-    file = next((file for file in unpacked(work, base) if file.source == source), None)
+    file = next((file for file in files_from_json(work, base) if file.source == source), None)
     mark = current_mark(file) if file else ""
     if file is None or not mark:
         yield Patient(why_unknown=GONE)
-    elif mark != marks_of(work)[source]:
+    elif mark != marks_from_json(work)[source]:
         yield Patient(why_unknown=REPLACED)
     else:
         yield from read_patient(file, study_instance_uid)

@@ -33,7 +33,7 @@ class Order(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class StudyWork:
+class Unit:
     """A study that is to be worked on.
 
     Parameters
@@ -56,7 +56,7 @@ class StudyWork:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A study that one owner works on until its lease runs out; the rest as in `StudyWork`.
+    """A study that one owner works on until its lease runs out; the rest as in `Unit`.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Ledger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._engine.dispose()
 
-    def add(self, works: Iterable[StudyWork]) -> int:
+    def add(self, works: Iterable[Unit]) -> int:
         """Enter studies; return how many are new, or have changed since and are to be worked on again.
 
         What came of a study that has changed is dropped. A study that is there already takes its new position. What was
@@ -311,7 +311,7 @@ class Ledger:
     def _select(self, *names: str) -> Any:
         return select(*(studies.c[name] for name in names)).where(studies.c.run == self._run)
 
-    def _add(self, connection: Connection, works: dict[str, StudyWork]) -> int:
+    def _add(self, connection: Connection, works: dict[str, Unit]) -> int:
         """Enter studies; one that has changed is entered as another, so that what comes late of the old one is not taken."""
         there = self._select("id", "key", "fingerprint", "position").where(bulk.among(connection, studies.c.key, list(works)))
         known = [(row, works[row.key]) for row in connection.execute(there)]
@@ -355,7 +355,7 @@ _NOTHING: dict[str, Any] = {
 _OUTCOME = ("record", "rank", "probability", "outputs", "scored_at")
 
 
-def _row(work: StudyWork) -> dict[str, Any]:
+def _row(work: Unit) -> dict[str, Any]:
     return {"key": work.key, "position": work.position, "fingerprint": work.fingerprint, "work": work.work}
 
 

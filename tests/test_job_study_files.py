@@ -14,7 +14,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.study import stated_study
 from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
 from pipeline.job.shard import Shard
-from pipeline.job.work import Grouping, StudyFiles, packed, unpacked
+from pipeline.job.study_files import Grouping, StudyFiles, files_from_json, files_to_json
 from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_zip
 
@@ -53,7 +53,7 @@ def test_files_of_one_study_come_together_wherever_they_lie(studies: Path) -> No
 
 def test_files_are_the_same_after_they_were_stored(studies: Path) -> None:
     for study in grouped(studies):
-        assert unpacked(packed(study, studies), studies) == study.files
+        assert files_from_json(files_to_json(study, studies), studies) == study.files
 
 
 def test_every_study_is_in_one_shard(studies: Path) -> None:
