@@ -42,6 +42,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.feed(content)
+        self.text = " ".join(self.text.split())
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -299,7 +300,7 @@ def test_each_eye_has_its_result(tmp_path: Path, bundle: Bundle) -> None:
     for number, (side, value) in enumerate([("R", 0.2), ("R", 0.9), ("L", 0.1), ("", 0.3)], 1):
         scored = make_scored(1, value, "oct.dcm", number)
         frames.append(replace(scored, prediction=replace(scored.prediction, laterality=side)))
-    text = " ".join(Page(write(tmp_path, bundle, frames)).text.split())
+    text = Page(write(tmp_path, bundle, frames)).text
     assert "Right: PNEUMONIA 90.0 % positive (2 images)" in text
     assert "Left: PNEUMONIA 10.0 % negative (1 image)" in text
 
@@ -314,7 +315,7 @@ def test_what_is_positive_in_a_less_urgent_frame_is_said_of_study_and_eye(tmp_pa
         result = make_result(*predictions, source="oct.dcm")
         frames.append(ReportFrame(replace(result, laterality="R")))
     page = Page(re.sub(r"<details>.*?</details>", "", write(tmp_path, bundle, frames), flags=re.DOTALL))
-    text = " ".join(page.text.split())
+    text = page.text
     said = "PNEUMONIA 90.0 % positive; EFFUSION 60.0 % positive (4 images)"
     assert f"All images: {said}" in text
     assert f"Right: {said}" in text
@@ -339,7 +340,7 @@ def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: 
 
 def text_of(content: str) -> str:
     """What a reader reads, blanks joined."""
-    return " ".join(Page(content).text.split())
+    return Page(content).text
 
 
 def row_of(content: str, rank: int) -> str:

@@ -1,9 +1,7 @@
 """An excerpt of a bundle's model card as HTML: what the model is for, and how it did on patients that it was not made with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-
-from pipeline.results.markup import table
 
 SECTIONS = ("Intended use", "Data", "Figures", "When it does not answer", "Heatmaps")
 
@@ -46,3 +44,13 @@ def _cells(line: str) -> list[str]:
 
 def _text(text: str) -> str:
     return escape(text.replace("**", "").replace("`", ""))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a table; cells are HTML already."""
+    yield "<table><thead><tr>"
+    yield "".join(f'<th scope="col">{name}</th>' for name in headings)
+    yield "</tr></thead><tbody>"
+    for row in rows:
+        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
+    yield "</tbody></table>"
