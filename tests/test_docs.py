@@ -345,8 +345,7 @@ def test_every_field_of_the_manifest_and_every_file_of_a_bundle_is_explained() -
 
 
 def test_every_format_of_a_card_stands_in_the_table_of_what_is_read() -> None:
-    table = next(part for part in prose(ROOT / "README.md").split("## ") if part.startswith("What it reads"))
-    named = set(re.findall(r"\*\*([^*]+)\*\*", table))
+    named = set(re.findall(r"\*\*([^*]+)\*\*", prose(DOCS / "formats.md")))
     assert {form for card in load_cards() for form in card.formats} <= named
     assert {"DICOM", "PNG", "JPEG", "TIFF"} <= named
 
