@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, InputError, OctrayError, Reason, Unread
 from pipeline.imaging.file_workers import file_workers, warm_file_worker
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.settings import Limits
-from pipeline.workers.ahead import BYTES_AHEAD, read_ahead
+from pipeline.workers.ahead import BYTES_AHEAD, map_ahead, stream_ahead
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.pool import WorkerPool, _idle_workers
 from tests.builders import make_dicom
@@ -237,12 +237,34 @@ def test_who_catches_an_exception_of_the_work_gets_the_rest() -> None:
             raise WorkerError("No worker.")
 
     found = []
-    with closing(read_ahead(work, enumerate(range(3)), 2, lambda: None)) as items:
+    with closing(stream_ahead(work, enumerate(range(3)), 2)) as items:
         for number, results in items:
             with suppress(WorkerError):
                 found += [(number, result) for result in results]
                 found.append((number, b"whole"))
     assert found == [(0, b"one"), (0, b"whole"), (2, b"one"), (2, b"whole")]
+
+
+def test_one_result_an_item_comes_in_order_and_few_are_begun_ahead() -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            begun.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        time.sleep(0.01 * (number % 2 == 0))
+        if number == 5:
+            raise KeyError(number)
+        return number
+
+    found = []
+    with closing(map_ahead(work, items(), 2, 4)) as results, suppress(KeyError):
+        for number in results:
+            found.append(number)
+            assert len(begun) <= number + 4
+    assert found == [0, 1, 2, 3, 4]
 
 
 def test_what_waits_is_bounded(pool: WorkerPool) -> None:

@@ -1,11 +1,10 @@
 """From the rows of an index to the network's input: reads each file once, several at a time, in the order of the rows."""
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, UnreadableError
@@ -13,6 +12,7 @@ from pipeline.frames import FloatArray, Frame, ImageRecord
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
 from pipeline.settings import Limits, Preprocessing, Reading
+from pipeline.workers.ahead import map_ahead
 from pipeline.workers.cores import usable_cores
 
 _AHEAD = 4
@@ -50,17 +50,12 @@ def prepared_frames(
     """
     files = (list(group) for _, group in groupby(records, key=lambda record: (record.root, record.source)))
     cores = usable_cores()
-    with ThreadPoolExecutor(cores) as pool:
-        pending: deque[Future[list[FloatArray]]] = deque()
-        try:
-            for rows in files:
-                pending.append(pool.submit(_prepare_file, rows, sources[rows[0].root], preprocessing, limits))
-                if len(pending) >= _AHEAD * cores:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def prepared(rows: Sequence[ImageRecord]) -> list[FloatArray]:
+        return _prepare_file(rows, sources[rows[0].root], preprocessing, limits)
+
+    with closing(map_ahead(prepared, files, cores, _AHEAD * cores)) as results:
+        yield from chain.from_iterable(results)
 
 
 def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing, limits: Limits) -> list[FloatArray]:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -19,6 +18,7 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.predictions import FramePrediction
 from pipeline.score.pictures import NOTHING_DRAWN, Drawing, Drawn, pictures
 from pipeline.score.reading import Admission, Admitted, View, read_admitted, read_whole
+from pipeline.workers.ahead import map_ahead
 from pipeline.workers.process import outside_limits, restart_clock
 
 if TYPE_CHECKING:
@@ -407,9 +407,7 @@ def _alone(file: StudyFile, scoring: Scoring) -> Outcome:
 def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
     """Have workers read files, and run the network in this process: on a GPU, or where heatmaps need more than its graph."""
     threads = max(2, scoring.predictor.engine.calls(cores))  # one may draw what another has run
-    begun: deque[Future[list[Result[Study]]]] = deque()
     with (
-        ThreadPoolExecutor(threads, thread_name_prefix="network") as pool,
         file_workers(1, scoring.admission.reading.limits) as again,
         closing(_read(members, scoring, cores)) as items,
     ):
@@ -418,15 +416,9 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
         def finished(batch: Sequence[Item[Study]]) -> list[Result[Study]]:
             return scoring.finished(reread(predicted(batch, scoring.predictor, scoring.drawing.is_computed), read))
 
-        try:
-            for batch in batches(items, scoring.predictor.engine.frames_at_once):
-                begun.append(pool.submit(finished, batch))
-                if len(begun) > 2 * threads:
-                    yield from begun.popleft().result()
-            while begun:
-                yield from begun.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        some = batches(items, scoring.predictor.engine.frames_at_once)
+        with closing(map_ahead(finished, some, threads, 2 * threads)) as results:
+            yield from chain.from_iterable(results)
 
 
 def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Item[Study], None, None]:

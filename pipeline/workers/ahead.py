@@ -1,8 +1,9 @@
-"""Works on many items ahead of their use, in threads, and gives the results in the order of the items, in bounded memory."""
+"""Works on many items ahead of their use, in threads, and yields the results in the order of the items, in bounded memory."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Generic, TypeVar
 
 ITEMS_AHEAD = 256
@@ -10,54 +11,70 @@ BYTES_AHEAD = 2**27
 
 Handle = TypeVar("Handle")
 Item = TypeVar("Item")
-Result = TypeVar("Result", bound=Sized)
+Result = TypeVar("Result")
 
 
-def read_ahead(
+def map_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Yield `work(item)` for every item in order, with up to `ahead` items begun before their results are needed."""
+
+    def single(item: Item) -> Iterator[Result]:
+        yield work(item)
+
+    with closing(stream_ahead(single, ((None, item) for item in items), threads, ahead=ahead)) as streams:
+        for _, results in streams:
+            yield from results
+
+
+def stream_ahead(
     work: Callable[[Item], Iterator[Result]],
     items: Iterable[tuple[Handle, Item]],
     threads: int,
-    abandon: Callable[[], None],
-    most: int = ITEMS_AHEAD,
+    *,
+    ahead: int = ITEMS_AHEAD,
+    size: Callable[[Result], int] = lambda _: 0,
+    cancel: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Handle, Iterator[Result]], None, None]:
     """Do some work on every item, several at a time.
 
     Parameters
     ----------
     work
-        Gives results, whose lengths are their bytes; an exception of it ends the iteration over its results, and is raised
-        there.
+        Yields the results of an item; an exception it raises ends the iteration over its results, and is raised there.
     items
-        Each with a handle by which it is known; taken as needed, by the thread that iterates.
+        Each with a handle by which the caller knows it; taken as needed, by the thread that iterates.
     threads
         How many items are worked on at the same time.
-    abandon
-        Called at the end, whatever it was; ends the work that is under way.
-    most
-        How many items are begun at a time.
+    ahead
+        How many items are begun before their results are needed.
+    size
+        How many bytes a result takes; the default limits nothing but the number of items.
+    cancel
+        Called at the end, however it came; ends the work that is still going on.
 
     Yields
     ------
     tuple
-        The handle of each item and an iterator over its results, in the order of the items; what is left of them when the next
-        is taken is lost. At most `BYTES_AHEAD` of results wait, one of each thread and one that is awaited aside. Closing the
-        iterator stops the work.
+        The handle of each item and an iterator over its results, in the order of the items; results that are left when the
+        next item is taken are lost. At most `BYTES_AHEAD` of results wait, plus one for each thread and one for the item in
+        use. Closing the iterator stops the work.
     """
-    ahead = _Ahead(work, iter(items), most)
-    pool = [threading.Thread(target=ahead.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
+    begun = _Begun(work, iter(items), ahead, size)
+    pool = [threading.Thread(target=begun.serve, name=f"ahead-{number}", daemon=True) for number in range(threads)]
     for thread in pool:
         thread.start()
     try:
-        yield from ahead.slots()
+        yield from begun.slots()
     finally:
-        ahead.stop()
-        abandon()
+        begun.stop()
+        cancel()
         for thread in pool:
             thread.join()
 
 
 class _Slot(Generic[Handle, Item, Result]):
-    """What is known of one item: the results that wait, and whether more will come."""
+    """An item that was begun: its results that wait, and whether more will come."""
 
     def __init__(self, handle: Handle, item: Item) -> None:
         self.handle = handle
@@ -67,17 +84,24 @@ class _Slot(Generic[Handle, Item, Result]):
         self.error: BaseException | None = None
 
 
-class _Ahead(Generic[Handle, Item, Result]):
-    """The items that are begun, in their order; all of it under one lock."""
+class _Begun(Generic[Handle, Item, Result]):
+    """The items that are begun, in order; all of it under one lock."""
 
-    def __init__(self, work: Callable[[Item], Iterator[Result]], items: Iterator[tuple[Handle, Item]], most: int) -> None:
-        self._most = most
+    def __init__(
+        self,
+        work: Callable[[Item], Iterator[Result]],
+        items: Iterator[tuple[Handle, Item]],
+        most: int,
+        size: Callable[[Result], int],
+    ) -> None:
         self._work = work
         self._items = items
+        self._most = most
+        self._size = size
         self._slots: deque[_Slot[Handle, Item, Result]] = deque()
         self._untouched: deque[_Slot[Handle, Item, Result]] = deque()
         self._changed = threading.Condition()
-        self._held = 0
+        self._bytes = 0
         self._stopped = False
 
     def slots(self) -> Iterator[tuple[Handle, Iterator[Result]]]:
@@ -115,7 +139,7 @@ class _Ahead(Generic[Handle, Item, Result]):
                 if not slot.waiting:
                     break
                 result = slot.waiting.popleft()
-                self._held -= len(result)
+                self._bytes -= self._size(result)
                 self._changed.notify_all()
             yield result
         error, slot.error = slot.error, None  # so that it is raised once, and not when the rest is taken
@@ -142,15 +166,16 @@ class _Ahead(Generic[Handle, Item, Result]):
             return None if self._stopped else self._untouched.popleft()
 
     def _put(self, slot: _Slot[Handle, Item, Result], result: Result) -> bool:
-        """Wait for room, then add a result; the item in use gets one through always, so that it never stands still."""
+        """Wait for room, then add a result; the item in use always gets one through, so that it never stands still."""
+        size = self._size(result)
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._has_room(slot, len(result)))
+            self._changed.wait_for(lambda: self._stopped or self._has_room(slot, size))
             if not self._stopped:
                 slot.waiting.append(result)
-                self._held += len(result)
+                self._bytes += size
                 self._changed.notify_all()
             return not self._stopped
 
     def _has_room(self, slot: _Slot[Handle, Item, Result], size: int) -> bool:
-        awaited = not slot.waiting and slot is self._slots[0]
-        return awaited or self._held + size <= BYTES_AHEAD
+        is_awaited = not slot.waiting and slot is self._slots[0]
+        return is_awaited or self._bytes + size <= BYTES_AHEAD

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.errors import Reason, UnreadableError, WorkerError
-from pipeline.workers.ahead import ITEMS_AHEAD, read_ahead
+from pipeline.workers.ahead import ITEMS_AHEAD, stream_ahead
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.messages import Kind, Message, packed, receive, send
 from pipeline.workers.process import OUT_OF_MEMORY
@@ -141,7 +141,7 @@ class WorkerPool:
         """
         held = _Held()
         work = partial(self._messages, task, held=held)
-        for handle, messages in read_ahead(work, items, self.workers, held.end, ahead):
+        for handle, messages in stream_ahead(work, items, self.workers, ahead=ahead, size=len, cancel=held.end):
             yield handle, _results(messages)
 
     def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, held: "_Held") -> Generator[Message, None, None]:
