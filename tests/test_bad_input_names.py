@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from pipeline.cli.main import main
 from pipeline.errors import Reason
-from pipeline.imaging.files.study_file import as_text, visible
+from pipeline.imaging.files.names import as_text, visible
 from pipeline.ingest.index import load_index
 from services.api.app import create_app
 from services.api.settings import Settings

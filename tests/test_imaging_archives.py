@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files import archives, members
-from pipeline.imaging.files.contents import read_head
-from pipeline.imaging.files.study_file import Member
+from pipeline.imaging.files import archives, study_file
+from pipeline.imaging.files.study_file import Member, read_head
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
@@ -283,7 +282,7 @@ def test_numbers_of_members_bytes_and_archives_are_limited(tmp_path: Path, monke
     monkeypatch.setattr(archives, "MOST_DIRECTORY", 100)
     assert "too many members" in refusal(find(tmp_path, many)["study.zip"])[1]
     monkeypatch.undo()
-    monkeypatch.setattr(members, "MOST_NESTED", 10)
+    monkeypatch.setattr(study_file, "MOST_NESTED", 10)
     assert refusal(find(tmp_path, many)["inner.zip"])[0] is Reason.RESOURCE_LIMIT
 
 

@@ -6,7 +6,8 @@ from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, R
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.bits import Bits, aligned
+from pipeline.imaging.dicom.decoding import aligned
+from pipeline.imaging.dicom.layout import Bits
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.settings import Reading
 from tests.builders import make_dataset, make_dicom, make_encapsulated

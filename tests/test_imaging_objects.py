@@ -9,7 +9,7 @@ from pydicom.sequence import Sequence
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.objects import is_without_pixels
+from pipeline.imaging.dicom.terms import is_without_pixels
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dicom, make_dicomdir
 

@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.palette import look_up
+from pipeline.imaging.dicom.display import look_up
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dataset, make_dicom
 

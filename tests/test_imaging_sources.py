@@ -13,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from pipeline.errors import InputError, Reason, UnreadableError
-from pipeline.imaging.dicom.study import stated_study
+from pipeline.imaging.dicom.dataset import stated_study
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
 from pipeline.settings import Limits, Reading

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.study import stated_study
+from pipeline.imaging.dicom.dataset import stated_study
 from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
 from pipeline.job.shard import Shard
 from pipeline.job.study_files import Grouping, StudyFiles, files_from_json, files_to_json

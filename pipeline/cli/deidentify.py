@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("Name the files or folders to de-identify, and the folder for the new ones with --out.")
     from pipeline.cli.progress import bar
     from pipeline.deidentify.tree import deidentify_tree
-    from pipeline.imaging.files.leftovers import skipped_line
+    from pipeline.imaging.files.names import skipped_line
 
     skipped: Counter[str] = Counter()
     summary = deidentify_tree(args.sources, job(args, args.out), bar, skipped=skipped)

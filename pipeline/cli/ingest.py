@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline.cli.progress import bar
-    from pipeline.imaging.files.leftovers import skipped_line
+    from pipeline.imaging.files.names import skipped_line
     from pipeline.ingest.build import Rules, build_index
     from pipeline.ingest.index import difference, write_index
     from pipeline.ingest.splits import parse_percent

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         Where a path is missing, or nothing could be read.
     """
     from pipeline.imaging.file_workers import file_workers
-    from pipeline.imaging.files.leftovers import skipped_line
+    from pipeline.imaging.files.names import skipped_line
     from pipeline.imaging.sources import discover
 
     frames = unreadable = without_image = 0

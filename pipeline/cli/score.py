@@ -142,7 +142,7 @@ def _run(job: "Job", quiet: float | None) -> bool:
 
 def _say(out: Path, job: "Job") -> None:
     """Say on standard error what was done and where it lies."""
-    from pipeline.imaging.files.leftovers import skipped_line
+    from pipeline.imaging.files.names import skipped_line
     from pipeline.job.folder import FAILURES, HEATMAPS, OBJECTS, PREDICTIONS, REPORT
 
     totals = job.totals

@@ -24,10 +24,9 @@ from pipeline.deidentify.surplus import clear_tables
 from pipeline.deidentify.values import REPLACEABLE, as_list, dummy, is_class
 from pipeline.deidentify.verify import left, verify
 from pipeline.errors import InputError
-from pipeline.imaging.dicom.dataset import instance_uids, parse
+from pipeline.imaging.dicom.dataset import instance_uids, is_dicom, parse
 from pipeline.imaging.dicom.header import value
 from pipeline.imaging.dicom.layout import Layout, read_layout
-from pipeline.imaging.dicom.reader import is_dicom
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.imaging.sources import read_bytes

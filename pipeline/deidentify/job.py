@@ -8,7 +8,7 @@ from pipeline.deidentify.crosswalk import crosswalk_path
 from pipeline.deidentify.done import done_path
 from pipeline.deidentify.options import Options
 from pipeline.errors import ConfigError, InputError
-from pipeline.imaging.files.study_file import as_text
+from pipeline.imaging.files.names import as_text
 from pipeline.imaging.quality import ocr
 
 

@@ -13,11 +13,10 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pipeline.deidentify.options import Box, Refusal, RefusedError
 from pipeline.deidentify.surplus import extended_offset_tables, without_padding, without_surplus
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.bits import Bits
 from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.decoding import frame_decoder, stored_values
 from pipeline.imaging.dicom.header import code, number, texts, value
-from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Layout
+from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Bits, Layout
 from pipeline.settings import DEFAULT_READING
 
 _MODALITIES = frozenset({"DOC", "ES", "GM", "IVUS", "OT", "SC", "US", "XC"})

@@ -19,10 +19,9 @@ from pydicom.uid import RLELossless
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
-from pipeline.imaging.dicom.fragments import grouped_fragments
+from pipeline.imaging.dicom.display import expand_segments
 from pipeline.imaging.dicom.header import code, little_endian, numbers, value
-from pipeline.imaging.dicom.layout import Layout
-from pipeline.imaging.dicom.palette import expand_segments
+from pipeline.imaging.dicom.layout import Layout, grouped_fragments
 from pipeline.imaging.guard import translated
 
 Decode = Callable[[bytes], NDArray[Any]]

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.reader import PREAMBLE, PREFIX, is_dicom, read_dicom
+from pipeline.imaging.dicom.dataset import PREAMBLE, PREFIX, is_dicom
+from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.files.archives import is_archive
-from pipeline.imaging.files.contents import read_bytes, read_head
 from pipeline.imaging.files.discovery import discover, locate
-from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders
 from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
 from pipeline.imaging.vendor import is_named_by_the_device, vendor_reader

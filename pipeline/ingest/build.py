@@ -11,7 +11,8 @@ from pipeline.deidentify.job import Job
 from pipeline.deidentify.run import Run
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
-from pipeline.imaging.files.study_file import StudyFile, as_text
+from pipeline.imaging.files.names import as_text
+from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.index import FILES, Index
 from pipeline.ingest.journal import JOURNAL, Journal, binding
 from pipeline.ingest.labels import FileFacts, FileId, doubt, doubt_patients, folder_labels, match_files, read_labels

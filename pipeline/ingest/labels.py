@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pipeline.errors import InputError
 from pipeline.frames import Split
-from pipeline.imaging.files.study_file import as_name, as_text
+from pipeline.imaging.files.names import as_name, as_text
 
 _EXAMPLES = 5
 _SHOWN = 60

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.study import Stated, may_state_study, stated_study
+from pipeline.imaging.dicom.dataset import Stated, may_state_study, stated_study
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.job.shard import Shard

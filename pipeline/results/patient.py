@@ -12,10 +12,9 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from pipeline.imaging.dicom import header
-from pipeline.imaging.dicom.dataset import parse, uid_text
-from pipeline.imaging.dicom.reader import is_dicom
-from pipeline.imaging.files.contents import read_bytes, read_head
-from pipeline.imaging.files.study_file import StudyFile, visible
+from pipeline.imaging.dicom.dataset import is_dicom, parse, uid_text
+from pipeline.imaging.files.names import visible
+from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.vendor.heidelberg_vol import MAGIC
 from pipeline.settings import DEFAULT_READING
 

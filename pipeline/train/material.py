@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import Config, DataSection
 from pipeline.errors import ConfigError, InputError
 from pipeline.frames import ImageRecord, Split
-from pipeline.imaging.dicom.codes import is_expected_modality, is_expected_view
+from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.labels import examples
 from pipeline.predictions import Activation

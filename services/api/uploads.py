@@ -12,8 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from pipeline.imaging.files.leftovers import leftover
-from pipeline.imaging.files.study_file import visible
+from pipeline.imaging.files.names import leftover, visible
 from services.api.settings import Settings
 
 FIELD = "files"

@@ -1,19 +1,29 @@
-"""Parses the bytes of a DICOM file into a data set: whole, of a known transfer syntax, with the UIDs that say what it is."""
+"""Parses DICOM files, whole or only as far as they name their study, and derives the UIDs that are missing."""
 
 import io
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pydicom
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_partial, read_preamble
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.header import value
+from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import check_inflated
 from pipeline.imaging.identity import derived_uid
-from pipeline.settings import Limits
+from pipeline.settings import DEFAULT_READING, Limits
+
+PREFIX = b"DICM"
+PREAMBLE = 128
+_VALUE_REPRESENTATIONS = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
+)
+
 
 LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
@@ -133,3 +143,89 @@ def _check_whole(dataset: Dataset) -> None:
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
     for tag in cut:
         del dataset[tag]
+
+
+_HEAD = 2**16
+_STUDY_KEYWORD = "StudyInstanceUID"
+_PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_STUDY_KEYWORD)
+
+
+class Stated(NamedTuple):
+    """What a file states of its study and its patient, the patient's in the bytes of the file; empty if it does not."""
+
+    study_instance_uid: str = ""
+    patient_id: bytes = b""
+    patient_name: bytes = b""
+
+
+def may_state_study(file: StudyFile) -> bool:
+    """Say whether `stated_study` has to look at a file: not where it plainly is no DICOM file, or cannot be read."""
+    try:
+        return bool(file.inside) or is_dicom(read_head(file, PREAMBLE + len(PREFIX)))
+    except UnreadableError:
+        return False
+
+
+def stated_study(file: StudyFile) -> Iterator[Stated]:
+    """Yield what a file states, once; made for worker processes, since it parses.
+
+    The Study Instance UID (0020,000D) is empty for what is no DICOM file, for one that states no valid UID, and for one that
+    cannot be read, which reading it as a whole will say.
+    """
+    try:
+        head = read_head(file, _HEAD)
+        yield (_at_start(head) or _in_whole(file)) if is_dicom(head) else Stated()
+    except UnreadableError:
+        yield Stated()
+
+
+def _at_start(head: bytes) -> Stated | None:
+    """Return what lies in `head` as a whole; the part of a longer UID would be that of another study."""
+    try:
+        tags: list[BaseTag | int] = [_PATIENT_NAME, _PATIENT_ID, _STUDY]
+        found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=tags)
+        return None if is_cut_off(found, _STUDY) or not uid_text(found, _STUDY_KEYWORD) else _stated(found)
+    except Exception:  # pydicom has no common base for what it raises at a file's cut end, or where it is deflated
+        return None
+
+
+def _in_whole(file: StudyFile) -> Stated:
+    try:
+        dataset, _, _ = parse(read_bytes(file), DEFAULT_READING.limits)
+        return _stated(dataset)
+    except UnreadableError:
+        raise
+    except Exception:  # the same, of a damaged file
+        return Stated()
+
+
+def _stated(dataset: Dataset) -> Stated:
+    uid = uid_text(dataset, _STUDY_KEYWORD)
+    patient_id, patient_name = (_raw(dataset, tag) for tag in (_PATIENT_ID, _PATIENT_NAME))
+    return Stated(uid, patient_id, patient_name)
+
+
+def _raw(dataset: Dataset, tag: BaseTag) -> bytes:
+    """Return the bytes of an element that was not decoded, without blanks and case."""
+    found = dataset.get_item(tag).value if tag in dataset else b""
+    return found.strip(b" \0^").upper() if isinstance(found, bytes) else b""
+
+
+def _is_behind(tag: BaseTag, *_: object) -> bool:
+    return bool(tag > _STUDY)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Say whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
+
+    Without it (PS3.10 7.1 forbids that, yet such files exist), the first element must be of group 0002 or 0008 and have either
+    a value representation that exists or a short length.
+    """
+    if head[PREAMBLE : PREAMBLE + 4] == PREFIX:
+        return True
+    if len(head) < 16:
+        return False
+    little = head[:2] in (b"\x02\x00", b"\x08\x00")
+    if head[4:6] in _VALUE_REPRESENTATIONS:
+        return little or head[:2] == b"\x00\x08"
+    return little and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024

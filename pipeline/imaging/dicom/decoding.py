@@ -12,10 +12,9 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.bits import aligned, notes_on_left_out
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTIONS, PLUGIN, register
 from pipeline.imaging.dicom.header import little_endian
-from pipeline.imaging.dicom.layout import Layout
+from pipeline.imaging.dicom.layout import Bits, Layout
 from pipeline.imaging.guard import translated
 from pipeline.imaging.reduced import block_averages
 from pipeline.settings import Reading
@@ -153,3 +152,49 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
     one, notes = encapsulate([encoded], has_bot=False), list[str]()
     array, _ = next(decoder.iter_array(one, decoding_plugin=PLUGIN, validate=False, side=reading.side, notes=notes, **options))
     return array, tuple(notes)
+
+
+def notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
+    """Say that unsigned words hold something above High Bit that no overlay explains: Bits Stored may be too small for them."""
+    above = (1 << bits.allocated) - (1 << bits.high + 1) & ~bits.overlays
+    if words.dtype.kind != "u" or words.max(initial=0) < 1 << bits.high + 1:
+        return ()
+    if not (words & np.asarray(above, words.dtype)).any():
+        return ()
+    return (f"The pixels hold values above bit {bits.high}, the High Bit of the file: only the bits up to it were read.",)
+
+
+def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
+    """Return the values of the stored bits, the same array where nothing else lies in it.
+
+    Parameters
+    ----------
+    words
+        Integers of any shape, signed where the pixels are; `bits.allocated` bits wide.
+    bits
+        Which of their bits are the pixels'.
+
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` where bits under the stored ones hold something other than overlays: High Bit is then wrong, or Bits
+        Stored is.
+    """
+    if bits.overlays == 0 and bits.stored == bits.allocated:
+        return words
+    unsigned = words.view(f"u{words.itemsize}")
+    if words.dtype.kind == "u" and bits.high == bits.stored - 1:
+        if not bits.overlays and words.max(initial=0) < 1 << bits.stored:
+            return words  # as nearly always: there is nothing to clear
+        kept: NDArray[Any] = unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
+        return kept
+    unsigned = unsigned & np.asarray(~bits.overlays % 2**bits.allocated, unsigned.dtype)
+    if bits.below and (unsigned & np.asarray(bits.below, unsigned.dtype)).any():
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"High Bit is {bits.high} with {bits.stored} bits stored, but the bits below hold values, too. Export it again.",
+        )
+    np.left_shift(unsigned, bits.allocated - 1 - bits.high, out=unsigned)
+    values: NDArray[Any] = unsigned.view(words.dtype)
+    np.right_shift(values, bits.allocated - bits.stored, out=values)
+    return values

@@ -1,4 +1,4 @@
-"""Reads what a DICOM header says of one frame, functional groups before the instance; a broken optional element is unknown."""
+"""Reads elements of a DICOM header, those of a frame before those of the instance; a broken optional element is unknown."""
 
 import re
 from collections.abc import Sequence
@@ -187,3 +187,31 @@ def laterality(scope: Scope) -> str:
     found = [code(frame, "FrameLaterality")] if frame is not None else []
     found += [code(scope.dataset, keyword) for keyword in ("ImageLaterality", "Laterality")]
     return next((one for one in found if one in ("R", "L", "U", "B")), "")
+
+
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+
+def pixel_spacing(scope: Scope) -> tuple[float, float] | None:
+    """Pixel Spacing (0028,0030), Imager Pixel Spacing (0018,1164) or Nominal Scanned Pixel Spacing (0018,2010), in mm."""
+    holder = scope.holder("PixelMeasuresSequence", *_SPACINGS)
+    if holder is None:
+        return None
+    for keyword in _SPACINGS:
+        found = numbers(holder, keyword)
+        if len(found) == 2 and min(found) > 0:
+            return found[0], found[1]
+    return None
+
+
+def slice_position(scope: Scope) -> float | None:
+    """Return Image Position (0020,0032) along the normal of Image Orientation (0020,0037), in mm (PS3.3 C.7.6.2.1.1)."""
+    place = scope.holder("PlanePositionSequence", "ImagePositionPatient")
+    plane = scope.holder("PlaneOrientationSequence", "ImageOrientationPatient")
+    position = numbers(place, "ImagePositionPatient") if place is not None else ()
+    directions = numbers(plane, "ImageOrientationPatient") if plane is not None else ()
+    if len(position) != 3 or len(directions) != 6:
+        return None
+    normal = np.cross(directions[:3], directions[3:])
+    length = float(np.linalg.norm(normal))
+    return float(np.dot(position, normal)) / length if length > 0 else None

@@ -1,5 +1,6 @@
-"""Checks that the pixel data of a DICOM file are what the header promises, before any of it is decoded (PS3.3 C.7.6.3)."""
+"""Checks the pixel data of a DICOM file against its header, and splits them into frames, before anything is decoded."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,9 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.bits import Bits, overlay_bits
 from pipeline.imaging.dicom.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
-from pipeline.imaging.dicom.fragments import encoded_frames
 from pipeline.imaging.dicom.header import code, number, value
 from pipeline.imaging.guard import check_size, translated
 from pipeline.settings import Limits
@@ -21,6 +20,54 @@ _UNREAD = ("YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB", "HSV", "ARGB", "CMYK")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PIXEL_KEYWORDS = {"PixelData": (1, 8, 16, 32), "FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}
 """Elements that hold pixels (PS3.3 C.7.6.3, C.7.6.24, C.7.6.25), with the Bits Allocated (0028,0100) that octray reads."""
+_ITEM = b"\xfe\xff\x00\xe0"
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
+"""How JPEG and JPEG-LS (ISO/IEC 10918-1 B.1), JPEG 2000 (ISO/IEC 15444-1 A.4) and a JP2 file (I.5.1) begin."""
+_RLE_START = re.compile(rb"[\x01-\x0f]\x00\x00\x00\x40\x00\x00\x00")
+"""How RLE begins: the number of segments, and where the first lies, which is behind a header of 64 bytes (PS3.5 G.5)."""
+_END_OF_CODESTREAM = b"\xff\xd9"
+_MOST_FRAGMENTS = 2**20
+_TAIL = 16
+"""Bytes at the end of a fragment in which the end of its codestream is looked for; padding may follow it."""
+_OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
+_OVERLAY_BIT_POSITION = 0x0102
+_OVERLAY_DATA = 0x3000
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Which bits of a word are a pixel's.
+
+    Parameters
+    ----------
+    allocated
+        Bits Allocated (0028,0100).
+    stored
+        Bits Stored (0028,0101).
+    high
+        High Bit (0028,0102); that of the bits stored where it is missing.
+    overlays
+        Mask of the bits that hold overlays: Overlay Bit Position (60xx,0102) without Overlay Data (60xx,3000), which older
+        editions of the Standard allow.
+    """
+
+    allocated: int
+    stored: int
+    high: int
+    overlays: int = 0
+
+    @property
+    def below(self) -> int:
+        """Mask of the bits under the stored ones."""
+        return (1 << (self.high + 1 - self.stored)) - 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said of overlays among the stored bits."""
+        stored = ((1 << self.stored) - 1) << (self.high + 1 - self.stored)
+        return (
+            ("Overlays lie in bits that the file gives to the pixels: they were left out.",) if self.overlays & stored else ()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +236,112 @@ def _check_encapsulated(dataset: Dataset, layout: Layout, limits: Limits) -> Non
     with translated("The compressed pixel data of the DICOM file are damaged."):
         for encoded in layout.encoded_frames(dataset):
             check_encoded(encoded, layout.transfer_syntax, shape, layout.bits_allocated, signed, limits)
+
+
+def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> Iterator[bytes]:
+    """Yield the encoded frames, all fragments of one frame joined.
+
+    Where there are as many fragments as frames, each is one, whatever a table says. Otherwise the fragments are put together
+    by the Basic or the Extended Offset Table where that points at fragments, else by the ends of their codestreams.
+
+    Parameters
+    ----------
+    data
+        Pixel Data (7FE0,0010), from the item of the Basic Offset Table on.
+    frames
+        Number of Frames (0028,0008).
+    extended_offsets
+        Extended Offset Table (7FE0,0001).
+
+    Raises
+    ------
+    UnreadableError
+        `TRUNCATED` where a fragment is cut off, or there are not enough of them; `INCONSISTENT` where more frames begin in
+        them; `RESOURCE_LIMIT` where there are more than a million.
+    """
+    for group in grouped_fragments(data, frames, extended_offsets)[:frames]:
+        yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
+
+
+def grouped_fragments(data: bytes, frames: int, extended_offsets: bytes = b"") -> list[list[slice]]:
+    """Return where the fragments of each frame lie in the data, and after them those that belong to none.
+
+    Parameters and errors are those of `encoded_frames`.
+    """
+    table, *fragments = _items(data)
+    offsets = _offsets(extended_offsets, 8) or _offsets(data[table], 4)
+    _check_excess(data, fragments, frames)
+    groups = _grouped(data, fragments, frames, offsets) if fragments else []
+    if len(groups) < frames:
+        raise UnreadableError(
+            Reason.TRUNCATED,
+            f"The compressed pixel data hold {len(groups)} of {frames} frames. Copy or export the file again.",
+        )
+    return groups
+
+
+def _check_excess(data: bytes, fragments: list[slice], frames: int) -> None:
+    """Count the fragments that begin a frame; others continue one, or are padding."""
+    begun = 0
+    for one in fragments if len(fragments) > frames else ():
+        begun += data.startswith(_STARTS, one.start, one.stop) or _RLE_START.match(data, one.start, one.stop) is not None
+    if begun > frames:
+        raise UnreadableError(
+            Reason.INCONSISTENT,
+            f"The compressed pixel data hold {begun} frames, but the header says {frames}. Export the file again.",
+        )
+
+
+def _items(data: bytes) -> list[slice]:
+    """Find the values of the items; the first is the Basic Offset Table, empty where there is none."""
+    found, at = [], 0
+    while data[at : at + 4] == _ITEM:
+        start = at + 8
+        at = start + int.from_bytes(data[at + 4 : start], "little")
+        if at > len(data):
+            raise UnreadableError(
+                Reason.TRUNCATED, "The compressed pixel data are cut off within a frame. Copy or export the file again."
+            )
+        found.append(slice(start, at))
+        if len(found) > _MOST_FRAGMENTS:
+            raise UnreadableError(
+                Reason.RESOURCE_LIMIT,
+                f"The compressed pixel data are in more than {_MOST_FRAGMENTS} fragments. Convert the file, or split it.",
+            )
+    return found or [slice(0, 0)]
+
+
+def _offsets(table: bytes, width: int) -> list[int]:
+    return [int.from_bytes(table[at : at + width], "little") for at in range(0, len(table) // width * width, width)]
+
+
+def _grouped(data: bytes, fragments: list[slice], frames: int, offsets: list[int]) -> list[list[slice]]:
+    if len(fragments) == frames:
+        return [[one] for one in fragments]
+    if frames == 1:
+        return [fragments]
+    first = fragments[0].start
+    starts = [one.start - first for one in fragments]
+    if len(offsets) == frames and offsets[0] == 0 and offsets == sorted(set(offsets)) and set(offsets) <= set(starts):
+        marks = [starts.index(offset) for offset in offsets]
+        return [fragments[start:end] for start, end in zip(marks, [*marks[1:], len(fragments)], strict=True)]
+    return _by_codestream(data, fragments)
+
+
+def _by_codestream(data: bytes, fragments: list[slice]) -> list[list[slice]]:
+    groups: list[list[slice]] = [[]]
+    for one in fragments:
+        groups[-1].append(one)
+        if _END_OF_CODESTREAM in data[max(one.start, one.stop - _TAIL) : one.stop]:
+            groups.append([])
+    return [group for group in groups if group]
+
+
+def overlay_bits(dataset: Dataset) -> int:
+    """Return the mask of the bits that hold overlays; bit 0 is left alone, since overlays of their own say 0, too."""
+    mask = 0
+    for group in _OVERLAY_GROUPS:
+        position = number(dataset, (group << 16) + _OVERLAY_BIT_POSITION)
+        if position is not None and 0 < position < 64 and (group << 16) + _OVERLAY_DATA not in dataset:
+            mask |= 1 << int(position)
+    return mask

@@ -16,42 +16,24 @@ from pipeline.frames import Frame, InstanceKey
 from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, LOSSY
-from pipeline.imaging.dicom.codes import body_part, view_position
 from pipeline.imaging.dicom.dataset import instance_uids, parse, stated_sop_class, uid_text
 from pipeline.imaging.dicom.decoding import decoded_values
-from pipeline.imaging.dicom.display import palette_rendering, rendering, stored_limits
-from pipeline.imaging.dicom.geometry import pixel_spacing, slice_position
+from pipeline.imaging.dicom.display import (
+    check_supplemental,
+    is_reducible,
+    look_up,
+    palette_rendering,
+    rendering,
+    stored_limits,
+)
+from pipeline.imaging.dicom.header import pixel_spacing, slice_position
 from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
-from pipeline.imaging.dicom.objects import intent_notes, is_without_pixels, modality
-from pipeline.imaging.dicom.palette import check_supplemental, look_up
-from pipeline.imaging.dicom.reducible import is_reducible
+from pipeline.imaging.dicom.terms import body_part, intent_notes, is_without_pixels, modality, view_position
 from pipeline.imaging.grayscale import Rendering, is_padding, may_be_hidden, render
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
 from pipeline.settings import DEFAULT_READING, Reading
-
-PREFIX = b"DICM"
-PREAMBLE = 128
-_VALUE_REPRESENTATIONS = frozenset(
-    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
-)
-
-
-def is_dicom(head: bytes) -> bool:
-    """Say whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
-
-    Without it (PS3.10 7.1 forbids that, yet such files exist), the first element must be of group 0002 or 0008 and have either
-    a value representation that exists or a short length.
-    """
-    if head[PREAMBLE : PREAMBLE + 4] == PREFIX:
-        return True
-    if len(head) < 16:
-        return False
-    little = head[:2] in (b"\x02\x00", b"\x08\x00")
-    if head[4:6] in _VALUE_REPRESENTATIONS:
-        return little or head[:2] == b"\x00\x08"
-    return little and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024
 
 
 @dataclass(frozen=True, slots=True)

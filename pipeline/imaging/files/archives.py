@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.files.leftovers import leftover
-from pipeline.imaging.files.members import DAMAGED, data_start, inflated, unpack
-from pipeline.imaging.files.study_file import Member, Refusal, StudyFile, harmless, not_opened
+from pipeline.imaging.files.names import harmless, leftover
+from pipeline.imaging.files.study_file import DAMAGED, Member, Refusal, StudyFile, data_start, inflated, not_opened, unpack
 from pipeline.imaging.guard import translated
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-HEAD = 132
+_HEAD = 132
 """Bytes from the start of a file that are enough to tell an archive."""
 MOST_MEMBERS = 2**18
 """Members of an archive and of all archives within it."""
@@ -108,7 +107,7 @@ def is_archive(head: bytes) -> bool:
     A DICOM file with the start of one in its preamble, which applications may use as they like (PS3.10 7.1), is none; nor is
     an archive DICOM because a long name of its first member, which begins at byte 30, has these letters at that place.
     """
-    in_a_name = 30 + int.from_bytes(head[26:28], "little") >= HEAD
+    in_a_name = 30 + int.from_bytes(head[26:28], "little") >= _HEAD
     return head.startswith(ZIP) and (head[128:132] != b"DICM" or in_a_name)
 
 
@@ -227,7 +226,7 @@ def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spe
         yield found
         return
     try:
-        nested = is_archive(unpack(archive.stream, member, HEAD))
+        nested = is_archive(unpack(archive.stream, member, _HEAD))
     except UnreadableError:
         nested = False
     yield from _nested(archive, found, spent) if nested else (found,)

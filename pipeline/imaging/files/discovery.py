@@ -1,23 +1,105 @@
 """Finds study files: those of a folder of any depth, the members of zip archives, and what a DICOMDIR names."""
 
+import io
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.uid import MediaStorageDirectoryStorage
+
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
-from pipeline.imaging.files import archives, dicomdir
 from pipeline.imaging.files.archives import find_members, is_archive
-from pipeline.imaging.files.contents import read_bytes, read_head
-from pipeline.imaging.files.leftovers import leftover
-from pipeline.imaging.files.study_file import Refusal, StudyFile, as_name, as_text, harmless
+from pipeline.imaging.files.names import as_name, as_text, harmless, leftover
+from pipeline.imaging.files.study_file import Refusal, StudyFile, read_bytes, read_head
+from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.settings import Limits, Reading
 
+MOST_DICOMDIR_BYTES = 2**27
+"""A larger DICOMDIR is not read; a record of one file takes about half a kilobyte."""
+_MISSING = Refusal(Reason.MISSING, "The DICOMDIR names this file, but it is not there. Copy the disc or the folder again.")
+_NAMES_NOTHING = Refusal(Reason.NO_PIXELS, "The DICOMDIR names no file. Give the folder that it lies in instead.")
+_OUTSIDE = Refusal(Reason.UNSAFE_PATH, "The DICOMDIR names a file outside of its folder, which is not read. Copy it in.")
+
+_DIRECTORY_CLASS = b"\x02\x00\x02\x00UI\x14\x00" + MediaStorageDirectoryStorage.encode()
+"""Media Storage SOP Class UID of a directory with its tag and its length: other UIDs may begin with the same characters."""
+_VERSION = re.compile(r"\.?(;[0-9]+)?$")
+
+_FileId = tuple[str, ...]
+"""Referenced File ID (0004,1500): the folders and the name of a file, below the folder of its DICOMDIR."""
+
+
+def _is_named_dicomdir(name: str) -> bool:
+    """Say whether a file of this name is a DICOMDIR (PS3.10 8.6), as discs spell it."""
+    return _as_key((name,)) == ("DICOMDIR",)
+
+
+def _is_dicomdir(head: bytes) -> bool:
+    """Say whether a file that begins with `head` is one: Media Storage SOP Class UID (0002,0002) is that of a directory."""
+    return head[128:132] == b"DICM" and _DIRECTORY_CLASS in head
+
+
+def _referenced_files(content: bytes) -> tuple[_FileId, ...]:
+    """Return the files that the records in use name, in the order of the records, each once.
+
+    Raises
+    ------
+    UnreadableError
+        Where it is damaged.
+    """
+    silence_decoders()
+    with translated("The DICOMDIR is damaged and cannot be read. Give the folder that it lies in instead."):
+        dataset = dcmread(io.BytesIO(content))
+        sequence = dataset.get_item("DirectoryRecordSequence")
+        if isinstance(sequence, RawDataElement) and len(sequence.value or b"") < sequence.length:
+            raise UnreadableError(Reason.TRUNCATED, "The DICOMDIR is cut off. Give the folder that it lies in instead.")
+        records = dataset.DirectoryRecordSequence
+        named = [record.ReferencedFileID for record in records if record.get("ReferencedFileID") and _is_in_use(record)]
+        return tuple(dict.fromkeys((one,) if isinstance(one, str) else tuple(map(str, one)) for one in named))
+
+
+def _is_in_use(record: Mapping[str, object]) -> bool:
+    return record.get("RecordInUseFlag", 0xFFFF) != 0
+
+
+def _as_key(parts: Iterable[str]) -> _FileId:
+    """Return what is the same for all spellings of a path: capitals, no version (`;1`), no empty extension (ISO 9660)."""
+    return tuple(_VERSION.sub("", part.upper()) for part in parts)
+
+
+def _is_inside(file_id: _FileId) -> bool:
+    """Say whether a File ID stays below its folder."""
+    return all(part not in ("", ".", "..") and not set(part) & set("/\\:\0") for part in file_id)
+
+
+def _find_files(folder: Path, file_ids: Iterable[_FileId]) -> Iterator[tuple[_FileId, Path | None]]:
+    """Find files below a folder by their File IDs; None where there is none. Each folder is listed once."""
+    listed: dict[Path, dict[_FileId, str]] = {}
+    for file_id in file_ids:
+        path: Path | None = folder
+        for part in file_id:
+            path = _entry(path, part, listed) if path is not None and _is_inside(file_id) else None
+        yield file_id, path
+
+
+def _entry(folder: Path, part: str, listed: dict[Path, dict[_FileId, str]]) -> Path | None:
+    if folder not in listed:
+        try:
+            listed[folder] = {_as_key((as_text(path.name),)): path.name for path in folder.iterdir()}
+        except OSError:
+            listed[folder] = {}
+    name = listed[folder].get(_as_key((part,)))
+    return None if name is None else folder / name
+
+
 _HEAD = 512
-_DICOMDIR = Limits(file_bytes=dicomdir.MOST_BYTES, frame_seconds=30.0)
+_DICOMDIR = Limits(file_bytes=MOST_DICOMDIR_BYTES, frame_seconds=30.0)
 _LINK_OUT = Refusal(
     Reason.UNSAFE_PATH, "The link leads out of the folder that was given, and is not followed. Copy the files themselves in."
 )
@@ -69,7 +151,7 @@ def _by_source(file: StudyFile) -> str:
 
 def _given(path: Path, skipped: Counter[str] | None) -> Iterator[StudyFile]:
     file = StudyFile(path, as_text(path.name))
-    if not dicomdir.is_dicomdir(_peek(file, _HEAD)):
+    if not _is_dicomdir(_peek(file)):
         return _without_dicomdirs(list(_expanded(file, skipped)))
     return _named(file)
 
@@ -83,28 +165,28 @@ def _named(file: StudyFile) -> Iterator[StudyFile]:
         yield StudyFile(file.path, file.source, refusal=Refusal.of(error))
         return
     if not file_ids:
-        yield StudyFile(file.path, file.source, refusal=dicomdir.EMPTY)
-    for file_id, path in dicomdir.find_files(folder, file_ids):
+        yield StudyFile(file.path, file.source, refusal=_NAMES_NOTHING)
+    for file_id, path in _find_files(folder, file_ids):
         if path is not None and (one := _reached(folder, path)) is not None:
             yield one
         else:
             yield _absent(file, file_id)
 
 
-def _file_ids(file: StudyFile) -> tuple[dicomdir.FileId, ...]:
+def _file_ids(file: StudyFile) -> tuple[_FileId, ...]:
     """Parse a DICOMDIR in a worker process: no file is found before it is done, so that a damaged one must not stop it."""
     content = read_bytes(file, Reading(_DICOMDIR))
     with file_workers(1, _DICOMDIR) as pool:
         return tuple(pool.run(_referenced, content))
 
 
-def _referenced(content: bytes) -> Iterator[dicomdir.FileId]:
-    yield from dicomdir.referenced_files(content)
+def _referenced(content: bytes) -> Iterator[_FileId]:
+    yield from _referenced_files(content)
 
 
-def _absent(directory: StudyFile, file_id: dicomdir.FileId) -> StudyFile:
+def _absent(directory: StudyFile, file_id: _FileId) -> StudyFile:
     below = PurePosixPath(directory.source).parent.parts
-    refusal = dicomdir.MISSING if dicomdir.is_inside(file_id) else dicomdir.OUTSIDE
+    refusal = _MISSING if _is_inside(file_id) else _OUTSIDE
     return StudyFile(directory.path, "/".join([*below, harmless(file_id).lstrip("/")]), directory.inside, refusal)
 
 
@@ -113,28 +195,28 @@ def _without_dicomdirs(files: list[StudyFile]) -> Iterator[StudyFile]:
 
     A file that only has the name of one is read as any other.
     """
-    named = (file for file in files if dicomdir.is_named_dicomdir(file.source.rpartition("/")[2]))
-    directories = [file for file in named if dicomdir.is_dicomdir(_peek(file, _HEAD))]
-    there = {dicomdir.as_key(file.source.split("/")) for file in files} if directories else set()
+    named = (file for file in files if _is_named_dicomdir(file.source.rpartition("/")[2]))
+    directories = [file for file in named if _is_dicomdir(_peek(file))]
+    there = {_as_key(file.source.split("/")) for file in files} if directories else set()
     left_out = {id(file) for file in directories}
     yield from (file for file in files if id(file) not in left_out)
     for directory in directories:
-        below = dicomdir.as_key(directory.source.split("/")[:-1])
+        below = _as_key(directory.source.split("/")[:-1])
         try:
             file_ids = _file_ids(directory)
         except UnreadableError:
             continue
-        yield from (_absent(directory, one) for one in file_ids if (*below, *dicomdir.as_key(one)) not in there)
+        yield from (_absent(directory, one) for one in file_ids if (*below, *_as_key(one)) not in there)
 
 
 def _expanded(file: StudyFile, skipped: Counter[str] | None) -> Iterable[StudyFile]:
-    return find_members(file, skipped) if is_archive(_peek(file, archives.HEAD)) else (file,)
+    return find_members(file, skipped) if is_archive(_peek(file)) else (file,)
 
 
-def _peek(file: StudyFile, count: int) -> bytes:
+def _peek(file: StudyFile) -> bytes:
     """Return the start of a file; nothing where it cannot be read, which reading it will say."""
     try:
-        return read_head(file, count)
+        return read_head(file, _HEAD)
     except UnreadableError:
         return b""
 
@@ -195,7 +277,7 @@ def locate(root: Path, source: str) -> StudyFile:
     if name is None or not os.path.lexists(path):
         return _gone(path, source)
     file = _reached(folder, path) or _below(folder, path)
-    if file.source == source and not is_archive(_peek(file, archives.HEAD)):
+    if file.source == source and not is_archive(_peek(file)):
         return file
     return _members(file, file.stat()).get(source) or _gone(path, source)
 

@@ -1,17 +1,17 @@
-"""What is known of a file before it is read: where it lies, on the disk or in archives, and whether it may be read at all."""
+"""A file, or a member of a zip archive, that may hold frames: where it lies, whether it may be read, and its bytes."""
 
+import io
 import os
-import re
+import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import Reason, UnreadableError
-
-_ESCAPE = re.compile(r"\\(?:(\\)|x([0-9a-f]{2})|u([0-9a-f]{4})|([nrt]))")
-_LINES = {"n": "\n", "r": "\r", "t": "\t"}
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from pipeline.imaging.guard import translated
+from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,42 +115,163 @@ def not_opened(error: OSError) -> UnreadableError:
     )
 
 
-def as_text(name: str) -> str:
-    """Return a name of the file system as text that any terminal, table or page may show; what is none is escaped.
+MOST_NESTED = 2**28
+"""Bytes of an archive that lies deflated in another, and is therefore held in memory."""
+DAMAGED = "The zip archive is damaged: it cannot be unpacked. Copy it again."
 
-    Escaped are bytes that are no UTF-8 (`\\xe9`), control characters, those that turn the direction of writing, by which
-    `gpj.exe` looks like `exe.jpg` (`\\x1b`, `\\u202e`), and the backslash itself (`\\\\`), so that no two names give one text.
+_LOCAL_HEADER, _SIGNATURE = 30, b"PK\x03\x04"
+_HEAD = 2**14
+
+
+def inflated(stream: IO[bytes], member: Member) -> bytes:
+    """Return the content of an archive that lies deflated in another.
+
+    Raises
+    ------
+    UnreadableError
+        Where it is too large to be held in memory, or damaged.
     """
-    return visible(os.fsencode(name).replace(b"\\", rb"\\").decode("utf-8", "backslashreplace"))
+    if member.size > MOST_NESTED:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The zip archive lies in another and has more than {MOST_NESTED // 2**20} MiB. Unpack the outer one first.",
+        )
+    return _whole(stream, member)
 
 
-def as_name(text: str) -> str | None:
-    """Return the name of the file system that `as_text` gives as `text`; None where it gives no name so."""
+def read_member(file: StudyFile, limits: Limits) -> bytes:
+    """Read a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it is larger than the limits allow, damaged, or the archive is gone.
+    """
+    if file.inside[-1].size > limits.file_bytes:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT, f"The file is larger than {limits.file_bytes} bytes. Split it, or leave it out."
+        )
+    with _holding(file) as stream:
+        return _whole(stream, file.inside[-1])
+
+
+def read_member_head(file: StudyFile, count: int) -> bytes:
+    """Read up to `count` bytes from the start of a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it cannot be found any more.
+    """
+    with _holding(file) as stream:
+        return unpack(stream, file.inside[-1], count)
+
+
+def _holding(file: StudyFile) -> IO[bytes]:
+    """Open what holds the last member: the file, or the deflated archive in it."""
     try:
-        name = os.fsdecode(_ESCAPE.sub(_unescaped, text).encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        return None
-    return name if as_text(name) == text else None
+        if len(file.inside) > 1:
+            found = file.path.stat()
+            return io.BytesIO(_outer(file.path, file.inside[:-1], found.st_size, found.st_mtime_ns))
+        return file.path.open("rb")
+    except OSError as error:
+        raise not_opened(error) from None
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    backslash, byte, character, line = found.groups()
-    if byte:
-        return bytes.fromhex(byte).decode("utf-8", "surrogateescape")
-    return backslash or (chr(int(character, 16)) if character else _LINES[line])
+@lru_cache(maxsize=1)
+def _outer(path: Path, inside: tuple[Member, ...], size: int, mtime_ns: int) -> bytes:
+    """Return the content of an archive within an archive; the last is kept, as its members are read one after another."""
+    outer = StudyFile(path, "", inside)
+    with _holding(outer) as stream:
+        return inflated(stream, inside[-1])
 
 
-def visible(text: str) -> str:
-    """Escape control characters, marks of direction, and halves of surrogate pairs, much as Python would write them."""
-    return _UNSEEN.sub(_escaped, text)
+def data_start(stream: IO[bytes], member: Member) -> int:
+    """Return where the packed data of a member begin, behind its local header.
+
+    Raises
+    ------
+    UnreadableError
+        Where there is no such header.
+    """
+    with translated(DAMAGED):
+        stream.seek(member.offset)
+        header = stream.read(_LOCAL_HEADER)
+    if len(header) < _LOCAL_HEADER or not header.startswith(_SIGNATURE):
+        raise UnreadableError(Reason.DECODE_FAILED, DAMAGED)
+    return member.offset + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
-def _escaped(found: re.Match[str]) -> str:
-    """Write a character; one from 0x80 on has four digits, since two are those of a byte that is no UTF-8."""
-    code = ord(found[0])
-    return found[0].encode("unicode_escape").decode("ascii") if code < 0x80 else f"\\u{code:04x}"
+def unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
+    """Return the first `count` bytes of a member, or fewer where its packed data end before.
+
+    Raises
+    ------
+    UnreadableError
+        Where they cannot be inflated.
+    """
+    with translated(DAMAGED):
+        stream.seek(data_start(stream, member))
+        if member.method == zipfile.ZIP_STORED:
+            return stream.read(min(count, member.packed))
+        inflating, content, left = zlib.decompressobj(-zlib.MAX_WBITS), b"", member.packed
+        while len(content) < count and left and (packed := stream.read(left if count > _HEAD else min(left, _HEAD))):
+            content += inflating.decompress(packed, count - len(content))
+            left -= len(packed)
+        return content
 
 
-def harmless(parts: Iterable[str]) -> str:
-    """Join parts that come from inside a file to a path that leads nowhere else when it is joined to another."""
-    return "/".join(r"\x2e\x2e" if part == ".." else as_text(part) for part in parts)
+def _whole(stream: IO[bytes], member: Member) -> bytes:
+    content = unpack(stream, member, member.size + 1)
+    if len(content) != member.size or zlib.crc32(content) != member.crc:
+        raise UnreadableError(
+            Reason.DECODE_FAILED, "The member of the zip archive is damaged: its checksum is wrong. Copy the archive again."
+        )
+    return content
+
+
+def read_bytes(file: StudyFile, reading: Reading = DEFAULT_READING) -> bytes:
+    """Read the whole content of a file or of a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it may not be read, cannot be opened, is damaged, or is larger than the limits allow.
+    """
+    _admit(file)
+    if file.inside:
+        return read_member(file, reading.limits)
+    try:
+        with file.path.open("rb") as stream:
+            if stream.seek(0, os.SEEK_END) > reading.limits.file_bytes:
+                raise UnreadableError(
+                    Reason.RESOURCE_LIMIT,
+                    f"The file is larger than {reading.limits.file_bytes} bytes. Split it, or leave it out.",
+                )
+            stream.seek(0)
+            return stream.read()
+    except OSError as error:
+        raise not_opened(error) from None
+
+
+def _admit(file: StudyFile) -> None:
+    if file.refusal is not None:
+        raise UnreadableError(file.refusal.reason, file.refusal.message)
+
+
+def read_head(file: StudyFile, count: int) -> bytes:
+    """Read up to `count` bytes from the start of a file or of a member of an archive.
+
+    Raises
+    ------
+    UnreadableError
+        Where it may not be read or cannot be opened.
+    """
+    _admit(file)
+    if file.inside:
+        return read_member_head(file, count)
+    try:
+        with file.path.open("rb") as stream:
+            return stream.read(count)
+    except OSError as error:
+        raise not_opened(error) from None

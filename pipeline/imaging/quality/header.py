@@ -5,7 +5,7 @@ A value that the file does not state is never held against it. No value of the f
 
 from collections.abc import Sequence
 
-from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view
+from pipeline.imaging.dicom.terms import is_expected_body_part, is_expected_modality, is_expected_view
 from pipeline.imaging.quality.look import Look
 
 

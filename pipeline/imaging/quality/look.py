@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.borders import white_borders
-from pipeline.imaging.dicom.codes import RADIOGRAPHY, is_expected_body_part
+from pipeline.imaging.dicom.terms import RADIOGRAPHY, is_expected_body_part
 from pipeline.imaging.filters import ndimage
 from pipeline.settings import Gate
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.imaging.dicom.dataset import uid_text
-from pipeline.imaging.dicom.geometry import pixel_spacing
-from pipeline.imaging.dicom.header import Scope, numbers
+from pipeline.imaging.dicom.header import Scope, numbers, pixel_spacing
 from pipeline.imaging.identity import derived_uid
 from pipeline.results.dicom.source import Source
 

@@ -18,7 +18,7 @@ from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.dicom.layout import read_layout
-from pipeline.imaging.dicom.objects import modality
+from pipeline.imaging.dicom.terms import modality
 from pipeline.settings import Limits
 
 _ALWAYS = (

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from pipeline.imaging import guard
-from pipeline.imaging.dicom.reader import PREAMBLE, is_dicom, read_dicom
+from pipeline.imaging.dicom.dataset import PREAMBLE, is_dicom
+from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, rounded

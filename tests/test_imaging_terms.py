@@ -9,8 +9,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pipeline.frames import Frame
-from pipeline.imaging.dicom import codes as code_tables
-from pipeline.imaging.dicom.codes import is_expected_body_part, is_expected_modality, is_expected_view, read_text
+from pipeline.imaging.dicom import terms
+from pipeline.imaging.dicom.terms import is_expected_body_part, is_expected_modality, is_expected_view, read_text
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dicom
 
@@ -142,7 +142,7 @@ def test_empty_codes_are_unknown() -> None:
 
 
 def test_every_term_of_the_table_is_found_as_it_stands() -> None:
-    with resources.files(code_tables.__package__ or "").joinpath("terms.csv").open(encoding="utf-8") as file:
+    with resources.files(terms.__package__ or "").joinpath("terms.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows
     for row in rows:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.imaging.files.leftovers import leftover, skipped_line
+from pipeline.imaging.files.names import leftover, skipped_line
 from pipeline.imaging.sources import discover
 from tests.builders import make_zip
 
