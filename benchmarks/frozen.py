@@ -38,7 +38,7 @@ def main(path: Path) -> int:
     print("fit   white borders  mirrored  AUROC  balanced accuracy")
     for fit in Fit:
         for masked in (False, True):
-            plain, mirrored = _features(engine, index, Preprocessing(SIZE, fit, masked))
+            plain, mirrored = _features(engine, index, Preprocessing(SIZE, fit, masked, exact_decoding=True))
             for more in (None, mirrored):
                 figures = np.mean([_cross_validate(index, plain, more, seed) for seed in range(SEEDS)], axis=0)
                 words = f"{fit.value:4}  {'masked' if masked else 'kept':13}  {'yes' if more is not None else 'no':8}"

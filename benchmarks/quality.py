@@ -22,10 +22,10 @@ from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.phantoms.chest import draw_chest
 from pipeline.phantoms.retina import draw_volume
-from pipeline.settings import Check, Gate
+from pipeline.settings import Check, Gate, IntendedUse, Quality
 
-CHEST = Gate(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",))
-B_SCAN = Gate(modalities=("OPT",))
+CHEST = Gate(intended_use=IntendedUse(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",)))
+B_SCAN = Gate(intended_use=IntendedUse(modalities=("OPT",)))
 SETS = {"cxr-pediatric": CHEST, "oct-kermany": B_SCAN, "oct-octdl-crops": B_SCAN}
 ROUNDS = 9
 
@@ -82,7 +82,7 @@ def _print_samples(folder: Path) -> None:
         try:
             for frame in read_frames(file):
                 found[f"{frame.modality or '-'}: any"] += 1
-                found.update(f"{frame.modality or '-'}: {check}" for check in _found(frame, Gate(smallest_side=1)))
+                found.update(f"{frame.modality or '-'}: {check}" for check in _found(frame, Gate(Quality(smallest_side=1))))
         except Exception:  # noqa: S112 - what cannot be read is not what is measured here
             continue
     print("\ndicom-samples, frames by modality and finding, nothing expected")

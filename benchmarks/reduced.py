@@ -75,7 +75,7 @@ def _cases(name: str, pixels: Values, bits: int) -> Iterator[tuple[float, float]
         box = whole_box(whole.shape, decoded.shape, BLOCK_OFFSET if name in ("JPEG", _BLOCKS) else JPEG_2000_OFFSET)
         for fit in (Fit.PAD, Fit.CROP):
             for window in windows:
-                grid = Preprocessing(size, fit)
+                grid = Preprocessing(size, fit, exact_decoding=True)
                 expected = prepare(render(whole, Rendering(voi=window))[0], grid)
                 reduced = prepare(render(decoded, Rendering(voi=window))[0], grid, box, whole.shape)
                 difference = np.abs(reduced - expected) * 255

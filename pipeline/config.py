@@ -4,20 +4,20 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.predictions import Activation, HeatmapMethod
-from pipeline.settings import Check, Fit, Gate, Limits, Policy, Preprocessing
+from pipeline.settings import Gate, IntendedUse, Limits, Policy, PositiveInt, Preprocessing, Quality
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Age = Annotated[int, Field(ge=0, le=150)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """The name of a label in the form that the index has it in."""
@@ -51,59 +51,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
 
-class LimitsSection(Section):
-    """What one file may demand before it is refused."""
-
-    frame_pixels: PositiveInt = Field(default=Limits().frame_pixels, description="rows x columns of a frame")
-    file_pixels: PositiveInt = Field(default=Limits().file_pixels, description="rows x columns x frames of a file")
-    file_bytes: PositiveInt = Field(default=Limits().file_bytes, description="size of a file, or of a member of a zip")
-    inflated_bytes: PositiveInt = Field(default=Limits().inflated_bytes, description="size of an inflated deflated DICOM file")
-    frame_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=Limits().frame_seconds, description="processor time for one frame"
-    )
-    worker_bytes: Annotated[int, Field(ge=2**29)] = Field(
-        default=Limits().worker_bytes, description="memory of one process that reads files"
-    )
-
-    def limits(self) -> Limits:
-        """Return the limits that readers take."""
-        return Limits(**self.model_dump())
-
-
-class QualitySection(Section):
-    """What happens to a frame in which a check finds something: reject, flag or ignore."""
-
-    blank: Policy = Policy.REJECT
-    saturated: Policy = Policy.FLAG
-    too_small: Policy = Policy.REJECT
-    wrong_modality: Policy = Policy.REJECT
-    wrong_body_part: Policy = Policy.REJECT
-    not_frontal: Policy = Policy.REJECT
-    wrong_age: Policy = Policy.REJECT
-    unknown_age: Literal[Policy.FLAG, Policy.IGNORE] = Policy.FLAG
-    inverted: Policy = Policy.REJECT
-    rotated: Policy = Policy.FLAG
-    cropped: Policy = Policy.FLAG
-    half_frame: Policy = Policy.FLAG
-    photographed_film: Policy = Policy.FLAG
-    burned_in_text: Policy = Policy.IGNORE
-    white_borders: Policy = Policy.FLAG
-    smallest_side: PositiveInt = Field(default=64, description="fewer pixels on the shorter side are too small")
-
-
-class DataSection(Section):
-    """What the labels mean and which studies the model is meant for."""
+@pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", validate_default=True))
+class DataSection(IntendedUse):
+    """What the labels mean, and which studies the model is meant for."""
 
     labels: tuple[Label, ...] = Field(default=(), description="in the order of the outputs; empty: those of the index, sorted")
     normal_label: Label | None = Field(default=None, description="the label that means no finding; it is never urgent")
     urgency: tuple[Label, ...] = Field(default=(), description="findings, the most urgent first; the others follow as equals")
     label_names: Mapping[Label, str] = Field(default={}, description="what the abbreviations among the labels stand for")
-    modalities: tuple[str, ...] = Field(default=(), description="intended Modality values; empty: any")
-    view_positions: tuple[str, ...] = Field(default=(), description="intended View Position values; empty: any")
-    body_parts: tuple[str, ...] = Field(default=(), description="intended Body Part Examined values; empty: any")
-    ages: tuple[Age, Age] | None = Field(
-        default=None, description="youngest and oldest intended age in completed years, both included; null: any"
-    )
 
     @field_validator("ages")
     @classmethod
@@ -111,16 +66,6 @@ class DataSection(Section):
         if ages is not None and ages[0] > ages[1]:
             raise ValueError("the youngest age must come before the oldest, for example [0, 17]")
         return ages
-
-
-class PreprocessingSection(Section):
-    """From a frame to the input of the network."""
-
-    size: Annotated[int, Field(ge=32, le=1024)] = 224
-    fit: Fit = Fit.PAD
-    mask_white_borders: bool = False
-    exact_decoding: bool = Field(default=False, description="read files whole even where a lower resolution would do")
-    voi_explanation: str = Field(default="", description="which VOI LUT or window, by its explanation; empty: the first")
 
 
 class ModelSection(Section):
@@ -214,32 +159,27 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     data: DataSection = DataSection()
-    limits: LimitsSection = LimitsSection()
-    quality: QualitySection = QualitySection()
-    preprocessing: PreprocessingSection = PreprocessingSection()
+    limits: Limits = Limits()
+    quality: Quality = Quality()
+    preprocessing: Preprocessing = Preprocessing()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     heatmap: HeatmapSection = HeatmapSection()
     tracking: TrackingSection = TrackingSection()
 
-    def gate(self) -> Gate:
-        """Return what the quality gate asks of a frame."""
-        return Gate(
-            policies={check: getattr(self.quality, check.value) for check in Check},
-            smallest_side=self.quality.smallest_side,
-            modalities=self.data.modalities,
-            view_positions=self.data.view_positions,
-            body_parts=self.data.body_parts,
-            ages=self.data.ages,
-        )
+    def intended_use(self) -> IntendedUse:
+        """Return the studies that the model is meant for."""
+        return IntendedUse(**{field.name: getattr(self.data, field.name) for field in fields(IntendedUse)})
 
-    def to_network(self) -> Preprocessing:
-        """Return how a frame becomes the network's input; to look for text, whole frames are decoded."""
+    def gate(self) -> Gate:
+        """Return the quality gate of training and of the bundle."""
+        return Gate(self.quality, self.intended_use())
+
+    def network_preprocessing(self) -> Preprocessing:
+        """Return how a frame becomes the network's input; frames are decoded whole if text is looked for."""
         looks_for_text = self.quality.burned_in_text is not Policy.IGNORE
-        return Preprocessing(
-            **self.preprocessing.model_dump() | {"exact_decoding": self.preprocessing.exact_decoding or looks_for_text}
-        )
+        return replace(self.preprocessing, exact_decoding=self.preprocessing.exact_decoding or looks_for_text)
 
     def published(self) -> dict[str, Any]:
         """Return the settings as others may see them: without the tracking server's address, and weights by their own name."""
@@ -315,7 +255,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
 
 def _sentence(fault: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(key, list(_keys(Config)), n=1, cutoff=0.5)
         return f"{key} is not a setting of octray." + (f" Did you mean {near[0]}?" if near else "")
     if fault["type"] == "missing":
@@ -324,10 +264,13 @@ def _sentence(fault: Mapping[str, Any]) -> str:
     return f"{key}: {fault['msg'].removeprefix('Value error, ')}.{got}"
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in section.model_fields.items():
+def _keys(section: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a section and of the sections in it."""
+    if issubclass(section, BaseModel):
+        keys: dict[str, Any] = {name: info.annotation for name, info in section.model_fields.items()}
+    else:
+        keys = {field.name: field.type for field in fields(section)} if is_dataclass(section) else {}
+    for name, kind in keys.items():
         yield prefix + name
-        kinds = [kind for kind in (info.annotation, *get_args(info.annotation)) if isinstance(kind, type)]
-        for kind in kinds:
-            if issubclass(kind, BaseModel):
-                yield from _keys(kind, f"{prefix}{name}.")
+        if isinstance(kind, type):
+            yield from _keys(kind, f"{prefix}{name}.")

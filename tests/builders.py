@@ -5,6 +5,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Pr
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Ended, Scored, score_studies
-from pipeline.settings import Check, Policy, Preprocessing
+from pipeline.settings import LENIENT, Check, Gate, IntendedUse, Limits, Policy, Preprocessing
 
 
 def make_pixels(rows: int = 48, columns: int = 40, seed: int = 0) -> NDArray[np.float32]:
@@ -150,13 +151,14 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
         "labels": labels,
         "normal_label": "NORMAL" if "NORMAL" in labels else None,
         "activation": "softmax",
-        "preprocessing": Preprocessing(size=size),
+        "preprocessing": Preprocessing(size=size, exact_decoding=True),
         "normalisation": {"mean": (0.0,), "std": (1.0,)},
         "temperature": 1.5,
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
         "heatmap": make_support(),
         "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
         "quality": make_quality(),
+        "limits": Limits(),
         "provenance": {
             "created": "2026-01-01T00:00:00+00:00",
             "git_commit": "",
@@ -272,7 +274,14 @@ def make_encapsulated(
 def make_quality(policies: Mapping[Check, Policy] | None = None, smallest_side: int = 16) -> dict[str, Any]:
     """What a bundle's manifest says of the quality gate: it refuses what the bundle was not made for, unless told otherwise."""
     refused = {Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}
-    return {"policies": refused | dict(policies or {}), "smallest_side": smallest_side}
+    values = asdict(make_gate(refused | dict(policies or {}), smallest_side).quality)
+    return {name: str(value) if isinstance(value, Policy) else value for name, value in values.items()}
+
+
+def make_gate(policies: Mapping[Check, Policy] | None = None, smallest_side: int = 64, **intended_use: Any) -> Gate:
+    """A quality gate that marks what it finds, and rejects wrong modalities alone, unless told otherwise."""
+    told = {check.value: policy for check, policy in (policies or {}).items()}
+    return Gate(replace(LENIENT.quality, **told, smallest_side=smallest_side), IntendedUse(**intended_use))
 
 
 def fill(table: AbstractContextManager[Callable[[Any], None]], items: Iterable[Any]) -> None:

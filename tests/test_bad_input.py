@@ -14,14 +14,14 @@ import pytest
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.ingest.index import load_index
-from pipeline.settings import Limits
+from pipeline.settings import WorkerLimits
 from pipeline.workers.pool import WorkerPool
 from tests.builders import make_dicom
 from tests.fuzz.bombs import BOMBS, SMALL, before_pixels, deflated, endless_items
 from tests.fuzz.mutations import Mutant, mutants
 from tests.fuzz.verdict import Verdict, judge
 
-MOST_BYTES = Limits().worker_bytes
+MOST_BYTES = WorkerLimits().worker_bytes
 SLOW = (
     "many scans",
     "GiB",
@@ -108,7 +108,7 @@ def test_small_files_that_ask_for_much_get_little(pool: WorkerPool, name: str) -
 
 def test_items_without_end_are_ended_by_the_sandbox() -> None:
     """pydicom looks for the end of each of them up to the end of the file, whose time grows with the square of its size."""
-    with file_workers(1, Limits(frame_seconds=1.0)) as single:
+    with file_workers(1, WorkerLimits(frame_seconds=1.0)) as single:
         with pytest.raises(UnreadableError, match="took more than 1 seconds of processor time") as caught:
             list(single.run(judge, endless_items(100_000)))
         assert caught.value.reason is Reason.TIME_LIMIT

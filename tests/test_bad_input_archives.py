@@ -12,7 +12,6 @@ import pytest
 from pipeline.errors import Reason
 from pipeline.imaging.files import discovery
 from pipeline.imaging.sources import discover
-from pipeline.settings import Limits
 from tests.builders import make_dicom, make_dicomdir, make_zip
 from tests.fuzz.bombs import SMALL
 
@@ -102,7 +101,7 @@ def test_an_archive_of_a_hundred_thousand_members_is_listed_in_bounds(tmp_path: 
 
 
 def test_a_dicomdir_that_takes_too_long_is_refused_and_its_folder_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "_DICOMDIR", Limits(frame_seconds=1.0))
+    monkeypatch.setattr(discovery, "_DICOMDIR_SECONDS", 1.0)
     endless = b"\x09\x00\x10\x10SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff" * 100_000
     (tmp_path / "DICOMDIR").write_bytes(make_dicomdir(("A",)) + endless)
     (tmp_path / "A").write_bytes(make_dicom(SMALL))

@@ -27,7 +27,7 @@ from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.identity import stored_sha256
 from pipeline.imaging.sources import discover
 from pipeline.progress import silent
-from pipeline.settings import Limits, Reading
+from pipeline.settings import FRAME_SECONDS, Limits, Reading, WorkerLimits
 from tests.builders import make_dicom, make_zip
 from tests.identified import SECRETS, SOURCE, make_identified, write_key
 from tests.worker_tasks import deidentify_unless_named, deidentify_without_a_folder, fail
@@ -213,23 +213,25 @@ def test_a_file_on_which_the_decoder_crashes_or_hangs_is_refused_alone(tmp_path:
     source.mkdir()
     for number, name in enumerate(["a", "crash", "b", "hang", "c"]):
         (source / f"{name}.dcm").write_bytes(make_dicom(SOPInstanceUID=f"1.2.{number}"))
-    job, reading = Job(out, tmp_path / "my.key"), Reading(Limits(frame_seconds=0.4))
+    monkeypatch.setenv(FRAME_SECONDS, "0.4")
+    job = Job(out, tmp_path / "my.key")
     for _ in range(2):
-        summary = deidentify_tree([source], job, silent, reading)
+        summary = deidentify_tree([source], job, silent)
         assert len(summary.names) == len(tree(out)) == 3
         assert [(one.source, one.reason) for one in summary.refused] == [
             ("crash.dcm", Reason.DECODER_CRASH),
             ("hang.dcm", Reason.TIME_LIMIT),
         ]
     monkeypatch.undo()
-    assert len(deidentify_tree([source], job, silent, reading).names) == 5
+    assert len(deidentify_tree([source], job, silent).names) == 5
 
 
-def test_a_file_is_allowed_the_time_and_memory_of_its_size(tmp_path: Path) -> None:
+def test_a_file_is_allowed_the_time_and_memory_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = make_dicom()
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(content)
-    limits = Limits(worker_bytes=1, file_bytes=len(content))
+    monkeypatch.setattr("pipeline.deidentify.run.worker_limits", lambda: WorkerLimits(worker_bytes=1))
+    limits = Limits(file_bytes=len(content))
     summary = deidentify_tree([tmp_path / "in"], Job(tmp_path / "out", tmp_path / "my.key"), silent, Reading(limits))
     assert len(summary.names) == 1
 
@@ -253,14 +255,15 @@ def test_a_folder_that_cannot_be_written_is_said_and_refuses_no_file(
 
 
 @pytest.mark.slow
-def test_text_is_given_the_time_to_be_found(tmp_path: Path) -> None:
+def test_text_is_given_the_time_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rapidocr")
     picture = Image.new("L", (400, 200), 40)
     ImageDraw.Draw(picture).text((20, 20), "WHITFIELD ANN", fill=255, font_size=40)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(np.asarray(picture), BurnedInAnnotation="YES"))
     job = Job(tmp_path / "out", tmp_path / "my.key", Options(clean_pixels=True))
-    summary = deidentify_tree([tmp_path / "in"], job, silent, Reading(Limits(frame_seconds=0.1)))
+    monkeypatch.setenv(FRAME_SECONDS, "0.1")
+    summary = deidentify_tree([tmp_path / "in"], job, silent)
     made = dcmread(tmp_path / "out" / summary.names[0])
     assert (made.BurnedInAnnotation, set(np.unique(made.pixel_array))) == ("NO", {0, 40})
 

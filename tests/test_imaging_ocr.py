@@ -13,7 +13,7 @@ from pipeline.imaging.quality import ocr
 from pipeline.imaging.quality.gate import assess, check_tools
 from pipeline.imaging.quality.ocr import Box, find_text
 from pipeline.settings import Check, Gate, Policy
-from tests.builders import make_frame
+from tests.builders import make_frame, make_gate
 
 TEXT = "DOE JANE 1970"
 
@@ -31,10 +31,10 @@ def write(text: str, size: int = 24, shape: tuple[int, int] = (300, 400)) -> tup
 def test_a_gate_that_asks_for_text_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)  # as if it were not installed
     check_tools(Gate())
-    check_tools(Gate({Check.BURNED_IN_TEXT: Policy.IGNORE}))
+    check_tools(make_gate({Check.BURNED_IN_TEXT: Policy.IGNORE}))
     for policy in (Policy.FLAG, Policy.REJECT):
         with pytest.raises(ConfigError, match=r"^quality\.burned_in_text needs text recognition: pip install 'octray\[ocr\]'"):
-            check_tools(Gate({Check.BURNED_IN_TEXT: policy}))
+            check_tools(make_gate({Check.BURNED_IN_TEXT: policy}))
     with pytest.raises(ConfigError, match="not installed"):
         find_text(np.zeros((40, 40), np.float32))
 
@@ -74,7 +74,7 @@ def test_a_picture_without_text_has_none() -> None:
 @pytest.mark.usefixtures("_extra")
 @pytest.mark.parametrize(("text", "marked"), [(TEXT, True), ("R", False)])
 def test_the_gate_marks_text_but_no_side_marker(text: str, marked: bool) -> None:
-    gate = Gate({Check.BURNED_IN_TEXT: Policy.FLAG})
+    gate = make_gate({Check.BURNED_IN_TEXT: Policy.FLAG})
     flags = assess(make_frame(pixels=write(text)[0]), gate)
     assert (Check.BURNED_IN_TEXT in {flag.check for flag in flags}) == marked
     assert not any(TEXT in flag.message for flag in flags)

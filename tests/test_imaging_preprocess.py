@@ -157,7 +157,7 @@ def test_white_borders_are_masked_only_where_asked() -> None:
     [
         (Preprocessing(224, exact_decoding=False), 448),
         (Preprocessing(224, Fit.CROP, exact_decoding=False), 448),
-        (Preprocessing(224), None),
+        (Preprocessing(224, exact_decoding=True), None),
         (Preprocessing(224, Fit.FOCUS, exact_decoding=False), None),
         (Preprocessing(224, mask_white_borders=True, exact_decoding=False), None),
     ],

@@ -15,11 +15,11 @@ from pipeline.imaging.quality.gate import admit, assess
 from pipeline.imaging.quality.position import UPRIGHT_CHEST
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.settings import Check, Gate, Policy
-from tests.builders import make_dicom, make_frame, make_pixels
+from tests.builders import make_dicom, make_frame, make_gate, make_pixels
 
 
 def found(frame: Frame, **gate: Any) -> set[Check]:
-    return {flag.check for flag in assess(frame, Gate(**({"smallest_side": 32} | gate)))}
+    return {flag.check for flag in assess(frame, make_gate(**({"smallest_side": 32} | gate)))}
 
 
 def test_every_check_is_a_reason() -> None:
@@ -79,7 +79,7 @@ def test_what_is_expected_or_not_known_passes(frame: dict[str, Any], gate: dict[
 
 @pytest.mark.parametrize("policy", Policy)
 def test_the_policy_decides(policy: Policy) -> None:
-    frame, gate = make_frame(modality="MG"), Gate({Check.WRONG_MODALITY: policy}, smallest_side=32)
+    frame, gate = make_frame(modality="MG"), make_gate({Check.WRONG_MODALITY: policy}, 32)
     if policy is Policy.REJECT:
         with pytest.raises(UnreadableError, match="is a mammogram") as caught:
             admit(frame, gate)
@@ -91,9 +91,9 @@ def test_the_policy_decides(policy: Policy) -> None:
 
 
 def test_assessing_never_refuses() -> None:
-    frame, gate = make_frame(pixels=np.zeros((50, 50), np.float32)), Gate(dict.fromkeys(Check, Policy.REJECT), smallest_side=64)
-    without = Gate(gate.policies | {Check.BURNED_IN_TEXT: Policy.IGNORE}, smallest_side=64)
-    assert {flag.check for flag in assess(frame, without)} >= {Check.TOO_SMALL, Check.BLANK}
+    frame = make_frame(pixels=np.zeros((50, 50), np.float32))
+    gate = make_gate(dict.fromkeys(Check, Policy.REJECT) | {Check.BURNED_IN_TEXT: Policy.IGNORE})
+    assert {flag.check for flag in assess(frame, gate)} >= {Check.TOO_SMALL, Check.BLANK}
 
 
 # What the pixels say
@@ -282,7 +282,7 @@ def test_ages_in_completed_years(header: dict[str, str], age: int | None) -> Non
     (frame,) = read_frames_from_bytes(make_dicom(**header), "a.dcm")
     assert frame.patient_age == age
     if age is not None and age > 5:
-        (flag,) = assess(frame, Gate(smallest_side=16, ages=(0, 5)))
+        (flag,) = assess(frame, make_gate(smallest_side=16, ages=(0, 5)))
         assert flag.check is Check.WRONG_AGE
         assert str(age) not in flag.message
 
@@ -290,7 +290,7 @@ def test_ages_in_completed_years(header: dict[str, str], age: int | None) -> Non
 def test_what_a_file_says_of_itself_reaches_the_gate() -> None:
     content = make_dicom(BodyPartExamined="HAND", ViewPosition="LL", BurnedInAnnotation="YES", Modality="MG")
     (frame,) = read_frames_from_bytes(content, "a.dcm")
-    gate = Gate({Check.BURNED_IN_TEXT: Policy.FLAG}, 16, (), ("PA",), ("CHEST",))
+    gate = make_gate({Check.BURNED_IN_TEXT: Policy.FLAG}, 16, view_positions=("PA",), body_parts=("CHEST",))
     flags = assess(frame, gate)
     expected = {Check.WRONG_MODALITY, Check.WRONG_BODY_PART, Check.NOT_FRONTAL, Check.BURNED_IN_TEXT}
     assert {flag.check for flag in flags} == expected

@@ -16,7 +16,7 @@ from pipeline.ingest.index import Index
 from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_dicom
 
-GRID = Preprocessing(size=40, fit=Fit.CROP)
+GRID = Preprocessing(size=40, fit=Fit.CROP, exact_decoding=True)
 
 
 @pytest.fixture

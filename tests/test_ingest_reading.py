@@ -9,8 +9,8 @@ from PIL import Image
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.patients import hash_patient
 from pipeline.ingest.reading import Failure, How, ReadFile, collect, find_files, read_file
-from pipeline.settings import Check, Gate, Limits, Policy, Reading
-from tests.builders import make_dicom
+from pipeline.settings import Check, Limits, Policy, Reading
+from tests.builders import make_dicom, make_gate
 
 VOLUME = np.random.default_rng(0).integers(0, 4096, (3, 80, 90), np.uint16)
 
@@ -37,9 +37,9 @@ def test_a_picture_has_no_patient(tmp_path: Path) -> None:
 def test_the_gate_marks_frames_and_rejects_them_one_by_one(tmp_path: Path) -> None:
     volume = VOLUME.copy()
     volume[1] = 7
-    reject = read(make_dicom(volume), tmp_path, How(gate=Gate({Check.BLANK: Policy.REJECT})))
+    reject = read(make_dicom(volume), tmp_path, How(gate=make_gate({Check.BLANK: Policy.REJECT})))
     assert [frame.rejection and frame.rejection.reason for frame in reject.frames] == [None, "blank", None]
-    flag = read(make_dicom(volume), tmp_path, How(gate=Gate({Check.BLANK: Policy.FLAG})))
+    flag = read(make_dicom(volume), tmp_path, How(gate=make_gate({Check.BLANK: Policy.FLAG})))
     assert [frame.flags for frame in flag.frames] == [(), (Check.BLANK,), ()]
     assert not any(frame.rejection for frame in flag.frames)
 

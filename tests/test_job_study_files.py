@@ -15,7 +15,6 @@ from pipeline.imaging.dicom.dataset import stated_study
 from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
 from pipeline.job.shard import Shard
 from pipeline.job.study_files import Grouping, StudyFiles, files_from_json, files_to_json
-from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_zip
 
 
@@ -36,7 +35,7 @@ def studies(tmp_path: Path) -> Path:
 
 
 def grouped(root: Path, grouping: Grouping | None = None, shard: Shard = Shard()) -> list[StudyFiles]:  # noqa: B008
-    return (grouping or Grouping()).studies(discover(root), Limits(), shard)
+    return (grouping or Grouping()).studies(discover(root), shard)
 
 
 def test_files_of_one_study_come_together_wherever_they_lie(studies: Path) -> None:

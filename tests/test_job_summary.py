@@ -19,7 +19,6 @@ from pipeline.job.study_files import Grouping, files_to_json
 from pipeline.job.summary import patient_of
 from pipeline.model.bundle import Bundle
 from pipeline.results.patient import Detail, Patient, read_patient
-from pipeline.settings import Limits
 from tests.builders import make_dicom, make_zip
 from tests.test_cli_score import contents
 from tests.test_job_watch import QUIET_SECONDS, Listener, watch
@@ -141,7 +140,7 @@ def test_a_report_written_after_its_sources_are_gone_says_so(tmp_path: Path, mon
 
 
 def asked(folder: Path, name: str) -> tuple[str, str, bytes, Path]:
-    (study,) = Grouping().studies([file for file in discover(folder) if file.source == name], Limits(), Shard())
+    (study,) = Grouping().studies([file for file in discover(folder) if file.source == name], Shard())
     return name, study.key.removeprefix("study:"), files_to_json(study, folder), folder
 
 

@@ -82,8 +82,8 @@ def test_published_settings_name_no_server_and_no_folder() -> None:
 
 @pytest.mark.parametrize(("text", "exact"), [("ignore", False), ("flag", True), ("reject", True)])
 def test_frames_are_decoded_whole_where_text_is_looked_for(text: str, exact: bool) -> None:
-    assert load_config("xray", [f"quality.burned_in_text={text}"]).to_network().exact_decoding is exact
-    assert load_config("xray", ["preprocessing.exact_decoding=true"]).to_network().exact_decoding
+    assert load_config("xray", [f"quality.burned_in_text={text}"]).network_preprocessing().exact_decoding is exact
+    assert load_config("xray", ["preprocessing.exact_decoding=true"]).network_preprocessing().exact_decoding
 
 
 def test_labels_are_compared_in_one_form_of_unicode() -> None:
@@ -93,8 +93,8 @@ def test_labels_are_compared_in_one_form_of_unicode() -> None:
 
 def test_ages_reach_the_gate_and_an_unknown_one_is_never_refused() -> None:
     config = load_config("xray", ["data.ages=[0, 17]"])
-    assert config.gate().ages == (0, 17)
-    assert config.gate().policy(Check.UNKNOWN_AGE) is Policy.FLAG
+    assert config.gate().intended_use.ages == (0, 17)
+    assert config.gate().quality.policy(Check.UNKNOWN_AGE) is Policy.FLAG
     with pytest.raises(ConfigError, match="youngest age must come before the oldest"):
         load_config("xray", ["data.ages=[17, 0]"])
     with pytest.raises(ConfigError, match="quality.unknown_age"):

@@ -270,7 +270,8 @@ def test_a_report_on_some_frames_is_partial_and_names_them(manifest: Manifest, t
 
 @pytest.mark.parametrize("fit", list(Fit))
 def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
-    manifest = make_bundle(tmp_path / "bundle", LABELS, preprocessing=Preprocessing(size=32, fit=fit)).manifest
+    preprocessing = Preprocessing(size=32, fit=fit, exact_decoding=True)
+    manifest = make_bundle(tmp_path / "bundle", LABELS, preprocessing=preprocessing).manifest
     content = phantom(tmp_path / "phantom", "oct")
     results = scored(content, manifest, tmp_path)
     frames = list(read_frames(StudyFile(tmp_path / "scored.dcm", "scored.dcm")))
@@ -320,7 +321,7 @@ def test_the_brightest_place_is_where_the_geometry_says(tmp_path: Path) -> None:
     rows, columns, peak = 3 * LONGEST_SIDE - 3, 600, (301, 400)
     content = make_dicom(np.zeros((rows, columns), np.uint16), **ORIENTED)
     side = rows
-    manifest = make_bundle(tmp_path / "b", LABELS, preprocessing=Preprocessing(size=side)).manifest
+    manifest = make_bundle(tmp_path / "b", LABELS, preprocessing=Preprocessing(size=side, exact_decoding=True)).manifest
     (one,) = scored(content, manifest, tmp_path)
     cells = np.zeros((side, side), np.float32)
     left = (side - columns) // 2

@@ -164,7 +164,7 @@ def test_a_bundle_that_needs_text_recognition_says_so_before_the_first_frame(
 
 
 def test_a_graph_of_another_size_is_refused(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle", preprocessing=Preprocessing(size=64))
+    bundle = make_bundle(tmp_path / "bundle", preprocessing=Preprocessing(size=64, exact_decoding=True))
     with pytest.raises(BundleError, match="takes 32 pixels, the manifest says 64"):
         Predictor(bundle)
 

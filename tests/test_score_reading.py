@@ -24,10 +24,10 @@ from pipeline.score.reading import (
     read_admitted_bytes,
     view_of,
 )
-from pipeline.settings import Check, Fit, Gate, Policy, Preprocessing, Reading
-from tests.builders import make_dicom, make_frame, make_pixels
+from pipeline.settings import Check, Fit, Policy, Preprocessing, Reading
+from tests.builders import make_dicom, make_frame, make_gate, make_pixels
 
-GATE = Gate({Check.BLANK: Policy.REJECT, Check.TOO_SMALL: Policy.FLAG}, smallest_side=64)
+GATE = make_gate({Check.BLANK: Policy.REJECT, Check.TOO_SMALL: Policy.FLAG}, smallest_side=64)
 ADMISSION = Admission(Reading(hashes=False), GATE, Preprocessing(32))
 
 

@@ -27,7 +27,7 @@ from pipeline.score.pictures import Drawing, draw, jpeg, png
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, view_of
 from pipeline.score.study import Ended, Scored, Scoring, score_files, score_singly, score_studies
-from pipeline.settings import Check, Limits, Policy
+from pipeline.settings import FRAME_SECONDS, Check, Policy, WorkerLimits
 from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
     make_bundle,
@@ -231,8 +231,7 @@ def test_files_on_which_a_worker_failed_together_are_scored_alone(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: object
 ) -> None:
     predictor = Predictor(make_bundle(tmp_path / "bundle"))
-    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=2.0))
-    predictor.admission = replace(predictor.admission, reading=reading)
+    monkeypatch.setenv(FRAME_SECONDS, "2")
     expected = outline(score_folder(studies, predictor))
     monkeypatch.setattr(study, "score_files", task)
     assert outline(score_folder(studies, predictor)) == expected
@@ -242,8 +241,7 @@ def test_scoring_alone_that_fails_earlier_than_scoring_together_loses_neither_fa
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor(make_bundle(tmp_path / "bundle"))
-    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=1.0))
-    predictor.admission = replace(predictor.admission, reading=reading)
+    monkeypatch.setenv(FRAME_SECONDS, "1")
     monkeypatch.setattr(study, "score_files", hang_after_two_frames)
     monkeypatch.setattr(study, "score_singly", crash_after_a_frame)
     files = {file.source: file for file in discover(studies)}
@@ -305,11 +303,12 @@ def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> N
     assert groups == [["0", "1"], ["2"], ["3", "4", "5", "6"], ["7", "gone"]]
 
 
-def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(studies: Path, predictor: Predictor) -> None:
+def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(
+    studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (studies / "b" / "02x.dcm").write_bytes(endless_items(100_000))
     (studies / "b" / "04x.dcm").write_bytes(make_volume(damaged=3))
-    reading = replace(predictor.admission.reading, limits=Limits(frame_seconds=1.0))
-    predictor.admission = replace(predictor.admission, reading=reading)
+    monkeypatch.setenv(FRAME_SECONDS, "1")
     items = list(score_folder(studies, predictor))
     failures = {name(item): item for item in items if isinstance(item, Quarantined)}
     assert failures["b/02x.dcm", None].reason == "time_limit"
@@ -352,7 +351,7 @@ def test_a_worker_scores_and_draws_without_torch(tmp_path: Path) -> None:
     assert predictor.is_light
     drawing = Drawing(maps=True, jpeg=True, png=True)
     task = partial(scored_and_imported, scoring=Scoring(predictor, predictor.admission, drawing))
-    with file_workers(1, Limits(frame_seconds=60.0)) as pool:
+    with file_workers(1, WorkerLimits(frame_seconds=60.0)) as pool:
         ((count, imported),) = pool.run(task, [locate(tmp_path, "a.dcm")])
     assert count == 1
     assert {"onnxruntime", "pydicom", "PIL"} <= imported

@@ -23,7 +23,7 @@ from pipeline.score import predictor as module
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted, read_whole
 from pipeline.score.study import Scored, reread
-from pipeline.settings import Check, Policy, Preprocessing
+from pipeline.settings import Check, Limits, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings
 from services.api.study import score_study
@@ -223,7 +223,7 @@ def refused(predictor: Predictor, frame: object) -> bool:
 
 def test_a_window_that_may_hide_a_frame_is_judged_on_the_whole_of_it() -> None:
     content = make_dicom(picture(1) // 4 + 3000, BitsStored=12, HighBit=11, WindowCenter=1000, WindowWidth=2000)
-    predictor_reading = replace(module.reading_for(REDUCED, module.Limits()))
+    predictor_reading = module.reading_for(REDUCED, Limits())
     (reduced,) = read_frames_from_bytes(content, "a.dcm", predictor_reading)
     (exact,) = read_frames_from_bytes(content, "a.dcm")
     np.testing.assert_array_equal(reduced.pixels, exact.pixels)

@@ -28,7 +28,7 @@ from services.api.app import create_app
 from services.api.problems import MEDIA_TYPE, Problem
 from services.api.schemas import StudyAnswer
 from services.api.settings import Settings
-from tests.builders import make_bundle, make_dicom, make_pixels, make_support
+from tests.builders import make_bundle, make_dicom, make_pixels, make_quality, make_support
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ def test_the_model_is_described_without_its_files(client: TestClient, bundle: Bu
     answer = client.get("/v1/model").json()
     assert answer["bundle_id"] == bundle.manifest.bundle_id
     assert answer["labels"] == ["NORMAL", "PNEUMONIA"]
-    assert answer["preprocessing"] == asdict(Preprocessing(size=32))
-    assert answer["quality"] == {"policies": {"wrong_modality": "reject", "not_frontal": "reject"}, "smallest_side": 16}
+    assert answer["preprocessing"] == asdict(Preprocessing(size=32, exact_decoding=True))
+    assert answer["quality"] == make_quality()
     assert answer["intended_use"] == {"modalities": ["CR", "DX"], "view_positions": [], "body_parts": [], "ages": None}
     assert not {"files", "provenance"} & set(answer)
 

@@ -244,7 +244,7 @@ def test_lesions_lie_where_the_truth_of_the_phantoms_says(trained: Trained) -> N
     config, truth = load_config(trained.config), json.loads((trained.studies.parent / "truth.json").read_text())
     material = gather(config, load_index(trained.index))
     rows = material.rows(Split.TRAIN)
-    masks = lesion_masks(material, rows, config.to_network(), (8, 8))
+    masks = lesion_masks(material, rows, config.network_preprocessing(), (8, 8))
     assert masks
     for number, (label, mask) in masks.items():
         record = material.records[rows[number]]
@@ -258,7 +258,7 @@ def test_lesions_lie_where_the_truth_of_the_phantoms_says(trained: Trained) -> N
             column = int((box["left"] + box["columns"] / 2 + (longest - record.columns) / 2) * 8 / longest)
             assert mask[row, column]
         assert mask.sum() < 64
-    assert lesion_masks(material, rows, config.to_network(), (8, 8)).keys() == masks.keys()
+    assert lesion_masks(material, rows, config.network_preprocessing(), (8, 8)).keys() == masks.keys()
 
 
 def test_studies_without_a_truth_have_no_known_lesions(trained: Trained, tmp_path: Path) -> None:
@@ -270,6 +270,6 @@ def test_studies_without_a_truth_have_no_known_lesions(trained: Trained, tmp_pat
 
     config = load_config(trained.config)
     material = replace(gather(config, load_index(trained.index)), sources=(tmp_path,))
-    assert lesion_masks(material, material.rows(Split.TRAIN), config.to_network(), (8, 8)) == {}
+    assert lesion_masks(material, material.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}
     (tmp_path.parent / "truth.json").write_text("not JSON")
-    assert lesion_masks(material, material.rows(Split.TRAIN), config.to_network(), (8, 8)) == {}
+    assert lesion_masks(material, material.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}

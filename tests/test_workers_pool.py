@@ -20,7 +20,7 @@ from pipeline.deidentify.options import Refusal, RefusedError
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.file_workers import file_workers, warm_file_worker
 from pipeline.imaging.sources import StudyFile, read_frames
-from pipeline.settings import Limits
+from pipeline.settings import WorkerLimits
 from pipeline.workers.ahead import BYTES_AHEAD, map_ahead, stream_ahead
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.pool import WorkerPool, _idle_workers
@@ -49,7 +49,7 @@ from tests.worker_tasks import (
     working_folder,
 )
 
-STRICT = Limits(frame_seconds=1.0, worker_bytes=2**29)
+STRICT = WorkerLimits(frame_seconds=1.0, worker_bytes=2**29)
 
 
 def is_running(process: int) -> bool:
@@ -90,7 +90,7 @@ def test_it_is_another_process_that_is_used_again() -> None:
 
 
 def test_a_worker_that_was_started_ahead_is_used() -> None:
-    limits = Limits(frame_seconds=7.0)
+    limits = WorkerLimits(frame_seconds=7.0)
     warm_file_worker(limits)
     warm_file_worker(limits)
     (waiting,) = (worker._process.pid for worker in _idle_workers[os.getpid()] if worker.limits.cpu_seconds == 7.0)
@@ -128,11 +128,11 @@ def test_a_file_ends_with_a_reason_after_what_it_gave(strict: WorkerPool, task: 
 
 
 def test_waiting_counts_by_the_clock_alone_whose_limit_is_generous(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = Limits(frame_seconds=0.5)
+    limits = WorkerLimits(frame_seconds=0.5)
     assert limits.wall_seconds >= 60.0
     with file_workers(1, limits) as patient:
         assert next(patient.run(wait_longer, 1.5)) == 1.5
-    monkeypatch.setattr(Limits, "wall_seconds", 1.0)
+    monkeypatch.setattr(WorkerLimits, "wall_seconds", 1.0)
     with file_workers(1, replace(limits, frame_seconds=0.6)) as single:
         results = single.run(hang_outside_python, 1)
         next(results)
@@ -146,7 +146,7 @@ def test_a_frame_has_its_time_on_a_machine_that_has_much_else_to_do() -> None:
     """Three seconds by the clock pass over one of processor time if others take most of it."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * usable_cores())]
     try:
-        with file_workers(1, Limits(frame_seconds=2.0)) as single:
+        with file_workers(1, WorkerLimits(frame_seconds=2.0)) as single:
             (seconds,) = single.run(work_for, 1.0)
     finally:
         for other in others:
@@ -189,7 +189,7 @@ def test_other_errors_of_octray_come_through(pool: WorkerPool) -> None:
 
 def test_a_worker_that_cannot_start_is_told() -> None:
     with (
-        file_workers(1, Limits(worker_bytes=2**20)) as tiny,
+        file_workers(1, WorkerLimits(worker_bytes=2**20)) as tiny,
         pytest.raises(WorkerError, match=r"cannot start within 1 MiB of memory\. Free some"),
     ):
         list(tiny.run(count, 1))
@@ -284,7 +284,7 @@ def test_two_workers_work_at_the_same_time() -> None:
 
 
 def test_a_worker_at_work_is_ended_and_the_others_wait_for_more() -> None:
-    limits = Limits(frame_seconds=9.0)  # of nobody else, so that no worker of theirs waits
+    limits = WorkerLimits(frame_seconds=9.0)  # of nobody else, so that no worker of theirs waits
     with file_workers(2, limits) as both:
         processes = {process for _, results in both.map(process_id, enumerate(range(40))) for process in results}
         held = both.run(endless, 1)
@@ -334,7 +334,7 @@ def test_a_working_folder_that_was_taken_away_stops_nothing(tmp_path: Path, monk
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with file_workers(1, Limits(frame_seconds=6.5)) as fresh:
+    with file_workers(1, WorkerLimits(frame_seconds=6.5)) as fresh:
         assert list(fresh.run(count, 3)) == [0, 1, 2]
 
 
@@ -355,7 +355,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_started_once_more(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(STARTS.format(seen=str(tmp_path / "seen"), fatal=fatal))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with file_workers(1, Limits(frame_seconds=7.0 + fatal / 4)) as unlucky:
+    with file_workers(1, WorkerLimits(frame_seconds=7.0 + fatal / 4)) as unlucky:
         if fatal == 1:
             assert list(unlucky.run(count, 3)) == [0, 1, 2]
         else:
@@ -385,11 +385,11 @@ with file_workers(2) as pool:
 
 
 SLEEPERS = """
-from pipeline.settings import Limits
+from pipeline.settings import WorkerLimits
 from pipeline.imaging.file_workers import file_workers
 from tests.worker_tasks import sleep_after_its_number
 
-with file_workers(2, Limits(frame_seconds=600.0)) as pool:
+with file_workers(2, WorkerLimits(frame_seconds=600.0)) as pool:
     for _, results in pool.map(sleep_after_its_number, enumerate(range(2))):
         for process in results:
             print(process, flush=True)

@@ -84,7 +84,7 @@ def _eight_bits(dataset: pydicom.Dataset, bits: int) -> None:
 def _compare(path: Path) -> str:
     scale, resize = ScaleIntensity(), Resize((SIZE, SIZE))
     load = LoadImage(image_only=True, reader="PydicomReader", ensure_channel_first=True)
-    exact, reduced = Preprocessing(SIZE), Preprocessing(SIZE, exact_decoding=False)
+    exact, reduced = Preprocessing(SIZE, exact_decoding=True), Preprocessing(SIZE)
 
     def octray(path: Path) -> np.ndarray:
         return _input(path, reduced, reading_for(reduced, Limits()))

@@ -117,7 +117,7 @@ def _how(config: str | None) -> "How":
     settings = load_config(config)
     gate = settings.gate()
     check_tools(gate)
-    return How(Reading(settings.limits.limits(), None, settings.preprocessing.voi_explanation), gate)
+    return How(Reading(settings.limits, None, settings.preprocessing.voi_explanation), gate)
 
 
 def _show_counts(console: "Console", index: "Index") -> None:

@@ -19,7 +19,7 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.appearance import Look, appearance, settled
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.progress import Progress, silent
-from pipeline.settings import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Reading, WorkerLimits, worker_limits
 
 _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
@@ -135,7 +135,8 @@ class Run:
         task = partial(deidentify_file, secret=self.secret, options=self._job.options, reading=self._reading)
         self.out.mkdir(parents=True, exist_ok=True)
         parts = [self.out / f".{self._alias(file)}{_PART}" for file in files]
-        with file_workers(self._workers, _limits(self._reading.limits, files, self._job.options.clean_pixels)) as pool:
+        limits = _limits(self._reading.limits.file_bytes, files, self._job.options.clean_pixels)
+        with file_workers(self._workers, limits) as pool:
             yield from pool.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
 
     def _known(self, file: StudyFile, looks: Look | None) -> Made | Refused | None:
@@ -219,10 +220,11 @@ class Run:
             )
 
 
-def _limits(limits: Limits, files: Iterable[StudyFile], clean_pixels: bool) -> Limits:
+def _limits(file_bytes: int, files: Iterable[StudyFile], clean_pixels: bool) -> WorkerLimits:
     """Give the largest file the time and the memory that any file of its size takes, and text the time to be found."""
     largest = max((_size(file) for file in files), default=0)
-    largest = min(largest, limits.file_bytes)
+    largest = min(largest, file_bytes)
+    limits = worker_limits()
     return replace(
         limits,
         frame_seconds=(_TEXT_SECONDS if clean_pixels else 0.0) + _DECODINGS * limits.frame_seconds + largest // _BYTES_A_SECOND,

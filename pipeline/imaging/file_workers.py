@@ -2,21 +2,21 @@
 
 from typing import Any
 
-from pipeline.settings import Limits
+from pipeline.settings import WorkerLimits, worker_limits
 from pipeline.workers.pool import WorkerPool, warm
 
 
-def file_workers(workers: int = 0, limits: Limits = Limits()) -> WorkerPool:  # noqa: B008
-    """Return a pool of workers that read files; 0 takes one for each core that this process may use."""
-    return WorkerPool(workers, **_arguments(limits))
+def file_workers(workers: int = 0, limits: WorkerLimits | None = None) -> WorkerPool:
+    """Return a pool of workers that read files, by default under the limits of `worker_limits`; 0 takes one for each core."""
+    return WorkerPool(workers, **_arguments(limits or worker_limits()))
 
 
-def warm_file_worker(limits: Limits = Limits()) -> None:  # noqa: B008
+def warm_file_worker(limits: WorkerLimits | None = None) -> None:
     """Start a worker for the next `file_workers` with these limits, which is ready by the time it is needed."""
-    warm(**_arguments(limits))
+    warm(**_arguments(limits or worker_limits()))
 
 
-def _arguments(limits: Limits) -> dict[str, Any]:
+def _arguments(limits: WorkerLimits) -> dict[str, Any]:
     return {
         "cpu_seconds": limits.frame_seconds,
         "wall_seconds": limits.wall_seconds,

@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ Place = tuple[str, str]
 
 def binding(how: How) -> str:
     """Return a hash of all that decides what is read of a file: limits, window, gate, octray's readers and their libraries."""
-    gate = how.gate
-    digest = hashlib.sha256(repr((how.reading, sorted(gate.policies.items()), replace(gate, policies={}))).encode())
+    digest = hashlib.sha256(repr((how.reading, how.gate)).encode())
     digest.update(readers_hash().encode())
     for name in ("reading.py", "patients.py"):
         digest.update((resources.files("pipeline.ingest") / name).read_bytes())

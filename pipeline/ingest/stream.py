@@ -59,7 +59,7 @@ class Places:
         self._journal.begin()
         refused = {file_id: _refused(file.refusal) for file_id, file in files.items() if file.refusal}
         unread = {one: file for one, file in files.items() if one not in refused and not self.knows(one, file)}
-        with file_workers(workers, how.reading.limits) as pool:
+        with file_workers(workers) as pool:
             outcomes = _read(pool, unread, replace(how, salt=self._journal.salt))
             for file_id, looked, read in progress(outcomes, "reading studies", len(unread)):
                 self._journal.put(self._place(file_id), looked if read.is_settled else None, read)

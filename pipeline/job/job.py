@@ -208,7 +208,7 @@ class Job:
     def _studies(self, ledger: Ledger, files: list[StudyFile]) -> list[StudyFiles]:
         """Group files by study; if nothing can be read, write the tables of what is known all the same."""
         try:
-            return self._grouping.studies(files, self._scorer.predictor.admission.reading.limits, self._request.shard)
+            return self._grouping.studies(files, self._request.shard)
         except Exception as error:
             self._write(ledger, _not_begun(ledger, files, error), self._pending_results().names())
             raise

@@ -21,7 +21,7 @@ from pipeline.results.dicom.kinds import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn
 from pipeline.score.study import Scored
-from pipeline.settings import Limits
+from pipeline.settings import Reading, worker_limits
 from pipeline.store.ledger import Output
 
 
@@ -65,7 +65,7 @@ def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Ite
     """
     from pipeline.results.dicom.write import write_objects
 
-    content = read_bytes(asked.file)
+    content = read_bytes(asked.file, Reading(manifest.limits))
     if {result.input_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
         raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
     made = datetime.fromtimestamp(asked.made_at, UTC)
@@ -75,8 +75,8 @@ def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Ite
 _WRITERS, _AHEAD = 2, 4
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
-_LIMITS = Limits(frame_seconds=120.0)
-"""Of the processes that make DICOM objects: the report of a long volume takes longer than reading any frame."""
+_OBJECT_SECONDS = 120.0
+"""For making a DICOM object: the report of a long volume takes longer than reading any frame."""
 
 Written = Future[tuple[list[Output], list[tuple[str, str]]]]
 """What was written, and the names of what was not, with the reasons."""
@@ -159,7 +159,7 @@ class Writer:
         self._folder = folder
         self._manifest = manifest
         self._wanted = wanted
-        self._workers = file_workers(_WRITERS, _LIMITS)
+        self._workers = file_workers(_WRITERS, replace(worker_limits(), frame_seconds=_OBJECT_SECONDS))
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[Written] = deque()
         (folder / HEATMAPS).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ from pipeline.imaging.dicom.dataset import Stated, may_state_study, stated_study
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.job.shard import Shard
-from pipeline.settings import Limits
 
 _SCANNERS = 2
 
@@ -64,22 +63,20 @@ class Grouping:
         """Say whether a file was read before and has not changed since; satisfies what `discover` asks."""
         return (file.source, _looks(file)) in self._stated
 
-    def studies(self, files: Iterable[StudyFile], limits: Limits, shard: Shard) -> list[StudyFiles]:
+    def studies(self, files: Iterable[StudyFile], shard: Shard) -> list[StudyFiles]:
         """Return the studies of one part, in the order of their first files.
 
         Parameters
         ----------
         files
             As `discover` finds them.
-        limits
-            Of the worker processes that parse the starts of the files.
         shard
             Which part.
         """
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
-        with file_workers(_SCANNERS, limits) as pool:
+        with file_workers(_SCANNERS) as pool:
             stated = {place: _answered(answer) for place, answer in pool.map(stated_study, parsed)}
         stated = {place: self._stated.get(place) or stated.get(place, Stated()) for _, place in found}
         self._stated = {place: stated[place] for file, place in found if not file.refusal}  # a damaged archive is found as one

@@ -17,9 +17,9 @@ from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
-from pipeline.settings import Check, Gate, Policy, Preprocessing
+from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
@@ -32,28 +32,6 @@ REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG})
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class IntendedUse(_Part):
-    """What the model was trained for; empty tuples and None mean any. `ages` are completed years, both ends included."""
-
-    modalities: tuple[str, ...]
-    view_positions: tuple[str, ...]
-    body_parts: tuple[str, ...] = ()
-    ages: tuple[int, int] | None = None
-
-
-class Quality(_Part):
-    """What happens to a frame that the quality gate finds fault with; as in `settings.Gate`."""
-
-    policies: Mapping[Check, Policy]
-    smallest_side: int
-
-
-BEFORE_THE_GATE = Quality(
-    policies={Check.WRONG_MODALITY: Policy.REJECT, Check.NOT_FRONTAL: Policy.REJECT}, smallest_side=Gate().smallest_side
-)
-"""For bundles that were written before there was a gate: they refused what they were not made for, and nothing else."""
 
 
 class Normalisation(_Part):
@@ -112,7 +90,7 @@ class HeatmapSupport(_Part):
 
     @property
     def trusted(self) -> bool:
-        """Whether every check was passed; also where none was made, as in bundles of an older octray."""
+        """Whether every check was passed."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -224,7 +202,8 @@ class Manifest(_Part):
     operating_points: tuple[OperatingPoint, ...]
     heatmap: HeatmapSupport
     intended_use: IntendedUse
-    quality: Quality = BEFORE_THE_GATE
+    quality: Quality
+    limits: Limits
     conformal: Conformal | None = None
     outliers: Outliers | None = None
     provenance: Provenance
@@ -237,7 +216,7 @@ class Manifest(_Part):
 
     def gate(self) -> Gate:
         """Return what the quality gate asks of a frame before the bundle scores it."""
-        return Gate(**dict(self.quality), **dict(self.intended_use))
+        return Gate(self.quality, self.intended_use)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +326,10 @@ def _parse_manifest(name: str, text: str) -> Manifest:
         version = values["schema_version"]
     except (ValueError, TypeError, KeyError):
         raise BundleError(f"The {MANIFEST} of bundle {name} is damaged. Copy the bundle again, or train it again.") from None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise BundleError(
-            f"The bundle {name} has schema version {version}; this octray reads up to {SCHEMA_VERSION}. Install a newer octray."
+            f"The bundle {name} has schema version {version}; this octray reads {SCHEMA_VERSION}. Train it again, or score "
+            "with the octray that wrote it."
         )
     try:
         manifest = Manifest.model_validate_json(text)

@@ -21,7 +21,6 @@ from pipeline.model.engine import Engine
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.reading import Admission, Admitted
 from pipeline.score.study import loaded
-from pipeline.settings import Limits
 
 NEAR_LOGIT = 0.6
 """A frame decoded at a reduced resolution is near a threshold if calibrated logits that differ by so much would put any of its
@@ -61,7 +60,7 @@ class Predictor:
         self.manifest = bundle.manifest
         self._path = bundle.path.absolute()
         preprocessing = bundle.manifest.preprocessing
-        self.admission = Admission(reading_for(preprocessing, Limits()), bundle.manifest.gate(), preprocessing)
+        self.admission = Admission(reading_for(preprocessing, bundle.manifest.limits), bundle.manifest.gate(), preprocessing)
         check_tools(self.admission.gate)
         self.engine = Engine(bundle.read(GRAPH), threads)
         self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None

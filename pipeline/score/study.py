@@ -339,7 +339,7 @@ def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
     task, again = partial(score_files, scoring=scoring), partial(_alone, scoring=scoring)
     tasks = ((group, [file for file, _ in group]) for group in _groups(members))
     with (
-        file_workers(cores, scoring.admission.reading.limits) as workers,
+        file_workers(cores) as workers,
         closing(workers.map(task, tasks, TASKS_A_WORKER * cores)) as outcomes,
     ):
         for group, outcome in outcomes:
@@ -400,7 +400,7 @@ def _of_group(
 
 def _alone(file: StudyFile, scoring: Scoring) -> Outcome:
     """Score a file in a worker of its own."""
-    with file_workers(1, scoring.admission.reading.limits) as workers:
+    with file_workers(1) as workers:
         yield from workers.run(partial(score_singly, scoring=scoring), [file])
 
 
@@ -408,7 +408,7 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
     """Have workers read files, and run the network in this process: on a GPU, or where heatmaps need more than its graph."""
     threads = max(2, scoring.predictor.engine.calls(cores))  # one may draw what another has run
     with (
-        file_workers(1, scoring.admission.reading.limits) as again,
+        file_workers(1) as again,
         closing(_read(members, scoring, cores)) as items,
     ):
         read = partial(again.run, partial(read_whole, admission=scoring.admission))
@@ -425,7 +425,7 @@ def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Gen
     """Read files, several at a time, and mark where each study ends."""
     read = partial(read_admitted, admission=scoring.admission)
     with (
-        file_workers(max(LEAST_READERS, cores), scoring.admission.reading.limits) as workers,
+        file_workers(max(LEAST_READERS, cores)) as workers,
         closing(workers.map(read, ((member, member[0]) for member in members))) as outcomes,
     ):
         for (file, end), outcome in outcomes:

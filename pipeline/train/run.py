@@ -28,10 +28,8 @@ from pipeline.model.bundle import (
     Bundle,
     Conformal,
     HeatmapSupport,
-    IntendedUse,
     Normalisation,
     Outliers,
-    Quality,
     write_bundle,
 )
 from pipeline.model.engine import Engine
@@ -71,7 +69,7 @@ class Job:
     @property
     def preprocessing(self) -> Preprocessing:
         """From a frame to the network's input."""
-        return self.config.to_network()
+        return self.config.network_preprocessing()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +179,7 @@ def _found(
 def _decode(job: Job) -> FloatArray:
     """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
     records, size = job.material.records, job.preprocessing.size
-    frames = prepared_frames(records, job.material.sources, job.preprocessing, job.config.limits.limits())
+    frames = prepared_frames(records, job.material.sources, job.preprocessing, job.config.limits)
     rows = job.progress(frames, "reading frames", len(records))
     return job.workspace.array("frames", rows, (len(records), 1, size, size))
 
@@ -254,7 +252,6 @@ def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
 
 def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:
     config, material, verdict = job.config, job.material, fitted.verdict
-    gate = config.gate()
     origin = provenance(config, index, job.tracker.run_id)
     metrics = {
         "split": Split.TEST.value,
@@ -286,10 +283,9 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         temperature=verdict.temperature,
         operating_points=verdict.points,
         heatmap=fitted.heatmap,
-        intended_use=IntendedUse(
-            modalities=gate.modalities, view_positions=gate.view_positions, body_parts=gate.body_parts, ages=gate.ages
-        ),
-        quality=Quality(policies=gate.policies, smallest_side=gate.smallest_side),
+        intended_use=config.intended_use(),
+        quality=config.quality,
+        limits=config.limits,
         conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands, measured=verdict.states),
         outliers=Outliers(
             neighbours=verdict.reference.neighbours,

@@ -359,8 +359,8 @@ def _working_folder() -> str | None:
 def _not_started(code: int, limits: _Limits) -> WorkerError:
     if code == OUT_OF_MEMORY:
         return WorkerError(
-            f"The process that reads files cannot start within {limits.memory_bytes // 2**20} MiB of memory. Free some; if a "
-            "configuration sets limits.worker_bytes, raise it."
+            f"The process that reads files cannot start within {limits.memory_bytes // 2**20} MiB of memory. Free some, "
+            "or raise OCTRAY_WORKER_BYTES if you set it."
         )
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return WorkerError(

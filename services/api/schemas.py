@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline.errors import Reason
-from pipeline.model.bundle import Conformal, IntendedUse, Manifest, Outliers, Quality
+from pipeline.model.bundle import Conformal, Manifest, Outliers
 from pipeline.predictions import Activation, OperatingPoint, State
-from pipeline.settings import Preprocessing
+from pipeline.settings import IntendedUse, Preprocessing, Quality
 
 ScoredState = Annotated[State, WithJsonSchema({"type": "string", "enum": ["positive", "negative", "uncertain"]})]
 Probability = Annotated[float, Field(ge=0, le=1, description="calibrated")]

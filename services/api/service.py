@@ -77,6 +77,6 @@ def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
     nothing = partial(read_admitted_bytes, source="", admission=predictor.admission)
-    with file_workers(1, predictor.admission.reading.limits) as pool, suppress(UnreadableError):
+    with file_workers(1) as pool, suppress(UnreadableError):
         list(pool.run(nothing, b""))
     return predictor

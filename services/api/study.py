@@ -55,7 +55,7 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
     """
     manifest = predictor.manifest
     looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
-    with file_workers(2, predictor.admission.reading.limits) as pool:  # the second reads a frame again while the first waits
+    with file_workers(2) as pool:  # the second reads a frame again while the first waits
         study = _Study(predictor, pool, settings, heatmaps)
         for upload in looked_at:
             study.add(upload)

@@ -6,6 +6,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,7 @@ from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.names import as_name, as_text, harmless, leftover
 from pipeline.imaging.files.study_file import Refusal, StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders, translated
-from pipeline.settings import Limits, Reading
+from pipeline.settings import Limits, Reading, worker_limits
 
 MOST_DICOMDIR_BYTES = 2**27
 """A larger DICOMDIR is not read; a record of one file takes about half a kilobyte."""
@@ -99,7 +100,7 @@ def _entry(folder: Path, part: str, listed: dict[Path, dict[_FileId, str]]) -> P
 
 
 _HEAD = 512
-_DICOMDIR = Limits(file_bytes=MOST_DICOMDIR_BYTES, frame_seconds=30.0)
+_DICOMDIR_SECONDS = 30.0
 _LINK_OUT = Refusal(
     Reason.UNSAFE_PATH, "The link leads out of the folder that was given, and is not followed. Copy the files themselves in."
 )
@@ -175,8 +176,8 @@ def _named(file: StudyFile) -> Iterator[StudyFile]:
 
 def _file_ids(file: StudyFile) -> tuple[_FileId, ...]:
     """Parse a DICOMDIR in a worker process: no file is found before it is done, so that a damaged one must not stop it."""
-    content = read_bytes(file, Reading(_DICOMDIR))
-    with file_workers(1, _DICOMDIR) as pool:
+    content = read_bytes(file, Reading(Limits(file_bytes=MOST_DICOMDIR_BYTES)))
+    with file_workers(1, replace(worker_limits(), frame_seconds=_DICOMDIR_SECONDS)) as pool:
         return tuple(pool.run(_referenced, content))
 
 

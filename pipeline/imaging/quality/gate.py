@@ -57,7 +57,7 @@ def admit(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
     """
     flags = []
     for flag in _findings(frame, gate):
-        if gate.policy(flag.check) is Policy.REJECT:
+        if gate.quality.policy(flag.check) is Policy.REJECT:
             raise UnreadableError(Reason(flag.check.value), flag.message)
         flags.append(flag)
     return tuple(flags)
@@ -70,7 +70,8 @@ def may_differ(frame: Frame, gate: Gate) -> bool:
     says is the same at any resolution.
     """
     look = Look(frame, gate, wary=True)
-    return any(gate.policy(check) is not Policy.IGNORE and find(look) for check, find in _CHECKS.items() if check in _OF_PIXELS)
+    checks = ((check, find) for check, find in _CHECKS.items() if check in _OF_PIXELS)
+    return any(gate.quality.policy(check) is not Policy.IGNORE and find(look) for check, find in checks)
 
 
 def check_tools(gate: Gate) -> None:
@@ -81,14 +82,14 @@ def check_tools(gate: Gate) -> None:
     ConfigError
         Where text is to be found and no text recognition is installed.
     """
-    if gate.policy(Check.BURNED_IN_TEXT) is not Policy.IGNORE and not ocr.is_installed():
+    if gate.quality.policy(Check.BURNED_IN_TEXT) is not Policy.IGNORE and not ocr.is_installed():
         raise ConfigError(["quality.burned_in_text needs text recognition: pip install 'octray[ocr]', or set it to ignore."])
 
 
 def _findings(frame: Frame, gate: Gate) -> Iterator[Flag]:
     look = Look(frame, gate)
     for check, find in _CHECKS.items():
-        if gate.policy(check) is not Policy.IGNORE and (message := find(look)):
+        if gate.quality.policy(check) is not Policy.IGNORE and (message := find(look)):
             yield Flag(check, message)
             if check is Check.BLANK:
                 return

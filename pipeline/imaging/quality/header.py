@@ -11,7 +11,7 @@ from pipeline.imaging.quality.look import Look
 
 def wrong_modality(look: Look) -> str:
     """Modality (0008,0060) against what is expected; where nothing is, mammograms (MG) alone are wrong."""
-    modality, expected = look.frame.modality, look.gate.modalities
+    modality, expected = look.frame.modality, look.gate.intended_use.modalities
     if not expected and modality == "MG":
         return "The frame is a mammogram, which is taken only where Modality MG is asked for by name."
     if not modality or not expected or is_expected_modality(modality, expected):
@@ -21,7 +21,7 @@ def wrong_modality(look: Look) -> str:
 
 def wrong_body_part(look: Look) -> str:
     """Body Part Examined (0018,0015), or its code, against what is expected, as `imaging.dicom.codes` reads both."""
-    part, expected = look.frame.body_part, look.gate.body_parts
+    part, expected = look.frame.body_part, look.gate.intended_use.body_parts
     if not part or not expected or is_expected_body_part(part, expected):
         return ""
     return f"The header names another part of the body than {_listed(expected)}, or names it in words unknown to octray."
@@ -29,7 +29,7 @@ def wrong_body_part(look: Look) -> str:
 
 def not_frontal(look: Look) -> str:
     """View Position (0018,5101), or its code, against what is expected; pixels are not asked."""
-    view, expected = look.frame.view_position, look.gate.view_positions
+    view, expected = look.frame.view_position, look.gate.intended_use.view_positions
     if not view or not expected or is_expected_view(view, expected):
         return ""
     return (
@@ -40,7 +40,7 @@ def not_frontal(look: Look) -> str:
 
 def wrong_age(look: Look) -> str:
     """The patient's age against what is expected; an unknown age is not held against the frame."""
-    age, expected = look.frame.patient_age, look.gate.ages
+    age, expected = look.frame.patient_age, look.gate.intended_use.ages
     if age is None or expected is None or expected[0] <= age <= expected[1]:
         return ""
     return f"The patient is not {expected[0]} to {expected[1]} years old, its header says. Use a model for this age."
@@ -48,15 +48,16 @@ def wrong_age(look: Look) -> str:
 
 def unknown_age(look: Look) -> str:
     """An age that the file does not state, if one is expected."""
-    if look.gate.ages is None or look.frame.patient_age is not None:
+    ages = look.gate.intended_use.ages
+    if ages is None or look.frame.patient_age is not None:
         return ""
-    return f"The file does not state the patient's age; check that it is {look.gate.ages[0]} to {look.gate.ages[1]} years."
+    return f"The file does not state the patient's age; check that it is {ages[0]} to {ages[1]} years."
 
 
 def too_small(look: Look) -> str:
     """Rows (0028,0010) and columns (0028,0011) of the file, whatever the resolution it was decoded at."""
     rows, columns = look.frame.shape
-    smallest = look.gate.smallest_side
+    smallest = look.gate.quality.smallest_side
     if min(rows, columns) >= smallest:
         return ""
     return f"The frame has {rows} x {columns} pixels; its shorter side needs at least {smallest}. Export it at its full size."

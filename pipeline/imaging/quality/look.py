@@ -85,7 +85,7 @@ class Look:
     @cached_property
     def subject(self) -> Subject:
         """What the frame shows: what its header says; where that is silent, what the gate expects."""
-        modalities = {self.frame.modality} if self.frame.modality else set(self.gate.modalities)
+        modalities = {self.frame.modality} if self.frame.modality else set(self.gate.intended_use.modalities)
         if modalities == {"OPT"}:
             return Subject.B_SCAN
         if modalities and modalities <= RADIOGRAPHY and self._is_chest():
@@ -96,7 +96,8 @@ class Look:
         """Say so where the header does, or where it is silent and the gate expects frontal radiographs of chests."""
         if self.frame.body_part:
             return self.frame.body_part == _CHEST
-        return bool(self.gate.body_parts) and all(is_expected_body_part(_CHEST, (part,)) for part in self.gate.body_parts)
+        expected = self.gate.intended_use.body_parts
+        return bool(expected) and all(is_expected_body_part(_CHEST, (part,)) for part in expected)
 
 
 def reduced(pixels: FloatArray, side: int) -> FloatArray:

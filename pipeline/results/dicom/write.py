@@ -17,7 +17,7 @@ from pipeline.results.dicom.maps import write_maps
 from pipeline.results.dicom.pictures import write_picture
 from pipeline.results.dicom.report import write_report
 from pipeline.results.dicom.source import read_source
-from pipeline.settings import Fit, Limits
+from pipeline.settings import Fit
 
 Pictures = Mapping[tuple[int, str], bytes]
 NO_PICTURES: Pictures = {}
@@ -30,7 +30,6 @@ def write_objects(
     kinds: Collection[Kind],
     made: datetime,
     pictures: Pictures = NO_PICTURES,
-    limits: Limits | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Write what a bundle said of the frames of one instance.
 
@@ -48,8 +47,6 @@ def write_objects(
         When the results were made, with its time zone; to the second, it is the Content Date and Time of all objects.
     pictures
         PNG files by frame number and label; each becomes a secondary capture.
-    limits
-        What the file may demand.
 
     Yields
     ------
@@ -65,7 +62,7 @@ def write_objects(
     if not results or not is_dicom(content[: PREAMBLE + 4]):
         return
     guard.silence_decoders()
-    objects = _objects(content, results, manifest, kinds, made, pictures, limits or Limits())
+    objects = _objects(content, results, manifest, kinds, made, pictures)
     while True:
         with guard.translated("No DICOM object could be made for this file. Leave out --dicom for it, or export it again."):
             found = next(objects, None)
@@ -81,14 +78,13 @@ def _objects(
     kinds: Collection[Kind],
     made: datetime,
     pictures: Pictures,
-    limits: Limits,
 ) -> Iterator[tuple[str, bytes]]:
-    author = Author(read_source(content, limits), manifest, _sha256(content, results), made)
+    author = Author(read_source(content, manifest.limits), manifest, _sha256(content, results), made)
     ordered = sorted(results, key=lambda result: result.key.frame_number)
     if Kind.SR in kinds:
         yield _name(author, Kind.SR), write_report(author, ordered)
     if Kind.PM in kinds:
-        for place, file in write_maps(author, ordered, _heights(content, manifest, limits)):
+        for place, file in write_maps(author, ordered, _heights(content, manifest)):
             yield _name(author, Kind.PM, place), file
     if Kind.SC in kinds:
         for number, label in sorted(pictures):
@@ -101,12 +97,12 @@ def _name(author: Author, kind: Kind, *parts: int) -> str:
     return "-".join([author.source.uids[2], kind.value, *map(str, parts)]) + ".dcm"
 
 
-def _heights(content: bytes, manifest: Manifest, limits: Limits) -> Mapping[int, float]:
+def _heights(content: bytes, manifest: Manifest) -> Mapping[int, float]:
     """Return the height at which each frame is bright, where the bundle looks there: for it frames are read once more."""
     preprocessing = manifest.preprocessing
     if preprocessing.fit is not Fit.FOCUS:
         return {}
-    frames = read_dicom(content, "", reading_for(preprocessing, limits))
+    frames = read_dicom(content, "", reading_for(preprocessing, manifest.limits))
     return {frame.key.frame_number: bright_height(frame.pixels, preprocessing) for frame in frames}
 
 
