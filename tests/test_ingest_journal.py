@@ -8,13 +8,11 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.imaging.code_hash import _modules
 from pipeline.imaging.files.appearance import appearance
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, binding
@@ -233,8 +231,3 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 )
 def test_what_another_run_may_do_better_is_not_settled(read: ReadFile, settled: bool) -> None:
     assert read.is_settled is settled
-
-
-def test_the_readers_of_devices_are_part_of_what_a_journal_is_bound_to() -> None:
-    names = {module.name for module in _modules(resources.files("pipeline.imaging"))}
-    assert {"reader.py", "heidelberg_vol.py", "topcon.py"} <= names

@@ -16,13 +16,13 @@ from pydicom import uid
 from pipeline.cli.main import main
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.sources import locate, read_frames_from_bytes
-from pipeline.job.folder import code_version
 from pipeline.model.bundle import load_bundle
 from pipeline.predictions import FramePrediction
 from pipeline.results.trace import Machinery, Tracer
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Limits, Preprocessing
+from pipeline.version import RESULTS_VERSION, software_versions
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_support
 from tests.test_imaging_vendor import jpeg_block, make_topcon, make_vol, raw_block
 
@@ -107,7 +107,7 @@ def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
     assert isinstance(admitted, Admitted)
     (result,) = predictor.predict_admitted([admitted])
     assert isinstance(result, FramePrediction)
-    machinery = Machinery(predictor.engine.provider, 1, code_version())
+    machinery = Machinery(predictor.engine.provider, 1, software_versions())
     trace = json.loads(Tracer(bundle.manifest, machinery).trace([(admitted.facts, result)], (), {"begun": "now"}))
     (frame,) = trace["frames"]
     assert (frame["decoder"], frame["transfer_syntax_uid"]) == ("imagecodecs", uid.JPEGLSLossless)
@@ -123,6 +123,6 @@ def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
     assert trace["bundle"]["preprocessing"]["size"] == 32
     assert trace["machinery"]["provider"] == "CPUExecutionProvider"
     versions = trace["machinery"]["versions"]
-    assert len(versions["octray"]) == 64
-    for name in ("imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "tifffile"):
+    assert versions["results"] == str(RESULTS_VERSION)
+    for name in ("octray", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "tifffile"):
         assert versions[name] == metadata.version(name)

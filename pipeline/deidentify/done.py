@@ -8,16 +8,15 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import astuple
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pipeline.deidentify.options import Options
 from pipeline.deidentify.secret import Secret
-from pipeline.imaging.code_hash import readers_hash
 from pipeline.imaging.files.appearance import Look
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.settings import Reading
+from pipeline.version import reading_versions
 
 _DIGITS = 32
 
@@ -28,14 +27,11 @@ def done_path(key: Path) -> Path:
 
 
 def bound_to(options: Options, reading: Reading, out: Path) -> str:
-    """Return a hash of all that decides what becomes of a file: options, limits, where it goes, octray and its libraries."""
+    """Return a hash of all that decides what becomes of a file: options, limits, where it goes, and `reading_versions`."""
     keep = sorted(one.name for one in options.keep)
     boxes = list(map(astuple, options.boxes))
     digest = hashlib.sha256(repr((keep, boxes, options.clean_pixels, os.fspath(out), reading)).encode())
-    digest.update(readers_hash().encode())
-    for part in sorted(resources.files(__package__).iterdir(), key=lambda part: part.name):
-        if part.is_file():
-            digest.update(part.read_bytes())
+    digest.update(repr(reading_versions()).encode())
     return digest.hexdigest()
 
 

@@ -11,17 +11,16 @@ import sqlite3
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.frames import InstanceKey
-from pipeline.imaging.code_hash import readers_hash
 from pipeline.imaging.files.appearance import Look, appearance
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.settings import Check
+from pipeline.version import reading_versions
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0
@@ -42,11 +41,9 @@ Place = tuple[str, str]
 
 
 def binding(how: How) -> str:
-    """Return a hash of all that decides what is read of a file: limits, window, gate, octray's readers and their libraries."""
+    """Return a hash of all that decides what is read of a file: limits, window, gate, and the versions of octray's results."""
     digest = hashlib.sha256(repr((how.reading, how.gate)).encode())
-    digest.update(readers_hash().encode())
-    for name in ("reading.py", "patients.py"):
-        digest.update((resources.files("pipeline.ingest") / name).read_bytes())
+    digest.update(repr(reading_versions()).encode())
     return digest.hexdigest()
 
 

@@ -17,12 +17,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import BundleError, InputError, OctrayError
-from pipeline.job.folder import STATE, code_version
+from pipeline.job.folder import STATE
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import Done, Scorer, killed
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
 from pipeline.store.ledger import Claim
+from pipeline.version import software_versions
 
 UNGUARDED = (
     "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray with "
@@ -39,7 +40,7 @@ class Place:
     bundle, bundle_id
         Folder of the bundle, and which bundle it is.
     code
-        The versions here, as `code_version` gives them.
+        The versions here, as `software_versions` gives them.
     base, folder, wanted
         As in `Scorer`.
     """
@@ -90,7 +91,7 @@ def asks_for_token() -> bool:
 
 
 def _check_code(code: Mapping[str, str]) -> None:
-    there = code_version()
+    there = software_versions()
     if others := ", ".join(sorted(name for name in code.keys() | there.keys() if code.get(name) != there.get(name))):
         raise InputError(f"A machine of the Ray cluster has another version of {others}. Install the same there as here.")
 

@@ -3,17 +3,13 @@
 import fcntl
 import hashlib
 import json
-import platform
 import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import IO, Any
 
 from pipeline.atomic import replacing_text
@@ -35,25 +31,6 @@ _PIECES = re.compile(
 )
 """Names of what is written for studies, below the folder of results, and of what a kill leaves of it."""
 _WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, REPORT)), r"report-\d+\.html")))
-_ROOMS = (
-    "errors.py",
-    "frames.py",
-    "predictions.py",
-    "settings.py",
-    "csv_escape.py",
-    "workers",
-    "imaging",
-    "evaluate",
-    "model",
-    "score",
-    "results",
-    "job",
-)
-_LIBRARIES = (
-    *("grad-cam", "highdicom", "imagecodecs", "numpy", "onnxruntime", "pillow", "pydicom", "rapidocr", "scipy", "tifffile"),
-    *("timm", "torch"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -199,30 +176,6 @@ def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool, float]:
         return str(run["run"]), run["facts_sha256"] == facts_sha256, float(run.get("reported_at", 0.0))
     except (OSError, ValueError, TypeError, KeyError):
         return "", False, 0.0
-
-
-@cache
-def code_version() -> Mapping[str, str]:
-    """Return the versions of what decides about results: octray's own source text, as a hash, and the libraries it may run."""
-    digest = hashlib.sha256()
-    for room in _ROOMS:
-        for module in _modules(resources.files("pipeline") / room):
-            digest.update(module.read_bytes())
-    versions = {name: version for name in _LIBRARIES if (version := _version(name))}
-    return MappingProxyType({"octray": digest.hexdigest(), "python": platform.python_version(), **versions})
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _modules(place: Traversable) -> list[Traversable]:
-    if place.is_file():
-        return [place] if place.name.endswith((".py", ".csv")) else []
-    return [one for found in sorted(place.iterdir(), key=lambda one: one.name) for one in _modules(found)]
 
 
 def base_of(studies: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Protocol
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.job.folder import ResultsFolder, base_of, code_version
+from pipeline.job.folder import ResultsFolder, base_of
 from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
@@ -37,6 +37,7 @@ from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.database import without_password
 from pipeline.store.ledger import Ledger, Order, Output, Unit
+from pipeline.version import scoring_versions, software_versions
 from pipeline.workers.cores import usable_cores
 
 
@@ -89,7 +90,7 @@ class Request:
             "objects": sorted(self.wanted.objects),
             "shard": [self.shard.number, self.shard.of],
             "ledger": without_password(self.ledger),
-            "code": dict(code_version()),
+            "versions": dict(scoring_versions()),
         }
 
 
@@ -269,7 +270,7 @@ class Job:
             from pipeline.job.cluster import Cluster, Place
         except ImportError:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
-        bundle_id, code = self._bundle.manifest.bundle_id, dict(code_version())
+        bundle_id, code = self._bundle.manifest.bundle_id, dict(software_versions())
         folder = self._folder.path.absolute()
         place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._request.wanted)
         with Cluster(self._request.cluster, place) as cluster:

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import PASSING, Reason
 from pipeline.frames import FrameFacts, Quarantined, of_whole_file
 from pipeline.imaging.sources import StudyFile
-from pipeline.job.folder import TRACES, code_version
+from pipeline.job.folder import TRACES
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.study_files import files_from_json
 from pipeline.results.record import StudyRecord
@@ -23,6 +23,7 @@ from pipeline.results.worklist import Ranking, ReportFrame
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Ended, Scored, score_studies
 from pipeline.store.ledger import Claim, Outcome, Output
+from pipeline.version import software_versions
 
 MOST_ATTEMPTS = 3
 """How often one version of a study is tried: within one run if it kills the process that reads it, once in each of several
@@ -162,7 +163,7 @@ class Scorer:
 
     def _tracer(self) -> Tracer:
         engine = self.predictor.engine
-        return Tracer(self.predictor.manifest, Machinery(engine.provider, engine.threads, code_version()))
+        return Tracer(self.predictor.manifest, Machinery(engine.provider, engine.threads, software_versions()))
 
 
 def killed(claim: Claim, base: Path) -> Done:
