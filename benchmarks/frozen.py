@@ -17,10 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.architectures import create_network
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
-from pipeline.model.weights import load_weights
+from pipeline.model.networks import create_network, load_weights
 from pipeline.settings import Fit, Preprocessing
 
 SIZE, FOLDS, SEEDS, BATCH = 224, 5, 3, 32

@@ -17,11 +17,9 @@ from benchmarks.score import main as compare_scoring
 from pipeline.frames import Frame
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
-from pipeline.model.architectures import create_network
-from pipeline.model.closed_form import closed_form_maps
-from pipeline.model.engine import Engine
+from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.export import export_graph
-from pipeline.model.weights import load_weights
+from pipeline.model.networks import create_network, load_weights
 from pipeline.phantoms.phantom import write_phantom
 from pipeline.settings import Limits, Preprocessing
 

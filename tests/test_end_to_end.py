@@ -157,7 +157,7 @@ def frames(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[F
     return real + [frame for path in files for frame in read_frames(StudyFile(path, path.name))]
 
 
-def library_maps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], torch.nn.Module]) -> np.ndarray:
+def gradient_maps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], torch.nn.Module]) -> np.ndarray:
     """Grad-CAM by the `grad-cam` library, with a backward pass through the bundle's weights, in logits; in float64, so that
     the difference is that of octray alone."""
     manifest = bundle.manifest
@@ -183,7 +183,7 @@ def check_heatmaps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], to
     assert bundle.manifest.heatmap.exact
     bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"outliers": None}))  # RG1 is unlike any phantom
     found = np.array([[heatmap.values for heatmap in one.heatmaps] for one in Predictor(bundle).predict(frames)])
-    expected = library_maps(bundle, frames, last)
+    expected = gradient_maps(bundle, frames, last)
     assert found.shape == expected.shape
     assert expected.max() > 0.01
     # Float32 has seven digits: what the network itself rounds exceeds 1e-4 beyond ten logits, as RG1 gives them here.

@@ -11,10 +11,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from pipeline.model.architectures import Network
-from pipeline.model.closed_form import closed_form_maps
-from pipeline.model.engine import Engine
+from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.export import export_graph
+from pipeline.model.networks import Network
 
 SIZE = 96
 LABELS = 3

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pipeline.errors import TrainingError
-from pipeline.model.architectures import create_network
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_graph, export_graph, heatmap_support
+from pipeline.model.networks import create_network
 
 
 @pytest.fixture(scope="module")

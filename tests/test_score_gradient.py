@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from pipeline.errors import BundleError
-from pipeline.model.architectures import Network, create_network
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
 from pipeline.model.export import export_graph, heatmap_support
-from pipeline.model.library import library_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import Network, create_network
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_frame, make_support, score_folder
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Bundle]:
 def expected_maps(network: Network, pixels: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         features = network(torch.from_numpy(pixels)[None])[1].numpy()
-    maps: np.ndarray = library_maps(network, features, "hirescam")[0]
+    maps: np.ndarray = gradient_maps(network, features, "hirescam")[0]
     return maps
 
 

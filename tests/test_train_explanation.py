@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.frames import FloatArray, Split
 from pipeline.imaging.sources import locate, read_frames
-from pipeline.model.architectures import Network, create_network
 from pipeline.model.bundle import ExplanationCheck, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph, heatmap_support
+from pipeline.model.networks import Network, create_network
 from pipeline.train.explanation import Examined, check_explanations, full_scale
 from pipeline.train.lesions import Masks, lesion_masks
 from tests.conftest import Trained

@@ -12,7 +12,7 @@ from torch.nn import functional
 from pipeline.config import AugmentSection, FinetuneSection, HeadSection
 from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import expected_calibration_error, probabilities
-from pipeline.model.architectures import Network, create_network
+from pipeline.model.networks import Network, create_network
 from pipeline.predictions import Activation
 from pipeline.progress import silent
 from pipeline.train.augment import Augmentation

@@ -26,7 +26,6 @@ from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate, read_frames
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.architectures import create_network
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,
@@ -39,7 +38,8 @@ from pipeline.model.bundle import (
     load_bundle,
     write_bundle,
 )
-from pipeline.model.library import library_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import create_network
 from pipeline.predictions import Activation, HeatmapMethod
 from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
@@ -212,7 +212,7 @@ def test_the_method_of_the_bundle_makes_its_maps(
     network.body.load_state_dict(load_file(bundle.path / WEIGHTS))
     with torch.no_grad():
         _, features = network(torch.from_numpy(prepare(frame.pixels, bundle.manifest.preprocessing)[None]))
-    expected = library_maps(network, features.numpy(), method)[0]
+    expected = gradient_maps(network, features.numpy(), method)[0]
     assert expected.max() > 0
     np.testing.assert_allclose([heatmap.values for heatmap in found.heatmaps], expected, atol=1e-4)
     assert {heatmap.meaning for heatmap in found.heatmaps} == {meaning}

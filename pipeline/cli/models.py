@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print to standard output."""
-    from pipeline.model import architectures
+    from pipeline.model import networks
 
     if args.action == "list":
-        for family, names in architectures.list_architectures().items():
+        for family, names in networks.list_architectures().items():
             print(f"{family}: {' '.join(names)}")
         return 0
-    found = architectures.describe(args.name)
+    found = networks.describe(args.name)
     heatmaps = "exact, from the forward pass" if found.exact_heatmaps else "by gradient, with torch"
     print(f"name: {found.name}")
     print(f"family: {found.family}")

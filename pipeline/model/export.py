@@ -12,11 +12,10 @@ import torch
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.frames import FloatArray
-from pipeline.model.architectures import Network, pools_by_average
 from pipeline.model.bundle import HeatmapSupport
-from pipeline.model.closed_form import closed_form_maps
-from pipeline.model.engine import Engine
-from pipeline.model.library import library_maps
+from pipeline.model.engine import Engine, closed_form_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import Network, pools_by_average
 from pipeline.predictions import HeatmapMethod
 
 HEATMAP_LAYER = "forward_features"
@@ -121,7 +120,7 @@ def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod 
 
 def _difference(network: Network, features: FloatArray, method: HeatmapMethod) -> float:
     closed_form = closed_form_maps(features, network.classifier.weight.detach().numpy(), method)
-    return float(np.abs(closed_form - library_maps(network, features, method)).max())
+    return float(np.abs(closed_form - gradient_maps(network, features, method)).max())
 
 
 def check_feature_map(network: Network, size: int) -> None:

@@ -7,9 +7,9 @@ from safetensors.torch import load
 
 from pipeline.errors import BundleError, ConfigError
 from pipeline.frames import FloatArray
-from pipeline.model.architectures import create_network
 from pipeline.model.bundle import WEIGHTS, Bundle
-from pipeline.model.library import library_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import create_network
 
 
 class GradientMaps:
@@ -41,4 +41,4 @@ class GradientMaps:
     def __call__(self, features: FloatArray) -> FloatArray:
         """Return maps of shape (n, labels, map_rows, map_columns), not negative, in logits, for the last feature map."""
         with self._lock:
-            return library_maps(self._network, features, self._method)
+            return gradient_maps(self._network, features, self._method)

@@ -16,8 +16,7 @@ from pipeline.frames import FloatArray, Frame, FrameFacts, InstanceKey, Quaranti
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
-from pipeline.model.closed_form import closed_form_maps
-from pipeline.model.engine import Engine
+from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.reading import Admission, Admitted
 from pipeline.score.study import loaded

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pipeline.atomic import replacing
-from pipeline.model.architectures import Network
+from pipeline.model.networks import Network
 
 
 @dataclass(slots=True)

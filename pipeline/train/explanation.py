@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.frames import FloatArray
-from pipeline.model.architectures import Network
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport
-from pipeline.model.closed_form import closed_form_maps
-from pipeline.model.engine import Engine
-from pipeline.model.library import library_maps
+from pipeline.model.engine import Engine, closed_form_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import Network
 from pipeline.train.lesions import Masks
 
 FRAMES = 8
@@ -61,7 +60,7 @@ class Examined:
             features = network(torch.from_numpy(pixels))[1].numpy()
         if self.support.computed == "closed_form":
             return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.support.method)
-        return library_maps(network, features, self.support.method)
+        return gradient_maps(network, features, self.support.method)
 
 
 def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:

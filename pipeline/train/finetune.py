@@ -20,7 +20,7 @@ from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.measures import auroc, curve
 from pipeline.frames import FloatArray
-from pipeline.model.architectures import Network
+from pipeline.model.networks import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress
 from pipeline.train.augment import Augmentation

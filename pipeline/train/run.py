@@ -17,7 +17,6 @@ from pipeline.evaluate.calibration import probabilities
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
-from pipeline.model.architectures import Network, create_network
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,
@@ -34,7 +33,7 @@ from pipeline.model.bundle import (
 )
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph, heatmap_support
-from pipeline.model.weights import load_weights
+from pipeline.model.networks import Network, create_network, load_weights
 from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
 from pipeline.settings import Preprocessing

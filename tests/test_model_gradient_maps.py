@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.model.architectures import create_network
 from pipeline.model.export import check_feature_map, heatmap_support
-from pipeline.model.library import library_maps
+from pipeline.model.gradient_maps import gradient_maps
+from pipeline.model.networks import create_network
 
 METHODS = ["grad-cam", "grad-cam++", "layercam", "hirescam"]
 
@@ -39,9 +39,9 @@ def test_a_map_by_gradient_grows_with_the_logit(method, pixels: np.ndarray) -> N
     network = create_network("test_convnext", 2).eval()
     with torch.no_grad():
         features = network(torch.from_numpy(pixels))[1].numpy()
-        small = library_maps(network, features, "layercam")
+        small = gradient_maps(network, features, "layercam")
         network.classifier.weight.mul_(3)
-    found = library_maps(network, features, method)
+    found = gradient_maps(network, features, method)
     assert (found.shape, found.dtype) == (small.shape, np.float32)
     assert found.min() >= 0
     if method == "layercam":

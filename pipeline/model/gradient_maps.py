@@ -9,7 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from pipeline.frames import FloatArray
-from pipeline.model.architectures import Network
+from pipeline.model.networks import Network
 from pipeline.predictions import HeatmapMethod
 
 
@@ -63,7 +63,7 @@ _METHODS: dict[HeatmapMethod, Any] = {
 }
 
 
-def library_maps(network: Network, features: FloatArray, method: HeatmapMethod) -> FloatArray:
+def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod) -> FloatArray:
     """Return the map of every label in every frame; must not be called from two threads with the same network.
 
     Parameters

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.model.architectures import create_network, describe, list_architectures
+from pipeline.model.networks import create_network, describe, list_architectures
 
 
 @pytest.mark.parametrize(
