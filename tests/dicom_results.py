@@ -20,7 +20,7 @@ from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
 from pipeline.phantoms.phantom import Modality, write_phantom
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
-from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom import Kind
 from pipeline.results.dicom.write import write_objects
 from pipeline.settings import Check, Flag
 from tests.builders import make_dataset

@@ -14,7 +14,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.outputs import Asked, Pieces, Writer, objects_of
 from pipeline.model.bundle import Bundle
-from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom import Kind
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_dicom, make_zip, score_folder

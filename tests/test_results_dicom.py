@@ -24,9 +24,9 @@ from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.preprocess import bright_height, placement
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
-from pipeline.results.dicom.findings import PRIVATE, finding
-from pipeline.results.dicom.geometry import LONGEST_SIDE, grid_shape
-from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom import Kind
+from pipeline.results.dicom.parametric_maps import LONGEST_SIDE, grid_shape
+from pipeline.results.dicom.structured_report import PRIVATE, finding_code
 from pipeline.results.dicom.write import write_objects
 from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_bundle, make_dataset, make_dicom, make_support
@@ -423,11 +423,11 @@ def test_a_file_that_is_cut_off_is_refused_without_a_name(manifest: Manifest, tm
 def test_every_known_label_has_a_code_that_fits() -> None:
     """Code Value is a Short String of 16 characters, Code Meaning a Long String of 64 (PS3.5 6.2)."""
     for label in ("NORMAL", "PNEUMONIA", "CNV", "DME", "DRUSEN", "x" * 100, "a\\b"):
-        code = finding(label).code
+        code = finding_code(label)
         assert len(code.value) <= 16
         assert len(code.meaning) <= 64
         assert "\\" not in code.value + code.meaning
-    assert finding("CNV").code.scheme_designator == "SCT"
+    assert finding_code("CNV").scheme_designator == "SCT"
 
 
 def test_real_radiograph(manifest: Manifest, tmp_path: Path) -> None:

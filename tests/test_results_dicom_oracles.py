@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import UnreadableError
 from pipeline.imaging import guard
 from pipeline.model.bundle import Manifest
-from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom import Kind
 from tests.builders import make_bundle, make_dicom
 from tests.dicom_results import of_kind, phantom, raw_dicom, rg1, scored, written
 from tests.server_orthanc import Orthanc

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cli.progress import Advance
     from pipeline.job.job import Job
     from pipeline.job.shard import Shard
-    from pipeline.results.dicom.kinds import Kind
+    from pipeline.results.dicom import Kind
     from pipeline.results.patient import Detail
     from pipeline.results.record import StudyRecord
 
@@ -193,7 +193,7 @@ def _name(path: Path) -> str:
 
 
 def _kinds(text: str) -> "frozenset[Kind]":
-    from pipeline.results.dicom.kinds import Kind
+    from pipeline.results.dicom import Kind
 
     try:
         return frozenset(Kind(name) for name in text.split(",") if text)

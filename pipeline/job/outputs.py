@@ -17,7 +17,7 @@ from pipeline.imaging.sources import StudyFile, read_bytes
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction
-from pipeline.results.dicom.kinds import Kind
+from pipeline.results.dicom import Kind
 from pipeline.results.worklist import Picture, ReportFrame
 from pipeline.score.pictures import Drawing, Drawn
 from pipeline.score.study import Scored

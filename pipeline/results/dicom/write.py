@@ -11,12 +11,11 @@ from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, rounded
-from pipeline.results.dicom.identity import Author
-from pipeline.results.dicom.kinds import Kind
-from pipeline.results.dicom.maps import write_maps
-from pipeline.results.dicom.pictures import write_picture
-from pipeline.results.dicom.report import write_report
-from pipeline.results.dicom.source import read_source
+from pipeline.results.dicom import Kind
+from pipeline.results.dicom.parametric_maps import write_parametric_maps
+from pipeline.results.dicom.secondary_captures import write_secondary_capture
+from pipeline.results.dicom.source import Author, read_source
+from pipeline.results.dicom.structured_report import write_structured_report
 from pipeline.settings import Fit
 
 Pictures = Mapping[tuple[int, str], bytes]
@@ -82,14 +81,14 @@ def _objects(
     author = Author(read_source(content, manifest.limits), manifest, _sha256(content, results), made)
     ordered = sorted(results, key=lambda result: result.key.frame_number)
     if Kind.SR in kinds:
-        yield _name(author, Kind.SR), write_report(author, ordered)
+        yield _name(author, Kind.SR), write_structured_report(author, ordered)
     if Kind.PM in kinds:
-        for place, file in write_maps(author, ordered, _heights(content, manifest)):
+        for place, file in write_parametric_maps(author, ordered, _heights(content, manifest)):
             yield _name(author, Kind.PM, place), file
     if Kind.SC in kinds:
         for number, label in sorted(pictures):
             place = manifest.labels.index(label) + 1
-            yield _name(author, Kind.SC, number, place), write_picture(author, number, label, pictures[number, label])
+            yield _name(author, Kind.SC, number, place), write_secondary_capture(author, number, label, pictures[number, label])
 
 
 def _name(author: Author, kind: Kind, *parts: int) -> str:

@@ -10,15 +10,14 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from pipeline.imaging.dicom import header
-from pipeline.results.dicom.identity import Author, describe_image, finished, stand_in
-from pipeline.results.dicom.kinds import Kind
-from pipeline.results.dicom.source import Source, element
+from pipeline.results.dicom import Kind
+from pipeline.results.dicom.source import Author, Source, describe_image, element, finished, stand_in
 
 _LONGEST_DESCRIPTION = 1024  # of ST (PS3.5 6.2)
 _PURPOSE = CodedConcept("121322", "DCM", "Source image for image processing operation")
 
 
-def write_picture(author: Author, frame_number: int, label: str, png: bytes) -> bytes:
+def write_secondary_capture(author: Author, frame_number: int, label: str, png: bytes) -> bytes:
     """Write one picture.
 
     Parameters

@@ -1,6 +1,10 @@
 """The structured report: Comprehensive 3D SR by TID 1500 (PS3.16), one measurement group for each frame and label."""
 
+import csv
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
@@ -27,22 +31,78 @@ from pydicom.sr.coding import Code
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Prediction, State, rounded
-from pipeline.results.dicom import findings
-from pipeline.results.dicom.identity import Author, finished, stand_in, version
-from pipeline.results.dicom.kinds import Kind
-from pipeline.results.dicom.source import Source
+from pipeline.results.dicom import Kind
+from pipeline.results.dicom.source import Author, Source, finished, stand_in, version
+
+PRIVATE = "99OCTRAY"
+"""Coding Scheme Designator (0008,0102) of codes that only octray gives a meaning (PS3.16 8.2)."""
+_STATES = {
+    State.POSITIVE: Code("10828004", "SCT", "Positive"),
+    State.NEGATIVE: Code("260385009", "SCT", "Negative"),
+    State.UNCERTAIN: Code("64957009", "SCT", "Uncertain"),
+}
+_PRESENCE = Code("121052", "DCM", "Presence of property")
+_PRESENT = {
+    State.POSITIVE: Code("52101004", "SCT", "Present"),
+    State.NEGATIVE: Code("272519000", "SCT", "Absent"),
+    State.UNCERTAIN: Code("121059", "DCM", "Presence Undetermined"),
+}
+"""Values of `_PRESENCE`: of CID 240, and of DCM if neither holds."""
+_RETINA = Code("5665001", "SCT", "Retina")
+_SIDES = {"R": Code("24028007", "SCT", "Right"), "L": Code("7771000", "SCT", "Left")}
+_MODALITIES = {
+    "CR": "Computed Radiography",
+    "DX": "Digital Radiography",
+    "RG": "Radiographic imaging",
+    "OPT": "Ophthalmic Tomography",
+    "OP": "Ophthalmic Photography",
+    "OCT": "Optical Coherence Tomography",
+    "CT": "Computed Tomography",
+    "MR": "Magnetic Resonance",
+    "XC": "External-camera Photography",
+}
+_LONGEST_CODE, _LONGEST_MEANING = 16, 64
+
+
+def finding_code(label: str) -> Code:
+    """Return a label's code from `findings.csv`, else one of octray's own with the label as its meaning."""
+    return _table()[label][0] if label in _table() else private_code(label, label)
+
+
+def private_code(name: str, meaning: str) -> Code:
+    """Return a code of octray's own; names that are too long for a Code Value (0008,0100) are hashed."""
+    short = name.replace("\\", "/")
+    if len(short) > _LONGEST_CODE:
+        short = hashlib.sha256(name.encode()).hexdigest()[:_LONGEST_CODE]
+    return Code(short, PRIVATE, meaning.replace("\\", "/")[:_LONGEST_MEANING])
+
+
+def modality_code(name: str) -> Code:
+    """Return Modality (0008,0060) as a code of CID 33; `OT` where it is another."""
+    return Code(name, "DCM", _MODALITIES[name]) if name in _MODALITIES else Code("OT", "DCM", "Other Modality")
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, tuple[Code, bool]]:
+    """Return the code of each label in `findings.csv`, and whether it is a finding of the retina."""
+    with (resources.files(__package__) / "findings.csv").open(encoding="utf-8") as file:
+        return {
+            row["label"]: (Code(row["code"], row["scheme"], row["meaning"]), row["site"] == "retina")
+            for row in csv.DictReader(file)
+        }
+
 
 _PROBABILITY = Code("122157", "DCM", "Probability")
 _THRESHOLD = Code("122411", "DCM", "Threshold Value")
 _STATE = Code("363713009", "SCT", "Has interpretation")
 _NO_UNITS = Code("1", "UCUM", "no units")
 _IN_QUESTION = {"present": Code("121053", "DCM", "Present"), "absent": Code("121054", "DCM", "Absent")}
-_NOT_EXCLUDED = findings.private("not-excluded", "Cannot be ruled out")
-_DISTANCE = findings.private("distance", "Distance from training data, of its threshold")
-_FLAG = findings.private("quality-flag", "Quality flag")
+_NOT_EXCLUDED = private_code("not-excluded", "Cannot be ruled out")
+_DISTANCE = private_code("distance", "Distance from training data, of its threshold")
+_FLAG = private_code("quality-flag", "Quality flag")
 
 
-def write_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
+def write_structured_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
     """Return the report on the scored frames of one instance.
 
     It is UNVERIFIED and preliminary, as no person has seen it, and COMPLETE only where every frame of the instance was scored.
@@ -53,7 +113,7 @@ def write_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
     groups = [_group(author, result, one, algorithms[one.label], image) for result in results for one in result.predictions]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_person_context=None, observer_device_context=_observer(author)),
-        procedure_reported=findings.modality(source.modality),
+        procedure_reported=modality_code(source.modality),
         imaging_measurements=groups[:1],
         referenced_images=[image],
     )
@@ -78,7 +138,7 @@ def _set_modality(item: Dataset, source: Source) -> None:
     """Say in the image library of what modality the source is, in the place of the stand-in's."""
     for child in item.get("ContentSequence", []):
         if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value:
-            child.ConceptCodeSequence = [CodedConcept.from_code(findings.modality(source.modality))]
+            child.ConceptCodeSequence = [CodedConcept.from_code(modality_code(source.modality))]
         _set_modality(child, source)
 
 
@@ -95,20 +155,20 @@ def _observer(author: Author) -> ObserverContext:
 
 
 def _scheme() -> CodingSchemeIdentificationItem:
-    return CodingSchemeIdentificationItem(findings.PRIVATE, name="octray", responsible_organization="octray")
+    return CodingSchemeIdentificationItem(PRIVATE, name="octray", responsible_organization="octray")
 
 
 def _group(
     author: Author, result: FramePrediction, one: Prediction, algorithm: AlgorithmIdentification, image: Dataset
 ) -> MeasurementsAndQualitativeEvaluations:
     source, number = author.source, one.key.frame_number
-    finding = findings.finding(one.label)
+    _, is_in_retina = _table().get(one.label, (None, False))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             identifier=f"{one.label}, frame {number}", uid=author.uid(Kind.SR, "tracking", number, one.label)
         ),
-        finding_type=finding.code,
-        finding_sites=[_retina(result.laterality)] if finding.in_retina else None,
+        finding_type=finding_code(one.label),
+        finding_sites=[_retina(result.laterality)] if is_in_retina else None,
         algorithm_id=algorithm,
         measurements=_measurements(author.manifest, result, one),
         qualitative_evaluations=_evaluations(result, one),
@@ -123,8 +183,8 @@ def _group(
 def _say_whether_present(group: Dataset, state: State) -> None:
     """Say in the item of a group's finding whether it is there (PS3.16 TID 1350): some readers look at findings alone."""
     presence = CodeContentItem(
-        CodedConcept.from_code(findings.PRESENCE),
-        CodedConcept.from_code(findings.PRESENT[state]),
+        CodedConcept.from_code(_PRESENCE),
+        CodedConcept.from_code(_PRESENT[state]),
         RelationshipTypeValues.HAS_CONCEPT_MOD,
     )
     for item in group.ContentSequence:
@@ -133,7 +193,7 @@ def _say_whether_present(group: Dataset, state: State) -> None:
 
 
 def _retina(laterality: str) -> FindingSite:
-    return FindingSite(findings.RETINA, laterality=findings.SIDES.get(laterality))
+    return FindingSite(_RETINA, laterality=_SIDES.get(laterality))
 
 
 def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
@@ -168,8 +228,8 @@ def _measurements(manifest: Manifest, result: FramePrediction, one: Prediction) 
 
 
 def _evaluations(result: FramePrediction, one: Prediction) -> list[QualitativeEvaluation]:
-    named = [(_STATE, findings.STATES[one.state])]
+    named = [(_STATE, _STATES[one.state])]
     named += [(_NOT_EXCLUDED, _IN_QUESTION[value]) for value in one.conformal_set]
     flags = dict.fromkeys(flag.check.value for flag in result.flags)
-    named += [(_FLAG, findings.private(flag, flag.replace("_", " "))) for flag in flags]
+    named += [(_FLAG, private_code(flag, flag.replace("_", " "))) for flag in flags]
     return [QualitativeEvaluation(CodedConcept.from_code(name), CodedConcept.from_code(value)) for name, value in named]
