@@ -29,9 +29,7 @@ from pipeline.evaluate.outliers import pooled
 from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality import position
-from pipeline.imaging.quality.gate import may_differ
-from pipeline.imaging.quality.look import Look, reduced
-from pipeline.imaging.quality.pixels import BLANK_SIDE, CLIPPED_BLACK, CLIPPED_WHITE, central
+from pipeline.imaging.quality.gate import BLANK_SIDE, CLIPPED_BLACK, CLIPPED_WHITE, CheckedFrame, central, may_differ, reduced
 from pipeline.imaging.quality.position import chest_correlations
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import load_bundle
@@ -150,9 +148,9 @@ def _read(content: bytes, admission: Admission) -> Reading:
 
 def _figures(frame: Frame, admission: Admission) -> dict[str, float]:
     """Return what the checks of the gate compare with their thresholds."""
-    small = Look(frame, admission.gate).small
+    small = CheckedFrame(frame, admission.gate).small
     middle, correlations = central(small), chest_correlations(small)
-    half = position._half_correlation(small)
+    half = position.half_chest_correlation(small)
     return {
         "deviation": float(reduced(small, BLANK_SIDE).std()),
         "white": float(np.mean(middle >= CLIPPED_WHITE)),
@@ -162,7 +160,7 @@ def _figures(frame: Frame, admission: Admission) -> dict[str, float]:
         "half of a chest": half,
         "lead of a half": half - float(correlations.max()),
         "negative": float(-correlations.min()),
-        "empty part": position._empty_part(small, position._ONE_GREY),
+        "empty part": position.empty_part(small, position.ONE_GREY),
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.frames import FloatArray, Frame, InstanceKey
-from pipeline.imaging.borders import mask_white_borders
+from pipeline.imaging.preprocess import mask_white_borders
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
 from pipeline.phantoms.chest import draw_chest

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.imaging.borders import mask_white_borders, white_borders
+from pipeline.imaging.preprocess import mask_white_borders, white_borders
 from pipeline.imaging.sources import StudyFile, read_frames
 
 

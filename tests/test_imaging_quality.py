@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FloatArray, Frame
-from pipeline.imaging.borders import mask_white_borders
+from pipeline.imaging.preprocess import mask_white_borders
 from pipeline.imaging.quality.gate import admit, assess
 from pipeline.imaging.quality.position import UPRIGHT_CHEST
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging import raster
-from pipeline.imaging.colour import to_grey
+from pipeline.imaging.grayscale import to_grey
 from pipeline.imaging.identity import pixel_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.settings import Limits, Reading

@@ -18,7 +18,7 @@ from pipeline.cli.main import main
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.imaging.tiff_pages import MOST_PAGES
+from pipeline.imaging.tiff import MOST_PAGES
 
 STACK = np.random.default_rng(0).integers(0, 256, (5, 48, 64), np.uint8)
 

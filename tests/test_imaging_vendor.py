@@ -13,7 +13,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.identity import stored_sha256
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
-from pipeline.imaging.vendor.heidelberg_e2e import from_ufloat16
+from pipeline.imaging.vendor.heidelberg import from_ufloat16
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_zip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.imaging.files.appearance import appearance
+from pipeline.imaging.files.study_file import appearance
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, binding
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame

@@ -20,8 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from pipeline.errors import UnreadableError
-from pipeline.imaging.heatmap_grid import onto_frame
-from pipeline.imaging.preprocess import bright_height, placement
+from pipeline.imaging.preprocess import bright_height, onto_frame, placement
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
 from pipeline.results.dicom import Kind

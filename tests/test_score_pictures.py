@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
-from pipeline.imaging.preprocess import placement
+from pipeline.imaging.preprocess import PANEL_GAP, onto_frame, placement, seen_square
 from pipeline.predictions import Heatmap
 from pipeline.score import pictures
 from pipeline.score.pictures import Colours, caption, colours, draw, jpeg, png

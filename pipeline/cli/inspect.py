@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _descriptions(pool: "WorkerPool", files: "list[StudyFile]") -> Iterator[dict[str, Any]]:
     """Yield the frames of each file and, where it cannot be read any further, why; each as soon as it is known."""
-    from pipeline.imaging.describe import describe_file
+    from pipeline.imaging.sources import describe_file
 
     for file, described in pool.map(describe_file, zip(files, files, strict=True)):
         try:

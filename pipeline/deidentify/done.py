@@ -13,8 +13,7 @@ from typing import Any
 
 from pipeline.deidentify.options import Options
 from pipeline.deidentify.secret import Secret
-from pipeline.imaging.files.appearance import Look
-from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.files.study_file import Look, StudyFile
 from pipeline.settings import Reading
 from pipeline.version import reading_versions
 

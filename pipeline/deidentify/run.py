@@ -16,8 +16,7 @@ from pipeline.deidentify.options import Refusal, RefusedError
 from pipeline.deidentify.secret import make_or_read
 from pipeline.errors import PASSING, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
-from pipeline.imaging.files.appearance import Look, appearance, settled
-from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.files.study_file import Look, StudyFile, appearance, settled
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, Reading, WorkerLimits, worker_limits
 

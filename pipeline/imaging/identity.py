@@ -46,5 +46,15 @@ def derived_uid(content: bytes, role: str) -> str:
     role
         "study", "series" or "instance"; each gives another UID.
     """
-    digest = hashlib.sha256(hashlib.sha256(content).digest() + role.encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+    return _uid(hashlib.sha256(content).digest(), role)
+
+
+def derived_uids(content: bytes, series: str = "") -> tuple[str, str, str]:
+    """Make Study, Series and SOP Instance UID out of the content of a file; `series` tells the series of one file apart."""
+    digest = hashlib.sha256(content).digest()
+    return _uid(digest, "study"), _uid(digest, f"series{series}"), _uid(digest, f"instance{series}")
+
+
+def _uid(digest: bytes, role: str) -> str:
+    number = hashlib.sha256(digest + role.encode()).digest()[:16]
+    return f"2.25.{int.from_bytes(number, 'big')}"

@@ -1,13 +1,15 @@
-"""From a frame's pixels to the input of the network: white borders, size and aspect ratio; the same in training and serving."""
+"""From a frame's pixels to the input of the network, and from a heatmap back to the frame; the same in training and scoring."""
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.frames import FloatArray
-from pipeline.imaging.borders import mask_white_borders
 from pipeline.settings import Fit, Limits, Preprocessing, Reading
 
 Box = tuple[float, float, float, float]
@@ -17,6 +19,19 @@ FOCUS = 0.7
 
 MARGIN = 2
 """Pixels that a frame is decoded with for every one that the network sees; DECISIONS.md says what was measured."""
+WHITE = 254 / 255
+"""At least half of a wedge is at or above this grey level."""
+NEARLY_WHITE = 0.85
+"""Every pixel of a wedge is at or above this one; JPEG's ringing takes it below `WHITE` near its border."""
+GAP = 9
+"""Pixels along the edge: shorter interruptions of a wedge are closed."""
+STRETCH = 16
+"""A wedge takes at least one part in this of the edge that it lies on."""
+RIM = 2
+"""Pixels beyond a wedge that are blackened with it; measured on real B-scans, those after them are no brighter than others."""
+_ROWS_AT_ONCE = 32
+PANEL_GAP = 8
+"""Columns between a frame and the same frame with its heatmap, in a picture of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +173,131 @@ def _resize(pixels: FloatArray, box: Box, rows: int, columns: int) -> FloatArray
     edges = (left, top, left + wide, top + tall)
     resized: FloatArray = np.clip(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, box=edges)), 0, 1)
     return resized
+
+
+def mask_white_borders(pixels: FloatArray) -> FloatArray:
+    """Set the white wedges at the edges of a frame, and a rim of `RIM` pixels along them, to 0.
+
+    Parameters
+    ----------
+    pixels
+        float32 array of shape (rows, columns) in [0, 1]; it is not changed.
+
+    Returns
+    -------
+    FloatArray
+        The same array where there is no wedge, otherwise a copy.
+    """
+    wedges = white_borders(pixels)
+    if not wedges.any():
+        return pixels
+    from scipy import ndimage  # takes a third of a second to import, and few frames need it
+
+    return np.where(ndimage.maximum_filter(wedges, 2 * RIM + 1), np.float32(0), pixels)
+
+
+def white_borders(pixels: FloatArray, doubt: float = 0.0) -> NDArray[np.bool_]:
+    """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim.
+
+    With a `doubt`, in [0, 1], so much darker pixels may be a wedge's, and so much less of it need be fully white.
+    """
+    wedges = np.zeros(pixels.shape, bool)
+    for turned, wedges_turned in zip(_turns(pixels), _turns(wedges), strict=True):
+        wedge = _wedge_at_top(turned, doubt)
+        wedges_turned[: len(wedge)] |= wedge
+    return wedges
+
+
+def _turns(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return views of an array after 0, 1, 2 and 3 quarter turns; `np.rot90` takes longer than looking at them."""
+    return pixels, pixels.T[::-1], pixels[::-1, ::-1], pixels.T[:, ::-1]
+
+
+def _wedge_at_top(pixels: FloatArray, doubt: float) -> NDArray[np.bool_]:
+    """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep, none where there is none."""
+    columns = pixels.shape[1]
+    white = pixels[0] >= NEARLY_WHITE - doubt
+    if not white.any() or not _long(white, columns).any():
+        return np.zeros((0, columns), bool)
+    long = _long(_depth(pixels, white, doubt), columns)
+    mask: NDArray[np.bool_] = np.arange(long.max())[:, None] < long
+    return mask if np.mean(pixels[: len(mask)][mask] >= np.float32(WHITE - doubt)) >= 0.5 - doubt else mask[:0]
+
+
+def _depth(pixels: FloatArray, white: NDArray[np.bool_], doubt: float) -> NDArray[np.int64]:
+    """Return for each column how many rows are nearly white from the first one on; it is looked at where `white` is true."""
+    depth = np.zeros(pixels.shape[1], np.int64)
+    columns = np.flatnonzero(white)
+    for start in range(0, len(pixels), _ROWS_AT_ONCE):
+        dark = pixels[start : start + _ROWS_AT_ONCE, columns] < NEARLY_WHITE - doubt
+        deeper = ~dark.any(axis=0)
+        depth[columns] = start + np.where(deeper, len(dark), dark.argmax(axis=0))
+        columns = columns[deeper]
+        if not columns.size:
+            break
+    return depth
+
+
+def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:
+    """Return the depth of white along an edge without its peaks that are shorter than a wedge, and with its gaps closed."""
+    from scipy import ndimage
+
+    closed = ndimage.grey_closing(depth.astype(np.int64), GAP, mode="nearest")
+    long: NDArray[Any] = ndimage.grey_opening(closed, max(3, columns // STRETCH), mode="nearest")
+    return long
+
+
+def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
+    """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
+
+    Parameters
+    ----------
+    values
+        float32 array of shape (map_rows, map_columns); its cells tile the square that the network sees.
+    box
+        Where the whole frame lies on that square, in network pixels.
+    size
+        Side of the square, in network pixels.
+    shape
+        Rows and columns of the result, which covers the whole frame.
+
+    Returns
+    -------
+    FloatArray
+        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 where the network saw nothing.
+    """
+    rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
+    columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
+    return np.asarray(rows @ values @ columns.T, np.float32)
+
+
+def seen_square(box: Placement, size: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return which part of a frame the network saw: top, left, bottom and right in pixels of a grid that covers the frame.
+
+    Parameters
+    ----------
+    box, size, shape
+        As in `onto_frame`.
+
+    Returns
+    -------
+    tuple[int, int, int, int] | None
+        Half open, at least one pixel in size and within the grid; None if the network saw the whole frame.
+    """
+    edges = []
+    for start, extent, length in ((box.top, box.rows, shape[0]), (box.left, box.columns, shape[1])):
+        first, last = (round((place - start) * length / extent) for place in (0, size))
+        first = min(max(0, first), length - 1)
+        edges.append((first, max(first + 1, min(length, last))))
+    (top, bottom), (left, right) = edges
+    return None if (top, left, bottom, right) == (0, 0, *shape) else (top, left, bottom, right)
+
+
+@lru_cache(maxsize=64)
+def _interpolation(cells: int, start: float, extent: float, size: int, length: int) -> FloatArray:
+    """Weights of shape (length, cells) that take cells to the centres of `length` pixels of a frame at start..start+extent."""
+    places = start + (np.arange(length) + 0.5) * extent / length
+    centres = np.clip(places * cells / size - 0.5, 0, cells - 1)
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)))
+    weights[(places < 0) | (places > size)] = 0
+    return np.asarray(weights, np.float32)

@@ -1,6 +1,7 @@
 """Turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
@@ -10,9 +11,13 @@ from pipeline.imaging.files.archives import is_archive
 from pipeline.imaging.files.discovery import discover, locate
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders
-from pipeline.imaging.raster import JPEG, PNG, TIFF, read_picture, read_tiff
-from pipeline.imaging.vendor import is_named_by_the_device, vendor_reader
-from pipeline.settings import DEFAULT_READING, Reading
+from pipeline.imaging.quality.gate import assess
+from pipeline.imaging.raster import JPEG, PNG, read_picture
+from pipeline.imaging.tiff import TIFF, read_tiff
+from pipeline.imaging.vendor.heidelberg import E2E, VOL, read_e2e, read_vol
+from pipeline.imaging.vendor.topcon import TOPCON, read_topcon
+from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
+from pipeline.settings import DEFAULT_READING, Gate, Reading
 
 __all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
 
@@ -20,6 +25,15 @@ HEAD = 512
 """Bytes from the start of a file that are enough to tell its kind."""
 
 Reader = Callable[[bytes, str, Reading], Iterator[Frame]]
+
+_READERS: tuple[tuple[bytes | tuple[bytes, ...], Reader], ...] = (
+    ((PNG, JPEG), read_picture),
+    (TIFF, read_tiff),
+    (VOL, read_vol),
+    (E2E, read_e2e),
+    (TOPCON, read_topcon),
+)
+"""What the files of each kind begin with."""
 
 
 def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
@@ -72,12 +86,11 @@ def _reader(head: bytes, source: str) -> Reader:
     # Pixels of Zeiss without any header may look like DICOM without a preamble.
     if is_dicom(head) and not (is_named_by_the_device(source) and head[PREAMBLE : PREAMBLE + len(PREFIX)] != PREFIX):
         return read_dicom
-    if head.startswith(PNG) or head.startswith(JPEG):
-        return read_picture
-    if head.startswith(TIFF):
-        return read_tiff
-    if (reader := vendor_reader(head, source)) is not None:
-        return reader
+    for signatures, reader in _READERS:
+        if head.startswith(signatures):
+            return reader
+    if is_named_img(source):  # has no header
+        return read_img
     if is_archive(head):
         raise UnreadableError(
             Reason.NOT_AN_IMAGE, "The file is a zip archive or an office document, and no image. Give the images themselves."
@@ -87,3 +100,52 @@ def _reader(head: bytes, source: str) -> Reader:
         "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, nor of an OCT device that it knows, "
         "whatever its name says.",
     )
+
+
+def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:
+    """Describe the frames of a file in their order; what a worker process does.
+
+    Raises
+    ------
+    UnreadableError
+        As `read_frames`.
+    """
+    return (describe(frame) for frame in read_frames(file))
+
+
+def describe(frame: Frame) -> dict[str, Any]:
+    """Describe one frame; the names are stable, and docs/integrators.md says what they mean."""
+    rows, columns = frame.shape
+    return {
+        "source": frame.source,
+        "study_instance_uid": frame.key.study_instance_uid,
+        "series_instance_uid": frame.key.series_instance_uid,
+        "sop_instance_uid": frame.key.sop_instance_uid,
+        "frame_number": frame.key.frame_number,
+        "frames": frame.number_of_frames,
+        "sop_class_uid": frame.sop_class_uid,
+        "modality": frame.modality,
+        "view_position": frame.view_position,
+        "laterality": frame.laterality,
+        "body_part": frame.body_part,
+        "instance_number": frame.instance_number,
+        "rows": rows,
+        "columns": columns,
+        "photometric_interpretation": frame.photometric_interpretation,
+        "transfer_syntax_uid": frame.transfer_syntax_uid,
+        "pixel_sha256": frame.pixel_sha256,
+        "stored_sha256": frame.stored_sha256,
+        "instance_sha256": frame.instance_sha256 or None,
+        "stored_min": _number(frame.stored_range[0]),
+        "stored_max": _number(frame.stored_range[1]),
+        "pixel_spacing_mm": frame.pixel_spacing_mm,
+        "slice_position_mm": frame.slice_position_mm,
+        "min": round(float(frame.pixels.min()), 6),
+        "max": round(float(frame.pixels.max()), 6),
+        "flags": [{"check": flag.check.value, "message": flag.message} for flag in assess(frame, Gate())],
+        "notes": frame.notes,
+    }
+
+
+def _number(stored: float) -> int | float:
+    return int(stored) if stored.is_integer() else stored

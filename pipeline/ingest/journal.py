@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.frames import InstanceKey
-from pipeline.imaging.files.appearance import Look, appearance
+from pipeline.imaging.files.study_file import Look, appearance
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
 from pipeline.settings import Check

@@ -5,8 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.imaging.file_workers import file_workers
-from pipeline.imaging.files.appearance import Look, appearance, settled
-from pipeline.imaging.files.study_file import Refusal
+from pipeline.imaging.files.study_file import Look, Refusal, appearance, settled
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal, Place
 from pipeline.ingest.labels import FileId

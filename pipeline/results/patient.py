@@ -15,7 +15,7 @@ from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.dataset import is_dicom, parse, uid_text
 from pipeline.imaging.files.names import visible
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
-from pipeline.imaging.vendor.heidelberg_vol import MAGIC
+from pipeline.imaging.vendor.heidelberg import VOL
 from pipeline.settings import DEFAULT_READING
 
 _HEAD = 2**16
@@ -82,7 +82,7 @@ def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
 
 def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
     head = read_head(file, _HEAD)
-    if head.startswith(MAGIC) and len(head) >= _VOL_AT + _VOL.size:
+    if head.startswith(VOL) and len(head) >= _VOL_AT + _VOL.size:
         return _of_vol(head)
     if not is_dicom(head):
         return Patient(why_unknown=OTHER_KIND)

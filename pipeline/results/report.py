@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.atomic import replacing_text
 from pipeline.frames import Quarantined
-from pipeline.imaging.heatmap_grid import PANEL_GAP
+from pipeline.imaging.preprocess import PANEL_GAP
 from pipeline.model.bundle import MODEL_CARD, Bundle, Manifest
 from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.frames import FloatArray
-from pipeline.imaging.heatmap_grid import PANEL_GAP, onto_frame, seen_square
+from pipeline.imaging.preprocess import PANEL_GAP, onto_frame, seen_square
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap
 from pipeline.score.reading import View

@@ -13,7 +13,6 @@ from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame, InstanceKey
-from pipeline.imaging.colour import TOLERANCE, to_grey
 from pipeline.imaging.dicom import header
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, LOSSY
 from pipeline.imaging.dicom.dataset import instance_uids, parse, stated_sop_class, uid_text
@@ -29,7 +28,7 @@ from pipeline.imaging.dicom.display import (
 from pipeline.imaging.dicom.header import pixel_spacing, slice_position
 from pipeline.imaging.dicom.layout import MONOCHROME, Layout, read_layout
 from pipeline.imaging.dicom.terms import body_part, intent_notes, is_without_pixels, modality, view_position
-from pipeline.imaging.grayscale import Rendering, is_padding, may_be_hidden, render
+from pipeline.imaging.grayscale import TOLERANCE, Rendering, is_padding, may_be_hidden, render, to_grey
 from pipeline.imaging.guard import translated
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box

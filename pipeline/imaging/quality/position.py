@@ -1,4 +1,4 @@
-"""Checks of the quality gate on what a frame shows: its negative, on its side, upside down, cut off, or half of a chest.
+"""Measures by which the quality gate tells what a frame shows: a negative, or a picture on its side, upside down or cut off.
 
 A mirrored frame is not found: the chest is too symmetric for that, and a B-scan may come from either eye. Nor is the upper or
 lower half of a chest: real radiographs of children show lungs in every extent. The rates behind the thresholds are those that
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.frames import FloatArray
-from pipeline.imaging.filters import ndimage
-from pipeline.imaging.quality.look import Look, Subject
 
 UPRIGHT_CHEST = np.array(
     [
@@ -31,7 +29,7 @@ UPRIGHT_CHEST = np.array(
 """Mean grey level of 600 frontal radiographs of children (`cxr-pediatric`, CC BY 4.0), made symmetric: dark beside the body, in
 the lungs and above the shoulders, bright in the spine and below the diaphragm."""
 ALIKE = 0.3
-"""Least correlation with `UPRIGHT_CHEST`, in one position or another, of what is taken for a chest at all."""
+"""Least correlation with `UPRIGHT_CHEST`, in one position or another, of a picture that is taken for a chest at all."""
 CHEST_MARGIN = 0.05
 """By how much another position has to correlate better than the upright one."""
 NEGATIVE = 0.5
@@ -42,63 +40,17 @@ HALF_MARGIN = 0.32
 in 100 of their halves more than 0.34."""
 EMPTY = 0.35
 """A chest is half empty if this part of the rows or columns, counted from one edge, is of one grey; real ones reach 0.14."""
-_ONE_GREY = 8 / 255
+ONE_GREY = 8 / 255
 SIDEWAYS = 0.9
 """A B-scan whose grey levels change from row to row by less than this, in parts of the change from column to column, lies on
 its side; real ones that do not have 1.2 and more."""
 UPSIDE_DOWN = -0.1
 """A B-scan with less `steepness` is upside down; real ones that are not have 0.03 and more."""
 TOUCHING = 0.35
-"""A retina is cut off where at least this part of the columns is bright at the first or last row; real B-scans reach 0.32."""
+"""A retina is cut off if at least this part of the columns is bright at the first or last row; real B-scans reach 0.32."""
 SMALLEST = 32
 """A B-scan with fewer pixels on its shorter side is not judged."""
 _ENDS = 3
-CORRELATION_DOUBT, EMPTY_DOUBT, GREY_DOUBT, SCAN_DOUBT = 0.08, 0.03, 2 / 255, 0.05
-"""By how much such figures may change from a whole frame to a reduced one; DECISIONS.md says what was measured."""
-
-
-def inverted(look: Look) -> str:
-    """Black and white exchanged, for chest radiographs and B-scans; other frames are not judged.
-
-    The negative of a chest correlates better with that of `UPRIGHT_CHEST`, however it is turned. A B-scan has few bright pixels
-    in a dark frame, so the skewness of its grey levels is positive (0.52 and more in real ones); that of its negative is not.
-    """
-    if not _is_inverted(look):
-        return ""
-    return "Black and white seem to be exchanged: the frame looks like a negative. Export it again as MONOCHROME2."
-
-
-def half_frame(look: Look) -> str:
-    """The left or right half of a chest, or a chest of which about half is empty; other frames are not judged.
-
-    A B-scan of a clean device can be black over more than half of its rows.
-    """
-    if look.subject is not Subject.CHEST or _is_inverted(look):
-        return ""
-    if _empty_part(look.small, _ONE_GREY + look.doubt(GREY_DOUBT)) >= EMPTY - look.doubt(EMPTY_DOUBT):
-        return "About half of the frame is empty. It may be cut off: copy or export it again."
-    if _shows_half_a_chest(look):
-        return "The frame seems to show one half of a chest only. Use the whole radiograph."
-    return ""
-
-
-def rotated(look: Look) -> str:
-    """On its side or upside down, for chest radiographs and B-scans; other frames and negatives are not judged."""
-    if _is_inverted(look):
-        return ""
-    turns = {Subject.CHEST: _chest_turns, Subject.B_SCAN: _b_scan_turns}.get(look.subject)
-    found = turns(look) if turns else 0
-    if not found:
-        return ""
-    kind = "radiograph" if look.subject is Subject.CHEST else "B-scan"
-    return f"The {kind} seems to {'be upside down' if found == 2 else 'lie on its side'}. Turn it, and export it again."
-
-
-def cropped(look: Look) -> str:
-    """The retina runs out of a B-scan at its first or last row; other frames are not judged."""
-    if look.subject is not Subject.B_SCAN or _is_inverted(look) or not _is_cut(look):
-        return ""
-    return "The retina is cut off at the upper or lower edge of the B-scan. Export the whole frame, or take it again."
 
 
 def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
@@ -114,17 +66,17 @@ def chest_correlations(pixels: FloatArray) -> NDArray[np.float32]:
 
 
 def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
-    """Say whether a B-scan's grey levels, followed downwards, rise more steeply than they fall.
+    """Return how much more steeply a B-scan's grey levels, followed downwards, rise than they fall.
 
-    They do in one that is upright: the inner limiting membrane and the pigment epithelium are sharp edges from dark to bright,
+    In one that is upright they do: the inner limiting membrane and the pigment epithelium are sharp edges from dark to bright,
     whereas the choroid fades.
 
     Parameters
     ----------
     smooth
-        float32 array of shape (rows, columns) in [0, 1], smoothed as `Look.smooth` is.
+        float32 array of shape (rows, columns) in [0, 1], smoothed as `CheckedFrame.smooth` is.
     seen
-        Boolean array of the same shape: what is looked at.
+        Boolean array of the same shape: true in the picture.
 
     Returns
     -------
@@ -138,7 +90,9 @@ def steepness(smooth: FloatArray, seen: NDArray[np.bool_]) -> float:
 
 def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
     """Return the mean change from row to row as a part of that from column to column, after smoothing."""
-    smooth = ndimage().uniform_filter(np.where(seen, pixels, 0), 3)
+    from scipy import ndimage  # takes a third of a second to import, and few frames need it
+
+    smooth = ndimage.uniform_filter(np.where(seen, pixels, 0), 3)
     down = np.abs(np.diff(smooth, axis=0))[seen[1:] & seen[:-1]]
     across = np.abs(np.diff(smooth, axis=1))[seen[:, 1:] & seen[:, :-1]]
     return float(down.mean() / max(across.mean(), 1e-12)) if down.size and across.size else 1.0
@@ -147,7 +101,7 @@ def layering(pixels: FloatArray, seen: NDArray[np.bool_]) -> float:
 def bright_ends(smooth: FloatArray, seen: NDArray[np.bool_]) -> tuple[float, float]:
     """Return the part of the columns whose first and last `_ENDS` rows that are seen are as bright as the retina.
 
-    That is, brighter than half way from the 20th to the 98th percentile of what is seen; 0 where nothing is. The arguments are
+    That is, brighter than half way from the 20th to the 98th percentile of what is seen; 0 if nothing is. The arguments are
     those of `steepness`.
     """
     columns = np.count_nonzero(seen.any(axis=0))
@@ -181,28 +135,12 @@ def _coarse(pixels: FloatArray) -> FloatArray:
     return _standard(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
 
 
-def _half_correlation(pixels: FloatArray) -> float:
+def half_chest_correlation(pixels: FloatArray) -> float:
+    """Return how well a radiograph correlates with that half of `UPRIGHT_CHEST` that it resembles more."""
     return float((_coarse(pixels) * _half_chests()).mean(axis=(1, 2)).max())
 
 
-def _shows_half_a_chest(look: Look) -> bool:
-    half, doubt = _half_correlation(look.small), look.doubt(CORRELATION_DOUBT)
-    return half >= ALIKE - doubt and half - float(chest_correlations(look.small).max()) > HALF_MARGIN - doubt
-
-
-def _is_inverted(look: Look) -> bool:
-    if look.subject is Subject.CHEST:
-        correlations = chest_correlations(look.small)
-        as_it_is = max(correlations.max(), _half_correlation(look.small))
-        doubt = look.doubt(CORRELATION_DOUBT)
-        return bool(-correlations.min() >= NEGATIVE - doubt and -correlations.min() > as_it_is + CHEST_MARGIN - doubt)
-    if look.subject is not Subject.B_SCAN or min(look.small.shape) < SMALLEST or not look.seen.any():
-        return False
-    levels = look.smooth[look.seen]
-    return bool(((levels - levels.mean()) ** 3).mean() < look.doubt(SCAN_DOUBT) * levels.std() ** 3)
-
-
-def _empty_part(pixels: FloatArray, one_grey: float) -> float:
+def empty_part(pixels: FloatArray, one_grey: float) -> float:
     """Return the largest part of the rows or columns that, counted from an edge, are of one grey."""
     parts = []
     for lines in (pixels, pixels[::-1], pixels.T, pixels.T[::-1]):
@@ -210,26 +148,6 @@ def _empty_part(pixels: FloatArray, one_grey: float) -> float:
         plain = high - low <= one_grey
         parts.append(float(np.argmin(plain)) / len(plain) if not plain.all() else 1.0)
     return max(parts)
-
-
-def _chest_turns(look: Look) -> int:
-    correlations = chest_correlations(look.small)
-    best, doubt = int(correlations.argmax()), look.doubt(CORRELATION_DOUBT)
-    clear = correlations[best] >= ALIKE - doubt and correlations[best] - correlations[0] > CHEST_MARGIN - doubt
-    return best if clear else 0
-
-
-def _b_scan_turns(look: Look) -> int:
-    """Say how it lies; half a retina cannot tell what is up."""
-    if min(look.small.shape) < SMALLEST:
-        return 0
-    if layering(look.small, look.seen) < SIDEWAYS + look.doubt(SCAN_DOUBT):
-        return 1
-    return 2 if steepness(look.smooth, look.seen) < UPSIDE_DOWN + look.doubt(SCAN_DOUBT) and not _is_cut(look) else 0
-
-
-def _is_cut(look: Look) -> bool:
-    return min(look.small.shape) >= SMALLEST and max(bright_ends(look.smooth, look.seen)) >= TOUCHING - look.doubt(SCAN_DOUBT)
 
 
 def _standard(pixels: FloatArray) -> FloatArray:

@@ -19,10 +19,11 @@ from pipeline.frames import Frame
 from pipeline.imaging.dicom.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
-from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame, volume_uids
+from pipeline.imaging.identity import derived_uids
+from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
-MAGIC = b"FOCT"
+TOPCON = b"FOCT"
 _HEADER_BYTES = 15
 _RAW = (b"@IMG_MOT_COMP_03", b"@IMG_SCAN_03")
 _JPEG = b"@IMG_JPEG"
@@ -107,7 +108,7 @@ def _volume(content: bytes, source: str, blocks: Mapping[bytes, memoryview], sca
     x_mm, y_mm, z_um = _lengths(blocks)
     parallel = scans.mode == _RASTER and scans.scans > 1 and 0 < y_mm < 1e3
     return Volume(
-        uids=volume_uids(content),
+        uids=derived_uids(content),
         source=source,
         number_of_frames=scans.scans,
         laterality=_EYES.get(bytes(captured[:1]), ""),

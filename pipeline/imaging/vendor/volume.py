@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FloatArray, Frame, InstanceKey
-from pipeline.imaging.identity import derived_uid, pixel_sha256, stored_sha256
+from pipeline.imaging.identity import pixel_sha256, stored_sha256
 
 LARGEST_SPACING_MM = 1.0
 """A larger distance between the pixels of a B-scan is a fault of the file: a B-scan is a few millimetres deep."""
@@ -46,11 +46,6 @@ class Volume:
     distance_mm: float | None = None
     notes: tuple[str, ...] = ()
     decoder: str = "octray"
-
-
-def volume_uids(content: bytes, series: str = "") -> tuple[str, str, str]:
-    """Derive UIDs from the content of a file; `series` tells the volumes of one file apart."""
-    return derived_uid(content, "study"), derived_uid(content, f"series{series}"), derived_uid(content, f"instance{series}")
 
 
 def spacing(axial_mm: float, lateral_mm: float) -> tuple[float, float] | None:

@@ -9,7 +9,8 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.grayscale import apply_range
 from pipeline.imaging.guard import check_size
-from pipeline.imaging.vendor.volume import Volume, to_frame, volume_uids
+from pipeline.imaging.identity import derived_uids
+from pipeline.imaging.vendor.volume import Volume, to_frame
 from pipeline.settings import DEFAULT_READING, Reading
 
 DEPTH = 1024
@@ -64,7 +65,7 @@ def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
             f"The .img file has {len(content)} bytes, and not {described}, as its name says. Copy it again.",
         )
     stored = np.frombuffer(content, np.uint8).reshape(scans, DEPTH, columns)[:, ::-1, ::-1]
-    volume = Volume(volume_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
+    volume = Volume(derived_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
     for number in range(1, scans + 1):
         scan = np.ascontiguousarray(stored[number - 1])
         yield to_frame(volume, number, scan, apply_range(scan, 0, 255))

@@ -17,9 +17,8 @@ from pydicom.valuerep import DS
 from pipeline.frames import FloatArray
 from pipeline.imaging.dicom.dataset import uid_text
 from pipeline.imaging.dicom.header import Scope, numbers, pixel_spacing
-from pipeline.imaging.heatmap_grid import onto_frame
 from pipeline.imaging.identity import derived_uid
-from pipeline.imaging.preprocess import placement
+from pipeline.imaging.preprocess import onto_frame, placement
 from pipeline.predictions import DIGITS, FramePrediction
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.source import Author, Source, describe_image, finished, stand_in

@@ -1,9 +1,12 @@
-"""Reads Heidelberg `.e2e` files; the SLO images in them are no B-scans and are passed over.
+"""Reads Heidelberg `.vol` (raw export of HEYEX) and `.e2e` files; SLO images in them are no B-scans and are skipped.
 
-Layout as the projects uocte and LibE2E found it (Heidelberg publishes none), little endian: directories that form a list from
+`.vol` (Heidelberg's Special Function: Exporting Raw Data, all little endian): a header of 2048 bytes, the SLO image (1 byte a
+pixel), then for each B-scan a header of its own and float32 reflectivity of shape (SizeZ, SizeX).
+
+`.e2e`, as the projects uocte and LibE2E found it (Heidelberg publishes none), little endian: directories that form a list from
 the last to the first, each with the folders that it holds; a folder points to a container with one record of a patient, a
 study, a series and a slice. The libraries for it were weighed and left: they take the mantissa of the 16-bit numbers in
-reversed order, give a volume up in silence where one record is missing, and name no spacing or a wrong one.
+reversed order, silently give a volume up if one record is missing, and name no spacing or a wrong one.
 """
 
 import struct
@@ -16,12 +19,19 @@ from numpy.typing import NDArray
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.guard import check_size
-from pipeline.imaging.vendor.heidelberg_vol import ROOT_NOTE
-from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, to_frame, volume_uids
+from pipeline.imaging.identity import derived_uids
+from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, spacing, to_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
+VOL = b"HSF-OCT-"
+_VOL_HEADER = struct.Struct("<12s3I3d2I2dId4sQiI")
+_VOL_HEADER_BYTES = 2048
+_VOL_EYES = {b"OD": "R", b"OS": "L"}
+_PARALLEL = (3, 4)
+_VOL_UNMEASURED = 1e30
+
 _SEVERAL = b"E2EMultipleVolumeFile"
-MAGIC = (b"CMDb\0", _SEVERAL)
+E2E = (b"CMDb\0", _SEVERAL)
 _SEVERAL_BYTES = 64
 _FIRST_DIRECTORY = 36
 _DIRECTORY = struct.Struct("<36x4I")
@@ -30,9 +40,50 @@ _CONTAINER_BYTES = 60
 _IMAGE_HEADER = struct.Struct("<5I")
 _EYE_AT = 14
 _EYE, _IMAGE, _B_SCAN = 11, 0x40000000, 0x02200201
-_EYES = {b"R": "R", b"L": "L"}
-_UNMEASURED = 1.99
-_NOTE = "The file gives the width of a B-scan in degrees: the distances of its pixels in mm are not known."
+_E2E_EYES = {b"R": "R", b"L": "L"}
+_E2E_UNMEASURED = 1.99
+
+_ROOT_NOTE = "The file holds reflectivity: the grey levels are its fourth root, as HEYEX displays it."
+_DEGREES_NOTE = "The file gives the width of a B-scan in degrees: the distances of its pixels in mm are not known."
+
+
+def read_vol(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
+    """Read a `.vol` file, one frame a B-scan, in the order of the file.
+
+    Raises
+    ------
+    UnreadableError
+        And nothing else, whatever the bytes are.
+    """
+    if len(content) < _VOL_HEADER_BYTES:
+        raise cut_off()
+    fields = _VOL_HEADER.unpack_from(content)
+    _, columns, scans, rows, scale_x, distance, scale_z, slo_x, slo_y, *_, eye, _, pattern, scan_header = fields
+    check_size(rows, columns, scans, reading.limits)
+    if scans < 1:
+        raise UnreadableError(Reason.NO_PIXELS, "The .vol file holds no B-scan. Export it again.")
+    start = _VOL_HEADER_BYTES + slo_x * slo_y
+    scan_bytes = scan_header + 4 * rows * columns
+    if start + scans * scan_bytes > len(content):
+        raise cut_off()
+    volume = Volume(
+        uids=derived_uids(content),
+        source=source,
+        number_of_frames=scans,
+        laterality=_VOL_EYES.get(eye[:2], ""),
+        pixel_spacing_mm=spacing(scale_z, scale_x),
+        distance_mm=distance if pattern in _PARALLEL and 0 < distance < 1e3 else None,
+        notes=(_ROOT_NOTE,),
+    )
+    for number in range(1, scans + 1):
+        at = start + (number - 1) * scan_bytes + scan_header
+        stored = np.frombuffer(content, "<f4", rows * columns, at).reshape(rows, columns)
+        if np.isnan(stored).any():
+            raise UnreadableError(
+                Reason.INCONSISTENT, f"B-scan {number} of the .vol file holds values that are not numbers. Export it again."
+            )
+        yield to_frame(volume, number, stored, fourth_root(stored, _VOL_UNMEASURED))
+
 
 _Key = tuple[int, int, int]
 
@@ -68,7 +119,7 @@ def read_e2e(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
         for _, at in sorted(one.images):
             number += 1
             stored = _reflectivity(content, at)
-            yield to_frame(volume, number, stored, fourth_root(stored, _UNMEASURED))
+            yield to_frame(volume, number, stored, fourth_root(stored, _E2E_UNMEASURED))
 
 
 def _unpack(layout: struct.Struct, content: bytes, at: int) -> tuple[int, ...]:
@@ -105,7 +156,7 @@ def _file(content: bytes, folder: tuple[int, ...], found: dict[_Key, _Series]) -
     one = found.setdefault((patient, study, series), _Series())
     data = start + _CONTAINER_BYTES
     if kind == _EYE:
-        one.eyes.add(_EYES.get(content[data + _EYE_AT : data + _EYE_AT + 1], ""))
+        one.eyes.add(_E2E_EYES.get(content[data + _EYE_AT : data + _EYE_AT + 1], ""))
     elif _unpack(_IMAGE_HEADER, content, data)[1] == _B_SCAN:
         one.images.add((slice_id, data))
 
@@ -121,11 +172,11 @@ def _check_scan(content: bytes, at: int, count: int, limits: Limits) -> None:
 
 def _volume(content: bytes, source: str, key: _Key, series: _Series) -> Volume:
     return Volume(
-        uids=volume_uids(content, f" {key[0]} {key[1]} {key[2]}"),
+        uids=derived_uids(content, f" {key[0]} {key[1]} {key[2]}"),
         source=source,
         number_of_frames=len(series.images),
         laterality=next(iter(series.eyes)) if len(series.eyes) == 1 else "",
-        notes=(ROOT_NOTE, _NOTE),
+        notes=(_ROOT_NOTE, _DEGREES_NOTE),
     )
 
 
