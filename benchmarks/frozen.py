@@ -15,8 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
 from pipeline.model.networks import create_network, load_weights

@@ -22,8 +22,8 @@ from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference,
 from pipeline.frames import FloatArray, Frame, InstanceKey, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.train.abstention import wilson

@@ -18,8 +18,8 @@ from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import load_reference, pooled, refusal_threshold
 from pipeline.frames import Split
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import State

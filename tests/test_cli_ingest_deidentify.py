@@ -17,8 +17,8 @@ from pipeline.cli.main import main
 from pipeline.deidentify import crosswalk, secret
 from pipeline.frames import Split
 from pipeline.imaging.quality import ocr
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.settings import Preprocessing
 from tests.conftest import TINY
 from tests.identified import SECRETS, STUDY, item, make_identified, make_radiograph, write_key

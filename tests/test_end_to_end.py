@@ -28,8 +28,8 @@ from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
 from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.phantoms.phantom import write_phantom

@@ -15,7 +15,7 @@ from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
-from pipeline.ingest.frames import prepared_frames
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.predictions import Activation, OperatingPoint
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted

@@ -22,9 +22,9 @@ from pipeline.errors import InputError, Reason
 from pipeline.frames import Split
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import FILES, Index, load_index, write_index
 from pipeline.ingest.journal import JOURNAL
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
 from pipeline.phantoms.phantom import write_phantom

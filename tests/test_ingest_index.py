@@ -16,8 +16,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
-from pipeline.ingest.index import FILES, Index, difference, load_index, write_index
-from pipeline.ingest.tables import quarantine_from_csv, quarantine_to_csv
+from pipeline.ingest.index import FILES, Index, difference, load_index, quarantine_from_csv, quarantine_to_csv, write_index
 from pipeline.settings import Check
 from tests.builders import make_key
 

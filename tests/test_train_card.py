@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.evaluate.outliers import load_reference
-from pipeline.ingest.index import Index, load_index
-from pipeline.ingest.tables import LABEL
+from pipeline.ingest.index import LABEL, Index, load_index
 from pipeline.model.bundle import METRICS, MODEL_CARD, REFERENCE, Bundle, load_bundle
 from pipeline.train.card import model_card
 from pipeline.train.judge import Verdict

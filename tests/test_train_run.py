@@ -24,8 +24,8 @@ from pipeline.evaluate.outliers import pooled
 from pipeline.frames import Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import locate, read_frames
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index, load_index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _score(bundle: "Bundle", index: "Index", records: "tuple[ImageRecord, ...]") -> "Sample":
     from pipeline.cli.progress import bar
     from pipeline.evaluate.metrics import Sample
-    from pipeline.ingest.frames import prepared_frames
+    from pipeline.ingest.network_input import prepared_frames
     from pipeline.model.bundle import GRAPH
     from pipeline.model.engine import Engine
 

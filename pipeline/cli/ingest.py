@@ -124,7 +124,7 @@ def _show_counts(console: "Console", index: "Index") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.ingest.tables import LABEL
+    from pipeline.ingest.index import LABEL
 
     table = Table(title=Text(printable(f"index {index.name}: {len(index.records)} frames")))
     table.add_column("split")

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import Config
 from pipeline.evaluate.calibration import probabilities
 from pipeline.frames import FloatArray, Split
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,

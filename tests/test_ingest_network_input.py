@@ -11,8 +11,8 @@ from pipeline.errors import InputError
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.frames import prepared_frames
 from pipeline.ingest.index import Index
+from pipeline.ingest.network_input import prepared_frames
 from pipeline.settings import Fit, Preprocessing
 from tests.builders import make_dicom
 
