@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
-from pipeline.evaluate.conformal import conformal_bands, coverage
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.metrics import Sample
-from pipeline.evaluate.operating_point import choose_operating_points
 from pipeline.evaluate.outliers import load_reference, pooled, refusal_threshold
 from pipeline.frames import Split
 from pipeline.ingest.index import load_index

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pipeline.evaluate.bootstrap import Estimate, bootstrap
+from pipeline.evaluate.metrics import Estimate, bootstrap
 
 
 def mean_of(values):

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from pipeline.evaluate.conformal import conformal_bands, coverage
-from pipeline.evaluate.operating_point import choose_operating_points, thresholds
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, thresholds
 from pipeline.predictions import Activation, ConformalBand, OperatingPoint
 from tests.builders import make_sample
 

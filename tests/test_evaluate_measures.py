@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.evaluate.measures import measure
+from pipeline.evaluate.metrics import measure
 from pipeline.predictions import State
 
 THRESHOLD = 0.5

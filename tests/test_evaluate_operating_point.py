@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import recall_score, roc_curve
 
 from pipeline.errors import InputError
-from pipeline.evaluate.operating_point import choose_operating_points
+from pipeline.evaluate.decisions import choose_operating_points
 
 CHANCES = st.lists(st.integers(0, 20).map(lambda step: step / 20), min_size=2, max_size=40)
 

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar
     from pipeline.config import Config
     from pipeline.errors import InputError
+    from pipeline.evaluate.figures import text_table
     from pipeline.evaluate.metrics import evaluate
-    from pipeline.evaluate.report import text_table
     from pipeline.frames import Split
     from pipeline.ingest.index import load_index
     from pipeline.model.bundle import CONFIG, load_bundle

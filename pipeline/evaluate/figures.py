@@ -1,31 +1,93 @@
-"""Draws ROC, precision-recall, reliability and confusion as PNG, in colours that colour-blind readers can tell apart."""
+"""Shows an evaluation to people: plots as PNG in colours for colour-blind readers, and tables in Markdown and plain text."""
 
 import io
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, product
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from pipeline.evaluate.calibration import BINS, expected_calibration_error, reliability
-from pipeline.evaluate.measures import auroc, average_precision, count, curve, prevalence, sensitivity, specificity
-from pipeline.evaluate.metrics import Choice, Column
+from pipeline.evaluate.metrics import (
+    Choice,
+    Column,
+    Estimate,
+    Evaluation,
+    Sample,
+    auroc,
+    average_precision,
+    count,
+    curve,
+    prevalence,
+    sensitivity,
+    specificity,
+)
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "mcc": "MCC",
+    "uncertain": "uncertain",
+    "brier": "Brier score",
+    "ece": "ECE",
+}
+BLOCKS = (
+    ("auroc", "average_precision", "sensitivity", "specificity"),
+    ("balanced_accuracy", "uncertain", "f1", "mcc"),
+    ("brier", "ece"),
+)
+UNDEFINED = "-"
+FEW_PATIENTS = 30
+"""Below this the tables warn of their intervals: a rule of thumb, not a limit of the method."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 INK, GUIDE, NOTE = "#333333", "#9A9A9A", "#6B6B6B"
 FIRM = 10
 DOTS_PER_INCH = 144
 
-Place = Literal["lower right", "lower left", "upper left"]
+LegendPlace = Literal["lower right", "lower left", "upper left"]
 
 
-def roc(columns: Sequence[Column]) -> bytes:
+def plots(sample: Sample) -> dict[str, bytes]:
+    """Draw `roc.png`, `pr.png`, `reliability.png`, `confusion.png`, and `most_probable.png` unless labels are independent.
+
+    A label whose curve is not defined has none.
+    """
+    columns, choice = sample.columns, sample.choice
+    drawn = {
+        "roc.png": _roc(columns),
+        "pr.png": _precision_recall(columns),
+        "reliability.png": _reliability(columns),
+        "confusion.png": _confusion(columns),
+    }
+    return drawn | ({"most_probable.png": _most_probable(columns, choice)} if choice else {})
+
+
+def text_table(evaluation: Evaluation) -> str:
+    """Return the figures as lines for a terminal: one row a label, up to four metrics side by side, notes below."""
+    blocks = [_aligned(_rows_of(evaluation, names)) for names in BLOCKS]
+    return "\n\n".join([*blocks, "\n".join(_notes(evaluation))])
+
+
+def markdown_table(evaluation: Evaluation) -> str:
+    """Return the figures as a Markdown table: one row a label, all metrics side by side, notes below."""
+    header, *rows = _rows_of(evaluation, tuple(TITLES))
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, rule, *rows)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(evaluation))])
+
+
+def _roc(columns: Sequence[Column]) -> bytes:
     """Draw sensitivity against 1 - specificity, and where the states of each label lie as a dot."""
     figure, axes = _square("Receiver operating characteristic", "1 - specificity", "Sensitivity")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
@@ -42,7 +104,7 @@ def roc(columns: Sequence[Column]) -> bytes:
     return _finish(figure, axes, "lower right", "Dots: what is said; uncertain frames count as errors")
 
 
-def precision_recall(columns: Sequence[Column]) -> bytes:
+def _precision_recall(columns: Sequence[Column]) -> bytes:
     """Draw precision against sensitivity, with each label's prevalence, the precision of chance, as a thin line."""
     figure, axes = _square("Precision and sensitivity", "Sensitivity", "Precision (positive predictive value)")
     for (colour, line), column in zip(_styles(), columns, strict=False):
@@ -61,7 +123,7 @@ def precision_recall(columns: Sequence[Column]) -> bytes:
     return _finish(figure, axes, "lower left", "AP: average precision; dots: what is said; thin lines: prevalence")
 
 
-def calibration(columns: Sequence[Column]) -> bytes:
+def _reliability(columns: Sequence[Column]) -> bytes:
     """Draw the observed frequency against the predicted probability in bins of equal width, dots by number of frames."""
     figure, axes = _square("Reliability", "Calibrated probability (mean of bin)", "Observed frequency")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
@@ -83,7 +145,7 @@ def calibration(columns: Sequence[Column]) -> bytes:
     )
 
 
-def most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
+def _most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
     """Draw the true label against the most probable one."""
     side = 2.6 + 0.75 * len(columns)
     figure = _figure(side + 0.4, side)
@@ -97,7 +159,7 @@ def most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
     return _png(figure)
 
 
-def confusion(columns: Sequence[Column]) -> bytes:
+def _confusion(columns: Sequence[Column]) -> bytes:
     """Draw one table a label: the truth against what is said."""
     across = min(len(columns), 4)
     down = -(-len(columns) // across)
@@ -119,7 +181,7 @@ def confusion(columns: Sequence[Column]) -> bytes:
     return _png(figure)
 
 
-def _table(axes: Axes, cells: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", rows: list[str], columns: list[str]) -> None:
+def _table(axes: "Axes", cells: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", rows: list[str], columns: list[str]) -> None:
     parts = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
     for row, column in product(range(cells.shape[0]), range(cells.shape[1])):
@@ -141,18 +203,23 @@ def _named(column: Column, figure: str) -> str:
     return f"{textwrap.shorten(column.label, 30, placeholder='...')}: {figure}"
 
 
-def _dot(axes: Axes, across: float, up: float, colour: str) -> None:
+def _dot(axes: "Axes", across: float, up: float, colour: str) -> None:
     axes.plot(across, up, marker="o", markersize=7, color=colour, markeredgecolor="white", clip_on=False, zorder=4)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that tables do not need
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _square(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def _square(title: str, across: str, up: str) -> "tuple[Figure, Axes]":
+    from matplotlib.ticker import PercentFormatter
+
     figure = _figure(5.6, 5.9)
     axes = figure.add_subplot()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -169,7 +236,7 @@ def _square(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, place: Place, note: str) -> bytes:
+def _finish(figure: "Figure", axes: "Axes", place: LegendPlace, note: str) -> bytes:
     labels = axes.get_legend_handles_labels()[1]
     if len(labels) > 6:
         figure.set_figheight(figure.get_figheight() + 0.19 * ((len(labels) + 1) // 2))
@@ -180,7 +247,63 @@ def _finish(figure: Figure, axes: Axes, place: Place, note: str) -> bytes:
     return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _rows_of(evaluation: Evaluation, names: Sequence[str]) -> list[list[str]]:
+    """Return header and rows; the mean over the labels comes last where there are several."""
+    rows = [["label", "positive/negative", *(TITLES[name] for name in names)]]
+    rows += [
+        [label.label, f"{label.n_positive}/{label.n_negative}", *_cells(label.metrics, names)] for label in evaluation.labels
+    ]
+    if len(evaluation.labels) > 1:
+        rows.append(["mean of labels", "", *_cells(evaluation.macro, names)])
+    return rows
+
+
+def _cells(metrics: Mapping[str, Estimate], names: Iterable[str]) -> list[str]:
+    return [_cell(metrics[name]) for name in names]
+
+
+def _cell(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return UNDEFINED
+    interval = "" if math.isnan(estimate.low) else f" ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{estimate.value:.3f}{interval}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    notes = [f"{evaluation.frames} frames of {evaluation.patients} patients; temperature {evaluation.temperature:.3f}."]
+    notes.append(f"At least one label is uncertain in {_cell(evaluation.uncertain)} of the frames.")
+    notes.append("In sensitivity, specificity and what follows from them, an uncertain frame counts as an error.")
+    if evaluation.argmax:
+        accuracy, balanced = _cells(evaluation.argmax, ("accuracy", "balanced_accuracy"))
+        count = len(evaluation.labels)
+        notes.append(f"Most probable of {count} labels: balanced accuracy {balanced}, accuracy {accuracy}.")
+    if evaluation.patients > 1 and evaluation.resamples:
+        notes.append(f"In brackets: 95 % intervals from {evaluation.resamples} resamples of patients.")
+        if evaluation.patients < FEW_PATIENTS:
+            notes.append(
+                f"Fewer than {FEW_PATIENTS} patients: intervals come out too narrow, and one without width says nothing."
+            )
+    if most := max((estimate.left_out for estimate in _defined(evaluation)), default=0):
+        notes.append(f"Up to {most} of {evaluation.resamples} resamples were left out where a figure is not defined.")
+    if lacking := [label.label for label in evaluation.labels if not (label.n_positive and label.n_negative)]:
+        names = ", ".join(lacking)
+        notes.append(f"Figures marked {UNDEFINED} are not defined: no positive or no negative frame here of {names}.")
+    return notes
+
+
+def _defined(evaluation: Evaluation) -> Iterable[Estimate]:
+    """Yield the estimates that have a value."""
+    for metrics in (*(label.metrics for label in evaluation.labels), evaluation.macro, evaluation.argmax):
+        yield from (estimate for estimate in metrics.values() if not math.isnan(estimate.value))

@@ -1,17 +1,250 @@
-"""Evaluates predictions against the truth: every metric of every label, and over all labels, with its interval."""
+"""Evaluates predictions against the truth: every metric of every label and over all labels, each with its interval.
 
-from collections.abc import Iterable, Mapping, Sequence
+Weights of frames have shape (..., n): a row of ones gives the figure itself, one row for each resample the bootstrap. Intervals
+of 95 % come from drawing patients with replacement, not frames, since the frames of one patient resemble each other.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.evaluate.bootstrap import Estimate, bootstrap
-from pipeline.evaluate.calibration import Float64, expected_calibration_error, probabilities, ratio
-from pipeline.evaluate.measures import CALIBRATION, DECISION, RANKING, measure
+from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint, State
+
+
+class Curve(NamedTuple):
+    """What lies at or above each distinct probability, from the highest down.
+
+    Parameters
+    ----------
+    thresholds
+        Shape (k,), falling.
+    true_positives, false_positives
+        Weights, shape (..., k).
+    """
+
+    thresholds: Float64
+    true_positives: Float64
+    false_positives: Float64
+
+
+class Counts(NamedTuple):
+    """Weights in the six fields of the confusion table, each of shape (...).
+
+    The last two are the frames with and without the label that were uncertain. They are errors in every metric: an answer that
+    is not given finds no disease and clears no patient (Schuetz, Schlattmann and Dewey, "Use of 3 x 2 tables with an intention
+    to diagnose approach to assess clinical performance of diagnostic tests", BMJ 2012).
+    """
+
+    true_positives: Float64
+    false_positives: Float64
+    false_negatives: Float64
+    true_negatives: Float64
+    uncertain_positives: Float64
+    uncertain_negatives: Float64
+
+    @property
+    def positives(self) -> Float64:
+        """Of all frames with the label."""
+        return self.true_positives + self.false_negatives + self.uncertain_positives
+
+    @property
+    def negatives(self) -> Float64:
+        """Of all frames without the label."""
+        return self.true_negatives + self.false_positives + self.uncertain_negatives
+
+
+def curve(probabilities: Float64, targets: Float64, weights: Float64) -> Curve:
+    """Add up positives and negatives from the highest probability down; equal probabilities are one step.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n,).
+    targets
+        Shape (n,) of 1 and 0.
+    weights
+        Shape (..., n), not negative.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ordered = probabilities[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
+    sorted_weights = weights[..., order]
+    everything = np.cumsum(sorted_weights, axis=-1)[..., ends]
+    positives = np.cumsum(sorted_weights * targets[order], axis=-1)[..., ends]
+    return Curve(ordered[ends], positives, everything - positives)
+
+
+def count(states: NDArray[np.object_], targets: Float64, weights: Float64) -> Counts:
+    """Fill the confusion table.
+
+    Parameters
+    ----------
+    states
+        Shape (n,): what was decided.
+    targets
+        Shape (n,) of 1 and 0.
+    weights
+        Shape (..., n), not negative.
+    """
+    present = targets == 1
+    decided = [states == state for state in (State.POSITIVE, State.NEGATIVE, State.UNCERTAIN)]
+    positive, negative, uncertain = (np.asarray(one, bool) for one in decided)
+    pairs = ((positive, present), (positive, ~present), (negative, present), (negative, ~present))
+    fields = np.stack([*(one & other for one, other in pairs), uncertain & present, uncertain & ~present], axis=1)
+    return Counts(*np.moveaxis(weights @ fields.astype(np.float64), -1, 0))
+
+
+def auroc(points: Curve) -> Float64:
+    """Area under the receiver operating characteristic, ties counted half; nan without positives or without negatives."""
+    rises = np.diff(points.false_positives, prepend=0)
+    middles = points.true_positives - np.diff(points.true_positives, prepend=0) / 2
+    totals = points.true_positives[..., -1:] * points.false_positives[..., -1:]
+    return ratio((rises * middles).sum(-1), totals.sum(-1))
+
+
+def average_precision(points: Curve) -> Float64:
+    """Mean of the precision over the steps in sensitivity, without interpolation; nan without positives."""
+    steps = np.diff(points.true_positives, prepend=0)
+    called = points.true_positives + points.false_positives
+    precision = np.divide(points.true_positives, called, out=np.zeros_like(called), where=called != 0)
+    return ratio((steps * precision).sum(-1), points.true_positives[..., -1:].sum(-1))
+
+
+def sensitivity(counts: Counts) -> Float64:
+    """Part of the positives that was called positive; nan without positives."""
+    return ratio(counts.true_positives, counts.positives)
+
+
+def specificity(counts: Counts) -> Float64:
+    """Part of the negatives that was called negative; nan without negatives."""
+    return ratio(counts.true_negatives, counts.negatives)
+
+
+def balanced_accuracy(counts: Counts) -> Float64:
+    """Mean of sensitivity and specificity; nan where either is."""
+    return (sensitivity(counts) + specificity(counts)) / 2
+
+
+def f1(counts: Counts) -> Float64:
+    """Twice the true positives over these and all errors; nan without positives."""
+    errors = counts.positives - counts.true_positives + counts.negatives - counts.true_negatives
+    return ratio(2 * counts.true_positives, np.where(counts.positives > 0, 2 * counts.true_positives + errors, 0))
+
+
+def mcc(counts: Counts) -> Float64:
+    """Matthews correlation coefficient, in [-1, 1]; nan where truth or decision knows a single class."""
+    tp, tn = counts.true_positives, counts.true_negatives
+    fn, fp = counts.positives - tp, counts.negatives - tn
+    return ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+
+
+def prevalence(counts: Counts) -> Float64:
+    """Part of the frames that has the label."""
+    return ratio(counts.positives, counts.positives + counts.negatives)
+
+
+def uncertain(counts: Counts) -> Float64:
+    """Part of the frames that was called neither positive nor negative."""
+    return ratio(counts.uncertain_positives + counts.uncertain_negatives, counts.positives + counts.negatives)
+
+
+RANKING: Mapping[str, Callable[[Curve], Float64]] = {"auroc": auroc, "average_precision": average_precision}
+DECISION: Mapping[str, Callable[[Counts], Float64]] = {
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "balanced_accuracy": balanced_accuracy,
+    "f1": f1,
+    "mcc": mcc,
+    "prevalence": prevalence,
+    "uncertain": uncertain,
+}
+CALIBRATION: Mapping[str, Callable[[Float64, Float64, Float64], Float64]] = {"brier": brier_score}
+
+
+def measure(probabilities: Float64, targets: Float64, states: NDArray[np.object_], weights: Float64) -> dict[str, Float64]:
+    """Return every metric of one label by its name, each of shape (...); parameters as in `curve` and `count`."""
+    points, counts = curve(probabilities, targets, weights), count(states, targets, weights)
+    ranking = {name: metric(points) for name, metric in RANKING.items()}
+    decision = {name: metric(counts) for name, metric in DECISION.items()}
+    calibration = {name: metric(probabilities, targets, weights) for name, metric in CALIBRATION.items()}
+    return ranking | decision | calibration
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+PERCENTILES = (2.5, 97.5)
+CELLS = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % interval; nan where it is not defined.
+
+    Parameters
+    ----------
+    value
+        On the frames themselves.
+    low, high
+        Percentiles 2.5 and 97.5 over the resamples in which the figure is defined.
+    left_out
+        In how many resamples it is not, for example because none of the drawn patients has the finding.
+    """
+
+    value: float
+    low: float
+    high: float
+    left_out: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return the figure for a JSON file, nan as None."""
+        figures = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if np.isnan(figure) else figure for name, figure in figures.items()} | {"left_out": self.left_out}
+
+
+def bootstrap(
+    statistic: Callable[[Float64], Mapping[Key, Float64]], groups: Sequence[str], resamples: int, seed: int
+) -> dict[Key, Estimate]:
+    """Estimate figures with percentile intervals over resamples of whole patients (Efron and Tibshirani 1993, chapter 13).
+
+    Parameters
+    ----------
+    statistic
+        Takes weights of shape (r, n) and returns figures of shape (r,), nan where one is not defined.
+    groups
+        The patient of each of the n frames. With fewer than two patients there is no interval: it is nan.
+    resamples
+        How often as many patients as there are, are drawn.
+    seed
+        Equal seeds give equal intervals, whatever the order of the frames.
+    """
+    names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    values = statistic(np.ones((1, len(members))))
+    drawn: dict[Key, list[Float64]] = {key: [np.empty(0)] for key in values}
+    for counts in _draw(len(names), resamples, max(1, CELLS // len(members)), seed):
+        for key, figures in statistic(counts[:, members]).items():
+            drawn[key].append(figures)
+    enough = len(names) > 1
+    return {key: _estimate(float(values[key][0]), np.concatenate(parts), enough) for key, parts in drawn.items()}
+
+
+def _draw(patients: int, resamples: int, at_once: int, seed: int) -> Iterator[Float64]:
+    """Yield how often each patient was drawn, in parts of shape (at most at_once, patients)."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        yield rng.multinomial(patients, np.full(patients, 1 / patients), size=size).astype(np.float64)
+
+
+def _estimate(value: float, figures: Float64, enough: bool) -> Estimate:
+    defined = figures[~np.isnan(figures)]
+    low, high = np.percentile(defined, PERCENTILES) if enough and len(defined) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high), len(figures) - len(defined))
+
 
 _ECE = "ece"
 METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.evaluate.bootstrap import Estimate
 from pipeline.evaluate.calibration import Float64
-from pipeline.evaluate.conformal import Coverage, coverage
-from pipeline.evaluate.metrics import Evaluation, Sample
+from pipeline.evaluate.decisions import Coverage, coverage
+from pipeline.evaluate.metrics import Estimate, Evaluation, Sample
 from pipeline.evaluate.outliers import Reference
 from pipeline.model.bundle import Interval, LabelCoverage, MeasuredRefusals, MeasuredStates
 

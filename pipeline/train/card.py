@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from pipeline.config import Config
+from pipeline.evaluate.figures import markdown_table
 from pipeline.evaluate.metrics import Evaluation
 from pipeline.evaluate.outliers import RANKED_PATIENTS
-from pipeline.evaluate.report import markdown_table
 from pipeline.frames import Split
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, Interval, Provenance
 from pipeline.predictions import Activation, OperatingPoint

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config import FinetuneSection
 from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import probabilities
-from pipeline.evaluate.measures import auroc, curve
+from pipeline.evaluate.metrics import auroc, curve
 from pipeline.frames import FloatArray
 from pipeline.model.networks import Network
 from pipeline.predictions import Activation

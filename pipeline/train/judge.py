@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
-from pipeline.evaluate.conformal import conformal_bands
-from pipeline.evaluate.measures import count, sensitivity, specificity
-from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
-from pipeline.evaluate.operating_point import choose_operating_points
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands
+from pipeline.evaluate.figures import plots
+from pipeline.evaluate.metrics import Evaluation, Sample, count, evaluate, sensitivity, specificity
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
-from pipeline.evaluate.report import plots
 from pipeline.frames import FloatArray, Split
 from pipeline.model.bundle import MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.evaluate.figures import markdown_table, plots, text_table
 from pipeline.evaluate.metrics import evaluate
-from pipeline.evaluate.report import markdown_table, plots, text_table
 from pipeline.predictions import Activation
 from tests.builders import make_sample
 
@@ -53,7 +53,7 @@ def test_the_plots_show_the_sample():
 
 def test_plots_leave_matplotlibs_global_state_alone():
     code = (
-        "import sys; from tests.builders import make_sample; from pipeline.evaluate.report import plots; "
+        "import sys; from tests.builders import make_sample; from pipeline.evaluate.figures import plots; "
         "assert 'matplotlib' not in sys.modules; plots(make_sample()); print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
