@@ -92,7 +92,7 @@ def _record(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 scratch / f"scored-{folder.name}",
                 "--dicom",
                 "sr,pm,sc",
-                codes=(0, 1),
+                codes=(0, 1, 2),  # 2: nothing in the folder could be scored; there are tables all the same
             )
             record[f"results of {folder.name}"] = _results(
                 scratch / f"scored-{folder.name}", json.loads((bundle / "manifest.json").read_text())
