@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar
     from pipeline.config import Config
     from pipeline.errors import InputError
-    from pipeline.evaluate.figures import text_table
     from pipeline.evaluate.metrics import evaluate
     from pipeline.frames import Split
     from pipeline.ingest.index import load_index
     from pipeline.model.bundle import CONFIG, load_bundle
+    from pipeline.model.card import text_table
     from pipeline.progress import working
 
     bundle, index = load_bundle(args.bundle), load_index(args.index)
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
     sample = _score(bundle, index, records)
     evaluation = working(bar, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
-    print(json.dumps(evaluation.to_json(), indent=2) if args.json else text_table(evaluation))
+    figures = evaluation.to_json()
+    print(json.dumps(figures, indent=2) if args.json else text_table(figures))
     return 0
 
 

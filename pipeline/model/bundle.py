@@ -258,6 +258,11 @@ def bundle_id(values: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def draft_manifest(files: Mapping[str, str] | None = None, **fields: object) -> Manifest:
+    """Return the manifest of a bundle that has no identity yet; `fields` are those of `write_bundle`."""
+    return Manifest.model_validate({"schema_version": SCHEMA_VERSION, "bundle_id": "", "files": files or {}, **fields})
+
+
 def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) -> Bundle:
     """Write a bundle; the manifest comes last.
 
@@ -278,7 +283,7 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
     if missing := REQUIRED_FILES - set(contents):
         raise BundleError(f"A bundle needs {', '.join(sorted(missing))}.")
     files = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
-    draft = Manifest.model_validate({"schema_version": SCHEMA_VERSION, "bundle_id": "", "files": files, **fields})
+    draft = draft_manifest(files, **fields)
     manifest = draft.model_copy(update={"bundle_id": bundle_id(draft.model_dump(mode="json"))})
     path.mkdir(parents=True, exist_ok=True)
     _remove_bundle(path)

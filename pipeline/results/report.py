@@ -6,6 +6,7 @@ The pages are made from `templates/report.html`. Whatever comes from a file is e
 import base64
 import hashlib
 import io
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from pipeline.atomic import replacing_text
+from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import PANEL_GAP
-from pipeline.model.bundle import MODEL_CARD, Bundle, Manifest
+from pipeline.model.bundle import METRICS, Bundle, Manifest
+from pipeline.model.card import card_excerpt
 from pipeline.predictions import Prediction, State
 from pipeline.progress import Progress, silent
 from pipeline.results import words
-from pipeline.results.card import excerpt
 from pipeline.results.patient import Detail
 from pipeline.results.words import count
 from pipeline.results.worklist import UNCERTAIN, URGENT, Picture, Ranking, ReportFrame, Study, Totals
@@ -328,7 +330,7 @@ class _Page:
 
     def card(self) -> str:
         """Return the excerpt of the model card as HTML."""
-        return "\n".join(excerpt(self.bundle.read(MODEL_CARD).decode("utf-8", "replace")))
+        return card_excerpt(self._manifest, json.loads(self.bundle.read(METRICS)), ranked_patients=RANKED_PATIENTS)
 
     def failure_rows(self, failures: Iterable[Quarantined]) -> Iterator[tuple[str, ...]]:
         """Yield the rows of the table of what was not scored."""

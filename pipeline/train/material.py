@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,17 @@ class Material:
     def patients(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Return the patient of each of these frames."""
         return tuple(self.records[row].patient_key for row in rows)
+
+    def counts(self, split: Split) -> dict[str, Any]:
+        """Return the frames and patients of a split, and its frames with each label, for `metrics.json`."""
+        rows = self.rows(split)
+        found = (self.targets[rows] == 1).sum(axis=0)
+        labels = {label: int(number) for label, number in zip(self.labels, found, strict=True)}
+        return {"frames": len(rows), "patients": len(set(self.patients(rows))), "labels": labels}
+
+    def frames_without_patient(self) -> int:
+        """Return how many frames name no patient, so that each of their studies counts as a patient of its own."""
+        return sum(record.patient_key == record.key.study_instance_uid for record in self.records)
 
 
 def gather(config: Config, index: Index) -> Material:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import probabilities
+from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
@@ -29,8 +31,10 @@ from pipeline.model.bundle import (
     HeatmapSupport,
     Normalisation,
     Outliers,
+    draft_manifest,
     write_bundle,
 )
+from pipeline.model.card import model_card
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph, heatmap_support
 from pipeline.model.networks import Network, create_network, load_weights
@@ -38,7 +42,6 @@ from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
 from pipeline.settings import Preprocessing
 from pipeline.train.augment import Augmentation
-from pipeline.train.card import model_card
 from pipeline.train.checkpoint import Course
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale
 from pipeline.train.finetune import Fitting, FrameSet, finetune
@@ -253,6 +256,8 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
     config, material, verdict = job.config, job.material, fitted.verdict
     origin = provenance(config, index, job.tracker.run_id)
     metrics = {
+        "splits": {split.value: material.counts(split) for split in Split},
+        "frames_without_patient": material.frames_without_patient(),
         "split": Split.TEST.value,
         "evaluation": verdict.evaluation.to_json() if verdict.evaluation else None,
         "states": verdict.states.model_dump(mode="json") if verdict.states else None,
@@ -260,38 +265,40 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         "epochs": fitted.course.history,
         "best_epoch": fitted.course.best_epoch,
     }
-    contents = {
-        GRAPH: fitted.graph,
-        WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
-        METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-        MODEL_CARD: model_card(config, material, verdict, fitted.heatmap, origin).encode(),
-        REFERENCE: verdict.reference.to_bytes(),
-        CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
-    }
-    return write_bundle(
-        out,
-        contents | {f"plots/{name}": picture for name, picture in verdict.plots.items()},
-        architecture=config.model.architecture,
-        labels=material.labels,
-        normal_label=config.data.normal_label,
-        urgency=tuple(label for label in config.data.urgency if label in material.labels),
-        label_names={label: words for label, words in config.data.label_names.items() if label in material.labels},
-        activation=config.model.activation,
-        preprocessing=job.preprocessing,
-        normalisation=Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),
-        temperature=verdict.temperature,
-        operating_points=verdict.points,
-        heatmap=fitted.heatmap,
-        intended_use=config.intended_use(),
-        quality=config.quality,
-        limits=config.limits,
-        conformal=Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands, measured=verdict.states),
-        outliers=Outliers(
+    fields: dict[str, Any] = {
+        "architecture": config.model.architecture,
+        "labels": material.labels,
+        "normal_label": config.data.normal_label,
+        "urgency": tuple(label for label in config.data.urgency if label in material.labels),
+        "label_names": {label: words for label, words in config.data.label_names.items() if label in material.labels},
+        "activation": config.model.activation,
+        "preprocessing": job.preprocessing,
+        "normalisation": Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),
+        "temperature": verdict.temperature,
+        "operating_points": verdict.points,
+        "heatmap": fitted.heatmap,
+        "intended_use": config.intended_use(),
+        "quality": config.quality,
+        "limits": config.limits,
+        "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands, measured=verdict.states),
+        "outliers": Outliers(
             neighbours=verdict.reference.neighbours,
             threshold=verdict.reference.threshold,
             calibration_frames=verdict.reference.calibration_frames,
             calibration_patients=verdict.reference.calibration_patients,
             measured=verdict.refusals,
         ),
-        provenance=origin,
+        "provenance": origin,
+    }
+    card = model_card(
+        draft_manifest(**fields), metrics, weights=config.published()["model"]["weights"], ranked_patients=RANKED_PATIENTS
     )
+    contents = {
+        GRAPH: fitted.graph,
+        WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
+        METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
+        MODEL_CARD: card.encode(),
+        REFERENCE: verdict.reference.to_bytes(),
+        CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
+    }
+    return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in verdict.plots.items()}, **fields)

@@ -1,0 +1,173 @@
+"""What people read of a bundle: its model card, the excerpt of it in reports, and the table that `octray evaluate` prints.
+
+All of it is made from data: the manifest and `metrics.json` of the bundle. The words stand in `templates/model_card.jinja`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.model.bundle import Interval, Manifest
+
+_TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "mcc": "MCC",
+    "uncertain": "uncertain",
+    "brier": "Brier score",
+    "ece": "ECE",
+}
+_TERMINAL_BLOCKS = (
+    ("auroc", "average_precision", "sensitivity", "specificity"),
+    ("balanced_accuracy", "uncertain", "f1", "mcc"),
+    ("brier", "ece"),
+)
+UNDEFINED = "-"
+FEW_PATIENTS = 30
+"""Below this the tables warn of their intervals: a rule of thumb, not a limit of the method."""
+
+
+def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: str, ranked_patients: int) -> str:
+    """Return the model card as Markdown: what a reader must know before trusting a bundle.
+
+    Parameters
+    ----------
+    manifest
+        Of the bundle; its identity and the hashes of its files are not used.
+    metrics
+        What `metrics.json` holds.
+    weights
+        What the network's training started from.
+    ranked_patients
+        With fewer calibration patients the threshold of refusals rests on a distribution, not on ranks.
+    """
+    return _render(manifest, metrics, format="markdown", is_whole=True, weights=weights, ranked_patients=ranked_patients)
+
+
+def card_excerpt(manifest: Manifest, metrics: Mapping[str, Any], *, ranked_patients: int) -> str:
+    """Return what reports show of the card as HTML: intended use, data, figures, limits of its answers, and heatmaps.
+
+    Whatever comes from the bundle is escaped. Parameters are those of `model_card`.
+    """
+    return _render(manifest, metrics, format="html", is_whole=False, ranked_patients=ranked_patients)
+
+
+def text_table(evaluation: Mapping[str, Any]) -> str:
+    """Return the figures of `Evaluation.to_json` as lines for a terminal: up to four metrics side by side, notes below."""
+    blocks = []
+    for names in _TERMINAL_BLOCKS:
+        rows = _figures(evaluation, names)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        blocks.append("\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]))
+    return "\n\n".join([*blocks, "\n".join(_notes(evaluation))])
+
+
+def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more: object) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: importing it takes longer than many commands
+
+    environment = Environment(
+        loader=PackageLoader("pipeline.model"),
+        autoescape=format == "html",  # noqa: S701, as Markdown needs no escapes
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"interval": _interval, "digits": "{:.3f}".format}
+    evaluation = metrics.get("evaluation")
+    figures = None
+    if evaluation:
+        headings, *rows = _figures(evaluation, tuple(_TITLES))
+        figures = {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
+    conformal = manifest.conformal
+    needed = math.ceil(1 / conformal.alpha - 1 - 1e-9) if conformal else 0
+    bands = conformal.bands if conformal else ()
+    emphasis = "**{}**" if format == "markdown" else "{}"
+    card = environment.get_template("model_card.jinja").render(
+        manifest=manifest,
+        format=format,
+        figures=figures,
+        splits=[
+            (name, split["frames"], split["patients"], *(split["labels"][label] for label in manifest.labels))
+            for name, split in metrics.get("splits", {}).items()
+        ],
+        frames_without_patient=metrics.get("frames_without_patient", 0),
+        points=[
+            (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
+            for point in manifest.operating_points
+        ],
+        bands=list(_bands(manifest)),
+        needed_patients=needed,
+        few_patients=[band.label for band in bands if min(band.present_patients, band.absent_patients) < needed],
+        checks=[
+            (
+                check.name,
+                check.frames,
+                f"{check.value:.3f}",
+                f"{check.reference:.3f}",
+                "yes" if check.passed else emphasis.format("no" if check.frames else "not checked"),
+            )
+            for check in manifest.heatmap.checks
+        ],
+        **more,
+    )
+    return card.rstrip() + "\n"
+
+
+def _bands(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    measured = manifest.conformal.measured if manifest.conformal else None
+    for band in manifest.conformal.bands if manifest.conformal else ():
+        found = measured.labels[band.label] if measured else None
+        parts = (found.covered_positives, found.covered_negatives, found.uncertain) if found else (None,) * 3
+        patients = f"{band.present_patients} / {band.absent_patients}"
+        yield band.label, f"{band.present_from:.4f}", f"{band.absent_below:.4f}", patients, *map(_interval, parts)
+
+
+def _figures(evaluation: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """Return header and rows; the mean over the labels comes last if there are several."""
+    rows = [["label", "positive/negative", *(_TITLES[name] for name in names)]]
+    for label, found in evaluation["labels"].items():
+        shown = [_interval(found["metrics"][name]) for name in names]
+        rows.append([label, f"{found['n_positive']}/{found['n_negative']}", *shown])
+    if len(evaluation["labels"]) > 1:
+        rows.append(["mean of labels", "", *(_interval(evaluation["macro"][name]) for name in names)])
+    return rows
+
+
+def _interval(figure: Interval | Mapping[str, Any] | None) -> str:
+    """Return a figure with its interval; a dash if it is not defined."""
+    values = figure.model_dump() if isinstance(figure, Interval) else figure
+    if values is None or values["value"] is None:
+        return UNDEFINED
+    limits = "" if values["low"] is None else f" ({values['low']:.3f} to {values['high']:.3f})"
+    return f"{values['value']:.3f}{limits}"
+
+
+def _notes(evaluation: Mapping[str, Any]) -> list[str]:
+    labels, resamples, patients = evaluation["labels"], evaluation["resamples"], evaluation["patients"]
+    notes = [
+        f"{evaluation['frames']} frames of {patients} patients; temperature {evaluation['temperature']:.3f}.",
+        f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the frames.",
+        "In sensitivity, specificity and what follows from them, an uncertain frame counts as an error.",
+    ]
+    if argmax := evaluation["argmax"]:
+        accuracy, balanced = _interval(argmax["accuracy"]), _interval(argmax["balanced_accuracy"])
+        notes.append(f"Most probable of {len(labels)} labels: balanced accuracy {balanced}, accuracy {accuracy}.")
+    if patients > 1 and resamples:
+        notes.append(f"In brackets: 95 % intervals from {resamples} resamples of patients.")
+        if patients < FEW_PATIENTS:
+            notes.append(
+                f"Fewer than {FEW_PATIENTS} patients: intervals come out too narrow, and one without width says nothing."
+            )
+    groups = (*(found["metrics"] for found in labels.values()), evaluation["macro"], argmax)
+    defined = [figure for metrics in groups for figure in metrics.values() if figure["value"] is not None]
+    if most := max((figure["left_out"] for figure in defined), default=0):
+        notes.append(f"Up to {most} of {resamples} resamples were left out where a figure is not defined.")
+    if lacking := [label for label, found in labels.items() if not (found["n_positive"] and found["n_negative"])]:
+        names = ", ".join(lacking)
+        notes.append(f"Figures marked {UNDEFINED} are not defined: no positive or no negative frame here of {names}.")
+    return notes
