@@ -287,7 +287,7 @@ def test_a_network_that_cannot_be_loaded_is_no_fault_of_the_files(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     loading = (load_without_memory, (bundle.path, bundle.manifest.bundle_id))
-    monkeypatch.setattr(Predictor, "__reduce__", lambda _: loading)
+    monkeypatch.setattr(Scoring, "__reduce__", lambda _: loading)
     with pytest.raises(ScoringError, match="The network ended in an unexpected MemoryError"):
         list(score_folder(studies, Predictor(bundle)))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.reading import Admission, Admitted
-from pipeline.score.study import loaded
 
 NEAR_LOGIT = 0.6
 """A frame decoded at a reduced resolution is near a threshold if calibrated logits that differ by so much would put any of its
@@ -29,7 +27,7 @@ NEAR_DISTANCE = 0.04
 
 
 class Predictor:
-    """A bundle that is ready to score; may be called from several threads at once, and is loaded anew where it is unpickled.
+    """A bundle that is ready to score; may be called from several threads at once.
 
     Parameters
     ----------
@@ -40,6 +38,8 @@ class Predictor:
 
     Attributes
     ----------
+    path
+        Of the bundle.
     manifest
         That of the bundle.
     admission
@@ -57,7 +57,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
-        self._path = bundle.path.absolute()
+        self.path = bundle.path.absolute()
         preprocessing = bundle.manifest.preprocessing
         self.admission = Admission(reading_for(preprocessing, bundle.manifest.limits), bundle.manifest.gate(), preprocessing)
         check_tools(self.admission.gate)
@@ -68,9 +68,6 @@ class Predictor:
         self._rule = bundle.manifest.rule()
         self._reference = _reference(bundle)
         self._check_shapes()
-
-    def __reduce__(self) -> tuple[Callable[[Path, str], "Predictor"], tuple[Path, str]]:
-        return loaded, (self._path, self.manifest.bundle_id)
 
     @property
     def is_light(self) -> bool:

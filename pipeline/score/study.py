@@ -129,7 +129,7 @@ _NEXT_FILE = Ended(None)
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How files are scored; where it is unpickled, the predictor is loaded anew.
+    """How files are scored; a process that unpickles it loads the predictor, once for all that follow.
 
     Parameters
     ----------
@@ -144,6 +144,10 @@ class Scoring:
     predictor: "Predictor"
     admission: Admission
     drawing: Drawing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the place of the bundle instead of the predictor, which cannot be pickled."""
+        return _unpickled, (self.predictor.path, self.predictor.manifest.bundle_id, self.admission, self.drawing)
 
     def finished(self, batch: Sequence[Item[Study] | Predicted]) -> list[Result[Study]]:
         """Return the items of a batch in their order, with all that is made of its frames in place of these.
@@ -171,6 +175,10 @@ class Scoring:
             drawn = pictures(item.prediction, item.view, self.predictor.manifest, self.drawing.jpeg, as_png)
         result = item.prediction
         return Scored(item.facts, result if self.drawing.maps else replace(result, heatmaps=()), drawn)
+
+
+def _unpickled(path: Path, bundle_id: str, admission: Admission, drawing: Drawing) -> Scoring:
+    return Scoring(loaded(path, bundle_id), admission, drawing)
 
 
 def score_files(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
