@@ -20,8 +20,7 @@ from pipeline.frames import FloatArray, Frame, InstanceKey
 from pipeline.imaging.preprocess import mask_white_borders
 from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.sources import discover, read_frames, read_frames_from_bytes
-from pipeline.phantoms.chest import draw_chest
-from pipeline.phantoms.retina import draw_volume
+from pipeline.phantoms.drawing import draw_chest, draw_volume
 from pipeline.settings import Check, Gate, IntendedUse, Quality
 
 CHEST = Gate(intended_use=IntendedUse(modalities=("CR", "DX"), view_positions=("PA", "AP"), body_parts=("CHEST",)))

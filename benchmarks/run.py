@@ -20,7 +20,7 @@ from pipeline.imaging.sources import discover, read_frames
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.export import export_graph
 from pipeline.model.networks import create_network, load_weights
-from pipeline.phantoms.phantom import write_phantom
+from pipeline.phantoms.studies import write_phantom
 from pipeline.settings import Limits, Preprocessing
 
 SIZE, STUDIES, ROUNDS = 224, 32, 5

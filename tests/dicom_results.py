@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 from pipeline.frames import InstanceKey
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
-from pipeline.phantoms.phantom import Modality, write_phantom
+from pipeline.phantoms.studies import Modality, write_phantom
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.write import write_objects

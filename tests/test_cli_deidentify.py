@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
-from pipeline.deidentify.options import Keep, Refusal
+from pipeline.deidentify.profile import Keep, RefusalReason
 from pipeline.imaging.quality import ocr
 from tests.builders import make_dicom
 from tests.identified import SECRETS, make_identified
@@ -159,5 +159,5 @@ def test_an_attribute_is_named_by_keyword_or_number(source: Path, attribute: str
 
 def test_every_option_and_every_refusal_is_explained() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert [one.value for one in Refusal if f"| `{one.value}` |" not in text] == []
+    assert [one.value for one in RefusalReason if f"| `{one.value}` |" not in text] == []
     assert [one for one in Keep if f"| `--keep {one.name.lower()}` |" not in text or one.code not in text] == []

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from pydicom import dcmread
 
 from pipeline.cli.main import main
-from pipeline.deidentify import crosswalk, secret
+from pipeline.deidentify import crosswalk
 from pipeline.frames import Split
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import Index, load_index
@@ -82,7 +82,7 @@ def index_of(studies: Path) -> Index:
 def originals(studies: Path) -> dict[str, crosswalk.Entry]:
     """What the crosswalk says of every name that is used now."""
     key = studies.parent / "keys" / "my.key"
-    entries = crosswalk.read(crosswalk.crosswalk_path(key), secret.read(key))
+    entries = crosswalk.read_crosswalk(crosswalk.crosswalk_path(key), crosswalk.read_key(key))
     return {entry.get("name") or entry["alias"]: entry for entry in entries}
 
 
@@ -117,7 +117,7 @@ def test_labels_patients_and_splits_of_the_table_hold_under_new_names(
     index, known = index_of(studies), originals(studies)
     assert len(index.records) == 32
     expected = {row["patient_key"]: row["split"] for row in csv.DictReader(table.read_text().splitlines())}
-    key = secret.read(studies.parent / "keys" / "my.key")
+    key = crosswalk.read_key(studies.parent / "keys" / "my.key")
     for record in index.records:
         entry = known[record.source]
         assert {label for label, holds in record.labels.items() if holds} == {label_of(name_of(entry))}

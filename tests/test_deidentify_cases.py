@@ -15,13 +15,12 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import ComprehensiveSRStorage, RTStructureSetStorage
 
-from pipeline.deidentify.identity import _CODED, _NAMES, IDENTIFIERS
+from pipeline.deidentify.crosswalk import Secret
+from pipeline.deidentify.identity import _IDENTIFYING_CODES, _PERSON_NAMES, IDENTIFIERS
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.numbers import _NEEDED, FORCED, is_free
-from pipeline.deidentify.options import Keep, Options, Refusal, RefusedError
-from pipeline.deidentify.search import PLACEHOLDERS, is_common
-from pipeline.deidentify.secret import Secret
-from pipeline.deidentify.spellings import days_in
+from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
+from pipeline.deidentify.search import PLACEHOLDERS, days_in, is_common
+from pipeline.deidentify.verify import _NEEDED_NUMBERS, FORCED_NUMBERS, is_free_number
 from pipeline.errors import UnreadableError
 from pipeline.settings import Limits
 from tests.identified import file_bytes, item, make_radiograph
@@ -39,7 +38,7 @@ def result(content: bytes, options: Options = BASIC) -> Dataset:
 def refusal(content: bytes, options: Options = BASIC) -> str:
     with pytest.raises(RefusedError) as caught:
         result(content, options)
-    assert caught.value.refusal is Refusal.IDENTITY_LEFT
+    assert caught.value.reason is RefusalReason.IDENTITY_LEFT
     return str(caught.value)
 
 
@@ -359,7 +358,7 @@ VALUES: dict[str, Any] = {
     **dict.fromkeys(("US", "UL", "SL", "FL", "FD", "SV", "UV"), 48213),
     **{"IS": "48213", "DS": "48213.0", "DA": "19470823", "DT": "19470823101112", "UI": "1.2.48213.19470823", "TM": "048213"},
 }
-EXEMPT = FORCED | {"PatientName", "PatientID", "SOPClassUID"}
+EXEMPT = FORCED_NUMBERS | {"PatientName", "PatientID", "SOPClassUID"}
 SOME = [
     (tag, next(kind for kind in entry[0].split(" or ") if kind in VALUES))
     for tag, entry in sorted(DicomDictionary.items())
@@ -419,16 +418,20 @@ def test_what_is_always_replaced_cannot_be_allowed() -> None:
 # The lists
 
 
-@pytest.mark.parametrize("keyword", sorted(FORCED | IDENTIFIERS))
+@pytest.mark.parametrize("keyword", sorted(FORCED_NUMBERS | IDENTIFIERS))
 def test_every_attribute_of_the_lists_is_one_of_dicom(keyword: str) -> None:
     assert tag_for_keyword(keyword) is not None
 
 
 def test_no_forced_number_is_free_and_references_are_neither_made_up() -> None:
-    assert [keyword for keyword in FORCED if is_free(int(Tag(keyword)))] == []
-    assert [keyword for keyword in ("ReferencedBeamNumber", "BeamNumber", "PixelSpacing") if is_free(int(Tag(keyword)))] == []
-    assert is_free(int(Tag("InstanceNumber")))
-    assert [keyword for keyword in _NEEDED | _NAMES | _CODED if tag_for_keyword(keyword) is None] == []
+    assert [keyword for keyword in FORCED_NUMBERS if is_free_number(int(Tag(keyword)))] == []
+    assert [
+        keyword for keyword in ("ReferencedBeamNumber", "BeamNumber", "PixelSpacing") if is_free_number(int(Tag(keyword)))
+    ] == []
+    assert is_free_number(int(Tag("InstanceNumber")))
+    assert [
+        keyword for keyword in _NEEDED_NUMBERS | _PERSON_NAMES | _IDENTIFYING_CODES if tag_for_keyword(keyword) is None
+    ] == []
 
 
 @pytest.mark.parametrize("word", ["Hospital", "Street", "chest", "LATERAL", "Klinikum"])

@@ -9,10 +9,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, ComprehensiveSRStorage, CTImageStorage, TwelveLeadECGWaveformStorage
 
-from pipeline.deidentify.dates import is_time, is_zone
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.options import Keep, Options, Refusal, RefusedError
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
+from pipeline.deidentify.values import is_time, is_utc_offset
 from pipeline.errors import UnreadableError
 from pipeline.imaging.guard import silence_decoders
 from pipeline.settings import Limits
@@ -166,7 +166,7 @@ def test_signals_are_refused() -> None:
     content = make_dicom(SOPClassUID=TwelveLeadECGWaveformStorage, WaveformSequence=[wave])
     with pytest.raises(RefusedError, match="Leave it out") as caught:
         result(content)
-    assert caught.value.refusal is Refusal.NOT_SUPPORTED
+    assert caught.value.reason is RefusalReason.NOT_SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_no_time_is(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("+0200", True), ("-1130", True), ("0200", False), ("+19510203", False)])
 def test_what_a_zone_is(text: str, expected: bool) -> None:
-    assert is_zone(text) == expected
+    assert is_utc_offset(text) == expected
 
 
 def test_digits_that_are_no_time_are_not_kept() -> None:
@@ -361,7 +361,7 @@ def test_a_class_that_the_standard_registers_stays(uid: str) -> None:
 def test_an_object_of_a_class_that_the_standard_does_not_register_is_refused(uid: str) -> None:
     with pytest.raises(RefusedError) as caught:
         result(make_dicom(SOPClassUID=uid))
-    assert caught.value.refusal is Refusal.NOT_SUPPORTED
+    assert caught.value.reason is RefusalReason.NOT_SUPPORTED
 
 
 def test_a_transfer_syntax_that_the_standard_does_not_register_is_refused() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.deidentify.job import Job
-from pipeline.deidentify.options import Keep, Options
-from pipeline.deidentify.secret import read
-from pipeline.deidentify.tree import deidentify_tree
+from pipeline.deidentify.crosswalk import read_key
+from pipeline.deidentify.deidentifier import Plan, deidentify_folder
+from pipeline.deidentify.profile import Keep, Options
 from pipeline.progress import silent
 from tests.identified import SECRETS, make_identified
 
@@ -25,7 +24,7 @@ def dump(path: Path) -> tuple[str, str]:
 
 
 def deidentified(source: Path, out: Path, options: Options = Options()) -> tuple[Path, ...]:  # noqa: B008
-    summary = deidentify_tree([source], Job(out, out.parent / "my.key", options), silent)
+    summary = deidentify_folder([source], Plan(out, out.parent / "my.key", options), silent)
     return tuple(out / name for name in summary.names)
 
 
@@ -38,7 +37,7 @@ def test_an_independent_reader_finds_nobody(options: Options, tmp_path: Path) ->
     after, complaints = dump(made)
     assert complaints == ""
     assert [text for text in SECRETS if text.lower() in after.lower()] == []
-    pseudonym = read(tmp_path / "my.key").pseudonym("MRN-778812")
+    pseudonym = read_key(tmp_path / "my.key").pseudonym("MRN-778812")
     assert re.search(rf"^\(0010,0020\) LO \[{pseudonym} *\]", after, re.MULTILINE)
     assert re.search(r"^\(0012,0062\) CS \[YES\]", after, re.MULTILINE)
     assert re.findall(r"^ *\([0-9a-f]{3}[13579bdf],[0-9a-f]{4}\)", after, re.MULTILINE) == []

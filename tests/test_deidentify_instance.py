@@ -22,9 +22,9 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.instance import Deidentified, deidentify_bytes
-from pipeline.deidentify.options import Keep, Options, Refusal, RefusedError
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.guard import silence_decoders
 from pipeline.settings import Limits
@@ -367,25 +367,25 @@ def test_a_report_is_cleaned_and_keeps_its_structure() -> None:
     assert "BurnedInAnnotation" not in report
 
 
-# Refused
+# RefusedFile
 
 
 @pytest.mark.parametrize(
     ("content", "refusal"),
     [
-        (b"", Refusal.NOT_DICOM),
-        (b"\x89PNG\r\n\x1a\n" + bytes(600), Refusal.NOT_DICOM),
-        (make_dicom(SOPClassUID=EncapsulatedPDFStorage, EncapsulatedDocument=b"%PDF"), Refusal.NOT_SUPPORTED),
-        (make_dicom(SOPClassUID=RawDataStorage), Refusal.NOT_SUPPORTED),
-        (make_dicom(SOPClassUID="1.3.12.2.1107.5.9.1"), Refusal.NOT_SUPPORTED),
-        (make_dicom(BurnedInAnnotation="YES"), Refusal.BURNED_IN),
+        (b"", RefusalReason.NOT_DICOM),
+        (b"\x89PNG\r\n\x1a\n" + bytes(600), RefusalReason.NOT_DICOM),
+        (make_dicom(SOPClassUID=EncapsulatedPDFStorage, EncapsulatedDocument=b"%PDF"), RefusalReason.NOT_SUPPORTED),
+        (make_dicom(SOPClassUID=RawDataStorage), RefusalReason.NOT_SUPPORTED),
+        (make_dicom(SOPClassUID="1.3.12.2.1107.5.9.1"), RefusalReason.NOT_SUPPORTED),
+        (make_dicom(BurnedInAnnotation="YES"), RefusalReason.BURNED_IN),
     ],
     ids=["empty", "png", "pdf", "raw", "private", "burned in"],
 )
-def test_what_cannot_be_cleaned_is_refused(content: bytes, refusal: Refusal) -> None:
+def test_what_cannot_be_cleaned_is_refused(content: bytes, refusal: RefusalReason) -> None:
     with pytest.raises(RefusedError) as caught:
         deidentify(content)
-    assert caught.value.refusal is refusal
+    assert caught.value.reason is refusal
 
 
 def test_damaged_files_are_refused() -> None:
@@ -405,7 +405,7 @@ def test_damaged_files_are_refused() -> None:
 def test_malformed_files_end_written_or_refused(shared_data: Path) -> None:
     silence_decoders()
     ends = Counter(end_of(path.read_bytes()) for path in sorted((shared_data / "dicom-malformed").rglob("*")) if path.is_file())
-    assert ends.keys() <= {"written", *Reason, *Refusal}
+    assert ends.keys() <= {"written", *Reason, *RefusalReason}
     assert ends["written"] > 20
 
 
@@ -416,7 +416,7 @@ def test_altered_files_end_written_or_refused(seed: int) -> None:
     content = bytearray(make_identified())
     for at in generator.integers(0, len(content), 6):
         content[at] ^= 1 << int(generator.integers(8))
-    assert end_of(bytes(content)) in {"written", *Reason, *Refusal}
+    assert end_of(bytes(content)) in {"written", *Reason, *RefusalReason}
 
 
 def end_of(content: bytes) -> str:
@@ -425,7 +425,7 @@ def end_of(content: bytes) -> str:
     except UnreadableError as error:
         return error.reason
     except RefusedError as error:
-        return error.refusal
+        return error.reason
     return "written"
 
 

@@ -26,10 +26,10 @@ from pydicom.uid import (
     VLWholeSlideMicroscopyImageStorage,
 )
 
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.options import Box, Options, Refusal, RefusedError
 from pipeline.deidentify.pixels import blank, may_show_identity
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.profile import Options, Rectangle, RefusalReason, RefusedError
 from pipeline.imaging.dicom.dataset import parse
 from pipeline.imaging.dicom.layout import read_layout
 from pipeline.imaging.guard import silence_decoders
@@ -38,8 +38,8 @@ from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom, make_encapsulated
 from tests.identified import file_bytes, item
 
-BOX = Box(4, 2, 10, 5)
-BLANK = Options(boxes=(BOX,))
+BOX = Rectangle(4, 2, 10, 5)
+BLANK = Options(rectangles=(BOX,))
 
 
 def deidentify(content: bytes, options: Options = BLANK) -> Dataset:
@@ -89,7 +89,7 @@ def test_such_an_image_is_refused_unless_something_is_done() -> None:
     content = make_dicom(BurnedInAnnotation="YES")
     with pytest.raises(RefusedError, match="--blank") as caught:
         deidentify(content, Options())
-    assert caught.value.refusal is Refusal.BURNED_IN
+    assert caught.value.reason is RefusalReason.BURNED_IN
     made = deidentify(content)
     assert made.BurnedInAnnotation == "NO"
     assert [code.CodeValue for code in made.DeidentificationMethodCodeSequence] == ["113100", "113101"]
@@ -116,17 +116,17 @@ def test_compressed_frames_are_decoded_and_their_values_kept() -> None:
 
 def test_a_rectangle_beyond_the_image_blanks_what_there_is() -> None:
     pixels = np.full((16, 16), 7, np.uint8)
-    made = deidentify(make_dicom(pixels), Options(boxes=(Box(12, 12, 1000, 1000),)))
+    made = deidentify(make_dicom(pixels), Options(rectangles=(Rectangle(12, 12, 1000, 1000),)))
     assert made.pixel_array.sum() == 7 * (16 * 16 - 4 * 4)
 
 
-@pytest.mark.parametrize("box", [Box(16, 0, 5, 5), Box(0, 16, 5, 5), Box(9000, 9000, 5, 5)])
+@pytest.mark.parametrize("box", [Rectangle(16, 0, 5, 5), Rectangle(0, 16, 5, 5), Rectangle(9000, 9000, 5, 5)])
 @pytest.mark.parametrize("values", [{}, {"BurnedInAnnotation": "YES"}, {"Modality": "OT"}])
-def test_a_rectangle_outside_the_image_is_refused(box: Box, values: dict[str, Any]) -> None:
+def test_a_rectangle_outside_the_image_is_refused(box: Rectangle, values: dict[str, Any]) -> None:
     content = make_dicom(np.full((16, 16), 7, np.uint8), **values)
     with pytest.raises(RefusedError, match="outside the image of 16 rows and 16 columns") as caught:
-        deidentify(content, Options(boxes=(BOX, box)))
-    assert caught.value.refusal is Refusal.OUTSIDE
+        deidentify(content, Options(rectangles=(BOX, box)))
+    assert caught.value.reason is RefusalReason.OUTSIDE
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_single_bits_cannot_be_blanked() -> None:
     content = make_dicom(BitsAllocated=1, BitsStored=1, HighBit=0, Rows=16, Columns=16, PixelData=bytes(32))
     with pytest.raises(RefusedError) as caught:
         deidentify(content)
-    assert caught.value.refusal is Refusal.NOT_SUPPORTED
+    assert caught.value.reason is RefusalReason.NOT_SUPPORTED
 
 
 @pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
@@ -280,7 +280,7 @@ def test_a_picture_that_is_taken_for_text_as_a_whole_is_refused_and_not_wiped(mo
     monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(2, 2, 30, 30, 12),))
     with pytest.raises(RefusedError, match="covers more than a quarter") as caught:
         deidentify(make_dicom(np.full((40, 48), 100, np.uint16), BurnedInAnnotation="YES"), Options(clean_pixels=True))
-    assert caught.value.refusal is Refusal.BURNED_IN
+    assert caught.value.reason is RefusalReason.BURNED_IN
 
 
 @pytest.mark.parametrize("signed", [False, True])

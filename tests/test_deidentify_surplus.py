@@ -16,9 +16,9 @@ from pydicom.pixels import apply_color_lut
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.options import Options
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.profile import Options
 from pipeline.deidentify.surplus import without_surplus
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import register

@@ -10,11 +10,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.deidentify import values
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.identity import Identity
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.options import Keep, Options, Refusal, RefusedError
+from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS
-from pipeline.deidentify.secret import Secret
 from pipeline.deidentify.verify import verify
 from pipeline.errors import Reason, UnreadableError
 from pipeline.settings import Limits
@@ -96,7 +96,7 @@ def test_a_clean_file_passes(options: Options) -> None:
 def test_whatever_is_put_back_is_found(change: Change, place: str) -> None:
     with pytest.raises(RefusedError) as caught:
         check(change)
-    assert caught.value.refusal is Refusal.IDENTITY_LEFT
+    assert caught.value.reason is RefusalReason.IDENTITY_LEFT
     assert any(one in str(caught.value) for one in place.split("|"))
 
 

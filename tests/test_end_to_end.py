@@ -32,7 +32,7 @@ from pipeline.ingest.index import load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.phantoms.phantom import write_phantom
+from pipeline.phantoms.studies import write_phantom
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import Scored
 from pipeline.settings import Fit, Preprocessing

@@ -26,7 +26,7 @@ from pipeline.imaging.reduced import (
     whole_box,
 )
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.phantoms.chest import draw_chest
+from pipeline.phantoms.drawing import draw_chest
 from pipeline.settings import Fit, Limits, Preprocessing, Reading
 from tests.builders import make_dicom, make_encapsulated
 

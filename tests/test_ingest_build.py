@@ -27,7 +27,7 @@ from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.reading import How
 from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
-from pipeline.phantoms.phantom import write_phantom
+from pipeline.phantoms.studies import write_phantom
 from pipeline.settings import Check, Policy, Preprocessing
 from tests.builders import make_dicom, make_gate
 

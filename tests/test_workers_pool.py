@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.deidentify.options import Refusal, RefusedError
+from pipeline.deidentify.profile import RefusalReason, RefusedError
 from pipeline.errors import ConfigError, InputError, OctrayError, Reason, UnreadableError, WorkerError
 from pipeline.imaging.file_workers import file_workers, warm_file_worker
 from pipeline.imaging.sources import StudyFile, read_frames
@@ -442,7 +442,7 @@ def kinds_of(kind: type[OctrayError]) -> list[type[OctrayError]]:
 def test_every_error_of_octray_can_pass_between_processes(kind: type[OctrayError]) -> None:
     given: dict[type[OctrayError], tuple[object, ...]] = {
         ConfigError: (["size is no number.", "fit is no word."],),
-        RefusedError: (Refusal.NOT_DICOM, "It is a letter."),
+        RefusedError: (RefusalReason.NOT_DICOM, "It is a letter."),
         UnreadableError: (Reason.TRUNCATED, "It is cut off."),
     }
     error = kind(*given.get(kind, ("No.",)))

@@ -15,9 +15,9 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.instance import Deidentified, deidentify_file
-from pipeline.deidentify.options import Options
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.profile import Options
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.score.study import Ended, Outcome, Scoring, score_files, score_singly

@@ -5,14 +5,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.deidentify import add_options, job
+from pipeline.cli.deidentify import add_options, read_plan
 from pipeline.cli.terminal import printable
 from pipeline.errors import InputError, Reason
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.deidentify.job import Job
+    from pipeline.deidentify.deidentifier import Plan
     from pipeline.ingest.index import Index
     from pipeline.ingest.reading import How
 
@@ -88,19 +88,19 @@ def run(args: argparse.Namespace) -> int:
     return int(any(row.reason not in (NO_LABEL, Reason.NO_IMAGE) for row in index.quarantine))
 
 
-def _deidentify(args: argparse.Namespace) -> "Job | None":
+def _deidentify(args: argparse.Namespace) -> "Plan | None":
     if args.deidentify:
-        return job(args, args.deidentify)
+        return read_plan(args, args.deidentify)
     if args.key or args.keep or args.blank or args.clean_pixels or args.allow:
         raise InputError("--keep, --blank, --clean-pixels, --allow and --key belong to --deidentify DIR, which was not given.")
     return None
 
 
-def _where_names_are(job: "Job | None") -> str:
-    if job is None:
+def _where_names_are(plan: "Plan | None") -> str:
+    if plan is None:
         return ""
     return (
-        f"All names are new. Which file was which: octray deidentify --show-crosswalk. The key {job.key.name} opens it; "
+        f"All names are new. Which file was which: octray deidentify --show-crosswalk. The key {plan.key.name} opens it; "
         "keep it to yourself."
     )
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the studies; return 0."""
     from pipeline.cli.progress import bar
-    from pipeline.phantoms.phantom import write_phantom
+    from pipeline.phantoms.studies import write_phantom
 
     write_phantom(args.out, args.modality, args.studies, args.seed, bar)
     message = (

@@ -1,6 +1,6 @@
-"""Remembers beside the key what was done, so that a second run over unchanged files looks at them and reads none.
+"""Remembers beside the key what became of each file, so that a second run does not read unchanged files again.
 
-Files stand in it under keyed hashes, so that it names nobody; without it everything is done again.
+It identifies files by keyed hashes only, so it names nobody. Without it, everything is read again.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from pipeline.deidentify.options import Options
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify.crosswalk import Secret
+from pipeline.deidentify.profile import Options
 from pipeline.imaging.files.study_file import Look, StudyFile
 from pipeline.settings import Reading
 from pipeline.version import reading_versions
@@ -21,26 +21,26 @@ _DIGITS = 32
 
 
 def done_path(key: Path) -> Path:
-    """Return where it lies: beside the key, as the crosswalk."""
+    """Return its path: beside the key, like the crosswalk."""
     return key.with_name(f"{key.name}.done")
 
 
 def bound_to(options: Options, reading: Reading, out: Path) -> str:
-    """Return a hash of all that decides what becomes of a file: options, limits, where it goes, and `reading_versions`."""
+    """Return a hash of everything that decides what becomes of a file: options, limits, output folder, `reading_versions`."""
     keep = sorted(one.name for one in options.keep)
-    boxes = list(map(astuple, options.boxes))
-    digest = hashlib.sha256(repr((keep, boxes, options.clean_pixels, os.fspath(out), reading)).encode())
+    rectangles = list(map(astuple, options.rectangles))
+    digest = hashlib.sha256(repr((keep, rectangles, options.clean_pixels, os.fspath(out), reading)).encode())
     digest.update(repr(reading_versions()).encode())
     return digest.hexdigest()
 
 
 class Done:
-    """What was done with files, by runs that were bound to the same; each is noted before the next.
+    """What became of files in runs with the same `bound_to`; each entry is written before the next.
 
     Parameters
     ----------
     path
-        Where it lies.
+        The file.
     secret
         The key of the hashes.
     bound
@@ -57,7 +57,7 @@ class Done:
             self._file.write("\n")  # a killed run left half a line
 
     def get(self, file: StudyFile, looks: Look) -> Sequence[Any] | None:
-        """Return what was noted of a file, where it still looks as it did then."""
+        """Return what was noted of a file, if it still looks as it did then."""
         try:
             before, *noted = json.loads(self._lines[self._digest(file)])
         except (KeyError, ValueError):
@@ -65,13 +65,13 @@ class Done:
         return noted if before == list(looks) else None
 
     def put(self, file: StudyFile, looked: Look, noted: Sequence[Any]) -> None:
-        """Note something of a file that looked so before it was read."""
+        """Note what became of a file; `looked` is how it looked before it was read."""
         self._file.write(f"{self._digest(file)}{json.dumps([looked, *noted])}\n")
         self._file.flush()
 
     def close(self) -> None:
-        """End it."""
+        """Close the file."""
         self._file.close()
 
     def _digest(self, file: StudyFile) -> str:
-        return self._secret.mark(f"{self._bound}\0{os.path.abspath(file.path)}\0{file.source}")  # noqa: PTH100
+        return self._secret.file_key(f"{self._bound}\0{os.path.abspath(file.path)}\0{file.source}")  # noqa: PTH100

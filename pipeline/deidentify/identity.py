@@ -1,4 +1,4 @@
-"""Collects what identifies somebody in a file before it is de-identified, by a list of its own, not by the Standard's table."""
+"""Collects what identifies somebody in a file before it is de-identified, by a list of its own, not by Table E.1-1."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,13 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
-from pipeline.deidentify.search import PLACEHOLDERS, is_common, is_ideographic, name_forms, squeezed
-from pipeline.deidentify.spellings import days_in, folded
+from pipeline.deidentify.search import PLACEHOLDERS, alphanumeric, days_in, folded, is_common, is_ideographic, name_forms
 from pipeline.deidentify.values import is_registered
 from pipeline.errors import Reason, UnreadableError
 
-Path = tuple[int, ...]
-_OF_PATIENT = frozenset(
+TagPath = tuple[int, ...]
+"""The tags and item positions that lead to an element."""
+_PATIENT_IDENTIFIERS = frozenset(
     {
         "AccessionNumber",
         "AdmissionID",
@@ -35,7 +35,7 @@ _OF_PATIENT = frozenset(
         "StudyID",
     }
 )
-_SHORT_TOO = frozenset({"AccessionNumber", "OtherPatientIDs", "PatientID"})
+_SEARCHED_IF_SHORT = frozenset({"AccessionNumber", "OtherPatientIDs", "PatientID"})
 _PLACES = frozenset(
     {
         "AddressTrial",
@@ -70,7 +70,7 @@ _PLACES = frozenset(
         "VerifyingOrganization",
     }
 )
-"""Attributes of which single words say something, as the names of a street and a town do."""
+"""Attributes whose single words identify, as the names of a street and a town do."""
 _REMARKS = frozenset(
     {
         "AdditionalPatientHistory",
@@ -82,10 +82,10 @@ _REMARKS = frozenset(
         "VisitComments",
     }
 )
-"""Attributes of which single words say nothing, and digits do."""
-_NAMES = frozenset({"CameraOwnerName", "TopicAuthor"})
-"""Names of persons that the dictionary keeps as other text."""
-_CODED = frozenset(
+"""Attributes whose single words do not identify, but whose digits do."""
+_PERSON_NAMES = frozenset({"CameraOwnerName", "TopicAuthor"})
+"""Names of persons whose value representation is not PN."""
+_IDENTIFYING_CODES = frozenset(
     {
         "ContentCreatorIdentificationCodeSequence",
         "HangingProtocolUserIdentificationCodeSequence",
@@ -96,9 +96,9 @@ _CODED = frozenset(
         "VerifyingObserverIdentificationCodeSequence",
     }
 )
-"""Sequences of which the codes are persons and institutions."""
+"""Sequences whose coded entries are persons and institutions."""
 IDENTIFIERS = (
-    _OF_PATIENT
+    _PATIENT_IDENTIFIERS
     | _PLACES
     | _REMARKS
     | {
@@ -153,21 +153,21 @@ IDENTIFIERS = (
         "XRaySourceID",
     }
 )
-"""Attributes whose value, found anywhere in the new file, says who the patient, the staff, the place or the device was."""
+"""Attributes whose value, found anywhere in the new file, identifies the patient, the staff, the place or the device."""
 _TEXTUAL = frozenset({"AE", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UT"})
 _TITLES = frozenset({"DR", "FRAU", "HERR", "MD", "MISS", "MME", "MR", "MRS", "MS", "PHD", "PROF", "SR", "SRA"})
-"""Words that are no name in names without the parts that DICOM gives them."""
-_MOST_NESTED = 64
+"""Words that are not part of the name, if a name is written without the components of PN."""
+_DEEPEST = 64
 _NAME_PARTS = re.compile(r"[\s^=,.;:/|&'\\-]+")
 _TOKEN_ENDS = re.compile(r"[\s^=,;:/|&~\\]+")
 _DAY = re.compile(r"(\d{4})[.:]?(\d{2})[.:]?(\d{2})")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
 _SHORTEST = 4
-_PART = 5
-"""Characters from which on a part of an identifier counts."""
-_LONG = 6
-"""Characters, and bytes, of what is searched for in the bytes of a file."""
+_SHORTEST_PART = 5
+"""Characters from which on a part of an identifier is an identifier."""
+_SHORTEST_BYTES = 6
+"""Characters, and bytes, from which on a text is searched for in the bytes of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,58 +177,58 @@ class Identity:
     Parameters
     ----------
     names
-        The words of persons' names, without prefixes and suffixes, family and given name joined, and the words of streets,
-        towns and institutions; folded.
+        Words of persons' names without prefixes and suffixes, family and given name joined, and words of streets, towns and
+        institutions; folded.
     identifiers
         Identifiers, addresses, places and devices, and their parts of at least five characters; folded.
-    of_patient
-        Those of them that are the patient's, with the birth date.
+    patient_identifiers
+        The patient's identifiers among them, and the birth date.
     short_identifiers
-        Those of the patient that are too short to be searched for within other text.
+        The patient's identifiers that are too short to be searched for inside other text.
     uids
         UIDs that the Standard does not register.
     days
-        Every day of a date or a date time, however it is written; both days if it can be read in two ways.
-    placed_dates
-        The values of dates and date times, by where they stand.
-    raw
-        Longer names, their words, identifiers and days, in the character set of the file and in Unicode, ASCII letters in
+        Every day of a date or a date time in any spelling; both days, if it can be read in two ways.
+    dated_elements
+        The values of dates and date times, each with the path to its element.
+    byte_strings
+        Longer names, their words, identifiers and days, in the character set of the file and in Unicode, with ASCII letters in
         capitals.
     """
 
     names: frozenset[str]
     identifiers: frozenset[str]
-    of_patient: frozenset[str]
+    patient_identifiers: frozenset[str]
     short_identifiers: frozenset[str]
     uids: frozenset[str]
     days: frozenset[date]
-    placed_dates: frozenset[tuple[Path, str]]
-    raw: frozenset[bytes]
+    dated_elements: frozenset[tuple[TagPath, str]]
+    byte_strings: frozenset[bytes]
 
     @staticmethod
     def of(dataset: Dataset) -> "Identity":
-        """Collect it from a data set with all that is nested in it, private attributes too.
+        """Collect it from a data set with everything that is nested in it, private attributes too.
 
-        The attribute decides what a value is, whatever value representation it carries; so does the value representation.
+        A value counts if its attribute identifies, whatever its value representation, or if its value representation does.
         """
-        finder = _Finder(convert_encodings(dataset.get("SpecificCharacterSet")))
+        collector = _Collector(convert_encodings(dataset.get("SpecificCharacterSet")))
         for path, _, element in walk(dataset):
-            for text in texts_of(element, finder.encodings):
-                finder.look_at(path, element, text)
-        return Identity(**{name: frozenset(values) for name, values in finder.found.items()})
+            for text in texts_of(element, collector.encodings):
+                collector.add(path, element, text)
+        return Identity(**{name: frozenset(values) for name, values in collector.found.items()})
 
 
-def walk(dataset: Dataset, path: Path = ()) -> Iterator[tuple[Path, Dataset, DataElement]]:
-    """Yield every element that is no sequence, with the tags and positions that lead to it, and the item in which it stands.
+def walk(dataset: Dataset, path: TagPath = ()) -> Iterator[tuple[TagPath, Dataset, DataElement]]:
+    """Yield every element that is no sequence, with the path to it and the item that contains it.
 
     Raises
     ------
     UnreadableError
-        `RESOURCE_LIMIT` where sequences are nested so deeply that no program is sure to write them again.
+        `RESOURCE_LIMIT` if sequences are nested so deeply that not every program can write them again.
     """
-    if len(path) > 2 * _MOST_NESTED:
+    if len(path) > 2 * _DEEPEST:
         raise UnreadableError(
-            Reason.RESOURCE_LIMIT, f"Sequences are nested more than {_MOST_NESTED} deep in the DICOM file. Export it again."
+            Reason.RESOURCE_LIMIT, f"Sequences are nested more than {_DEEPEST} deep in the DICOM file. Export it again."
         )
     for tag in sorted(dataset.keys()):
         element = dataset[tag]
@@ -242,7 +242,7 @@ def walk(dataset: Dataset, path: Path = ()) -> Iterator[tuple[Path, Dataset, Dat
 def texts_of(element: DataElement, encodings: Iterable[str] = ()) -> list[str]:
     """Return the values of an element as stripped texts, in order, without empty ones.
 
-    Bytes count if all of them are printable, in ASCII or, for attributes of the dictionary that hold text, in an encoding.
+    Bytes count if all of them are printable in ASCII or, for attributes that hold text by the dictionary, in an encoding.
     """
     value = element.value
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
@@ -267,32 +267,34 @@ def as_text(value: Any, encodings: Iterable[str] = ()) -> str:
 
 
 def _representations(element: DataElement) -> set[str]:
-    """Return the value representation that an element has, with those that the dictionary gives its attribute."""
+    """Return the value representation of an element, and those that the dictionary gives its attribute."""
     known = dictionary_VR(element.tag).split(" or ") if dictionary_has_tag(element.tag) else ()
     return {str(element.VR), *known}
 
 
-class _Finder:
-    """Holds what was found so far; the encodings are those of the file."""
+class _Collector:
+    """Collects the fields of an `Identity`; the encodings are those of the file."""
 
     def __init__(self, encodings: list[str]) -> None:
         self.found: dict[str, set[Any]] = {field.name: set() for field in fields(Identity)}
         self.encodings = encodings
 
-    def look_at(self, path: Path, element: DataElement, text: str) -> None:
-        """Sort one value of an element."""
-        kinds, keyword = _representations(element), element.keyword
-        of_coded = keyword in ("CodeMeaning", "CodeValue") and _is_coded(path)
-        if "PN" in kinds or keyword in _NAMES:
+    def add(self, path: TagPath, element: DataElement, text: str) -> None:
+        """Add one value of an element, if it identifies."""
+        representations, keyword = _representations(element), element.keyword
+        is_coded = keyword in ("CodeMeaning", "CodeValue") and any(
+            keyword_for_tag(tag) in _IDENTIFYING_CODES for tag in path[:-1] if tag > 0xFFFF
+        )
+        if "PN" in representations or keyword in _PERSON_NAMES:
             self._add_name(text)
-        elif keyword in IDENTIFIERS or "AE" in kinds or of_coded:
+        elif keyword in IDENTIFIERS or "AE" in representations or is_coded:
             self._add_identifier(text, keyword)
-            if keyword in _PLACES or keyword in _OF_PATIENT or (of_coded and keyword == "CodeMeaning"):
-                self._add_places(text)
-        elif "UI" in kinds:
+            if keyword in _PLACES or keyword in _PATIENT_IDENTIFIERS or (is_coded and keyword == "CodeMeaning"):
+                self._add_words(text)
+        elif "UI" in representations:
             if _UID.fullmatch(text) and not is_registered(text):
                 self.found["uids"].add(text)
-        elif kinds & {"DA", "DT"}:
+        elif representations & {"DA", "DT"}:
             self._add_date(path, text, keyword)
 
     def _add_name(self, text: str) -> None:
@@ -300,40 +302,40 @@ class _Finder:
             parts = [part for part in group.split("^")[:3] if part.strip()]
             words = {word for part in parts for word in _NAME_PARTS.split(part) if len(word) > 1}
             words -= {word for word in words if "^" not in group and folded(word) in _TITLES}
-            whole = {squeezed("".join(order)) for order in (parts, parts[::-1], parts[:2], parts[1::-1])}
-            whole = {one for one in whole if len(one) > 1}
-            self.found["names"] |= {form for word in words | whole for form in name_forms(word)}
-            for one in (*words, *whole, *parts):
-                self._add_raw(one, 2 if is_ideographic(one) else _LONG)
+            joined = {alphanumeric("".join(order)) for order in (parts, parts[::-1], parts[:2], parts[1::-1])}
+            joined = {one for one in joined if len(one) > 1}
+            self.found["names"] |= {form for word in words | joined for form in name_forms(word)}
+            for one in (*words, *joined, *parts):
+                self._add_bytes(one, 2 if is_ideographic(one) else _SHORTEST_BYTES)
 
-    def _add_places(self, text: str) -> None:
-        """Add the words that can be the name of somebody or of some place."""
-        words = {word for word in _LETTERS.findall(text) if len(word) >= _PART and not is_common(word)}
+    def _add_words(self, text: str) -> None:
+        """Add the words that can be the name of a person or a place."""
+        words = {word for word in _LETTERS.findall(text) if len(word) >= _SHORTEST_PART and not is_common(word)}
         self.found["names"] |= {form for word in words for form in name_forms(word)}
         for word in words:
-            self._add_raw(word, _LONG)
+            self._add_bytes(word, _SHORTEST_BYTES)
 
     def _add_identifier(self, text: str, keyword: str) -> None:
-        """Add an identifier with its parts: MRN4471230 has 4471230, and so has 4471230^^^HOSP."""
+        """Add an identifier with its parts: MRN4471230 contains 4471230, and so does 4471230^^^HOSP."""
         if is_registered(text):
             return
         tokens = () if keyword in _REMARKS else _TOKEN_ENDS.split(text)
         parts = {token for token in tokens if any(map(str.isdigit, token))}
-        parts |= {run for form in (text, *map(squeezed, tokens)) for run in _DIGITS.findall(form)}
-        parts |= {run.lstrip("0") for run in parts if run.isdigit()}
-        added = {folded(part) for part in parts if len(part) >= _PART} | {folded(text)}
+        parts |= {digits for form in (text, *map(alphanumeric, tokens)) for digits in _DIGITS.findall(form)}
+        parts |= {part.lstrip("0") for part in parts if part.isdigit()}
+        added = {folded(part) for part in parts if len(part) >= _SHORTEST_PART} | {folded(text)}
         for one in (text, *added):
-            self._add_raw(one, _LONG)
+            self._add_bytes(one, _SHORTEST_BYTES)
         added = {one for one in added if len(one) >= _SHORTEST} - PLACEHOLDERS
         self.found["identifiers"] |= added
-        if keyword in _OF_PATIENT:
-            self.found["of_patient"] |= added
-        if keyword in _SHORT_TOO and len(text) < _SHORTEST:
+        if keyword in _PATIENT_IDENTIFIERS:
+            self.found["patient_identifiers"] |= added
+        if keyword in _SEARCHED_IF_SHORT and len(text) < _SHORTEST:
             self.found["short_identifiers"].add(text.upper())
 
-    def _add_date(self, path: Path, text: str, keyword: str) -> None:
-        """Add the days of a date, also of one that is no date in DICOM; what is no day at all is an identifier."""
-        self.found["placed_dates"].add((path, text))
+    def _add_date(self, path: TagPath, text: str, keyword: str) -> None:
+        """Add the days of a date, even if DICOM does not allow its form; a text without a day is an identifier."""
+        self.found["dated_elements"].add((path, text))
         match = _DAY.match(text)
         days = days_in("".join(match.groups()) if match else text) or days_in(text)
         if match:
@@ -341,28 +343,23 @@ class _Finder:
         self.found["days"] |= days
         written = {f"{day:%Y%m%d}" for day in days}
         if keyword == "PatientBirthDate":
-            self.found["of_patient"] |= written
+            self.found["patient_identifiers"] |= written
         for one in written - PLACEHOLDERS:
-            self._add_raw(one, _LONG)
-        if not days and len(text) > _LONG and text.strip("0:. ") not in ("", "-"):
+            self._add_bytes(one, _SHORTEST_BYTES)
+        if not days and len(text) > _SHORTEST_BYTES and text.strip("0:. ") not in ("", "-"):
             self._add_identifier(text, "")
 
-    def _add_raw(self, text: str, shortest: int) -> None:
-        """Note a text that is long enough for its bytes not to stand anywhere by chance, as it may be written."""
+    def _add_bytes(self, text: str, shortest: int) -> None:
+        """Add a text in every encoding, if it is too long to occur in bytes by chance."""
         if len(text) < shortest or _is_smooth(text):
             return
         forms = (text, text.upper(), text.lower())
         encodings = ("utf-8",) if text.isdigit() else ("utf-8", "utf-16-le", "utf-16-be")
-        raw = {form.encode(encoding, "replace").upper() for form in forms for encoding in encodings}
-        raw |= {encode_string(form, self.encodings).upper() for form in forms}
-        self.found["raw"] |= {one for one in raw if len(one) >= _LONG}
+        encoded = {form.encode(encoding, "replace").upper() for form in forms for encoding in encodings}
+        encoded |= {encode_string(form, self.encodings).upper() for form in forms}
+        self.found["byte_strings"] |= {one for one in encoded if len(one) >= _SHORTEST_BYTES}
 
 
 def _is_smooth(text: str) -> bool:
-    """Say whether digits are such as the bytes of a smooth picture have them: 111111, 112233, 123456."""
+    """Return whether digits are like the bytes of a smooth picture: 111111, 112233, 123456."""
     return text.isdigit() and all(abs(ord(one) - ord(other)) <= 1 for one, other in pairwise(text))
-
-
-def _is_coded(path: Path) -> bool:
-    """Say whether a coded entry names a person or an institution."""
-    return any(keyword_for_tag(tag) in _CODED for tag in path[:-1] if tag > 0xFFFF)

@@ -1,8 +1,8 @@
-"""Clears what lies in compressed pixel data and is no pixel, in place: fragments keep their lengths and pixels their values.
+"""Clears bytes that are not needed for any pixel: in compressed frames and behind the entries of lookup tables.
 
-A codestream is read by a list of the parts that decoders need. Every other part becomes a comment or a free box full of zeros,
-and a codestream that cannot be read in this way is refused. Bytes at the end of a scan or of a tile, behind the last that
-matters, are found by decoding: they may change without changing a pixel.
+Fragments keep their lengths and pixels their values. A list says which parts of a codestream decoders need. Every other part
+becomes a comment or a free box full of zeros, and a codestream with parts of unknown meaning is refused. Unneeded bytes at the
+end of a scan or a tile are found by decoding: changing them changes no pixel.
 """
 
 import re
@@ -27,37 +27,37 @@ from pipeline.imaging.guard import translated
 Decode = Callable[[bytes], NDArray[Any]]
 Range = tuple[int, int]
 Part = tuple[int, int, tuple[int, int, int, int]]
-"""Entropy-coded data from one byte to another, and what of the frame depends on them: rows and columns, half open."""
+"""Entropy-coded data: first byte, end, and the rows and columns of the frame that depend on them, half open."""
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _TAIL = 4
-"""Bytes at the end of a scan or tile of which at least one must matter; fewer hold no name and no identifier."""
+"""Bytes at the end of a scan or tile of which at least one must be needed; fewer can hold no name and no identifier."""
 
 
 def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes, decode: Decode) -> Iterator[bytes]:
-    """Clear what no decoder needs.
+    """Clear the bytes of encapsulated frames that no decoder needs.
 
     Parameters
     ----------
     data
         Pixel Data (7FE0,0010), encapsulated (PS3.5 A.4).
     layout
-        What the header says of it; checked.
+        What the header says of it, checked.
     extended_offsets
         Extended Offset Table (7FE0,0001).
     decode
-        Returns the values of one frame, all its fragments joined.
+        Returns the values of one frame, given its joined fragments.
 
     Yields
     ------
     bytes
-        Nothing after each frame, so that time can be counted by frames; then the new pixel data, up to the end of the last
-        fragment. The Basic Offset Table is kept if it is right, and emptied if not.
+        Empty after each frame, so that time is limited by frame; then the new pixel data, up to the end of the last fragment.
+        The Basic Offset Table is kept if it is right, and emptied if not.
 
     Raises
     ------
     UnreadableError
-        `UNSUPPORTED_ENCODING` if a frame has parts that cannot be told from surplus; what `decode` raises.
+        `UNSUPPORTED_ENCODING` if a frame has parts of unknown meaning; everything that `decode` raises.
     """
     table = data[8 : 8 + int.from_bytes(data[4:8], "little")]
     starts, made = [], bytearray()
@@ -72,8 +72,8 @@ def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes, decode
             at += size
         yield b""
     right = b"".join(start.to_bytes(4, "little") for start in starts if start < 2**32)
-    kept = table if table == right else b""
-    yield b"".join((_ITEM, len(kept).to_bytes(4, "little"), kept, made))
+    offsets = table if table == right else b""
+    yield b"".join((_ITEM, len(offsets).to_bytes(4, "little"), offsets, made))
 
 
 def extended_offset_tables(data: bytes, frames: int) -> tuple[bytes, bytes]:
@@ -106,7 +106,7 @@ def _cleared(encoded: bytes, layout: Layout, decode: Decode) -> bytes:
 def _unclear() -> UnreadableError:
     return UnreadableError(
         Reason.UNSUPPORTED_ENCODING,
-        "The compressed pixel data have parts of unknown meaning, in which anything may stand. Export the file uncompressed.",
+        "The compressed pixel data have parts of unknown meaning, which may hold anything. Export the file uncompressed.",
     )
 
 
@@ -114,16 +114,16 @@ def _unclear() -> UnreadableError:
 
 
 def _clear_tails(made: bytearray, encoded: bytes, parts: Sequence[Part], decode: Decode) -> None:
-    """Clear the bytes at the end of each part that no pixel depends on, and make sure that all pixels are as before.
+    """Clear the bytes at the end of each part that no pixel depends on, and check that all pixels are as before.
 
-    Parts with other pixels are looked at together, since a frame may have hundreds of tiles.
+    Parts with different pixels are searched together, since a frame may have hundreds of tiles.
     """
     with translated("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
         pixels = decode(encoded)
-    for some in _rounds(parts):
-        changed = _unneeded(made, [(part, *_other_tail(made, *part[:2])) for part in some], pixels, decode)
+    for group in _rounds(parts):
+        changed = _unneeded(made, [(part, *_other_tail(made, *part[:2])) for part in group], pixels, decode)
         needed, free = {part: part[0] for part in changed}, {part: part[1] for part in changed}
-        # Zeros from `free` on change nothing; whether earlier ones do is searched.
+        # A binary search: zeros from `free` on change nothing, and earlier ones may not either.
         while middles := {part: (needed[part] + free[part]) // 2 for part in changed if needed[part] < free[part]}:
             zeros = [(part, middle, bytes(part[1] - middle)) for part, middle in middles.items()]
             unneeded = _unneeded(made, zeros, pixels, decode)
@@ -136,7 +136,7 @@ def _clear_tails(made: bytearray, encoded: bytes, parts: Sequence[Part], decode:
 
 
 def _rounds(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yield the parts in groups in which each has pixels of its own; those that are too short hold nothing."""
+    """Yield the parts in groups in which each has its own pixels, without those that are too short to hold anything."""
     rest = [part for part in parts if part[1] - part[0] > _TAIL]
     while rest:
         by_pixels = {part[2]: part for part in reversed(rest)}
@@ -146,19 +146,19 @@ def _rounds(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def _other_tail(made: bytearray, start: int, stop: int) -> tuple[int, bytes]:
-    """Return other bytes for the end of a part, which make no marker, as one begins with 0xff, and where they begin."""
+    """Return where the end of a part begins, and other bytes for it, without 0xff, which would begin a marker."""
     first = stop - _TAIL - (made[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
     return first, bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in made[first:stop])
 
 
 def _unneeded(made: bytearray, changes: Sequence[tuple[Part, int, bytes]], pixels: NDArray[Any], decode: Decode) -> list[Part]:
-    """Return the parts in which other bytes from a place on change no pixel."""
+    """Return the parts in which the changed bytes change no pixel."""
     changed = bytearray(made)
     for _, start, other in changes:
         changed[start : start + len(other)] = other
     try:
         decoded = decode(bytes(changed))
-    except Exception:  # whatever a decoder raises: some of the bytes mattered
+    except Exception:  # whatever a decoder raises: some of the bytes are needed
         halves = (changes[: len(changes) // 2], changes[len(changes) // 2 :]) if len(changes) > 1 else ()
         return [part for some in halves for part in _unneeded(made, some, pixels, decode)]
     if decoded.shape != pixels.shape:
@@ -248,7 +248,7 @@ def _definitions(made: bytearray, marker: int, at: int, stop: int) -> Iterator[t
 
 
 def _tables_of_scan(made: bytearray, at: int, stop: int, frame: int, components: dict[int, int]) -> set[tuple[int, int]]:
-    """Return which tables a scan uses, as (kind, number); fields that its process ignores are set to their only value."""
+    """Return the tables that a scan uses, as (kind, number); fields without a choice get their only value."""
     count = made[at + 4]
     if stop - at != 8 + 2 * count:
         raise _unclear()
@@ -256,7 +256,7 @@ def _tables_of_scan(made: bytearray, at: int, stop: int, frame: int, components:
     first, last, steps = made[stop - 3 : stop]
     for one in range(at + 5, at + 5 + 2 * count, 2):
         if frame == _LS_FRAME:
-            made[one + 1] = 0  # a mapping table, which is no part of DICOM's pixels (PS3.5 A.4.3)
+            made[one + 1] = 0  # a mapping table, which DICOM does not use (PS3.5 A.4.3)
             continue
         direct, alternating = divmod(made[one + 1], 16)
         if frame == _LOSSLESS:
@@ -296,7 +296,7 @@ def _to_comment(made: bytearray, start: int, stop: int) -> None:
 
 
 def _keep_definitions(made: bytearray, start: int, stop: int, used: Sequence[Range]) -> None:
-    """Leave the used tables of a segment in it, and make a comment of the room of the others."""
+    """Keep the used tables of a segment, and fill the space of the others with a comment."""
     kept = b"".join(made[one:end] for one, end in used)
     if len(kept) == stop - start - 4:
         return
@@ -319,7 +319,7 @@ _GREY, _SRGB, _COLOUR_BOX = 17, 16, 15
 
 
 def _clear_jpeg_2000(made: bytearray) -> list[Part]:
-    """Clear a codestream, and the boxes around it, and return the data of its tiles."""
+    """Clear a codestream and the boxes around it, and return the data of its tiles."""
     at = _clear_boxes(made) if made.startswith(_SIGNATURE) else 0
     if made[at : at + 4] != b"\xff\x4f\xff\x51":
         raise _unclear()
@@ -370,7 +370,7 @@ def _clear_jpeg_2000(made: bytearray) -> list[Part]:
 
 
 def _pixels_of_tile(size: bytes, tile: int) -> tuple[int, int, int, int]:
-    """Return which rows and columns of the image a tile has, by the sizes in SIZ (ISO/IEC 15444-1 A.5.1, B.3)."""
+    """Return the rows and columns of the image that a tile covers, by the sizes in SIZ (ISO/IEC 15444-1 A.5.1, B.3)."""
     right, bottom, left, top, width, height, first_left, first_top = struct.unpack_from(">8I", size)
     if not (width and height and right > first_left) or set(size[35::3] + size[36::3]) != {1}:
         raise _unclear()
@@ -425,7 +425,7 @@ def _clear_boxes(made: bytearray) -> int:
 
 
 def _clear_header_boxes(made: bytearray, at: int, stop: int) -> None:
-    """Keep size, bits and colour; a colour profile becomes the number of its colour space, a palette is refused."""
+    """Keep size, bits and colour. A colour profile becomes the number of its colour space; a palette is refused."""
     components, has_colour = 1, False
     while at < stop:
         end = at + int.from_bytes(made[at : at + 4], "big")
@@ -457,7 +457,7 @@ _RLE_HEADER, _NOTHING = 64, 0x80
 
 
 def _clear_rle(made: bytearray, pixels: int, bits_allocated: int) -> None:
-    """Clear the unused words of the header, what the last run of a segment has too much, and what follows it."""
+    """Clear the unused words of the header, the end of a segment's last run if it is too long, and what follows it."""
     words = struct.unpack_from("<16I", made)
     made[4 * (words[0] + 1) : _RLE_HEADER] = bytes(_RLE_HEADER - 4 * (words[0] + 1))
     size = (pixels + 7) // 8 if bits_allocated == 1 else pixels
@@ -480,13 +480,14 @@ def _clear_rle(made: bytearray, pixels: int, bits_allocated: int) -> None:
 
 _PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue", "Alpha"))
 _WITH_PALETTE = ("COLOR", "COLOR_RANGE", "MIXED")
-"""Pixel Presentation (0008,9205) of grey images that are shown with a supplemental palette (PS3.3 C.7.6.19)."""
+"""Pixel Presentation (0008,9205) of grey images that are displayed with a supplemental palette (PS3.3 C.7.6.19)."""
 
 
-def clear_tables(dataset: Dataset) -> None:
-    """Cut lookup tables and palettes to the entries that their descriptors announce, at any depth, in place.
+def cut_lookup_tables(dataset: Dataset) -> None:
+    """Cut lookup tables and palettes to the number of entries in their descriptors, at any depth, in place.
 
-    Palettes of images that are shown without one are removed, and so is the length of a stream of video (7FE0,0003).
+    Palettes of images that are displayed without one are removed, and so is Encapsulated Pixel Data Value Total Length
+    (7FE0,0003).
     """
     dataset.pop("EncapsulatedPixelDataValueTotalLength", None)
     shown = code(dataset, "PhotometricInterpretation")
@@ -504,11 +505,11 @@ def clear_tables(dataset: Dataset) -> None:
         found = value(dataset, tag) if dataset.get_item(tag).VR in ("SQ", "UN", None) else None
         for item in found if isinstance(found, Sequence) else ():
             if isinstance(item, Dataset):
-                clear_tables(item)
+                cut_lookup_tables(item)
 
 
 def _cut_table(dataset: Dataset, keyword: str, entries: int, bits: int) -> None:
-    """Cut one table, whose values are bytes or, in US and SS, words; a table without a valid descriptor is removed."""
+    """Cut one table, whose values are bytes or, in US and SS, words. A table without a valid descriptor is removed."""
     found = dataset[keyword].value
     words = list(found) if isinstance(found, MultiValue | list) else [found] if isinstance(found, int) else None
     if not entries or not (words or isinstance(found, bytes)):

@@ -1,51 +1,52 @@
-"""Looks into a de-identified file for anything that identifies, with none of the code and the table that made it."""
+"""The verifier: reads a new file again, with a list of its own instead of the table, and searches it for what identifies."""
 
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
+from functools import cache
 
 from pydicom import dcmread
+from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from pipeline.deidentify.codes import meanings
-from pipeline.deidentify.identity import IDENTIFIERS, Identity, Path, texts_of, walk
-from pipeline.deidentify.numbers import FORCED, NUMBERS, forced_numbers, is_free
-from pipeline.deidentify.options import Keep, Options, Refusal, RefusedError
-from pipeline.deidentify.search import PLACEHOLDERS, Search, is_term, number_of
-from pipeline.deidentify.values import is_registered
+from pipeline.deidentify.identity import IDENTIFIERS, Identity, TagPath, texts_of, walk
+from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
+from pipeline.deidentify.search import PLACEHOLDERS, Search, is_defined_term, number_of
+from pipeline.deidentify.values import NUMERIC, code_meanings, is_registered
+from pipeline.imaging.dicom.header import numbers, whole_number
 
-_META = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
+_META_TAGS = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
 _WORDS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
-_NUMBERS = frozenset({"DS", "IS", "AS", "DA", "DT", "TM", "UI"})
+_DIGITS = frozenset({"DS", "IS", "AS", "DA", "DT", "TM", "UI"})
 _OLDEST = 90
-_LONG = 6
+_LONG_UID = 6
 _METHOD = frozenset({0x00120063, 0x00120064})
-"""De-identification Method and its codes, which octray writes and nobody else."""
+"""De-identification Method and its codes, which only octray writes."""
 _CODED = frozenset({"CodeMeaning", "CodeValue", "CodingSchemeDesignator"})
-_DESCRIBED = frozenset({"AdditionalPatientHistory", "Occupation", "PatientComments", "RequestingService", "VisitComments"})
-"""Identifiers of which safe words may stay with `Keep.DESCRIPTORS`."""
+_DESCRIPTIONS = frozenset({"AdditionalPatientHistory", "Occupation", "PatientComments", "RequestingService", "VisitComments"})
+"""Identifying attributes in which safe words may stay with `Keep.DESCRIPTORS`."""
 
 
 def verify(content: bytes, identity: Identity, pseudonym: str, options: Options, allowed: frozenset[int] = frozenset()) -> None:
-    """Search a file that is about to be written.
+    """Search a file before it is written.
 
     Parameters
     ----------
     content
         All its bytes.
     identity
-        What the original said.
+        What identified somebody in the original.
     pseudonym
-        What may stand for the patient.
+        The patient's pseudonym.
     options
-        What was asked to be kept.
+        What the user asked to keep.
     allowed
-        Tags of attributes in which nothing is searched for, since somebody looked at them.
+        Tags of attributes that are not searched, since a person has checked them.
 
     Raises
     ------
@@ -53,26 +54,28 @@ def verify(content: bytes, identity: Identity, pseudonym: str, options: Options,
         `IDENTITY_LEFT`, with the tags of the attributes in which something was found.
     """
     dataset = dcmread(io.BytesIO(content))
-    found = [*_structure(dataset, pseudonym, options)]
-    repeated = [_place(element.tag) for element, _ in left(dataset, identity, options, allowed)]
+    found = [*_forbidden_content(dataset, pseudonym, options)]
+    repeated = [_tag_text(element.tag) for element, _ in repeated_identity(dataset, identity, options, allowed)]
     if not found and repeated:
         raise RefusedError(
-            Refusal.IDENTITY_LEFT,
+            RefusalReason.IDENTITY_LEFT,
             f"A value in {', '.join(dict.fromkeys(repeated))} repeats an identifier or a date of the file and cannot be "
             "replaced safely. Look at the file; if it is chance, add --allow SHA256:ATTRIBUTE (the crosswalk has the hash).",
         )
-    if found := found or _raw(content, dataset, identity, options):
-        places = ", ".join(dict.fromkeys(found))
+    if not found and _is_in_bytes(content, dataset, identity, options):
+        found = ["the bytes of the file"]
+    if found:
         raise RefusedError(
-            Refusal.IDENTITY_LEFT,
-            f"Something that identifies would be left in {places}. Please report it as a fault of octray.",
+            RefusalReason.IDENTITY_LEFT,
+            f"Something that identifies would be left in {', '.join(dict.fromkeys(found))}. Please report this as a fault of "
+            "octray.",
         )
 
 
-def _structure(dataset: Dataset, pseudonym: str, options: Options) -> Iterator[str]:
-    """Yield where something stands that may not be in any de-identified file."""
+def _forbidden_content(dataset: Dataset, pseudonym: str, options: Options) -> Iterator[str]:
+    """Yield the places of anything that no de-identified file may contain."""
     allowed = PLACEHOLDERS | {pseudonym}
-    yield from (_place(tag) for tag in list(dataset.file_meta.keys()) if int(tag) not in _META)
+    yield from (_tag_text(tag) for tag in list(dataset.file_meta.keys()) if int(tag) not in _META_TAGS)
     if dataset.preamble != bytes(128):
         yield "the preamble"
     if dataset.get("PatientIdentityRemoved") != "YES" or dataset.get("PatientID") != pseudonym:
@@ -80,106 +83,323 @@ def _structure(dataset: Dataset, pseudonym: str, options: Options) -> Iterator[s
     for path, _, element in walk(dataset):
         tags = [BaseTag(tag) for tag in path if tag > 0xFFFF]
         texts = set(texts_of(element))
-        strange = element.VR == "UI" and Keep.UIDS not in options.keep and not all(map(_is_new_uid, texts))
-        if any(_forbidden(tag) for tag in tags) or element.VR == "UN" or strange:
-            yield _place(element.tag)
-        if element.VR == "AS" and any(text[:-1].isdecimal() and int(text[:-1]) > _OLDEST for text in texts if text[-1] == "Y"):
-            yield _place(element.tag)
-        described = element.keyword in _DESCRIBED and Keep.DESCRIPTORS in options.keep
-        personal = element.VR in ("PN", "AE") or (element.keyword in IDENTIFIERS and not described)
-        dated = element.VR in ("DA", "DT") and (Keep.DATES not in options.keep or element.keyword == "PatientBirthDate")
-        if (personal and not _is_pseudonymous(element, texts, allowed)) or (dated and not texts <= allowed):
-            yield _place(element.tag)
+        has_old_uid = element.VR == "UI" and Keep.UIDS not in options.keep and not all(map(_is_new_uid, texts))
+        if any(_is_forbidden(tag) for tag in tags) or element.VR == "UN" or has_old_uid:
+            yield _tag_text(element.tag)
+        if element.VR == "AS" and any(text[-1] == "Y" and text[:-1].isdecimal() and int(text[:-1]) > _OLDEST for text in texts):
+            yield _tag_text(element.tag)
+        is_description = element.keyword in _DESCRIPTIONS and Keep.DESCRIPTORS in options.keep
+        is_identifying = element.VR in ("PN", "AE") or (element.keyword in IDENTIFIERS and not is_description)
+        is_date = element.VR in ("DA", "DT") and (Keep.DATES not in options.keep or element.keyword == "PatientBirthDate")
+        # The Patient ID of another patient, in an item, has a pseudonym of its own.
+        is_pseudonym = element.keyword == "PatientID" and all(re.fullmatch(r"P[0-9A-F]{15}", text) for text in texts)
+        if (is_identifying and not is_pseudonym and not texts <= allowed) or (is_date and not texts <= allowed):
+            yield _tag_text(element.tag)
 
 
-def _forbidden(tag: BaseTag) -> bool:
+def _is_forbidden(tag: BaseTag) -> bool:
     return tag.is_private or tag.element == 0 or tag.group >> 8 in (0x50, 0x60)
 
 
 def _is_new_uid(uid: str) -> bool:
-    """Say whether a UID is one that the Standard registers, or one in the arc in which new ones are made (PS3.5 B.2)."""
+    """Return whether the Standard registers a UID, or it is in the arc of the new ones (PS3.5 B.2)."""
     return is_registered(uid) or uid.startswith("2.25.")
 
 
-def _is_pseudonymous(element: DataElement, texts: set[str], allowed: Iterable[str]) -> bool:
-    """Say whether nothing but placeholders stands there; the identifier of another patient has a pseudonym of its own."""
-    other = element.keyword == "PatientID" and all(re.fullmatch(r"P[0-9A-F]{15}", text) for text in texts)
-    return other or texts <= set(allowed)
+# What is repeated in values
 
 
-def left(
+def repeated_identity(
     dataset: Dataset, identity: Identity, options: Options, allowed: frozenset[int] = frozenset()
 ) -> Iterator[tuple[DataElement, str]]:
-    """Yield the elements of a data set in which something of the original is found again, each with the text that has it.
+    """Yield the elements in which something identifying of the original is found again, each with the text that has it.
 
-    What the file or the Standard forces is none of it: the size of an image, its bits and tables, registered codes.
+    Values that the file or the Standard forces do not count: an image's size, its bits and tables, registered codes.
     """
     uids = frozenset() if Keep.UIDS in options.keep else identity.uids
-    search = Search.of(identity.names, identity.identifiers | uids, identity.days)
+    search = Search(identity.names, identity.identifiers | uids, identity.days)
     forced = forced_numbers(dataset)
     for path, item, element in walk(dataset):
-        if path[0] in _METHOD or element.keyword in FORCED or int(element.tag) in allowed or _is_coded(item, element):
+        if path[0] in _METHOD or element.keyword in FORCED_NUMBERS or int(element.tag) in allowed or _is_coded(item, element):
             continue
         for text in texts_of(element):
-            if (element.VR == "UI" and text in uids) or _is_left(path, element, text, identity, search, forced):
+            if (element.VR == "UI" and text in uids) or _is_repeated(path, element, text, identity, search, forced):
                 yield element, text
 
 
-def _is_left(
-    path: Path, element: DataElement, text: str, identity: Identity, search: Search, forced: frozenset[Decimal]
+def _is_repeated(
+    path: TagPath, element: DataElement, text: str, identity: Identity, search: Search, forced: frozenset[Decimal]
 ) -> bool:
-    kind = str(element.VR)
-    if text in PLACEHOLDERS or (kind == "CS" and is_term(text)):
+    representation = str(element.VR)
+    if text in PLACEHOLDERS or (representation == "CS" and is_defined_term(text)):
         return False
-    if kind == "UI":
-        return not is_registered(text) and not identity.of_patient.isdisjoint(text.split("."))
-    if kind in ("DA", "DT", "TM", "AS"):
-        return (path, text) in identity.placed_dates or search.is_identifier(text.replace(":", ""))
-    if kind in NUMBERS:
+    if representation == "UI":
+        return not is_registered(text) and not identity.patient_identifiers.isdisjoint(text.split("."))
+    if representation in ("DA", "DT", "TM", "AS"):
+        return (path, text) in identity.dated_elements or search.is_identifier(text.replace(":", ""))
+    if representation in NUMERIC:
         is_found = search.is_identifier(text) or search.is_day(text)
-        return is_found and (is_free(element.tag) or number_of(text) not in forced)
-    is_short = kind in _WORDS - {"CS"} and text.upper() in identity.short_identifiers
-    return is_short or search.finds_identifier(text) or (kind in _WORDS and search.finds_name(text))
+        return is_found and (is_free_number(element.tag) or number_of(text) not in forced)
+    is_short = representation in _WORDS - {"CS"} and text.upper() in identity.short_identifiers
+    return is_short or search.finds_identifier(text) or (representation in _WORDS and search.finds_name(text))
 
 
 def _is_coded(item: Dataset, element: DataElement) -> bool:
-    """Say whether this is text of a coded entry as a dictionary of codes has it (PS3.3 8.8), or the character set."""
+    """Return whether an element is the character set, or text of a coded entry that a dictionary of codes has (PS3.3 8.8)."""
     if element.keyword == "SpecificCharacterSet":
         return True
     if element.keyword not in _CODED:
         return False
     scheme = str(item.get("CodingSchemeDesignator") or "").strip()
-    known = meanings(scheme, str(item.get("CodeValue") or "").strip())
-    return bool(known) and (element.keyword != "CodeMeaning" or str(element.value).lower() in {one.lower() for one in known})
+    meanings = code_meanings(scheme, str(item.get("CodeValue") or "").strip())
+    return bool(meanings) and (
+        element.keyword != "CodeMeaning" or str(element.value).lower() in {one.lower() for one in meanings}
+    )
 
 
-def _raw(content: bytes, dataset: Dataset, identity: Identity, options: Options) -> list[str]:
-    """Search the bytes themselves for longer texts, apart from the texts of elements, in which nothing was found before."""
+# What is repeated in bytes
+
+
+def _is_in_bytes(content: bytes, dataset: Dataset, identity: Identity, options: Options) -> bool:
+    """Return whether longer texts occur in the bytes of a file more often than in the texts of its elements."""
     searched = content
     if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
         start = 132 + 12 + dataset.file_meta.FileMetaInformationGroupLength
         searched += zlib.decompress(content[start:], -zlib.MAX_WBITS)
     searched = searched.upper()
-    uids = set() if Keep.UIDS in options.keep else {uid.encode() for uid in identity.uids if len(uid) >= _LONG}
-    harmless = "\n".join(_texts(dataset)).upper().encode("utf-8", "replace")
-    found = any(_count(text, searched) > _count(text, harmless) for text in identity.raw | uids)
-    return ["the bytes of the file"] if found else []
-
-
-def _texts(dataset: Dataset) -> Iterator[str]:
-    """Yield the texts of all elements that hold text."""
+    uids = set() if Keep.UIDS in options.keep else {uid.encode() for uid in identity.uids if len(uid) >= _LONG_UID}
     elements = [*dataset.file_meta, *(element for _, _, element in walk(dataset))]
-    for element in elements:
-        if element.VR in _WORDS | _NUMBERS:
-            yield from texts_of(element)
+    texts = [text for element in elements if element.VR in _WORDS | _DIGITS for text in texts_of(element)]
+    known = "\n".join(texts).upper().encode("utf-8", "replace")
+    return any(_count(text, searched) > _count(text, known) for text in identity.byte_strings | uids)
 
 
 def _count(text: bytes, searched: bytes) -> int:
-    """Count where a text occurs; digits count only where they stand alone, since the new UIDs have many."""
+    """Count the occurrences of a text; digits count only if no others follow or precede them, since new UIDs have many."""
     if not re.fullmatch(rb"[\d.]+", text) or text not in searched:
         return searched.count(text)
     return len(re.findall(rb"(?<![\w.])" + re.escape(text) + rb"(?![\w.])", searched))
 
 
-def _place(tag: BaseTag) -> str:
+def _tag_text(tag: BaseTag) -> str:
     return f"({tag.group:04x},{tag.element:04x})"
+
+
+# Numbers: forced ones are never searched, free ones may become 0, and the image needs all others as they are
+
+_LUT_DESCRIPTORS = frozenset(
+    {
+        "BlendingLookupTableDescriptor",
+        "GrayLookupTableDescriptor",
+        "LUTDescriptor",
+        *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Alpha", "Blue", "Green", "Red")),
+        *(f"Large{colour}PaletteColorLookupTableDescriptor" for colour in ("Blue", "Green", "Red")),
+    }
+)
+_PIXEL_NUMBERS = frozenset(
+    {
+        "BitsAllocated",
+        "BitsStored",
+        "Columns",
+        "DoubleFloatPixelPaddingRangeLimit",
+        "DoubleFloatPixelPaddingValue",
+        "FloatPixelPaddingRangeLimit",
+        "FloatPixelPaddingValue",
+        "HighBit",
+        "LargestImagePixelValue",
+        "LargestImagePixelValueInPlane",
+        "LargestMonochromePixelValue",
+        "LargestPixelValueInSeries",
+        "LargestValidPixelValue",
+        "NumberOfFrames",
+        "PixelPaddingRangeLimit",
+        "PixelPaddingValue",
+        "Rows",
+        "SamplesPerPixel",
+        "SamplesPerPixelUsed",
+        "SmallestImagePixelValue",
+        "SmallestImagePixelValueInPlane",
+        "SmallestPixelValueInSeries",
+        "SmallestValidPixelValue",
+        "TotalPixelMatrixColumns",
+        "TotalPixelMatrixFocalPlanes",
+        "TotalPixelMatrixRows",
+    }
+)
+FORCED_NUMBERS = (
+    _LUT_DESCRIPTORS
+    | _PIXEL_NUMBERS
+    | {
+        "ALinesPerFrame",
+        "AngularViewVector",
+        "BitsMappedToColorLookupTable",
+        "ColumnPositionInTotalImagePixelMatrix",
+        "ConcatenationFrameOffsetNumber",
+        "DataPointColumns",
+        "DataPointRows",
+        "DetectorVector",
+        "DimensionIndexPointer",
+        "DimensionIndexValues",
+        "DisplayedAreaBottomRightHandCorner",
+        "DisplayedAreaTopLeftHandCorner",
+        "DoubleFloatRealWorldValueFirstValueMapped",
+        "DoubleFloatRealWorldValueLastValueMapped",
+        "EncapsulatedPixelDataValueTotalLength",
+        "EnergyWindowVector",
+        "FrameDimensionPointer",
+        "FrameIncrementPointer",
+        "FrameNumbersOfInterest",
+        "FunctionalGroupPointer",
+        "GraphicDimensions",
+        "HistogramNumberOfBins",
+        "ImageDimensions",
+        "InConcatenationNumber",
+        "InConcatenationTotalNumber",
+        "InStackPositionNumber",
+        "MaximumFractionalValue",
+        "MaximumStoredValueMapped",
+        "MinimumStoredValueMapped",
+        "NumberOfBeams",
+        "NumberOfBlocks",
+        "NumberOfBoli",
+        "NumberOfBrachyApplicationSetups",
+        "NumberOfCompensators",
+        "NumberOfContourPoints",
+        "NumberOfControlPoints",
+        "NumberOfDetectors",
+        "NumberOfEnergyWindows",
+        "NumberOfFocalPlanes",
+        "NumberOfFramesInPhase",
+        "NumberOfFramesInRotation",
+        "NumberOfGraphicPoints",
+        "NumberOfOpticalPaths",
+        "NumberOfPhases",
+        "NumberOfRRIntervals",
+        "NumberOfRotations",
+        "NumberOfSlices",
+        "NumberOfSurfacePoints",
+        "NumberOfSurfaces",
+        "NumberOfTableBreakPoints",
+        "NumberOfTableColumns",
+        "NumberOfTableEntries",
+        "NumberOfTableRows",
+        "NumberOfTimeSlices",
+        "NumberOfTimeSlots",
+        "NumberOfWedges",
+        "PhaseVector",
+        "PixelRepresentation",
+        "PlanarConfiguration",
+        "RRIntervalVector",
+        "RealWorldValueFirstValueMapped",
+        "RealWorldValueLastValueMapped",
+        "ReferencedContentItemIdentifier",
+        "ReferencedFrameNumber",
+        "ReferencedFrameNumbers",
+        "ReferencedSegmentNumber",
+        "RepresentativeFrameNumber",
+        "RotationVector",
+        "RowPositionInTotalImagePixelMatrix",
+        "SegmentNumber",
+        "SelectorAttribute",
+        "SimpleFrameList",
+        "SliceVector",
+        "TemporalPositionIndex",
+        "TimeSliceVector",
+        "TimeSlotVector",
+    }
+)
+"""Attributes whose number follows from the pixels, from other parts of the file or from the Standard (PS3.3 C.7.6, C.8)."""
+_NEEDED_NUMBERS = frozenset(
+    {
+        "DecayFactor",
+        "DiffusionBValue",
+        "DoseCalibrationFactor",
+        "FloatingPointValue",
+        "FrameTime",
+        "FrameTimeVector",
+        "ImageOrientation",
+        "ImageOrientationPatient",
+        "ImageOrientationVolume",
+        "ImagePosition",
+        "ImagePositionPatient",
+        "ImagePositionVolume",
+        "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
+        "NumericValue",
+        "ObjectPixelSpacingInCenterOfBeam",
+        "PhysicalDeltaX",
+        "PhysicalDeltaY",
+        "PhysicalUnitsXDirection",
+        "PhysicalUnitsYDirection",
+        "PixelComponentDataType",
+        "PixelComponentMask",
+        "PixelComponentOrganization",
+        "PixelComponentPhysicalUnits",
+        "PixelComponentRangeStart",
+        "PixelComponentRangeStop",
+        "RadionuclideHalfLife",
+        "RadionuclideTotalDose",
+        "RationalDenominatorValue",
+        "RationalNumeratorValue",
+        "RealWorldValueIntercept",
+        "RealWorldValueLUTData",
+        "RealWorldValueSlope",
+        "ReconstructionPixelSpacing",
+        "ReferencePixelPhysicalValueX",
+        "ReferencePixelPhysicalValueY",
+        "ReferencePixelX0",
+        "ReferencePixelY0",
+        "RegionDataType",
+        "RegionFlags",
+        "RegionLocationMaxX1",
+        "RegionLocationMaxY1",
+        "RegionLocationMinX0",
+        "RegionLocationMinY0",
+        "RegionSpatialFormat",
+        "ShutterLeftVerticalEdge",
+        "ShutterLowerHorizontalEdge",
+        "ShutterPresentationValue",
+        "ShutterRightVerticalEdge",
+        "ShutterUpperHorizontalEdge",
+        "CenterOfCircularShutter",
+        "RadiusOfCircularShutter",
+        "VerticesOfThePolygonalShutter",
+        "SliceSensitivityFactor",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "TableOfParameterValues",
+        "TableOfPixelValues",
+        "TableOfXBreakPoints",
+        "TableOfYBreakPoints",
+        "VolumeToTableMappingMatrix",
+        "VolumeToTransducerMappingMatrix",
+        "ZeroVelocityPixelValue",
+    }
+)
+"""Numbers of the groups below without which pixels are shown, placed or measured wrongly; 0 would be a false statement."""
+_ACQUISITION = frozenset({0x0008, 0x0010, 0x0012, 0x0016, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x0050, 0x0052, 0x0054})
+"""Groups with numbers about patient, study and acquisition; those of other groups tell what pixels, plans and displays mean."""
+
+
+@cache
+def is_free_number(tag: int) -> bool:
+    """Return whether a number may become 0: the object stays valid, and nothing in it refers to the number."""
+    if not dictionary_has_tag(tag):
+        return False
+    keyword = keyword_for_tag(tag)
+    is_link = keyword.startswith("Referenced") or tag_for_keyword(f"Referenced{keyword}") is not None
+    is_needed = keyword in _NEEDED_NUMBERS or keyword in FORCED_NUMBERS or is_link
+    return keyword == "LossyImageCompressionRatio" or (BaseTag(tag).group in _ACQUISITION and not is_needed)
+
+
+def forced_numbers(dataset: Dataset) -> frozenset[Decimal]:
+    """Return the numbers that an image always contains: its size, its bits, its tables, and their ranges.
+
+    A window over all values of 12 bits has the width 4096, and a shutter ends one pixel behind the last column.
+    """
+    found = {Decimal(str(one)) for keyword in _PIXEL_NUMBERS | _LUT_DESCRIPTORS for one in numbers(dataset, keyword)}
+    found |= {Decimal(number + 1) for keyword in ("Rows", "Columns") if (number := whole_number(dataset, keyword))}
+    bits = {whole_number(dataset, keyword) for keyword in ("BitsAllocated", "BitsStored")}
+    for power in {2 ** (number + less) for number in bits if number and 0 < number <= 64 for less in (0, -1)}:
+        found |= {Decimal(power), Decimal(power - 1), Decimal(power) - Decimal("0.5")}
+    return frozenset(found)

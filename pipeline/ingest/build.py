@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.deidentify.job import Job
-from pipeline.deidentify.run import Run
+from pipeline.deidentify.deidentifier import Deidentifier, Plan
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
@@ -52,7 +51,7 @@ class Rules:
     patient_key: str | None = None
     percent: Percent = DEFAULT_PERCENT
     seed: int = 0
-    deidentify: Job | None = None
+    deidentify: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +105,17 @@ def build_index(
     """
     _check(sources, rules, out)
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
-    with Journal(out / JOURNAL if out else None, binding(how)) as journal, _run(rules, how, workers) as run:
-        homes = (run.out,) if run else roots
+    with Journal(out / JOURNAL if out else None, binding(how)) as journal, _deidentifier(rules, how, workers) as deidentifier:
+        homes = (deidentifier.out,) if deidentifier else roots
         places = Places([as_text(str(home)) for home in homes], journal)
-        is_known = (lambda _, file: run.knows(file)) if run else places.knows
+        is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else places.knows
         files = find_files(sources, _no_studies(rules, out), is_known, skipped)
         known = _known(rules, sources, roots, files)
         pattern = parse_patient_pattern(rules.patient_key, known.columns)
         wanted = {one: file for one, file in files.items() if _is_wanted(rules, known, one, file)}
         material = Material(files, wanted, known.facts, unlabelled=NOT_NAMED if rules.labels else NO_FOLDER)
-        if run:
-            material = deidentified(material, run, progress)
+        if deidentifier:
+            material = deidentified(material, deidentifier, progress)
         outcomes = places.read(material.wanted, how, progress, workers)
         places.keep_only(material.files)
     quarantine = (*material.left_out, *quarantined(material.files, outcomes, material.unlabelled))
@@ -139,16 +138,16 @@ def build_index(
 
 def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
     """Find out whether what identifies and what does not would stay apart."""
-    job = rules.deidentify
-    if job is None:
+    plan = rules.deidentify
+    if plan is None:
         return
-    job.check(sources)
-    if out and job.key.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"The key {job.key.name} lies inside the index, with which it would be handed on. Name another place.")
+    plan.check(sources)
+    if out and plan.key.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"The key {plan.key.name} lies inside the index and would be handed on with it. Name another place.")
 
 
-def _run(rules: Rules, how: How, workers: int) -> AbstractContextManager[Run | None]:
-    return Run(rules.deidentify, how.reading, workers) if rules.deidentify else nullcontext()
+def _deidentifier(rules: Rules, how: How, workers: int) -> AbstractContextManager[Deidentifier | None]:
+    return Deidentifier(rules.deidentify, how.reading, workers) if rules.deidentify else nullcontext()
 
 
 def _no_studies(rules: Rules, out: Path | None) -> list[Path]:

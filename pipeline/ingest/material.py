@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from pipeline.deidentify.run import Made, Refused, Run
+from pipeline.deidentify.deidentifier import Deidentifier, RefusedFile, WrittenFile
 from pipeline.errors import InputError
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile
@@ -59,14 +59,14 @@ class Material:
         return "" if file_id in self.nameless else read.patient
 
 
-def deidentified(found: Material, run: Run, progress: Progress) -> Material:
+def deidentified(found: Material, deidentifier: Deidentifier, progress: Progress) -> Material:
     """De-identify files, and carry over to the new ones what is known of the originals; nothing of their names is left.
 
     Parameters
     ----------
     found
         The originals.
-    run
+    deidentifier
         Writes the new files.
     progress
         Shows how far it is.
@@ -82,26 +82,26 @@ def deidentified(found: Material, run: Run, progress: Progress) -> Material:
     InputError
         Where copies of one file have different labels, patients or splits, or the key is none.
     """
-    outcomes = dict(zip(found.wanted, run.deidentify(list(found.wanted.values()), progress), strict=True))
+    outcomes = dict(zip(found.wanted, deidentifier.deidentify(list(found.wanted.values()), progress), strict=True))
     unlabelled = [
-        run.leave_out(file, NO_LABEL, found.unlabelled) for one, file in found.files.items() if one not in found.wanted
+        deidentifier.leave_out(file, NO_LABEL, found.unlabelled) for one, file in found.files.items() if one not in found.wanted
     ]
-    made = {(0, one.name): one for one in outcomes.values() if isinstance(one, Made)}
-    files = {file_id: StudyFile(run.out / file_id[1], file_id[1]) for file_id in sorted(made)}
-    refused = [one for one in outcomes.values() if isinstance(one, Refused)]
+    made = {(0, one.name): one for one in outcomes.values() if isinstance(one, WrittenFile)}
+    files = {file_id: StudyFile(deidentifier.out / file_id[1], file_id[1]) for file_id in sorted(made)}
+    refused = [one for one in outcomes.values() if isinstance(one, RefusedFile)]
     return Material(
         files,
         files,
-        _carried(found, outcomes, run.secret.pseudonym),
+        _carried(found, outcomes, deidentifier.secret.pseudonym),
         tuple(Quarantined(one.alias, one.reason, one.message) for one in (*refused, *unlabelled)),
-        {(0, one.name): file_id[1] for file_id, one in outcomes.items() if isinstance(one, Made)},
-        frozenset(file_id for file_id, one in made.items() if not one.names_patient),
-        run.secret.pseudonym,
+        {(0, one.name): file_id[1] for file_id, one in outcomes.items() if isinstance(one, WrittenFile)},
+        frozenset(file_id for file_id, one in made.items() if not one.has_patient),
+        deidentifier.secret.pseudonym,
     )
 
 
 def _carried(
-    found: Material, outcomes: Mapping[FileId, Made | Refused], pseudonym: Callable[[str], str]
+    found: Material, outcomes: Mapping[FileId, WrittenFile | RefusedFile], pseudonym: Callable[[str], str]
 ) -> dict[FileId, FileFacts]:
     facts: dict[FileId, FileFacts] = {}
     torn = set()
@@ -118,7 +118,7 @@ def _carried(
     return facts
 
 
-def _new_ids(outcomes: Mapping[FileId, Made | Refused]) -> Iterator[tuple[FileId, FileId]]:
+def _new_ids(outcomes: Mapping[FileId, WrittenFile | RefusedFile]) -> Iterator[tuple[FileId, FileId]]:
     for file_id, one in outcomes.items():
-        if isinstance(one, Made):
+        if isinstance(one, WrittenFile):
             yield file_id, (0, one.name)

@@ -32,6 +32,7 @@ _PIECES = re.compile(
 """Names of what is written for studies, below the folder of results, and of what a kill leaves of it."""
 _WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, REPORT)), r"report-\d+\.html")))
 
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of work in a folder.

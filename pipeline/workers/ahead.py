@@ -14,9 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
-) -> Generator[Result, None, None]:
+def map_ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Generator[Result, None, None]:
     """Yield `work(item)` for every item in order, with up to `ahead` items begun before their results are needed."""
 
     def single(item: Item) -> Iterator[Result]:

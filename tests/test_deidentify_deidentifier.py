@@ -14,12 +14,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pydicom import dcmread
 
-from pipeline.deidentify import crosswalk, secret
+from pipeline.deidentify import crosswalk
+from pipeline.deidentify.deidentifier import Deidentifier, FolderResult, Plan, deidentify_folder
 from pipeline.deidentify.instance import deidentify_bytes
-from pipeline.deidentify.job import Job
-from pipeline.deidentify.options import Box, Keep, Options, Refusal
-from pipeline.deidentify.run import Run
-from pipeline.deidentify.tree import Summary, deidentify_tree
+from pipeline.deidentify.profile import Keep, Options, Rectangle, RefusalReason
 from pipeline.errors import InputError, Reason
 from pipeline.imaging.dicom.dataset import parse
 from pipeline.imaging.dicom.decoding import stored_values
@@ -50,8 +48,8 @@ def studies(tmp_path: Path) -> Path:
     return folder
 
 
-def run(source: Path, out: Path, options: Options = BASIC) -> Summary:
-    return deidentify_tree([source], Job(out, out.parent / "keys" / "my.key", options), silent)
+def run(source: Path, out: Path, options: Options = BASIC) -> FolderResult:
+    return deidentify_folder([source], Plan(out, out.parent / "keys" / "my.key", options), silent)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -61,15 +59,15 @@ def tree(folder: Path) -> dict[str, str]:
 
 def entries(out: Path) -> list[crosswalk.Entry]:
     key = out.parent / "keys" / "my.key"
-    return list(crosswalk.read(crosswalk.crosswalk_path(key), secret.read(key)))
+    return list(crosswalk.read_crosswalk(crosswalk.crosswalk_path(key), crosswalk.read_key(key)))
 
 
 def test_files_are_written_or_refused_and_none_is_lost(studies: Path, tmp_path: Path) -> None:
-    summary = run(studies, tmp_path / "out")
-    assert set(tree(tmp_path / "out")) == set(summary.names)
-    assert (len(summary.names), summary.patients) == (2, 1)
-    assert {one.source: one.reason for one in summary.refused} == {
-        "photo.png": Refusal.NOT_DICOM,
+    result = run(studies, tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == set(result.names)
+    assert (len(result.names), result.patients) == (2, 1)
+    assert {one.source: one.reason for one in result.refused} == {
+        "photo.png": RefusalReason.NOT_DICOM,
         "broken.dcm": Reason.TRUNCATED,
     }
 
@@ -82,8 +80,8 @@ def test_neither_names_nor_bytes_say_who_it_was(studies: Path, tmp_path: Path) -
 
 
 def test_references_between_files_hold(studies: Path, tmp_path: Path) -> None:
-    summary = run(studies, tmp_path / "out")
-    made = [dcmread(tmp_path / "out" / name) for name in summary.names]
+    result = run(studies, tmp_path / "out")
+    made = [dcmread(tmp_path / "out" / name) for name in result.names]
     referenced = {
         str(element.value) for one in made for element in one.iterall() if element.keyword == "ReferencedSOPInstanceUID"
     }
@@ -106,13 +104,13 @@ def test_another_run_with_the_key_gives_the_same_files(studies: Path, tmp_path: 
 
 
 def test_the_crosswalk_leads_back_and_stands_outside(studies: Path, tmp_path: Path) -> None:
-    summary = run(studies, tmp_path / "out", Options(frozenset({Keep.DATES})))
+    result = run(studies, tmp_path / "out", Options(frozenset({Keep.DATES})))
     found = {entry["name"]: entry for entry in entries(tmp_path / "out") if "name" in entry}
-    assert found.keys() == set(summary.names)
+    assert found.keys() == set(result.names)
     assert {entry["patient_id"] for entry in found.values()} == {"MRN-778812"}
     assert {entry["sha256"] for entry in found.values()} <= set(tree(studies).values())
     assert {entry["offset_days"] for entry in found.values()} == {
-        secret.read(tmp_path / "keys" / "my.key").offset_days("MRN-778812")
+        crosswalk.read_key(tmp_path / "keys" / "my.key").offset_days("MRN-778812")
     }
     reasons = {Path(entry["path"]).name: entry["reason"] for entry in entries(tmp_path / "out") if "reason" in entry}
     assert reasons == {"photo.png": "not_dicom", "broken.dcm": "truncated"}
@@ -126,16 +124,16 @@ def test_two_files_with_one_uid_never_replace_each_other(tmp_path: Path) -> None
     (source / "a.dcm").write_bytes(content)
     (source / "b.dcm").write_bytes(content)
     (source / "c.dcm").write_bytes(content.replace(b"Doe^Jane", b"Doe^June"))
-    summary = run(source, tmp_path / "out")
-    assert len(set(summary.names)) == 1
-    assert [(one.source, one.reason) for one in summary.refused] == [("c.dcm", Refusal.SAME_UID)]
+    result = run(source, tmp_path / "out")
+    assert len(set(result.names)) == 1
+    assert [(one.source, one.reason) for one in result.refused] == [("c.dcm", RefusalReason.SAME_UID)]
     again = run(source / "c.dcm", tmp_path / "out")
-    assert [one.reason for one in again.refused] == [Refusal.SAME_UID]
+    assert [one.reason for one in again.refused] == [RefusalReason.SAME_UID]
 
 
 def test_a_second_run_reads_no_file_again(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, before = run(studies, tmp_path / "out"), tree(tmp_path / "out")
-    monkeypatch.setattr("pipeline.deidentify.run.deidentify_file", fail)
+    monkeypatch.setattr("pipeline.deidentify.deidentifier.deidentify_file", fail)
     assert run(studies, tmp_path / "out") == first
     assert tree(tmp_path / "out") == before
     os.utime(studies / "source.dcm")
@@ -195,11 +193,11 @@ def test_any_number_of_workers_writes_what_one_process_does(studies: Path, tmp_p
     for number in range(12):
         (studies / f"{number}.dcm").write_bytes(make_identified(SOPInstanceUID=f"{SOURCE}.{number}", PatientID=f"MRN-{number}"))
     key = tmp_path / "keys" / "my.key"
-    runs = {count: deidentify_tree([studies], Job(tmp_path / str(count), key), silent, workers=count) for count in (1, 2, 3)}
+    runs = {count: deidentify_folder([studies], Plan(tmp_path / str(count), key), silent, workers=count) for count in (1, 2, 3)}
     assert runs[1] == runs[2] == runs[3]
     assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "3")
     made = [
-        deidentify_bytes(path.read_bytes(), secret.read(key), BASIC, Limits())
+        deidentify_bytes(path.read_bytes(), crosswalk.read_key(key), BASIC, Limits())
         for path in sorted(studies.rglob("*.dcm"))
         if path.name != "broken.dcm"
     ]
@@ -208,32 +206,32 @@ def test_any_number_of_workers_writes_what_one_process_does(studies: Path, tmp_p
 
 
 def test_a_file_on_which_the_decoder_crashes_or_hangs_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.deidentify.run.deidentify_file", deidentify_unless_named)
+    monkeypatch.setattr("pipeline.deidentify.deidentifier.deidentify_file", deidentify_unless_named)
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for number, name in enumerate(["a", "crash", "b", "hang", "c"]):
         (source / f"{name}.dcm").write_bytes(make_dicom(SOPInstanceUID=f"1.2.{number}"))
     monkeypatch.setenv(FRAME_SECONDS, "0.4")
-    job = Job(out, tmp_path / "my.key")
+    plan = Plan(out, tmp_path / "my.key")
     for _ in range(2):
-        summary = deidentify_tree([source], job, silent)
-        assert len(summary.names) == len(tree(out)) == 3
-        assert [(one.source, one.reason) for one in summary.refused] == [
+        result = deidentify_folder([source], plan, silent)
+        assert len(result.names) == len(tree(out)) == 3
+        assert [(one.source, one.reason) for one in result.refused] == [
             ("crash.dcm", Reason.DECODER_CRASH),
             ("hang.dcm", Reason.TIME_LIMIT),
         ]
     monkeypatch.undo()
-    assert len(deidentify_tree([source], job, silent).names) == 5
+    assert len(deidentify_folder([source], plan, silent).names) == 5
 
 
 def test_a_file_is_allowed_the_time_and_memory_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = make_dicom()
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(content)
-    monkeypatch.setattr("pipeline.deidentify.run.worker_limits", lambda: WorkerLimits(worker_bytes=1))
+    monkeypatch.setattr("pipeline.deidentify.deidentifier.worker_limits", lambda: WorkerLimits(worker_bytes=1))
     limits = Limits(file_bytes=len(content))
-    summary = deidentify_tree([tmp_path / "in"], Job(tmp_path / "out", tmp_path / "my.key"), silent, Reading(limits))
-    assert len(summary.names) == 1
+    result = deidentify_folder([tmp_path / "in"], Plan(tmp_path / "out", tmp_path / "my.key"), silent, Reading(limits))
+    assert len(result.names) == 1
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
@@ -248,7 +246,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_said_and_refuses_no_file(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.deidentify.run.deidentify_file", deidentify_without_a_folder)
+    monkeypatch.setattr("pipeline.deidentify.deidentifier.deidentify_file", deidentify_without_a_folder)
     with pytest.raises(InputError, match=r"A new file cannot be written: No such file or directory\. Name another"):
         run(studies, tmp_path / "out")
     assert entries(tmp_path / "out") == []
@@ -261,17 +259,17 @@ def test_text_is_given_the_time_to_be_found(tmp_path: Path, monkeypatch: pytest.
     ImageDraw.Draw(picture).text((20, 20), "WHITFIELD ANN", fill=255, font_size=40)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(np.asarray(picture), BurnedInAnnotation="YES"))
-    job = Job(tmp_path / "out", tmp_path / "my.key", Options(clean_pixels=True))
+    plan = Plan(tmp_path / "out", tmp_path / "my.key", Options(clean_pixels=True))
     monkeypatch.setenv(FRAME_SECONDS, "0.1")
-    summary = deidentify_tree([tmp_path / "in"], job, silent)
-    made = dcmread(tmp_path / "out" / summary.names[0])
+    result = deidentify_folder([tmp_path / "in"], plan, silent)
+    made = dcmread(tmp_path / "out" / result.names[0])
     assert (made.BurnedInAnnotation, set(np.unique(made.pixel_array))) == ("NO", {0, 40})
 
 
 def test_sources_that_overlap_are_read_once(studies: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path / "out", tmp_path / "my.key")
-    summary = deidentify_tree([studies, studies / "Whitfield", studies], job, silent)
-    assert (len(summary.names), len(summary.refused)) == (2, 2)
+    plan = Plan(tmp_path / "out", tmp_path / "my.key")
+    result = deidentify_folder([studies, studies / "Whitfield", studies], plan, silent)
+    assert (len(result.names), len(result.refused)) == (2, 2)
 
 
 OTHER_FILES = {
@@ -293,15 +291,15 @@ def test_files_that_are_not_dicom_are_refused_whatever_they_are(tmp_path: Path) 
     for name, head in OTHER_FILES.items():
         padding = b"Whitfield^Ann MRN-778812".ljust(700_000, b"\0") if head and not name.endswith("docx") else b""
         (tmp_path / "in" / name).write_bytes(head + padding)
-    summary = run(tmp_path / "in", tmp_path / "out")
-    assert {one.source: one.reason for one in summary.refused} == dict.fromkeys(OTHER_FILES, Refusal.NOT_DICOM)
+    result = run(tmp_path / "in", tmp_path / "out")
+    assert {one.source: one.reason for one in result.refused} == dict.fromkeys(OTHER_FILES, RefusalReason.NOT_DICOM)
     assert tree(tmp_path / "out") == {}
 
 
 def test_real_device_files_are_refused(shared_data: Path, tmp_path: Path) -> None:
-    summary = run(shared_data / "oct-spectralis-vol", tmp_path / "out")
-    assert {Path(one.source).suffix: one.reason for one in summary.refused}[".vol"] == Refusal.NOT_DICOM
-    assert summary.names == ()
+    result = run(shared_data / "oct-spectralis-vol", tmp_path / "out")
+    assert {Path(one.source).suffix: one.reason for one in result.refused}[".vol"] == RefusalReason.NOT_DICOM
+    assert result.names == ()
 
 
 def test_every_member_of_an_archive_is_written_or_refused(tmp_path: Path) -> None:
@@ -321,20 +319,18 @@ def test_every_member_of_an_archive_is_written_or_refused(tmp_path: Path) -> Non
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "Doe.zip").write_bytes(make_zip(members))
     for _ in range(2):
-        summary = run(tmp_path / "in", tmp_path / "out")
-        assert len(summary.names) == len(tree(tmp_path / "out")) == 2
-        assert {one.source.removeprefix("Doe.zip/"): one.reason for one in summary.refused} == {
-            "Doe/picture.png": Refusal.NOT_DICOM,
-            "Doe/heidelberg.vol": Refusal.NOT_DICOM,
+        result = run(tmp_path / "in", tmp_path / "out")
+        assert len(result.names) == len(tree(tmp_path / "out")) == 2
+        assert {one.source.removeprefix("Doe.zip/"): one.reason for one in result.refused} == {
+            "Doe/picture.png": RefusalReason.NOT_DICOM,
+            "Doe/heidelberg.vol": RefusalReason.NOT_DICOM,
             "Doe/cut.dcm": Reason.TRUNCATED,
             r"\x2e\x2e/\x2e\x2e/out.dcm": Reason.UNSAFE_PATH,
-            "inner.zip/notes.txt": Refusal.NOT_DICOM,
+            "inner.zip/notes.txt": RefusalReason.NOT_DICOM,
             "locked.zip/locked": Reason.UNSUPPORTED_ENCODING,
             "broken.zip": Reason.DECODE_FAILED,
         }
-    assert {entry["alias"] for entry in entries(tmp_path / "out") if "reason" in entry} == {
-        one.alias for one in summary.refused
-    }
+    assert {entry["alias"] for entry in entries(tmp_path / "out") if "reason" in entry} == {one.alias for one in result.refused}
 
 
 def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
@@ -342,8 +338,8 @@ def test_a_file_that_fails_the_verifier_is_not_left(tmp_path: Path) -> None:
     source.mkdir()
     pixels = np.frombuffer(b"Whitfield".ljust(16), np.uint8).reshape(4, 4)
     (source / "a.dcm").write_bytes(make_dicom(pixels, PatientName="Whitfield^Ann"))
-    summary = run(source, tmp_path / "out")
-    assert [one.reason for one in summary.refused] == [Refusal.IDENTITY_LEFT]
+    result = run(source, tmp_path / "out")
+    assert [one.reason for one in result.refused] == [RefusalReason.IDENTITY_LEFT]
     assert tree(tmp_path / "out") == {}
 
 
@@ -360,21 +356,21 @@ def test_places_that_would_mix_old_and_new_are_refused(tmp_path: Path, out: str,
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(make_dicom())
     with pytest.raises(InputError, match=message):
-        deidentify_tree([tmp_path / "in"], Job(tmp_path / out, tmp_path / key), silent)
+        deidentify_folder([tmp_path / "in"], Plan(tmp_path / out, tmp_path / key), silent)
     assert set(tree(tmp_path)) == {"in/a.dcm"}
 
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(InputError, match="There is no file"):
+    with pytest.raises(InputError, match="The sources contain no file"):
         run(tmp_path / "in", tmp_path / "out")
 
 
 def test_two_runs_with_one_key_do_not_meddle(studies: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path / "out", tmp_path / "my.key")
-    with Run(job), pytest.raises(InputError, match=r"Another octray uses the key of my.key.crosswalk"):
-        deidentify_tree([studies], job, silent)
-    assert len(deidentify_tree([studies], job, silent).names) == 2
+    plan = Plan(tmp_path / "out", tmp_path / "my.key")
+    with Deidentifier(plan), pytest.raises(InputError, match=r"Another octray uses the key of my.key.crosswalk"):
+        deidentify_folder([studies], plan, silent)
+    assert len(deidentify_folder([studies], plan, silent).names) == 2
 
 
 def test_an_output_that_is_a_file_is_refused(studies: Path, tmp_path: Path) -> None:
@@ -433,19 +429,19 @@ def samples_by_entry(out: Path) -> dict[str, str]:
 @pytest.mark.parametrize("options", [BASIC, Options(frozenset(Keep))], ids=["basic", "everything kept"])
 def test_public_samples_end_written_or_refused(shared_data: Path, tmp_path: Path, options: Options) -> None:
     source, out = shared_data / "dicom-samples" / "files", tmp_path / "out"
-    summary = run(source, out, options)
+    result = run(source, out, options)
     found = len(list(discover(source)))
-    assert len(summary.names) + len(summary.refused) == found
-    assert len(summary.names) >= 50
-    codes = {*Reason, *Refusal} - {Refusal.IDENTITY_LEFT}
-    assert {one.reason for one in summary.refused} <= codes
+    assert len(result.names) + len(result.refused) == found
+    assert len(result.names) >= 50
+    codes = {*Reason, *RefusalReason} - {RefusalReason.IDENTITY_LEFT}
+    assert {one.reason for one in result.refused} <= codes
     for original, name in samples_by_entry(out).items():
         assert stored(out / name) == stored(source / original), original
 
 
 def test_the_stored_values_of_public_samples_stay_where_rectangles_are_blanked(shared_data: Path, tmp_path: Path) -> None:
     source, out = shared_data / "dicom-samples" / "files", tmp_path / "out"
-    run(source, out, Options(boxes=(Box(0, 0, 1, 1),)))
+    run(source, out, Options(rectangles=(Rectangle(0, 0, 1, 1),)))
     written = samples_by_entry(out)
     assert sum(len(stored(out / name)) for name in written.values()) > 150
     assert {original for original, name in written.items() if stored(source / original, True) != stored(out / name)} == set()

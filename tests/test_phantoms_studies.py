@@ -14,9 +14,8 @@ from pydicom import dcmread
 from pydicom.uid import OphthalmicTomographyImageStorage
 
 from pipeline.errors import InputError
-from pipeline.phantoms.chest import FINDING, draw_chest
-from pipeline.phantoms.phantom import Modality, write_phantom
-from pipeline.phantoms.retina import DME, DRUSEN
+from pipeline.phantoms.drawing import DME, DRUSEN, PNEUMONIA, draw_chest
+from pipeline.phantoms.studies import Modality, write_phantom
 
 
 def read_labels(out: Path) -> list[dict[str, str]]:
@@ -59,7 +58,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path:
 def test_every_study_has_a_label_and_a_truth(chests: Path) -> None:
     rows = read_labels(chests)
     assert [row["file"] for row in rows] == list(read_truth(chests))
-    assert Counter(row["label"] for row in rows) == {"NORMAL": 9, FINDING: 11}
+    assert Counter(row["label"] for row in rows) == {"NORMAL": 9, PNEUMONIA: 11}
     assert max(Counter(row["patient_key"] for row in rows).values()) == 2
     assert {row["file"] for row in rows} == {name for name in hashes(chests) if name.startswith("studies/")}
 
@@ -103,7 +102,7 @@ def test_boxes_lie_inside_the_frame_and_only_where_the_label_says_so(folder: str
 def test_an_opacity_is_brighter_than_the_same_place_in_the_other_lung() -> None:
     brighter = []
     for seed in range(12):
-        drawing = draw_chest(np.random.default_rng(seed), FINDING)
+        drawing = draw_chest(np.random.default_rng(seed), PNEUMONIA)
         if len(drawing.boxes) == 1:
             box, mirrored = drawing.boxes[0], drawing.pixels[:, ::-1]
             place = slice(box.top, box.top + box.rows), slice(box.left, box.left + box.columns)

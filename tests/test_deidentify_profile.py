@@ -7,10 +7,9 @@ import pytest
 from pydicom.datadict import dictionary_description, dictionary_has_tag
 from pydicom.sr._concepts_dict import concepts
 
-from pipeline.deidentify import table
-from pipeline.deidentify.mark import CLEAN_PIXELS, PROFILE
-from pipeline.deidentify.options import Keep
-from pipeline.deidentify.table import Action
+from pipeline.deidentify import profile
+from pipeline.deidentify.clean import CLEAN_PIXELS, PROFILE
+from pipeline.deidentify.profile import Action, Keep
 
 # SHA-256 over the lines "TAG ACTION", sorted, of the 652 single tags that dicom-anonymizer 2.1.0 lists for edition 2026c.
 OTHER_TRANSCRIPTION = "d22962105a589e72751614d20d0d9816122bc33f3eca60671d6c52023495bd71"
@@ -18,29 +17,29 @@ NEW_IN_2026D = {"3004007F"}
 
 
 def test_the_edition_is_named() -> None:
-    assert table.edition() == "DICOM PS3.15 2026d"
+    assert profile.edition() == "DICOM PS3.15 2026d"
 
 
 def test_the_basic_profile_is_that_of_another_transcription() -> None:
-    single = {tag: rule.basic for tag, rule in table.rules().items() if "x" not in tag and tag != table.PRIVATE}
+    single = {tag: rule.basic for tag, rule in profile.table().items() if "x" not in tag and tag != "private"}
     assert single.keys() >= NEW_IN_2026D
     lines = "".join(f"{tag} {action}\n" for tag, action in sorted(single.items()) if tag not in NEW_IN_2026D)
     assert hashlib.sha256(lines.encode()).hexdigest() == OTHER_TRANSCRIPTION
 
 
 def test_every_row_is_there() -> None:
-    actions = Counter(rule.basic for rule in table.rules().values())
+    actions = Counter(rule.basic for rule in profile.table().values())
     assert actions == {
         "X": 417, "D": 93, "U": 55, "Z": 42, "X/D": 23, "X/Z": 11, "X/Z/D": 8, "Z/D": 6, "X/Z/U*": 2,
     }  # fmt: skip
-    columns = Counter(name for rule in table.rules().values() for name in rule.options)
+    columns = Counter(name for rule in profile.table().values() for name in rule.options)
     assert {one: columns[one.column] for one in Keep} == {
         Keep.DATES: 169, Keep.UIDS: 60, Keep.PATIENT: 19, Keep.DESCRIPTORS: 141,
     }  # fmt: skip
 
 
 def test_the_names_are_those_of_the_dictionary() -> None:
-    known = {tag: rule for tag, rule in table.rules().items() if tag.isalnum() and "x" not in tag and tag != table.PRIVATE}
+    known = {tag: rule for tag, rule in profile.table().items() if tag.isalnum() and "x" not in tag and tag != "private"}
     tags = {tag: int(tag, 16) for tag in known if dictionary_has_tag(int(tag, 16))}
     differing = [tag for tag, number in tags.items() if dictionary_description(number) != known[tag].name]
     assert len(tags) > 600
@@ -60,14 +59,14 @@ def test_the_names_are_those_of_the_dictionary() -> None:
     ],
 )
 def test_a_tag_finds_its_row(tag: int, name: str) -> None:
-    rule = table.find(tag)
+    rule = profile.find_row(tag)
     assert rule is not None
     assert rule.name == name
 
 
 @pytest.mark.parametrize("tag", [0x00280010, 0x60000010, 0x7FE00010])
 def test_what_the_table_does_not_list_has_no_row(tag: int) -> None:
-    assert table.find(tag) is None
+    assert profile.find_row(tag) is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_what_the_table_does_not_list_has_no_row(tag: int) -> None:
     ],
 )
 def test_options_change_actions_and_types_never_break(tag: str, keep: list[Keep], action: Action) -> None:
-    assert table.rules()[tag].action(keep) is action
+    assert profile.table()[tag].action(keep) is action
 
 
 def test_codes_and_meanings_are_those_of_part_16() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
-from pipeline.deidentify import crosswalk, secret
-from pipeline.deidentify.dates import shift_date, shift_date_time
-from pipeline.deidentify.secret import Secret
+from pipeline.deidentify import crosswalk
+from pipeline.deidentify.crosswalk import Secret
+from pipeline.deidentify.values import shift_date, shift_date_time
 from pipeline.errors import InputError
 
 SECRET, OTHER = Secret(bytes(32)), Secret(bytes(31) + b"\1")
@@ -40,17 +40,17 @@ def test_the_key_does_not_show_itself() -> None:
 
 def test_a_key_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "my.key"
-    made = secret.make_or_read(path)
-    assert secret.make_or_read(path) == made != secret.make_or_read(tmp_path / "other.key")
+    made = crosswalk.make_or_read_key(path)
+    assert crosswalk.make_or_read_key(path) == made != crosswalk.make_or_read_key(tmp_path / "other.key")
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "my.key"
-    secret.make_or_read(path)
+    crosswalk.make_or_read_key(path)
     path.chmod(0o640)
-    with pytest.raises(InputError, match=r"Others may read the key my\.key"):
-        secret.read(path)
+    with pytest.raises(InputError, match=r"Other users can read the key my\.key"):
+        crosswalk.read_key(path)
 
 
 @pytest.mark.parametrize("content", ["", "zz" * 32, "00" * 31, "Schlüssel"])
@@ -59,17 +59,17 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
     path.chmod(0o600)
     with pytest.raises(InputError, match="64 hexadecimal digits"):
-        secret.read(path)
+        crosswalk.read_key(path)
 
 
 def test_a_missing_key_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no key my\.key"):
-        secret.read(tmp_path / "my.key")
+        crosswalk.read_key(tmp_path / "my.key")
 
 
 def test_the_default_place_is_among_the_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert secret.default_key_path() == tmp_path / "octray" / "deidentify.key"
+    assert crosswalk.default_key_path() == tmp_path / "octray" / "deidentify.key"
 
 
 @given(st.dates(min_value=date(1900, 1, 1)), st.integers(-3650, -1))
@@ -108,14 +108,14 @@ def test_what_is_no_date_is_not_moved(text: str) -> None:
 
 
 def entries(path: Path) -> list[crosswalk.Entry]:
-    return list(crosswalk.read(path, SECRET))
+    return list(crosswalk.read_crosswalk(path, SECRET))
 
 
 def test_the_crosswalk_grows_over_runs_and_repeats_nothing(tmp_path: Path) -> None:
     path = crosswalk.crosswalk_path(tmp_path / "my.key")
     assert path == tmp_path / "my.key.crosswalk"
     for run in ([{"name": "a"}], [{"name": "a"}, {"name": "Müller"}]):
-        with crosswalk.Writer(path, SECRET, entries(path)) as writer:
+        with crosswalk.Crosswalk(path, SECRET, entries(path)) as writer:
             for entry in run:
                 writer.add(entry)
     assert entries(path) == [{"name": "a"}, {"name": "Müller"}]
@@ -124,16 +124,16 @@ def test_the_crosswalk_grows_over_runs_and_repeats_nothing(tmp_path: Path) -> No
 
 def test_only_the_key_opens_the_crosswalk(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
+    with crosswalk.Crosswalk(path, SECRET, entries(path)) as writer:
         writer.add({"patient_id": "MRN-778812"})
     assert b"MRN" not in path.read_bytes()
-    with pytest.raises(InputError, match="cannot be opened with this key"):
-        list(crosswalk.read(path, OTHER))
+    with pytest.raises(InputError, match="belongs to another key"):
+        list(crosswalk.read_crosswalk(path, OTHER))
 
 
 def test_an_altered_crosswalk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
+    with crosswalk.Crosswalk(path, SECRET, entries(path)) as writer:
         writer.add({"patient_id": "MRN-778812"})
     content = bytearray(path.read_bytes())
     content[40] ^= 1
@@ -144,12 +144,12 @@ def test_an_altered_crosswalk_is_refused(tmp_path: Path) -> None:
 
 def test_a_line_that_a_killed_run_left_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "crosswalk"
-    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
+    with crosswalk.Crosswalk(path, SECRET, entries(path)) as writer:
         writer.add({"name": "a"})
     with path.open("ab") as file:
         file.write(b"gAAAAA")
     assert entries(path) == [{"name": "a"}]
-    with crosswalk.Writer(path, SECRET, entries(path)) as writer:
+    with crosswalk.Crosswalk(path, SECRET, entries(path)) as writer:
         writer.add({"name": "b"})
     assert entries(path) == [{"name": "a"}, {"name": "b"}]
     assert list(tmp_path.iterdir()) == [path]
