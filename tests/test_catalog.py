@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.catalog.catalog import Card, KnownFile, Pull, find_card, load_cards, pull
+from pipeline.catalog import Card, KnownFile, Pull, find_card, load_cards, pull
 from pipeline.errors import DownloadError, InputError
 from pipeline.frames import Split
 
@@ -122,9 +122,7 @@ def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
 
 
 def test_a_set_without_download_says_where_it_is() -> None:
-    with pytest.raises(
-        InputError, match=r"rsna-pneumonia cannot be fetched by octray. Get it by hand from https://www.rsna.org"
-    ):
+    with pytest.raises(InputError, match=r"octray cannot download rsna-pneumonia. Get it by hand from https://www.rsna.org"):
         pull(find_card("rsna-pneumonia"), Path("unused"))
 
 
@@ -178,14 +176,14 @@ def test_an_interrupted_unpacking_is_done_again(server: tuple[str, Path], tmp_pa
 def test_a_wrong_checksum_keeps_nothing(server: tuple[str, Path], tmp_path: Path) -> None:
     card = serve_archive(server, make_archive())
     (server[1] / "tiny.npz").write_bytes(make_archive() + b"altered")
-    with pytest.raises(DownloadError, match="is not the file that octray expects: its checksum differs") as caught:
+    with pytest.raises(DownloadError, match="has the wrong checksum, so it was not kept") as caught:
         pull(card, tmp_path / "to")
     assert "put it into the folder to under the name tiny.npz" in str(caught.value)
     assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_missing_file_says_what_the_server_answered(server: tuple[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"tiny.npz cannot be fetched from http.*\(the server answered 404\)"):
+    with pytest.raises(DownloadError, match=r"tiny.npz cannot be downloaded from http.*\(the server answered 404\)"):
         pull(make_card(f"{server[0]}/absent.npz", f"md5:{'0' * 32}"), tmp_path / "to")
 
 
@@ -193,13 +191,13 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/tiny.npz"
-        with pytest.raises(DownloadError, match=r"no connection, or it broke.*fetch it elsewhere"):
+        with pytest.raises(DownloadError, match=r"no connection, or it was lost.*download it elsewhere"):
             pull(make_card(address, f"md5:{'0' * 32}"), tmp_path / "to")
 
 
 def test_a_folder_that_cannot_be_written_says_so(server: tuple[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DownloadError, match=r"tiny.npz cannot be fetched from .* \(Not a directory\)"):
+    with pytest.raises(DownloadError, match=r"tiny.npz cannot be downloaded from .* \(Not a directory\)"):
         pull(serve_archive(server, make_archive()), tmp_path / "file" / "to")
 
 

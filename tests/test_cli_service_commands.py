@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from pipeline.catalog.catalog import load_cards
+from pipeline.catalog import load_cards
 from pipeline.cli import bundle, config, data, serve, ui
 from pipeline.config import Config, load_config
 from pipeline.errors import BundleError, ConfigError, InputError

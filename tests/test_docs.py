@@ -21,7 +21,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.catalog.catalog import load_cards
+from pipeline.catalog import load_cards
 from pipeline.cli import main as command
 from pipeline.config import Config, load_config
 from pipeline.errors import Reason

@@ -20,7 +20,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from safetensors.torch import load_file
 
-from pipeline.catalog.catalog import find_card
+from pipeline.catalog import find_card
 from pipeline.cli import evaluate
 from pipeline.cli.main import main
 from pipeline.evaluate.calibration import probabilities

@@ -4,22 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "list the data sets that octray knows, or fetch one"
+HELP = "list the data sets in the catalogue, or download one"
 EXAMPLE = "octray data pull pneumoniamnist --to data/pneumoniamnist"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Add the arguments of this command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="one line for each: name, how to get it, licence, title")
-    fetch = actions.add_parser("pull", help="download with a pinned checksum and unpack")
-    fetch.add_argument("name", metavar="NAME", help="a name from the list")
-    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="where to put it (default: data/NAME)")
+    actions.add_parser("list", help="print one line for each: name, how to get it, licence, title")
+    fetch = actions.add_parser("pull", help="download a data set, check its checksum, and unpack it")
+    fetch.add_argument("name", metavar="NAME", help="its name in the list")
+    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="folder for it (default: data/NAME)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the folder that `octray ingest` takes, to standard output."""
-    from pipeline.catalog import catalog
+    from pipeline import catalog
     from pipeline.cli.progress import bar
 
     if args.action == "list":

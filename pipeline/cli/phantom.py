@@ -1,17 +1,22 @@
-"""`octray phantom`: write synthetic studies with known truth."""
+"""`octray phantom`: write synthetic studies with known lesions."""
 
 import argparse
 import sys
 from pathlib import Path
 
-HELP = "write synthetic studies with known lesions, their labels and the truth"
+HELP = "write synthetic studies with known lesions, with labels and the truth"
 EXAMPLE = "octray phantom phantoms/ --modality xray --studies 120 --seed 7"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write studies/, labels.csv and truth.json to")
-    parser.add_argument("--modality", choices=("xray", "oct"), default="xray", help="chest radiographs or retinal OCT volumes")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder for studies/, labels.csv and truth.json")
+    parser.add_argument(
+        "--modality",
+        choices=("xray", "oct"),
+        default="xray",
+        help="chest radiographs (xray, the default) or retinal OCT volumes (oct)",
+    )
     parser.add_argument("--studies", type=int, default=120, metavar="N", help="how many studies (default 120)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same studies (default 0)")
 

@@ -1,1 +1,0 @@
-"""The catalogue of public data sets, and their download."""
