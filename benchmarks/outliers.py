@@ -26,7 +26,7 @@ from pipeline.ingest.index import Index, load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, Bundle, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.train.abstention import wilson
+from pipeline.train.assessment import wilson
 
 MOST_FOREIGN_FRAMES = 700
 Array = NDArray[np.float64]

@@ -16,8 +16,7 @@ from pipeline.model.bundle import ExplanationCheck, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.networks import Network, create_network
-from pipeline.train.explanation import Examined, check_explanations, full_scale
-from pipeline.train.lesions import Masks, lesion_masks
+from pipeline.train.explanation import Examined, Masks, check_explanations, full_scale, lesion_masks
 from tests.conftest import Trained
 
 SIZE, CELLS = 64, 2
@@ -181,15 +180,15 @@ def test_the_scale_of_a_bundle_is_that_of_its_true_positives_and_stated(trained:
     from pipeline.config import load_config
     from pipeline.ingest.index import load_index
     from pipeline.score.predictor import Predictor
-    from pipeline.train.material import gather
+    from pipeline.train.training_data import select_training_data
 
     bundle, config = load_bundle(trained.bundle), load_config(trained.config)
-    material, predictor = gather(config, load_index(trained.index)), Predictor(load_bundle(trained.bundle))
+    data, predictor = select_training_data(config, load_index(trained.index)), Predictor(load_bundle(trained.bundle))
     strongest = []
-    for row in material.rows(Split.CALIBRATION):
-        record = material.records[row]
+    for row in data.rows(Split.CALIBRATION):
+        record = data.records[row]
         if record.labels["PNEUMONIA"]:
-            frames = read_frames(locate(material.sources[record.root], record.source))
+            frames = read_frames(locate(data.sources[record.root], record.source))
             (result,) = predictor.predict([frame for frame in frames if frame.key == record.key])
             (said,) = (one for one in result.predictions if one.label == "PNEUMONIA")
             (heatmap,) = (one for one in result.heatmaps if one.label == "PNEUMONIA")
@@ -239,17 +238,17 @@ def test_a_bundle_says_what_its_checks_found(trained: Trained) -> None:
 def test_lesions_lie_where_the_truth_of_the_phantoms_says(trained: Trained) -> None:
     from pipeline.config import load_config
     from pipeline.ingest.index import load_index
-    from pipeline.train.material import gather
+    from pipeline.train.training_data import select_training_data
 
     config, truth = load_config(trained.config), json.loads((trained.studies.parent / "truth.json").read_text())
-    material = gather(config, load_index(trained.index))
-    rows = material.rows(Split.TRAIN)
-    masks = lesion_masks(material, rows, config.network_preprocessing(), (8, 8))
+    data = select_training_data(config, load_index(trained.index))
+    rows = data.rows(Split.TRAIN)
+    masks = lesion_masks(data, rows, config.network_preprocessing(), (8, 8))
     assert masks
     for number, (label, mask) in masks.items():
-        record = material.records[rows[number]]
+        record = data.records[rows[number]]
         (frame,) = truth[f"studies/{record.source}"]["frames"]
-        assert material.labels[label] == "PNEUMONIA"
+        assert data.labels[label] == "PNEUMONIA"
         assert record.labels["PNEUMONIA"]
         longest = max(record.rows, record.columns)
         top = (longest - record.rows) / 2
@@ -258,7 +257,7 @@ def test_lesions_lie_where_the_truth_of_the_phantoms_says(trained: Trained) -> N
             column = int((box["left"] + box["columns"] / 2 + (longest - record.columns) / 2) * 8 / longest)
             assert mask[row, column]
         assert mask.sum() < 64
-    assert lesion_masks(material, rows, config.network_preprocessing(), (8, 8)).keys() == masks.keys()
+    assert lesion_masks(data, rows, config.network_preprocessing(), (8, 8)).keys() == masks.keys()
 
 
 def test_studies_without_a_truth_have_no_known_lesions(trained: Trained, tmp_path: Path) -> None:
@@ -266,10 +265,10 @@ def test_studies_without_a_truth_have_no_known_lesions(trained: Trained, tmp_pat
 
     from pipeline.config import load_config
     from pipeline.ingest.index import load_index
-    from pipeline.train.material import gather
+    from pipeline.train.training_data import select_training_data
 
     config = load_config(trained.config)
-    material = replace(gather(config, load_index(trained.index)), sources=(tmp_path,))
-    assert lesion_masks(material, material.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}
+    data = replace(select_training_data(config, load_index(trained.index)), sources=(tmp_path,))
+    assert lesion_masks(data, data.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}
     (tmp_path.parent / "truth.json").write_text("not JSON")
-    assert lesion_masks(material, material.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}
+    assert lesion_masks(data, data.rows(Split.TRAIN), config.network_preprocessing(), (8, 8)) == {}

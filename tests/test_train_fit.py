@@ -15,10 +15,8 @@ from pipeline.evaluate.calibration import expected_calibration_error, probabilit
 from pipeline.model.networks import Network, create_network
 from pipeline.predictions import Activation
 from pipeline.progress import silent
-from pipeline.train.augment import Augmentation
-from pipeline.train.finetune import Fitting, FrameSet, finetune
-from pipeline.train.head import Examples, fit_head
-from pipeline.train.loss import class_weights, count_terms, remove_class_weights, weighted_loss
+from pipeline.train.finetune import Augmentation, Fitting, FrameSet, finetune
+from pipeline.train.head import Examples, class_weights, count_terms, fit_head, remove_class_weights, weighted_loss
 
 SIZE = 32
 

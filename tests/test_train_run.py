@@ -223,7 +223,7 @@ def test_a_commit_of_somebody_elses_checkout_is_not_claimed(tmp_path: Path) -> N
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "--quiet"], [*identity, "commit", "--quiet", "--allow-empty", "--message", "empty"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    ask = "from pipeline.train import provenance; print(provenance.__file__); print(repr(provenance._git_commit()))"
+    ask = "from pipeline.train import tracking; print(tracking.__file__); print(repr(tracking._git_commit()))"
     done = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
     place, commit = done.stdout.splitlines()
     assert Path(place).is_relative_to(tmp_path)

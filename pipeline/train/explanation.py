@@ -1,10 +1,12 @@
 """Questions put to the heatmaps of a trained network before its bundle is written; on frames of the calibration split alone."""
 
 import copy
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +14,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.frames import FloatArray
+from pipeline.imaging.preprocess import placement
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network
-from pipeline.train.lesions import Masks
+from pipeline.settings import Fit, Preprocessing
+from pipeline.train.training_data import TrainingData
+
+Masks = Mapping[int, tuple[int, NDArray[np.bool_]]]
+"""By position of a frame: which label its lesions speak for, and which cells of the map they touch."""
+
 
 FRAMES = 8
 LESION_FRAMES = 64
@@ -223,3 +231,57 @@ def _lesions(examined: Examined, masks: Masks) -> Iterator[ExplanationCheck]:
         for name, value in (("pointing", float(np.mean(hits))), ("iou", float(np.mean(overlaps)))):
             passed = value > chance
             yield ExplanationCheck(name=name, frames=len(hits), value=value, reference=chance, passed=passed)
+
+
+def lesion_masks(data: TrainingData, rows: NDArray[np.int64], preprocessing: Preprocessing, cells: tuple[int, int]) -> Masks:
+    """Return which cells the lesions of synthetic studies touch, from the `truth.json` that lies beside them.
+
+    Parameters
+    ----------
+    data
+        Whose sources may be folders of synthetic studies; others have no known lesions.
+    rows
+        Of the frames, in the order in which the masks count them.
+    preprocessing
+        From a frame to the network's input; where it follows the brightness of a frame, nothing is known.
+    cells
+        Rows and columns of a map.
+    """
+    if preprocessing.fit is Fit.FOCUS:
+        return {}
+    truths = [_truth(source) for source in data.sources]
+    masks = {}
+    for number, row in enumerate(rows):
+        record = data.records[row]
+        told = truths[record.root].get(f"{data.sources[record.root].name}/{record.source}", {})
+        frames = (frame for frame in told.get("frames", ()) if frame["frame_number"] == record.key.frame_number)
+        boxes = [box for frame in frames for box in frame["boxes"]]
+        if boxes and told["label"] in data.labels:
+            mask = _touched(boxes, (record.rows, record.columns), preprocessing, cells)
+            masks[number] = data.labels.index(told["label"]), mask
+    return {number: (label, mask) for number, (label, mask) in masks.items() if mask.any()}
+
+
+def _truth(source: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((source.parent / "truth.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _touched(
+    boxes: Sequence[Mapping[str, Any]], shape: tuple[int, int], preprocessing: Preprocessing, cells: tuple[int, int]
+) -> NDArray[np.bool_]:
+    place, mask = placement(*shape, preprocessing), np.zeros(cells, bool)
+    for box in boxes:
+        spans = (
+            (place.top + box["top"] * place.rows / shape[0], box["rows"] * place.rows / shape[0], cells[0]),
+            (place.left + box["left"] * place.columns / shape[1], box["columns"] * place.columns / shape[1], cells[1]),
+        )
+        ranges = []
+        for start, extent, count in spans:
+            first, last = (value * count / preprocessing.size for value in (start, start + extent))
+            ranges.append(slice(max(0, int(first)), max(0, min(count, int(np.ceil(last))))))
+        mask[ranges[0], ranges[1]] = True
+    return mask

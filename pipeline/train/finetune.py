@@ -5,17 +5,25 @@ shift (Kumar et al., "Fine-tuning can distort pretrained features", ICLR 2022). 
 the pretrained weights: small medical sets estimate them badly.
 """
 
+import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pipeline.config import FinetuneSection
+from pipeline.atomic import replacing
+from pipeline.config import AugmentSection, FinetuneSection
 from pipeline.errors import TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.metrics import auroc, curve
@@ -23,9 +31,65 @@ from pipeline.frames import FloatArray
 from pipeline.model.networks import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress
-from pipeline.train.augment import Augmentation
-from pipeline.train.checkpoint import Course, State, load_checkpoint, save_checkpoint, trainable
-from pipeline.train.loss import count_terms, weighted_loss
+from pipeline.train.head import count_terms, weighted_loss
+
+
+@dataclass(slots=True)
+class Course:
+    """How far training has come.
+
+    Parameters
+    ----------
+    epoch
+        Number of epochs that are finished.
+    best_epoch
+        The one with the lowest tune loss; 0 is the linear head alone.
+    best_loss
+        Its tune loss.
+    history
+        One entry an epoch: names and values of its metrics.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = float("inf")
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that changes while a network is fine-tuned."""
+
+    network: Network
+    optimiser: AdamW
+    scheduler: ReduceLROnPlateau
+    best: dict[str, Tensor]
+    course: Course
+
+
+class Augmentation:
+    """Changes batches at random, and in the same way again for the same seed.
+
+    Parameters
+    ----------
+    settings
+        Zero leaves a change out.
+    size
+        Side of the frames in pixels.
+    """
+
+    def __init__(self, settings: AugmentSection, size: int) -> None:
+        self._change = _compose(settings, size)
+
+    def seed(self, seed: int) -> None:
+        """Start the random numbers anew; called at every epoch, so that a resumed run sees the same changes."""
+        self._change.set_random_state(seed=seed)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the changed frames; `pixels` is float32 of shape (n, 1, size, size) in [0, 1], and so is what comes back."""
+        changed = [torch.as_tensor(self._change(frame)).float() for frame in pixels]
+        return torch.stack([getattr(frame, "as_tensor", lambda frame=frame: frame)() for frame in changed]).clamp_(0, 1)
+
 
 TEMPERATURES = np.geomspace(0.25, 8, 31).tolist()
 """Tried for the tune loss, about 12 % apart."""
@@ -224,3 +288,74 @@ def _judge_epoch(state: State, fitting: Fitting, train_loss: float, progress: Pr
         state.course.best_loss, state.course.best_epoch = loss, epoch
         state.best = trainable(state.network)
     state.scheduler.step(loss)
+
+
+def _compose(settings: AugmentSection, size: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandGaussianNoise
+
+    changes: list[Any] = []
+    if settings.rotate_degrees or settings.translate or settings.scale:
+        shift = settings.translate * size
+        changes.append(
+            RandAffine(
+                prob=1.0,
+                rotate_range=math.radians(settings.rotate_degrees),
+                translate_range=(shift, shift),
+                scale_range=(settings.scale, settings.scale),
+                mode="bilinear",
+                padding_mode="zeros",
+            )
+        )
+    if settings.flip_columns:
+        changes.append(RandFlip(prob=0.5, spatial_axis=1))
+    if settings.gamma:
+        changes.append(RandAdjustContrast(prob=1.0, gamma=(1 - settings.gamma, 1 + settings.gamma)))
+    if settings.noise:
+        changes.append(RandGaussianNoise(prob=1.0, std=settings.noise))
+    return Compose(changes)
+
+
+def trainable(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters that are being trained."""
+    return {name: value.detach().clone() for name, value in network.named_parameters() if value.requires_grad}
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write the state; a reader finds either the old file or the new one."""
+    tensors = {f"network/{name}": value for name, value in trainable(state.network).items()}
+    tensors |= {f"best/{name}": value for name, value in state.best.items()}
+    optimiser = state.optimiser.state_dict()
+    for number, slots in optimiser["state"].items():
+        tensors |= {f"optimiser/{number}/{name}": value for name, value in slots.items()}
+    scalars = {
+        "course": asdict(state.course),
+        "groups": optimiser["param_groups"],
+        "scheduler": state.scheduler.state_dict(),
+    }
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path, durable=True) as draft:
+        save_file(contiguous, draft, metadata={"state": json.dumps(scalars)})
+
+
+def load_checkpoint(path: Path, state: State) -> None:
+    """Set `state` to what was saved for the same network and settings."""
+    with safe_open(path, framework="pt") as file:
+        scalars = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    slots: dict[int, dict[str, Tensor]] = {}
+    network: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        part, name = key.split("/", 1)
+        if part == "network":
+            network[name] = value
+        elif part == "best":
+            state.best[name] = value
+        else:
+            number, slot = name.split("/")
+            slots.setdefault(int(number), {})[slot] = value
+    state.network.load_state_dict(network, strict=False)
+    state.optimiser.load_state_dict({"state": slots, "param_groups": scalars["groups"]})
+    state.scheduler.load_state_dict(scalars["scheduler"])
+    state.course = Course(**scalars["course"])

@@ -41,17 +41,12 @@ from pipeline.model.networks import Network, create_network, load_weights
 from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
 from pipeline.settings import Preprocessing
-from pipeline.train.augment import Augmentation
-from pipeline.train.checkpoint import Course
-from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale
-from pipeline.train.finetune import Fitting, FrameSet, finetune
-from pipeline.train.head import Examples, fit_head
-from pipeline.train.judge import Verdict, judge
-from pipeline.train.lesions import lesion_masks
-from pipeline.train.loss import class_weights, remove_class_weights
-from pipeline.train.material import Material, gather
-from pipeline.train.provenance import provenance
-from pipeline.train.tracking import RunFacts, Tracker, flatten, model_name
+from pipeline.train.assessment import Assessment, assess_network
+from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
+from pipeline.train.finetune import Augmentation, Course, Fitting, FrameSet, finetune
+from pipeline.train.head import Examples, class_weights, fit_head, remove_class_weights
+from pipeline.train.tracking import RunFacts, Tracker, flatten, model_name, provenance
+from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
 
@@ -63,7 +58,7 @@ class Job:
     """What every step of a run needs."""
 
     config: Config
-    material: Material
+    data: TrainingData
     workspace: Workspace
     tracker: Tracker
     progress: Progress
@@ -80,7 +75,7 @@ class Fitted:
 
     graph: bytes
     heatmap: HeatmapSupport
-    verdict: Verdict
+    assessment: Assessment
     course: Course
 
 
@@ -109,7 +104,7 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     TrainingError
         Where the loss is not a number.
     """
-    material = gather(config, index)
+    data = select_training_data(config, index)
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
     run_facts = RunFacts(config.name, flatten(config.published()), index.name, index.sha256)
@@ -117,7 +112,7 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     tracker = working(
         progress, "opening MLflow", lambda: Tracker(config.tracking, run_facts, remember=workspace.remember_run, **runs)
     )
-    job = Job(config, material, workspace, tracker, progress)
+    job = Job(config, data, workspace, tracker, progress)
     try:
         with threadpool_limits(config.train.threads or usable_cores(), "blas"):
             bundle = _run(job, index, out)
@@ -137,7 +132,7 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     settings = job.config.train
     torch.set_num_threads(settings.threads or usable_cores())
     torch.manual_seed(settings.seed)
-    network = create_network(job.config.model.architecture, len(job.material.labels)).eval()
+    network = create_network(job.config.model.architecture, len(job.data.labels)).eval()
     load_weights(network, job.config.model.architecture, job.config.model.weights)
     check_feature_map(network, job.preprocessing.size)
     pixels = _decode(job)
@@ -145,43 +140,43 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
     remove_class_weights(network.classifier, _class_weights(job))
     graph = working(job.progress, "exporting the network", lambda: export_graph(network, job.preprocessing.size))
-    checked = np.ascontiguousarray(pixels[job.material.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
+    checked = np.ascontiguousarray(pixels[job.data.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
     check_graph(network, graph, checked)
-    verdict = working(job.progress, "measuring the test split", lambda: judge(job.config, job.material, graph, pixels))
-    if verdict.evaluation:
-        job.tracker.log_metrics(verdict.figures())
-    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels, verdict))
-    return _write(job, index, out, network, Fitted(graph, heatmap, verdict, course))
+    assessment = working(job.progress, "measuring the test split", lambda: assess_network(job.config, job.data, graph, pixels))
+    if assessment.evaluation:
+        job.tracker.log_metrics(assessment.figures())
+    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels, assessment))
+    return _write(job, index, out, network, Fitted(graph, heatmap, assessment, course))
 
 
-def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray, verdict: Verdict) -> HeatmapSupport:
+def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray, assessment: Assessment) -> HeatmapSupport:
     """Say how heatmaps are made, on which scale, and what the checks of them found, on frames of the calibration split."""
-    rows = job.material.rows(Split.CALIBRATION)
+    rows = job.data.rows(Split.CALIBRATION)
     frames = np.ascontiguousarray(pixels[rows[:LESION_FRAMES]])
     support = heatmap_support(network, frames[:_CHECKED_FRAMES], job.config.heatmap.method)
     examined = Examined(network, Engine(graph, job.config.train.threads), support, frames, job.config.train.seed)
     known = rows[:LESION_FRAMES]
-    checks = check_explanations(examined, lambda cells: lesion_masks(job.material, known, job.preprocessing, cells))
-    has, found = _found(job, examined.engine, pixels, rows, verdict)
+    checks = check_explanations(examined, lambda cells: lesion_masks(job.data, known, job.preprocessing, cells))
+    has, found = _found(job, examined.engine, pixels, rows, assessment)
     full = full_scale(examined, pixels, rows, found if found.any() else has)
     return support.model_copy(update={"checks": checks, "full_scale": full, "true_positives": int(found.sum())})
 
 
 def _found(
-    job: Job, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], verdict: Verdict
+    job: Job, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], assessment: Assessment
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which of some frames have which findings, and which of these are true positives: of shape (rows, labels)."""
-    labels, config = job.material.labels, job.config
-    has = (job.material.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
-    chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, verdict.temperature)
-    rule = DecisionRule.of(labels, verdict.points, verdict.bands, config.model.activation, config.data.normal_label)
+    labels, config = job.data.labels, job.config
+    has = (job.data.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
+    chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, assessment.temperature)
+    rule = DecisionRule.of(labels, assessment.points, assessment.bands, config.model.activation, config.data.normal_label)
     return has, has & np.asarray(rule.states(chances) == State.POSITIVE, bool)
 
 
 def _decode(job: Job) -> FloatArray:
     """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
-    records, size = job.material.records, job.preprocessing.size
-    frames = prepared_frames(records, job.material.sources, job.preprocessing, job.config.limits)
+    records, size = job.data.records, job.preprocessing.size
+    frames = prepared_frames(records, job.data.sources, job.preprocessing, job.config.limits)
     rows = job.progress(frames, "reading frames", len(records))
     return job.workspace.array("frames", rows, (len(records), 1, size, size))
 
@@ -191,17 +186,17 @@ def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
 
     Where training mirrors frames at random, the head learns from every frame and from its mirror image.
     """
-    material, everything = job.material, np.arange(len(pixels))
-    train, tune = material.rows(Split.TRAIN), material.rows(Split.TUNE)
+    data, everything = job.data, np.arange(len(pixels))
+    train, tune = data.rows(Split.TRAIN), data.rows(Split.TUNE)
     graph = working(job.progress, "exporting the frozen network", lambda: export_graph(network, job.preprocessing.size))
     engine = Engine(graph, job.config.train.threads)
     features = job.workspace.array("features", *_features(job, network, engine, pixels, everything))
-    seen, truth = features[train], material.targets[train]
+    seen, truth = features[train], data.targets[train]
     if job.config.train.augment.flip_columns:
         mirrored = job.workspace.array("mirrored", *_features(job, network, engine, pixels[..., ::-1], train))
         seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
     examples = Examples(np.asarray(seen, np.float64), truth)
-    judged = Examples(np.asarray(features[tune], np.float64), material.targets[tune])
+    judged = Examples(np.asarray(features[tune], np.float64), data.targets[tune])
     activation, settings = job.config.model.activation, job.config.train.head
     weights = _class_weights(job)
     head = working(job.progress, "fitting the head", lambda: fit_head(examples, judged, weights, activation, settings))
@@ -227,15 +222,15 @@ def _features(
 
 
 def _class_weights(job: Job) -> NDArray[np.float64]:
-    targets = job.material.targets[job.material.rows(Split.TRAIN)]
+    targets = job.data.targets[job.data.rows(Split.TRAIN)]
     if not job.config.train.class_weights:
         return np.ones(targets.shape[1])
     return class_weights(targets, job.config.model.activation)
 
 
 def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
-    settings, material = job.config.train, job.material
-    train, tune = (FrameSet(pixels, material.targets, material.rows(split)) for split in (Split.TRAIN, Split.TUNE))
+    settings, data = job.config.train, job.data
+    train, tune = (FrameSet(pixels, data.targets, data.rows(split)) for split in (Split.TRAIN, Split.TUNE))
     fitting = Fitting(
         train=train,
         tune=tune,
@@ -253,40 +248,40 @@ def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
 
 
 def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:
-    config, material, verdict = job.config, job.material, fitted.verdict
+    config, data, assessment = job.config, job.data, fitted.assessment
     origin = provenance(config, index, job.tracker.run_id)
     metrics = {
-        "splits": {split.value: material.counts(split) for split in Split},
-        "frames_without_patient": material.frames_without_patient(),
+        "splits": {split.value: data.counts(split) for split in Split},
+        "frames_without_patient": data.frames_without_patient(),
         "split": Split.TEST.value,
-        "evaluation": verdict.evaluation.to_json() if verdict.evaluation else None,
-        "states": verdict.states.model_dump(mode="json") if verdict.states else None,
-        "refusals": verdict.refusals.model_dump(mode="json") if verdict.refusals else None,
+        "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
+        "states": assessment.states.model_dump(mode="json") if assessment.states else None,
+        "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
         "epochs": fitted.course.history,
         "best_epoch": fitted.course.best_epoch,
     }
     fields: dict[str, Any] = {
         "architecture": config.model.architecture,
-        "labels": material.labels,
+        "labels": data.labels,
         "normal_label": config.data.normal_label,
-        "urgency": tuple(label for label in config.data.urgency if label in material.labels),
-        "label_names": {label: words for label, words in config.data.label_names.items() if label in material.labels},
+        "urgency": tuple(label for label in config.data.urgency if label in data.labels),
+        "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
         "activation": config.model.activation,
         "preprocessing": job.preprocessing,
         "normalisation": Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),
-        "temperature": verdict.temperature,
-        "operating_points": verdict.points,
+        "temperature": assessment.temperature,
+        "operating_points": assessment.points,
         "heatmap": fitted.heatmap,
         "intended_use": config.intended_use(),
         "quality": config.quality,
         "limits": config.limits,
-        "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=verdict.bands, measured=verdict.states),
+        "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=assessment.bands, measured=assessment.states),
         "outliers": Outliers(
-            neighbours=verdict.reference.neighbours,
-            threshold=verdict.reference.threshold,
-            calibration_frames=verdict.reference.calibration_frames,
-            calibration_patients=verdict.reference.calibration_patients,
-            measured=verdict.refusals,
+            neighbours=assessment.reference.neighbours,
+            threshold=assessment.reference.threshold,
+            calibration_frames=assessment.reference.calibration_frames,
+            calibration_patients=assessment.reference.calibration_patients,
+            measured=assessment.refusals,
         ),
         "provenance": origin,
     }
@@ -298,7 +293,7 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
         METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
         MODEL_CARD: card.encode(),
-        REFERENCE: verdict.reference.to_bytes(),
+        REFERENCE: assessment.reference.to_bytes(),
         CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
     }
-    return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in verdict.plots.items()}, **fields)
+    return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in assessment.plots.items()}, **fields)

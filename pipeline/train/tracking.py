@@ -3,13 +3,18 @@
 import json
 import logging
 import os
+import platform
 import re
+import shutil
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,8 @@ import yaml
 
 from pipeline.config import Config, TrackingSection
 from pipeline.errors import TrackingError
-from pipeline.model.bundle import CONFIG, METRICS, Bundle, load_bundle
+from pipeline.ingest.index import Index
+from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
 
 DEFAULT_STORE = Path("mlruns") / "mlflow.db"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -399,3 +405,35 @@ def _quiet_loggers() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+_LIBRARIES = ("octray", "torch", "timm", "monai", "numpy", "pillow", "pydicom", "imagecodecs", "onnx", "onnxruntime")
+
+
+def provenance(config: Config, index: Index, run_id: str) -> Provenance:
+    """Return what a reader needs to train the same bundle again."""
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        git_commit=_git_commit(),
+        mlflow_run_id=run_id,
+        dataset_name=index.name,
+        dataset_sha256=index.sha256,
+        config_name=config.name,
+        seed=config.train.seed,
+        versions={"python": platform.python_version()} | {name: metadata.version(name) for name in _LIBRARIES},
+    )
+
+
+def _git_commit() -> str:
+    """Return the commit of octray's own checkout; empty where it lies in no checkout, or in somebody else's."""
+    git = shutil.which("git")
+    here = Path(__file__)
+    if git is None:
+        return ""
+
+    def ask(*words: str) -> str | None:
+        command = [git, "-C", str(here.parent), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return (ask("ls-files", "--error-unmatch", here.name) and ask("rev-parse", "HEAD")) or ""

@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
 from pipeline.frames import ImageRecord, InstanceKey, Split
 from pipeline.ingest.index import Index
-from pipeline.train.material import gather
+from pipeline.train.training_data import select_training_data
 
 Labels = dict[str, bool | None]
 LABELS = ("CALM", "SICK", "WORN")
@@ -48,21 +48,21 @@ def config(activation: str = "softmax", **data: object) -> Config:
 
 
 def test_targets_follow_the_order_of_the_configuration() -> None:
-    material = gather(config(labels=("SICK", "CALM", "WORN")), make_index(*everything(*Split)))
-    assert material.labels == ("SICK", "CALM", "WORN")
-    np.testing.assert_array_equal(material.targets[:3], [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
-    assert material.rows(Split.TUNE).tolist() == [3, 4, 5]
-    assert material.patients(material.rows(Split.TUNE)) == ("patient1", "patient2", "patient2")
+    data = select_training_data(config(labels=("SICK", "CALM", "WORN")), make_index(*everything(*Split)))
+    assert data.labels == ("SICK", "CALM", "WORN")
+    np.testing.assert_array_equal(data.targets[:3], [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert data.rows(Split.TUNE).tolist() == [3, 4, 5]
+    assert data.patients(data.rows(Split.TUNE)) == ("patient1", "patient2", "patient2")
 
 
 def test_without_a_choice_the_labels_are_those_of_the_index() -> None:
-    assert gather(config(), make_index(*everything(*Split))).labels == LABELS
+    assert select_training_data(config(), make_index(*everything(*Split))).labels == LABELS
 
 
 def test_what_is_not_known_stays_so_with_sigmoid() -> None:
     unknown: Labels = {"CALM": True, "SICK": None, "WORN": None}
-    material = gather(config("sigmoid"), make_index(*everything(*Split), (Split.TRAIN, unknown)))
-    np.testing.assert_array_equal(material.targets[-1], [1, np.nan, np.nan])
+    data = select_training_data(config("sigmoid"), make_index(*everything(*Split), (Split.TRAIN, unknown)))
+    np.testing.assert_array_equal(data.targets[-1], [1, np.nan, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,22 @@ def test_what_is_not_known_stays_so_with_sigmoid() -> None:
 )
 def test_an_order_of_findings_that_cannot_be_meant_is_a_fault(urgency: tuple[str, ...], fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        gather(config(urgency=urgency, normal_label="CALM"), make_index(*everything(*Split)))
+        select_training_data(config(urgency=urgency, normal_label="CALM"), make_index(*everything(*Split)))
     assert caught.value.faults == (fault,)
 
 
 def test_an_order_may_name_findings_that_the_data_do_not_have() -> None:
-    gather(config(urgency=("FRACTURE", "SICK"), normal_label="CALM"), make_index(*everything(*Split)))
+    select_training_data(config(urgency=("FRACTURE", "SICK"), normal_label="CALM"), make_index(*everything(*Split)))
 
 
 def test_an_empty_test_split_is_no_fault() -> None:
-    material = gather(config(), make_index(*everything(Split.TRAIN, Split.TUNE, Split.CALIBRATION)))
-    assert len(material.rows(Split.TEST)) == 0
+    data = select_training_data(config(), make_index(*everything(Split.TRAIN, Split.TUNE, Split.CALIBRATION)))
+    assert len(data.rows(Split.TEST)) == 0
 
 
 def test_every_fault_of_the_labels_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        gather(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*Split)))
+        select_training_data(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*Split)))
     assert caught.value.faults == (
         "data.labels: the index has no label SICKK; it has CALM, SICK, WORN.",
         "data.labels: training needs two labels or more; the index has CALM, SICK, WORN. "
@@ -131,23 +131,23 @@ NOTHING: Labels = dict.fromkeys(LABELS)
 )
 def test_what_cannot_be_learned_is_said(activation: str, rows: list[tuple[Split, Labels]], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        gather(config(activation), make_index(*rows))
+        select_training_data(config(activation), make_index(*rows))
     assert str(caught.value).startswith(sentence)
 
 
 def test_frames_of_another_modality_are_refused_and_unknown_ones_pass() -> None:
     settings = config(modalities=("CR", "DX"))
-    assert gather(settings, make_index(*ALL, modality="")).records
+    assert select_training_data(settings, make_index(*ALL, modality="")).records
     with pytest.raises(
         InputError, match=r"^The index holds frames of modality OPT, but data.modalities says CR, DX\. Ingest only"
     ):
-        gather(settings, make_index(*ALL, modality="OPT"))
+        select_training_data(settings, make_index(*ALL, modality="OPT"))
 
 
 def test_frames_of_another_view_are_refused_and_unknown_ones_pass() -> None:
     settings = config(view_positions=("PA", "AP"))
-    assert gather(settings, make_index(*ALL)).records
+    assert select_training_data(settings, make_index(*ALL)).records
     with pytest.raises(
         InputError, match=r"^The index holds frames of view position LL, but data.view_positions says PA, AP\. "
     ):
-        gather(settings, make_index(*ALL, view_position="LL"))
+        select_training_data(settings, make_index(*ALL, view_position="LL"))

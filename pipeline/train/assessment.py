@@ -1,5 +1,6 @@
 """What a trained network is worth: calibrated on one split, measured on another, by the graph that scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -7,20 +8,19 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
-from pipeline.evaluate.decisions import choose_operating_points, conformal_bands
+from pipeline.evaluate.decisions import Coverage, choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.figures import plots
-from pipeline.evaluate.metrics import Evaluation, Sample, count, evaluate, sensitivity, specificity
+from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, count, evaluate, sensitivity, specificity
 from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
 from pipeline.frames import FloatArray, Split
-from pipeline.model.bundle import MeasuredRefusals, MeasuredStates
+from pipeline.model.bundle import Interval, LabelCoverage, MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
 from pipeline.predictions import ConformalBand, OperatingPoint
-from pipeline.train.abstention import measure_refusals, measure_states
-from pipeline.train.material import Material
+from pipeline.train.training_data import TrainingData
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class Assessment:
     """What was fitted on the calibration split and measured on the test split.
 
     Parameters
@@ -62,14 +62,14 @@ class Verdict:
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) -> Verdict:
+def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: FloatArray) -> Assessment:
     """Fit what turns logits into results on the calibration split, and measure on the test split.
 
     Parameters
     ----------
     config
         Activation, criterion, error rate of the conformal sets and number of resamples.
-    material
+    data
         Targets, patients and splits.
     graph
         The exported network.
@@ -83,19 +83,19 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
     """
     resamples, seed = config.evaluate.bootstrap, config.train.seed
     engine, activation = Engine(graph, config.train.threads), config.model.activation
-    rows = {split: material.rows(split) for split in Split}
-    truth, patients = material.targets[rows[Split.CALIBRATION]], material.patients(rows[Split.CALIBRATION])
+    rows = {split: data.rows(split) for split in Split}
+    truth, patients = data.targets[rows[Split.CALIBRATION]], data.patients(rows[Split.CALIBRATION])
     _, seen = _run(engine, pixels, bank_rows(rows[Split.TRAIN]))
     logits, known = _run(engine, pixels, rows[Split.CALIBRATION])
     temperature = fit_temperature(logits, truth, activation)
     chances = probabilities(logits, activation, temperature)
-    points = choose_operating_points(chances, truth, material.labels, config.evaluate.criterion)
+    points = choose_operating_points(chances, truth, data.labels, config.evaluate.criterion)
     bands = conformal_bands(chances, truth, patients, points, config.evaluate.conformal_alpha, resamples, seed)
     calibration = Sample(
         logits=logits,
         targets=truth,
         groups=patients,
-        labels=material.labels,
+        labels=data.labels,
         activation=activation,
         temperature=temperature,
         operating_points=points,
@@ -103,20 +103,20 @@ def judge(config: Config, material: Material, graph: bytes, pixels: FloatArray) 
         normal_label=config.data.normal_label,
     )
     points = _with_figures(points, calibration)
-    verdict = Verdict(temperature, points, bands, fit_reference(seen, known, patients))
+    assessment = Assessment(temperature, points, bands, fit_reference(seen, known, patients))
     if not len(rows[Split.TEST]):
-        return verdict
+        return assessment
     logits, features = _run(engine, pixels, rows[Split.TEST])
-    patients = material.patients(rows[Split.TEST])
+    patients = data.patients(rows[Split.TEST])
     sample = replace(
-        calibration, logits=logits, targets=material.targets[rows[Split.TEST]], groups=patients, operating_points=points
+        calibration, logits=logits, targets=data.targets[rows[Split.TEST]], groups=patients, operating_points=points
     )
     evaluation = evaluate(sample, resamples, seed)
     return replace(
-        verdict,
+        assessment,
         evaluation=evaluation,
         states=measure_states(sample, evaluation),
-        refusals=measure_refusals(verdict.reference, features, patients),
+        refusals=measure_refusals(assessment.reference, features, patients),
         plots=plots(sample),
     )
 
@@ -135,3 +135,60 @@ def _run(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> tuple[F
     batches = [engine.run(pixels[rows[part]]) for part in engine.parts(len(rows))]
     logits = np.concatenate([logits for logits, _ in batches])
     return logits, np.stack([pooled(one) for _, features in batches for one in features])
+
+
+def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
+    """Return how often the states of a sample that nothing was fitted on hold the truth, and how often they are uncertain."""
+    found = coverage(sample, evaluation.resamples, evaluation.seed)
+    return MeasuredStates(
+        frames=evaluation.frames,
+        patients=evaluation.patients,
+        uncertain=_interval(evaluation.uncertain),
+        labels={label: _label_coverage(one) for label, one in found.items()},
+    )
+
+
+def measure_refusals(reference: Reference, features: Float64, patients: Sequence[str]) -> MeasuredRefusals:
+    """Count frames that are refused though they are like those of the training, and the patients who have such a frame.
+
+    Parameters
+    ----------
+    reference
+        That of the bundle.
+    features
+        Pooled features of n frames that nothing was fitted on, shape (n, channels).
+    patients
+        The patient of each.
+    """
+    refused = [reference.distance(one) > 1 for one in features]
+    concerned = {patient for patient, is_refused in zip(patients, refused, strict=True) if is_refused}
+    low, high = wilson(len(concerned), len(set(patients)))
+    return MeasuredRefusals(
+        frames=len(refused),
+        refused_frames=sum(refused),
+        patients=len(set(patients)),
+        refused_patients=len(concerned),
+        low=low,
+        high=high,
+    )
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a part (Wilson, "Probable inference", 1927)."""
+    z, part = 1.959964, count / total
+    middle, scale = part + z**2 / (2 * total), 1 + z**2 / total
+    reach = z * (part * (1 - part) / total + z**2 / (4 * total**2)) ** 0.5
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def _label_coverage(found: Coverage) -> LabelCoverage:
+    return LabelCoverage(
+        covered_positives=_interval(found.covered_positives),
+        covered_negatives=_interval(found.covered_negatives),
+        uncertain=_interval(found.uncertain),
+    )
+
+
+def _interval(estimate: Estimate) -> Interval:
+    value, low, high = (None if np.isnan(one) else one for one in (estimate.value, estimate.low, estimate.high))
+    return Interval(value=value, low=low, high=high)

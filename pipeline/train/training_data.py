@@ -1,4 +1,4 @@
-"""What a run learns from: the rows of an index that its configuration can use, with their targets, checked before any work."""
+"""The training data: the rows of an index that a configuration can use, with their targets, checked before any work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.labels import examples
 from pipeline.predictions import Activation
+from pipeline.settings import IntendedUse
 
 FITTED_SPLITS = (Split.TRAIN, Split.TUNE, Split.CALIBRATION)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
+class TrainingData:
     """Labelled frames of all four splits.
 
     Parameters
@@ -61,7 +62,7 @@ class Material:
         return sum(record.patient_key == record.key.study_instance_uid for record in self.records)
 
 
-def gather(config: Config, index: Index) -> Material:
+def select_training_data(config: Config, index: Index) -> TrainingData:
     """Return what `config` can learn from `index`.
 
     Raises
@@ -74,12 +75,12 @@ def gather(config: Config, index: Index) -> Material:
     """
     labels = _labels(config.data, index)
     targets = index.targets(index.records, labels)
-    material = Material(labels, index.records, targets, index.sources)
-    _check_targets(material, config.model.activation)
-    _check_intended_use(material, config.data)
+    data = TrainingData(labels, index.records, targets, index.sources)
+    _check_targets(data, config.model.activation)
+    _check_intended_use(data, config.data)
     for split in FITTED_SPLITS:
-        _check_split(material, split)
-    return material
+        _check_split(data, split)
+    return data
 
 
 def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
@@ -118,26 +119,26 @@ def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
     return faults
 
 
-def _check_targets(material: Material, activation: Activation) -> None:
+def _check_targets(data: TrainingData, activation: Activation) -> None:
     if activation is Activation.SOFTMAX:
-        wrong = np.flatnonzero(np.nansum(material.targets, axis=1) != 1)
+        wrong = np.flatnonzero(np.nansum(data.targets, axis=1) != 1)
         if wrong.size:
             raise InputError(
-                f"{wrong.size} frames have not exactly one of the labels {', '.join(material.labels)}: "
-                f"{examples(material.records[row].source for row in wrong)}. "
+                f"{wrong.size} frames have not exactly one of the labels {', '.join(data.labels)}: "
+                f"{examples(data.records[row].source for row in wrong)}. "
                 "Set model.activation=sigmoid if labels can occur together, or leave these frames out."
             )
-    elif empty := int(np.isnan(material.targets).all(axis=1).sum()):
+    elif empty := int(np.isnan(data.targets).all(axis=1).sum()):
         raise InputError(f"{empty} frames have no known label. Leave them out of the folder, or label them.")
 
 
-def _check_intended_use(material: Material, data: DataSection) -> None:
+def _check_intended_use(data: TrainingData, use: IntendedUse) -> None:
     """Refuse frames that scoring would refuse; a frame that does not say what it is may be anything."""
     for keyword, setting, intended, is_expected in (
-        ("modality", "data.modalities", data.modalities, is_expected_modality),
-        ("view_position", "data.view_positions", data.view_positions, is_expected_view),
+        ("modality", "data.modalities", use.modalities, is_expected_modality),
+        ("view_position", "data.view_positions", use.view_positions, is_expected_view),
     ):
-        found = {value for record in material.records if (value := getattr(record, keyword))}
+        found = {value for record in data.records if (value := getattr(record, keyword))}
         if intended and (other := sorted(value for value in found if not is_expected(value, intended))):
             raise InputError(
                 f"The index holds frames of {keyword.replace('_', ' ')} {', '.join(other)}, but {setting} says "
@@ -145,9 +146,9 @@ def _check_intended_use(material: Material, data: DataSection) -> None:
             )
 
 
-def _check_split(material: Material, split: Split) -> None:
-    targets = material.targets[material.rows(split)]
-    for column, label in enumerate(material.labels):
+def _check_split(data: TrainingData, split: Split) -> None:
+    targets = data.targets[data.rows(split)]
+    for column, label in enumerate(data.labels):
         for value, kind in ((1, "example of"), (0, "example without")):
             if not (targets[:, column] == value).any():
                 raise InputError(
