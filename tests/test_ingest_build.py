@@ -25,8 +25,7 @@ from pipeline.ingest.build import Rules, build_index
 from pipeline.ingest.index import FILES, Index, load_index, write_index
 from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.ingest.reading import How
-from pipeline.ingest.verdict import NO_LABEL, UID_CLASH
+from pipeline.ingest.reading import NO_LABEL, UID_CLASH
 from pipeline.phantoms.studies import write_phantom
 from pipeline.settings import Check, Policy, Preprocessing
 from tests.builders import make_dicom, make_gate
@@ -362,8 +361,8 @@ def test_the_same_file_twice_stays_twice(tmp_path: Path) -> None:
 def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_row(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "good.png", 1)
     (tmp_path / "in" / "us.dcm").write_bytes(make_dicom(np.zeros((9, 70, 70), np.uint8), Modality="US"))
-    how = How(gate=make_gate({Check.WRONG_MODALITY: Policy.REJECT}, modalities=("DX",)))
-    index, _ = build_index([tmp_path / "in"], Rules(), how=how)
+    gate = make_gate({Check.WRONG_MODALITY: Policy.REJECT}, modalities=("DX",))
+    index, _ = build_index([tmp_path / "in"], Rules(), gate=gate)
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("us.dcm", "wrong_modality", None)]
 
 
@@ -371,8 +370,8 @@ def test_the_gate_takes_frames_out_one_by_one(tmp_path: Path) -> None:
     volume = np.random.default_rng(0).integers(0, 4000, (3, 80, 90), np.uint16)
     volume[1] = 5
     (tmp_path / "volume.dcm").write_bytes(make_dicom(volume))
-    how = How(gate=make_gate({Check.BLANK: Policy.REJECT}))
-    index, _ = build_index([tmp_path], Rules(), how=how)
+    gate = make_gate({Check.BLANK: Policy.REJECT})
+    index, _ = build_index([tmp_path], Rules(), gate=gate)
     assert [record.key.frame_number for record in index.records] == [1, 3]
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("volume.dcm", "blank", 2)]
     index, _ = build_index([tmp_path], Rules())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.deidentify.deidentifier import Plan
     from pipeline.ingest.index import Index
-    from pipeline.ingest.reading import How
+    from pipeline.settings import Gate, Reading
 
 HELP = "read studies and their labels into an index, patients divided into four splits"
 EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
@@ -70,14 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.imaging.files.names import skipped_line
     from pipeline.ingest.build import Rules, build_index
     from pipeline.ingest.index import difference, write_index
+    from pipeline.ingest.reading import NO_LABEL
     from pipeline.ingest.splits import parse_percent
-    from pipeline.ingest.verdict import NO_LABEL
 
     rules = Rules(args.labels, args.label_from, args.patient_key, parse_percent(args.split), args.seed, _deidentify(args))
     console = Console(stderr=True)
     skipped: Counter[str] = Counter()
     try:
-        built, note = build_index(args.sources, rules, bar, how=_how(args.config), out=args.out, skipped=skipped)
+        reading, gate = _reading_and_gate(args.config)
+        built, note = build_index(args.sources, rules, bar, reading=reading, gate=gate, out=args.out, skipped=skipped)
     except KeyboardInterrupt:
         console.print("What was read so far is kept: the same command goes on from there.", markup=False, highlight=False)
         raise
@@ -105,19 +106,18 @@ def _where_names_are(plan: "Plan | None") -> str:
     )
 
 
-def _how(config: str | None) -> "How":
-    from pipeline.ingest.reading import How
+def _reading_and_gate(config: str | None) -> "tuple[Reading, Gate]":
+    from pipeline.settings import DEFAULT_READING, LENIENT, Reading
 
     if config is None:
-        return How()
+        return DEFAULT_READING, LENIENT
     from pipeline.config import load_config
     from pipeline.imaging.quality.gate import check_tools
-    from pipeline.settings import Reading
 
     settings = load_config(config)
     gate = settings.gate()
     check_tools(gate)
-    return How(Reading(settings.limits, None, settings.preprocessing.voi_explanation), gate)
+    return Reading(settings.limits, None, settings.preprocessing.voi_explanation), gate
 
 
 def _show_counts(console: "Console", index: "Index") -> None:

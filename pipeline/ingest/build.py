@@ -2,27 +2,39 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.deidentify.deidentifier import Deidentifier, Plan
+from pipeline.deidentify.deidentifier import Deidentifier, Plan, RefusedFile, WrittenFile
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.ingest.index import FILES, Index
-from pipeline.ingest.journal import JOURNAL, Journal, binding
-from pipeline.ingest.labels import FileFacts, FileId, doubt, doubt_patients, folder_labels, match_files, read_labels
-from pipeline.ingest.material import Material, deidentified
-from pipeline.ingest.order import Row, in_order
+from pipeline.ingest.journal import JOURNAL, Journal
+from pipeline.ingest.labels import (
+    FileFacts,
+    FileId,
+    doubt,
+    doubt_patients,
+    examples,
+    folder_labels,
+    match_files,
+    read_labels,
+)
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
-from pipeline.ingest.reading import How, SeenFrame, find_files
+from pipeline.ingest.reading import NO_LABEL, FileReader, ReadFile, ReadFrame, find_files, journal_key, usable
 from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
-from pipeline.ingest.stream import Outcomes, Places
-from pipeline.ingest.verdict import NO_FOLDER, NOT_NAMED, Used, quarantined, usable
 from pipeline.progress import Progress, silent
+from pipeline.settings import DEFAULT_READING, LENIENT, Gate, Reading
+
+_NOT_IN_TABLE = "The table of labels does not name this file. Add a row for it to use it."
+_NO_FOLDER = "No folder of this file is the label by --label-from. Move it into one, or name another folder, to use it."
+
+Used = Mapping[FileId, Sequence[ReadFrame]]
+"""The files that are used, in order, with their frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +48,8 @@ class Rules:
     label_from
         Which folder's name is the label of a file, see `pipeline.ingest.labels.folder_labels`; empty if none is.
     patient_key
-        A column of the table, or a regular expression with one group for the path below the source. Where it is None: the
-        table's column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
+        A column of the table, or a regular expression with one group for the path below the source. If None: the table's
+        column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
     percent
         Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
     seed
@@ -55,12 +67,40 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What is known of the files before any is read; `note` says how the table of labels was understood."""
+class _FileSet:
+    """The files of an ingest as they were found, or de-identified ones in their place, before any is read.
 
+    Parameters
+    ----------
+    files
+        Every file that has to be accounted for.
+    to_read
+        Those that are read: without a label, files are not, if labels were given.
+    facts
+        What the table of labels or the names of the folders say of them.
+    quarantine
+        Files that are accounted for already.
+    origins
+        Path below its source under which a file was found, if it now has another.
+    nameless
+        Files in which the patient was made up, since the original names none.
+    pseudonym
+        Returns what stands for a patient that the table of labels or a path names.
+    """
+
+    files: Mapping[FileId, StudyFile]
+    to_read: Mapping[FileId, StudyFile]
     facts: Mapping[FileId, FileFacts]
-    columns: tuple[str, ...] = ()
-    note: str = ""
+    quarantine: tuple[Quarantined, ...] = ()
+    origins: Mapping[FileId, str] = field(default_factory=dict)
+    nameless: frozenset[FileId] = frozenset()
+    pseudonym: Callable[[str], str] = str
+
+    def facts_of(self, file_id: FileId) -> FileFacts:
+        return self.facts.get(file_id, FileFacts(frozenset()))
+
+    def origin(self, file_id: FileId) -> str:
+        return self.origins.get(file_id, file_id[1])
 
 
 def build_index(
@@ -68,7 +108,8 @@ def build_index(
     rules: Rules,
     progress: Progress = silent,
     workers: int = 0,
-    how: How = How(),  # noqa: B008
+    reading: Reading = DEFAULT_READING,
+    gate: Gate = LENIENT,
     out: Path | None = None,
     skipped: Counter[str] | None = None,
 ) -> tuple[Index, str]:
@@ -84,10 +125,10 @@ def build_index(
         Shows how many files are done.
     workers
         How many files are read at the same time, each in a process of its own; 0 takes one for each core.
-    how
-        Limits and quality gate.
+    reading, gate
+        Limits and window, and what frames have to be like.
     out
-        Folder of the index: its journal says what was read before, and what is read now is written there at once. None reads
+        Folder of the index: its journal has what was read before, and what is read now is written there at once. None reads
         everything.
     skipped
         As in `discover`.
@@ -95,94 +136,130 @@ def build_index(
     Returns
     -------
     tuple
-        The index, not yet written, and what is to be said of the labels, empty if that is nothing. A file that cannot be read
-        stands in its quarantine, and so does, unread, one without a label if labels were given.
+        The index, not yet written, and notes on the labels for the user, empty if there are none. A file that cannot be read
+        is in its quarantine, and so is, unread, one without a label if labels were given.
 
     Raises
     ------
     InputError
-        Where nothing is readable, or labels, patients or splits cannot be used.
+        If nothing is readable, or labels, patients or splits cannot be used.
     """
-    _check(sources, rules, out)
+    plan = rules.deidentify
+    if plan:
+        plan.check(sources)
+        if out and plan.key.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"The key {plan.key.name} lies inside the index and would be handed on with it. Name another place."
+            )
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
-    with Journal(out / JOURNAL if out else None, binding(how)) as journal, _deidentifier(rules, how, workers) as deidentifier:
+    with (
+        Journal(out / JOURNAL if out else None, journal_key(reading, gate)) as journal,
+        Deidentifier(plan, reading, workers) if plan else nullcontext() as deidentifier,
+    ):
         homes = (deidentifier.out,) if deidentifier else roots
-        places = Places([as_text(str(home)) for home in homes], journal)
-        is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else places.knows
-        files = find_files(sources, _no_studies(rules, out), is_known, skipped)
-        known = _known(rules, sources, roots, files)
-        pattern = parse_patient_pattern(rules.patient_key, known.columns)
-        wanted = {one: file for one, file in files.items() if _is_wanted(rules, known, one, file)}
-        material = Material(files, wanted, known.facts, unlabelled=NOT_NAMED if rules.labels else NO_FOLDER)
+        reader = FileReader([as_text(str(home)) for home in homes], journal, reading, gate, workers)
+        is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else reader.knows
+        found = find_files(sources, _own_files(rules, out), is_known, skipped)
+        facts, columns, note = _facts(rules, sources, roots, found)
+        pattern = parse_patient_pattern(rules.patient_key, columns)
+        # A file that cannot be read is read to say why, unless only files with a label count.
+        labelled_only = bool(rules.labels)
+        to_read = {
+            one: file
+            for one, file in found.items()
+            if one in facts or not (labelled_only or (rules.label_from and not file.refusal))
+        }
+        unlabelled = _NOT_IN_TABLE if rules.labels else _NO_FOLDER
+        files = _FileSet(found, to_read, facts)
         if deidentifier:
-            material = deidentified(material, deidentifier, progress)
-        outcomes = places.read(material.wanted, how, progress, workers)
-        places.keep_only(material.files)
-    quarantine = (*material.left_out, *quarantined(material.files, outcomes, material.unlabelled))
-    used = usable(outcomes)
+            files = _deidentified(files, deidentifier, unlabelled, progress)
+        outcomes = reader.read(files.to_read, progress)
+        reader.forget_others(files.files)
+    used, quarantined = usable(files.files, outcomes, unlabelled)
+    quarantine = (*files.quarantine, *quarantined)
     if not used:
-        raise InputError(_nothing_readable(sources, files, quarantine))
-    labels = _labels(rules, known, material, used)
-    records = _records(outcomes, used, material, _patient_keys(outcomes, used, material, pattern), labels)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
+        names = ", ".join(source.name for source in sources)
+        raise InputError(f"There is no readable study in {names}: of {len(found)} files none can be used ({reasons}).")
+    labels = _labels(rules, facts, files, used)
+    records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), labels)
+    patients = {
+        label: {record.patient_key for record in records if record.labels[label]} for label in labels
+    }
     named = {record.patient_key for record in records if record.patient_key != record.key.study_instance_uid}
-    said = (doubt(labels, _patients(records, labels), bool(rules.label_from)), doubt_patients(named))
-    doubts = " ".join(filter(None, said))
+    doubts = " ".join(filter(None, (doubt(labels, patients, bool(rules.label_from)), doubt_patients(named))))
     try:
-        divided, percent = _divided(records, material, rules)
+        divided, percent = _divided(records, files, rules)
     except InputError as error:
         raise InputError(" ".join(filter(None, (str(error), doubts)))) from None
-    return Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent), " ".join(
-        filter(None, (known.note, doubts))
-    )
+    index = Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent)
+    return index, " ".join(filter(None, (note, doubts)))
 
 
-def _check(sources: Sequence[Path], rules: Rules, out: Path | None) -> None:
-    """Find out whether what identifies and what does not would stay apart."""
-    plan = rules.deidentify
-    if plan is None:
-        return
-    plan.check(sources)
-    if out and plan.key.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"The key {plan.key.name} lies inside the index and would be handed on with it. Name another place.")
-
-
-def _deidentifier(rules: Rules, how: How, workers: int) -> AbstractContextManager[Deidentifier | None]:
-    return Deidentifier(rules.deidentify, how.reading, workers) if rules.deidentify else nullcontext()
-
-
-def _no_studies(rules: Rules, out: Path | None) -> list[Path]:
-    """Return the files that are found among the studies where somebody keeps them there, and that are none."""
+def _own_files(rules: Rules, out: Path | None) -> list[Path]:
+    """Return the files that are not studies, in case they lie among these."""
     own = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
     own += rules.deidentify.own_files if rules.deidentify else ()
     return [*own, rules.labels] if rules.labels else own
 
 
-def _known(rules: Rules, sources: Sequence[Path], roots: Sequence[Path], files: Mapping[FileId, StudyFile]) -> _Known:
+def _facts(
+    rules: Rules, sources: Sequence[Path], roots: Sequence[Path], files: Mapping[FileId, StudyFile]
+) -> tuple[Mapping[FileId, FileFacts], tuple[str, ...], str]:
+    """Return what is known of the files, the columns of the table of labels, and how its names were understood."""
     if rules.labels:
         table = read_labels(rules.labels, rules.patient_key)
         facts, note = match_files(table, roots, files)
-        return _Known(facts, table.columns, note)
-    found = [file_id for file_id, file in files.items() if not file.refusal]
-    return _Known(folder_labels(rules.label_from, sources, found) if rules.label_from else {})
+        return facts, table.columns, note
+    readable = [file_id for file_id, file in files.items() if not file.refusal]
+    return folder_labels(rules.label_from, sources, readable) if rules.label_from else {}, (), ""
 
 
-def _is_wanted(rules: Rules, known: _Known, file_id: FileId, file: StudyFile) -> bool:
-    """Return whether a file is read, if only to say why it cannot be; files without a label are not, if labels were given."""
-    if rules.labels or (rules.label_from and not file.refusal):
-        return file_id in known.facts
-    return True
+def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, progress: Progress) -> _FileSet:
+    """De-identify files, and carry over to the new ones what is known of the originals, but for their names.
+
+    All new files are of source 0, the folder for them. A file that was refused or has no label is quarantined under its alias.
+
+    Raises
+    ------
+    InputError
+        If copies of one file have different labels, patients or splits, or the key cannot be used.
+    """
+    outcomes = dict(zip(found.to_read, deidentifier.deidentify(list(found.to_read.values()), progress), strict=True))
+    refused = [one for one in outcomes.values() if isinstance(one, RefusedFile)]
+    refused += [
+        deidentifier.leave_out(file, NO_LABEL, unlabelled) for one, file in found.files.items() if one not in found.to_read
+    ]
+    written = {file_id: one for file_id, one in outcomes.items() if isinstance(one, WrittenFile)}
+    pseudonym = deidentifier.secret.pseudonym
+    facts: dict[FileId, FileFacts] = {}
+    contradicting = set()
+    for file_id, one in written.items():
+        known = found.facts_of(file_id)
+        carried = replace(known, patient_key=pseudonym(known.patient_key) if known.patient_key else None)
+        if facts.setdefault((0, one.name), carried) != carried:
+            contradicting.add(one.name)
+    if contradicting:
+        raise InputError(
+            f"{len(contradicting)} files are there several times, each time with another label, patient or split: "
+            f"{examples(contradicting)}. These are their new names; the crosswalk says which files they are. Keep one of each."
+        )
+    files = {(0, name): StudyFile(deidentifier.out / name, name) for name in sorted({one.name for one in written.values()})}
+    return _FileSet(
+        files,
+        files,
+        facts,
+        quarantine=tuple(Quarantined(one.alias, one.reason, one.message) for one in refused),
+        origins={(0, one.name): source for (_, source), one in written.items()},
+        nameless=frozenset((0, one.name) for one in written.values() if not one.has_patient),
+        pseudonym=pseudonym,
+    )
 
 
-def _nothing_readable(sources: Sequence[Path], files: Collection[FileId], quarantine: Sequence[Quarantined]) -> str:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
-    names = ", ".join(source.name for source in sources)
-    return f"There is no readable study in {names}: of {len(files)} files none can be used ({reasons})."
-
-
-def _labels(rules: Rules, known: _Known, material: Material, used: Iterable[FileId]) -> tuple[str, ...]:
+def _labels(rules: Rules, facts: Mapping[FileId, FileFacts], files: _FileSet, used: Used) -> tuple[str, ...]:
     """Return the labels of what is used; a label of the table must not be lost with its files."""
-    present = {label for file_id in used for label in material.of(file_id).labels}
-    named = {label for facts in known.facts.values() for label in facts.labels} if rules.labels else present
+    present = {label for file_id in used for label in files.facts_of(file_id).labels}
+    named = {label for known in facts.values() for label in known.labels} if rules.labels else present
     if lost := sorted(named - present):
         raise InputError(
             f"None of the files with the label {', '.join(lost)} can be read. Repair them, or leave the label out."
@@ -190,90 +267,100 @@ def _labels(rules: Rules, known: _Known, material: Material, used: Iterable[File
     return tuple(sorted(present))
 
 
-def _patient_keys(outcomes: Outcomes, used: Used, material: Material, pattern: re.Pattern[str] | None) -> dict[FileId, str]:
-    """Return the patient of each file; empty where only its study is known."""
-    paths = keys_from_paths(pattern, map(material.origin, used)) if pattern else {}
-    hashes = {file_id: material.patient(file_id, outcomes[file_id]) for file_id in used}
+def _patient_keys(
+    outcomes: Mapping[FileId, ReadFile], used: Used, files: _FileSet, pattern: re.Pattern[str] | None
+) -> dict[FileId, str]:
+    """Return the patient of each file; empty if only its study is known."""
+    if pattern:
+        paths = keys_from_paths(pattern, map(files.origin, used))
+        return {file_id: files.pseudonym(paths[files.origin(file_id)]) for file_id in used}
+    hashes = {file_id: "" if file_id in files.nameless else outcomes[file_id].patient for file_id in used}
     numbered = pseudonyms(hashes.values())
-    return {
-        file_id: material.pseudonym(paths[material.origin(file_id)])
-        if pattern
-        else material.of(file_id).patient_key or numbered.get(hashes[file_id], "")
-        for file_id in used
-    }
+    return {file_id: files.facts_of(file_id).patient_key or numbered.get(hashes[file_id], "") for file_id in used}
 
 
 def _records(
-    outcomes: Outcomes, used: Used, material: Material, patient_keys: Mapping[FileId, str], labels: Sequence[str]
+    outcomes: Mapping[FileId, ReadFile],
+    used: Used,
+    files: _FileSet,
+    patient_keys: Mapping[FileId, str],
+    labels: Sequence[str],
 ) -> tuple[ImageRecord, ...]:
-    file_ids = list(used)
-    held = {file_id: material.of(file_id).labels for file_id in file_ids}
-    rows = in_order([Row(number, frame) for number, file_id in enumerate(file_ids) for frame in used[file_id]])
-    truths = {some: {label: label in some for label in labels} for some in set(held.values())}
-    return tuple(
-        _record(row.frame, file_id, outcomes[file_id].file_sha256, patient_keys[file_id], truths[held[file_id]])
-        for row in rows
-        for file_id in (file_ids[row.file],)
-    )
+    truths: dict[frozenset[str], Mapping[str, bool | None]] = {}
+    records = []
+    for file_id, frame in in_order(used):
+        present = files.facts_of(file_id).labels
+        records.append(
+            ImageRecord(
+                key=frame.key,
+                root=file_id[0],
+                source=file_id[1],
+                patient_key=patient_keys[file_id] or frame.key.study_instance_uid,
+                pixel_sha256=frame.pixel_sha256,
+                labels=truths.setdefault(present, {label: label in present for label in labels}),
+                split=Split.TRAIN,
+                rows=frame.rows,
+                columns=frame.columns,
+                modality=frame.modality,
+                view_position=frame.view_position,
+                laterality=frame.laterality,
+                file_sha256=outcomes[file_id].file_sha256,
+                flags=frame.flags,
+            )
+        )
+    return tuple(records)
 
 
-def _patients(records: Sequence[ImageRecord], labels: Sequence[str]) -> dict[str, set[str]]:
-    """Return for each label the patients in whom it occurs."""
-    patients: dict[str, set[str]] = {label: set() for label in labels}
-    for record in records:
-        for label in patients:
-            if record.labels[label]:
-                patients[label].add(record.patient_key)
-    return patients
+def in_order(files: Used) -> list[tuple[FileId, ReadFrame]]:
+    """Return all frames with their files; studies, and series within a study, come in the order of their first file.
+
+    The instances of a series are ordered by the position of their first frame along the normal of its plane, if that is known
+    of all of them; otherwise by Instance Number (0020,0013), if all have one; otherwise as their files. The frames of an
+    instance stand together, by their number.
+    """
+    rows = [(number, file_id, frame) for number, (file_id, frames) in enumerate(files.items()) for frame in frames]
+    studies: dict[str, int] = {}
+    series: dict[tuple[str, str], int] = {}
+    firsts: dict[tuple[str, str], dict[tuple[int, str], ReadFrame]] = {}
+    for position, (number, _, frame) in enumerate(rows):
+        key = frame.key
+        one = key.study_instance_uid, key.series_instance_uid
+        studies.setdefault(key.study_instance_uid, position)
+        series.setdefault(one, position)
+        instances = firsts.setdefault(one, {})
+        first = instances.setdefault((number, key.sop_instance_uid), frame)
+        if key.frame_number < first.key.frame_number:
+            instances[number, key.sop_instance_uid] = frame
+    ranks = {one: dict(zip(instances, _ranks(list(instances.values())), strict=True)) for one, instances in firsts.items()}
+
+    def order(row: tuple[int, FileId, ReadFrame]) -> tuple[object, ...]:
+        number, _, frame = row
+        key = frame.key
+        one = key.study_instance_uid, key.series_instance_uid
+        rank = ranks[one][number, key.sop_instance_uid]
+        return studies[key.study_instance_uid], series[one], rank, number, key.sop_instance_uid, key.frame_number
+
+    return [(file_id, frame) for _, file_id, frame in sorted(rows, key=order)]
 
 
-def _record(
-    frame: SeenFrame, file_id: FileId, file_sha256: str, patient_key: str, labels: Mapping[str, bool | None]
-) -> ImageRecord:
-    return ImageRecord(
-        key=frame.key,
-        root=file_id[0],
-        source=file_id[1],
-        patient_key=patient_key or frame.key.study_instance_uid,
-        pixel_sha256=frame.pixel_sha256,
-        labels=labels,
-        split=Split.TRAIN,
-        rows=frame.rows,
-        columns=frame.columns,
-        modality=frame.modality,
-        view_position=frame.view_position,
-        laterality=frame.laterality,
-        file_sha256=file_sha256,
-        flags=frame.flags,
-    )
-
-
-def _strata(records: Sequence[ImageRecord]) -> list[Collection[str]]:
-    return [[label for label, holds in record.labels.items() if holds] for record in records]
-
-
-def _ties(records: Sequence[ImageRecord]) -> tuple[list[str], list[str], list[str]]:
-    """Return the patient, the pixels and the study of each frame; none of them may cross splits."""
-    patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
-    return patients, pixels, [record.key.study_instance_uid for record in records]
+def _ranks(firsts: Sequence[ReadFrame]) -> list[float]:
+    """Return what orders the instances of a series, given the first frame of each."""
+    positions = [frame.slice_position_mm for frame in firsts]
+    values = positions if None not in positions else [frame.instance_number for frame in firsts]
+    return [value if value is not None and None not in values else 0.0 for value in values]
 
 
 def _divided(
-    records: Sequence[ImageRecord], material: Material, rules: Rules
+    records: Sequence[ImageRecord], files: _FileSet, rules: Rules
 ) -> tuple[tuple[ImageRecord, ...], Percent | None]:
-    """Give each record its split; return with them the shares of the splits, None where the table of labels gave them."""
-    given = [split for record in records if (split := material.of((record.root, record.source)).split)]
-    splits = _checked(given, records) if given else _assigned(records, rules)
+    """Give each record its split; return with them the shares of the splits, None if the table of labels gave them."""
+    strata: list[Collection[str]] = [[label for label, present in record.labels.items() if present] for record in records]
+    patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
+    studies = [record.key.study_instance_uid for record in records]
+    given = [split for record in records if (split := files.facts_of((record.root, record.source)).split)]
+    if given:
+        check_given_splits(given, patients, pixels, studies)
+        check_labels(given, strata, [split for split in Split if split in given])
+    splits = given or assign_splits(patients, strata, pixels, studies, rules.percent, rules.seed)
     divided = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
     return divided, None if given else rules.percent
-
-
-def _assigned(records: Sequence[ImageRecord], rules: Rules) -> list[Split]:
-    patients, pixels, studies = _ties(records)
-    return assign_splits(patients, _strata(records), pixels, studies, rules.percent, rules.seed)
-
-
-def _checked(given: list[Split], records: Sequence[ImageRecord]) -> list[Split]:
-    check_given_splits(given, *_ties(records))
-    check_labels(given, _strata(records), [split for split in Split if split in given])
-    return given

@@ -3,24 +3,17 @@
 It holds no pixels, no Patient ID and no name, and it is a store of results only: without it everything is read again.
 """
 
-import hashlib
-import json
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.frames import InstanceKey
 from pipeline.imaging.files.study_file import Look, appearance
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.reading import Failure, How, ReadFile, SeenFrame
-from pipeline.settings import Check
-from pipeline.version import reading_versions
 
 JOURNAL = "journal.sqlite"
 _COMMIT_SECONDS = 1.0
@@ -34,17 +27,9 @@ _SCHEMA = (
     "CREATE TABLE files (root TEXT, source TEXT, size INTEGER, mtime_ns INTEGER, mark INTEGER, outcome TEXT NOT NULL, "
     "PRIMARY KEY (root, source)) WITHOUT ROWID",
 )
-_PLAIN = tuple(field.name for field in fields(SeenFrame) if field.name not in ("key", "flags", "rejection"))
 
 Place = tuple[str, str]
 """A source folder, and the path of a file below it."""
-
-
-def binding(how: How) -> str:
-    """Return a hash of all that decides what is read of a file: limits, window, gate, and the versions of octray's results."""
-    digest = hashlib.sha256(repr((how.reading, how.gate)).encode())
-    digest.update(repr(reading_versions()).encode())
-    return digest.hexdigest()
 
 
 class Journal:
@@ -55,7 +40,7 @@ class Journal:
     path
         Where it lies; None keeps it in memory.
     bound_to
-        What `binding` returned; a journal that is bound to something else, or is damaged, is begun anew.
+        All that decides what is read; a journal that is bound to something else, or is damaged, is emptied.
 
     Raises
     ------
@@ -125,7 +110,7 @@ class Journal:
         rows = self._execute("SELECT size, mtime_ns, mark FROM files WHERE root = ? AND source = ?", place)
         return bool(rows) and rows[0] == appearance(file)
 
-    def put(self, place: Place, looked: Look | None, read: ReadFile) -> None:
+    def put(self, place: Place, looked: Look | None, read: str) -> None:
         """Keep what was read of a file.
 
         Parameters
@@ -135,16 +120,16 @@ class Journal:
         looked
             What `appearance` said before it was read; where it is None, the file is not known afterwards.
         read
-            What was read.
+            What was read, as text.
         """
-        values = (*place, *(looked or (None, None, None)), _to_text(read))
+        values = (*place, *(looked or (None, None, None)), read)
         self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._execute("COMMIT")
             self._execute("BEGIN")
             self._committed = time.monotonic()
 
-    def get(self, place: Place) -> ReadFile:
+    def get(self, place: Place) -> str:
         """Return what was read of a file.
 
         Raises
@@ -155,7 +140,7 @@ class Journal:
         rows = self._execute("SELECT outcome FROM files WHERE root = ? AND source = ?", place)
         if not rows:
             raise KeyError(place)
-        return _from_text(rows[0][0])
+        return str(rows[0][0])
 
     def keep_only(self, places: Collection[Place]) -> None:
         """Forget the files that are not there any more."""
@@ -219,33 +204,3 @@ def _check_owner(head: bytes) -> None:
     """Find out from the first bytes of a file whether octray made it; an empty one belongs to nobody."""
     if head and not (head.startswith(_MAGIC) and head[68:72] == _APPLICATION.to_bytes(4)):
         raise InputError(f"The {JOURNAL} that is there was not made by octray. Give --out another folder.")
-
-
-def _to_text(read: ReadFile) -> str:
-    frames = [_frame_values(frame) for frame in read.frames]
-    return json.dumps([frames, _failure_values(read.failure), read.file_sha256, read.patient], separators=(",", ":"))
-
-
-def _from_text(text: str) -> ReadFile:
-    frames, failure, file_sha256, patient = json.loads(text)
-    return ReadFile(tuple(map(_frame, frames)), _failure(failure), file_sha256, patient)
-
-
-def _frame_values(frame: SeenFrame) -> list[Any]:
-    key = frame.key
-    uids = [key.study_instance_uid, key.series_instance_uid, key.sop_instance_uid, key.frame_number]
-    return [uids, *(getattr(frame, name) for name in _PLAIN), frame.flags, _failure_values(frame.rejection)]
-
-
-def _frame(values: Sequence[Any]) -> SeenFrame:
-    key, *plain, flags, rejection = values
-    named = dict(zip(_PLAIN, plain, strict=True))
-    return SeenFrame(key=InstanceKey(*key), flags=tuple(map(Check, flags)), rejection=_failure(rejection), **named)
-
-
-def _failure_values(failure: Failure | None) -> list[str] | None:
-    return [failure.reason, failure.message] if failure else None
-
-
-def _failure(values: Sequence[str] | None) -> Failure | None:
-    return Failure(*values) if values else None
