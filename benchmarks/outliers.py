@@ -4,6 +4,9 @@ For each bundle: refused frames of its own test split (false alarms), of the oth
 with the threshold that the bundle carries. Other methods are compared on the same features; each has its threshold on the
 calibration split, as the bundle has, and sees nothing of the foreign pictures. The header's modality plays no part, since
 these files carry none.
+
+One calibration split is one draw of patients. So the calibration and test patients, of whom the network has seen nothing, are
+then divided again, many times, into as many patients for the threshold and others for the false alarms.
 """
 
 import sys
@@ -14,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from benchmarks.foreign import foreign_pictures
 from pipeline.errors import UnreadableError
-from pipeline.evaluate.outliers import bank_rows, fit_reference, load_reference, pooled, refusal_threshold
+from pipeline.evaluate.outliers import fit_reference, load_reference, pooled, reference_rows, refusal_threshold
 from pipeline.frames import FloatArray, Frame, InstanceKey, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.quality.gate import admit
@@ -29,6 +33,7 @@ from pipeline.model.engine import Engine
 from pipeline.train.assessment import wilson
 
 MOST_FOREIGN_FRAMES = 700
+DIVISIONS = 200
 Array = NDArray[np.float64]
 Score = Callable[[Array], Array]
 
@@ -49,7 +54,7 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
         return _features(engine, frames)
 
     rows = {split: np.array([row for row, one in enumerate(own.records) if one.split is split], np.int64) for split in Split}
-    train = features(own, bank_rows(rows[Split.TRAIN]))
+    train = features(own, reference_rows(rows[Split.TRAIN]))
     calibration, test = features(own, rows[Split.CALIBRATION]), features(own, rows[Split.TEST])
     count = min(len(other.records), MOST_FOREIGN_FRAMES)
     strangers = features(other, np.linspace(0, len(other.records) - 1, count).astype(np.int64))
@@ -63,7 +68,7 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
     tested = np.array([own.records[row].patient_key for row in rows[Split.TEST]])
     methods = [
         (name, score, refusal_threshold(score(calibration).tolist(), patients))
-        for name, score in _methods(train, calibration, patients)
+        for name, score in (("Mahalanobis, unit length", _ours(train, calibration, patients)), *_others(train))
     ]
     for name, score, threshold in (_own(bundle), *methods):
         alarms, other_set, refused = (int((score(values) > threshold).sum()) for values in (test, strangers, neither))
@@ -76,6 +81,33 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
             f"{refused}/{len(pictures)}  {either.sum()}/{len(pictures)}  {dict(passed) or 'none'}",
             flush=True,
         )
+    names = np.concatenate([patients, tested])
+    print(f"{DIVISIONS} divisions: mean (worst)     patients with a false alarm  other set        neither")
+    for name, score, _ in methods:
+        distances = score(np.concatenate([calibration, test]))
+        found = _divided(distances, names, len(set(patients)), score(strangers), score(neither))
+        alarmed, others, unlike = (np.array(column) for column in zip(*found, strict=True))
+        print(
+            f"{name:28}  {alarmed.mean():.4f} ({alarmed.max():.4f})              {others.mean():.4f} ({others.min():.4f})  "
+            f"{unlike.mean():.4f} ({unlike.min():.4f})",
+            flush=True,
+        )
+
+
+def _divided(
+    distances: Array, names: NDArray[np.str_], count: int, strangers: Array, neither: Array
+) -> Iterator[tuple[float, float, float]]:
+    """Yield for each division the part of patients with a false alarm, and the parts of foreign frames that are refused."""
+    rng, everyone = np.random.default_rng(0), np.unique(names)
+    for _ in range(DIVISIONS):
+        known = np.isin(names, rng.choice(everyone, count, replace=False))
+        threshold = refusal_threshold(distances[known].tolist(), names[known].tolist())
+        concerned = set(names[~known & (distances > threshold)])
+        yield (
+            len(concerned) / (len(everyone) - count),
+            float((strangers > threshold).mean()),
+            float((neither > threshold).mean()),
+        )
 
 
 def _own(bundle: Bundle) -> tuple[str, Score, float]:
@@ -83,23 +115,23 @@ def _own(bundle: Bundle) -> tuple[str, Score, float]:
     outliers = bundle.manifest.outliers
     if outliers is None:
         raise SystemExit(f"The bundle {bundle.path.name} refuses nothing: it was written by an earlier octray.")
-    reference = load_reference(bundle.read(REFERENCE), outliers.neighbours, outliers.threshold)
+    reference = load_reference(bundle.read(REFERENCE), outliers.threshold)
     return "the bundle", lambda x: np.array([reference.distance(one) for one in x]), 1.0
 
 
-def _methods(train: Array, calibration: Array, patients: list[str]) -> Iterator[tuple[str, Score]]:
-    for neighbours in (1, 5, 10, 50):
-        reference = fit_reference(train, calibration, patients, neighbours)
-        yield f"{neighbours}. neighbour, unit length", lambda x, r=reference: np.array([r.distance(one) for one in x])
-    yield "Mahalanobis", _mahalanobis(train)
-    unit = _mahalanobis(normalize(train))
-    yield "Mahalanobis, unit length", lambda x: unit(normalize(x))
+def _ours(train: Array, calibration: Array, patients: list[str]) -> Score:
+    """Return what training would put into a bundle."""
+    reference = fit_reference(train, calibration, patients)
+    return lambda x: np.array([reference.distance(one) * reference.threshold for one in x])
 
 
-def _mahalanobis(train: Array) -> Score:
-    """Distance to the mean of all training frames, covariance shrunk by Ledoit and Wolf (2004)."""
+def _others(train: Array) -> Iterator[tuple[str, Score]]:
     fitted = LedoitWolf().fit(train)
-    return lambda x: np.asarray(fitted.mahalanobis(x), np.float64)
+    yield "Mahalanobis, any length", lambda x: np.sqrt(fitted.mahalanobis(x))
+    bank = NearestNeighbors(n_neighbors=min(50, len(train)), algorithm="brute").fit(normalize(train))
+    for neighbour in (1, 5, 10, 50):
+        if neighbour <= len(train):
+            yield f"{neighbour}. neighbour, unit length", lambda x, k=neighbour: bank.kneighbors(normalize(x))[0][:, k - 1]
 
 
 def _features(engine: Engine, frames: Iterable[FloatArray]) -> Array:

@@ -3,7 +3,7 @@
 First what a training run measures: everything fitted on the calibration split, measured on the test split. That is one draw of
 patients. So both splits, of which the network has seen nothing, are then put together and divided again by patients, many
 times, into parts with as many patients; temperature, operating points, bands and refusal threshold are fitted on the one
-part and measured on the other. Distances are those to the bundle's own training frames.
+part and measured on the other. Distances are those from the bundle's own training frames.
 """
 
 import sys
@@ -33,7 +33,7 @@ def main(bundle_path: Path, index_path: Path) -> int:
     manifest, engine = bundle.manifest, Engine(bundle.read(GRAPH))
     if manifest.outliers is None:
         raise SystemExit(f"The bundle {bundle_path.name} refuses nothing. Train it again.")
-    reference = load_reference(bundle.read(REFERENCE), manifest.outliers.neighbours, 1.0)
+    reference = load_reference(bundle.read(REFERENCE), 1.0)
     records = [record for split in (Split.CALIBRATION, Split.TEST) for record in index.of(split)]
     runs = [engine.run(frame[None]) for frame in prepared_frames(records, index.sources, manifest.preprocessing)]
     logits = np.concatenate([one for one, _ in runs])

@@ -186,7 +186,7 @@ def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
     seen = [pooled(one) for one in Engine(plain.read(GRAPH)).run(grid)[1]]
     reference = fit_reference(seen[:30], seen[30:], list(map(str, range(30))))
     contents = {name: plain.read(name) for name in plain.manifest.files} | {REFERENCE: reference.to_bytes()}
-    outliers = {"neighbours": reference.neighbours, "threshold": reference.threshold, "calibration_frames": 30}
+    outliers = {"threshold": reference.threshold, "calibration_frames": 30}
     fields = {name: value for name, value in plain.manifest if name not in ("schema_version", "bundle_id", "files")}
     return write_bundle(path, contents, **(fields | {"outliers": outliers}))
 

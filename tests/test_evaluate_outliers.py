@@ -1,21 +1,21 @@
-"""Distances against scikit-learn's neighbours; their bits do not depend on other frames; the threshold and its file."""
+"""Distances against scikit-learn's; their bits do not depend on other frames; the threshold and its file."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save
-from sklearn.neighbors import NearestNeighbors
+from safetensors.numpy import load, save
+from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import normalize
 
 from pipeline.evaluate.outliers import (
-    MOST_ROWS,
+    MOST_FRAMES,
     RANKED_PATIENTS,
     Reference,
-    bank_rows,
     fit_reference,
     load_reference,
     pooled,
+    reference_rows,
     refusal_threshold,
 )
 
@@ -29,16 +29,28 @@ def patients(n: int, frames: int = 1) -> list[str]:
     return [f"p{number // frames}" for number in range(n)]
 
 
-def test_the_distance_is_that_to_the_kth_neighbour() -> None:
-    train, calibration, new = features(200), features(300, seed=1), features(50, seed=2)
-    reference = fit_reference(train, calibration, patients(300), neighbours=5)
-    oracle = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(normalize(train))
-    far, _ = oracle.kneighbors(normalize(calibration))
-    threshold = np.sort(far[:, -1])[298 - 1]  # ceil(0.99 * 301)
+@pytest.mark.parametrize("frames", [12, 200])  # fewer than there are channels, and more
+def test_the_distance_is_that_of_mahalanobis(frames: int) -> None:
+    train, calibration, new = features(frames), features(300, seed=1), features(50, seed=2)
+    reference = fit_reference(train, calibration, patients(300))
+    oracle = LedoitWolf().fit(normalize(train))
+    threshold = np.sort(np.sqrt(oracle.mahalanobis(normalize(calibration))))[298 - 1]  # ceil(0.99 * 301)
     assert reference.threshold == pytest.approx(threshold, rel=1e-5)
     assert sum(reference.distance(one) > 1 for one in calibration) == 2
-    near, _ = oracle.kneighbors(normalize(new))
-    np.testing.assert_allclose([reference.distance(one) * reference.threshold for one in new], near[:, -1], rtol=1e-5)
+    far = np.sqrt(oracle.mahalanobis(normalize(new)))
+    np.testing.assert_allclose([reference.distance(one) * reference.threshold for one in new], far, rtol=1e-5)
+
+
+def test_a_direction_in_which_no_training_frame_lies_counts_more() -> None:
+    """Both lie as near to the nearest training frame; only one differs from it as training frames differ from each other."""
+    rng = np.random.default_rng(0)
+    frames = np.ones((400, 24)) + np.pad(rng.normal(0, 0.5, (400, 4)), ((0, 0), (0, 20)))
+    reference = fit_reference(frames[:300], frames[300:], patients(100))
+    usual, unusual = np.ones(24), np.ones(24)
+    usual[:4] += 0.4
+    unusual[20:] += 0.4
+    assert reference.distance(usual) < 0.7
+    assert reference.distance(unusual) > 1.5
 
 
 @given(st.integers(0, 99), st.integers(1, 7))
@@ -97,12 +109,15 @@ def test_below_99_patients_no_calibration_frame_is_refused() -> None:
 
 
 def test_one_calibration_patient_refuses_nothing() -> None:
-    assert fit_reference(features(20), features(9, seed=1), patients(9, 9)).threshold == 2.0
+    reference = fit_reference(features(20), features(9, seed=1), patients(9, 9))
+    directions = np.linalg.svd(reference.whitening)[2]
+    assert np.isfinite(reference.threshold)
+    assert max(reference.distance(sign * one) for one in directions for sign in (-1, 1)) <= 1.0
 
 
 def test_few_frames_are_enough_and_no_calibration_frame_is_refused() -> None:
     reference = fit_reference(features(2), features(20, seed=1), patients(20, 2))
-    assert (reference.neighbours, reference.calibration_frames, reference.calibration_patients) == (2, 20, 10)
+    assert (reference.calibration_frames, reference.calibration_patients) == (20, 10)
     assert max(reference.distance(one) for one in features(20, seed=1)) <= 1.0
 
 
@@ -113,35 +128,44 @@ def test_features_of_zeros_are_far_and_equal_ones_near() -> None:
     assert reference.distance(np.full(24, np.nan)) != reference.distance(np.full(24, np.nan))  # not a number, and never near
 
 
-def test_the_bank_is_spread_over_the_training_frames() -> None:
-    assert bank_rows(np.arange(10)).tolist() == list(range(10))
-    chosen = bank_rows(np.arange(5, 5 + 3217))
-    assert (len(set(chosen.tolist())), chosen[0], chosen[-1]) == (MOST_ROWS, 5, 3221)
+def test_the_frames_of_the_reference_are_spread_over_the_training_frames() -> None:
+    assert reference_rows(np.arange(10)).tolist() == list(range(10))
+    chosen = reference_rows(np.arange(5, 5 + 3217))
+    assert (len(set(chosen.tolist())), chosen[0], chosen[-1]) == (MOST_FRAMES, 5, 3221)
     assert set(np.diff(chosen).tolist()) == {3, 4}
 
 
 def test_it_is_read_back_with_the_same_bits() -> None:
     written = fit_reference(features(50), features(50, seed=1), patients(50))
-    read = load_reference(written.to_bytes(), written.neighbours, written.threshold)
+    read = load_reference(written.to_bytes(), written.threshold)
     assert [read.distance(one) for one in features(9, seed=2)] == [written.distance(one) for one in features(9, seed=2)]
 
 
+WHOLE = {"mean": np.zeros(2, np.float32), "whitening": np.eye(2, dtype=np.float32)}
+
+
 @pytest.mark.parametrize(
-    ("content", "neighbours", "threshold"),
+    ("content", "threshold"),
     [
-        (b"not safetensors", 1, 1.0),
-        (save({"other": np.zeros((2, 2), np.float32)}), 1, 1.0),
-        (save({"bank": np.zeros(2, np.float32)}), 1, 1.0),
-        (save({"bank": np.zeros((2, 2), np.float32)}), 3, 1.0),
-        (save({"bank": np.zeros((2, 2), np.float32)}), 1, float("nan")),
+        (b"not safetensors", 1.0),
+        (save({"bank": np.zeros((2, 2), np.float32)}), 1.0),
+        (save(WHOLE | {"mean": np.zeros((1, 2), np.float32)}), 1.0),
+        (save(WHOLE | {"whitening": np.eye(3, dtype=np.float32)}), 1.0),
+        (save(WHOLE), float("nan")),
     ],
 )
-def test_what_is_no_reference_is_said(content: bytes, neighbours: int, threshold: float) -> None:
-    with pytest.raises(ValueError, match="bank"):
-        load_reference(content, neighbours, threshold)
+def test_what_is_no_reference_is_said(content: bytes, threshold: float) -> None:
+    with pytest.raises(ValueError, match="mean"):
+        load_reference(content, threshold)
 
 
-def test_a_unit_vector_and_its_opposite_are_two_apart() -> None:
-    reference = Reference(np.eye(3, dtype=np.float32)[:1], 1, 0.5)
-    assert reference.distance(np.array([-7.0, 0, 0])) == 4.0
+def test_only_the_direction_of_features_counts() -> None:
+    reference = Reference(np.eye(3)[0], np.diag([1.0, 2.0, 4.0]), 0.5)
     assert reference.distance(np.array([7.0, 0, 0])) == 0.0
+    assert reference.distance(np.array([-7.0, 0, 0])) == 4.0
+    assert reference.distance(np.array([0, 0, 3.0])) == pytest.approx(2 * np.sqrt(17))
+
+
+def test_no_feature_of_a_single_training_frame_is_kept() -> None:
+    tensors = load(fit_reference(features(30), features(9, seed=1), patients(9)).to_bytes())
+    assert {name: one.shape for name, one in tensors.items()} == {"mean": (24,), "whitening": (24, 24)}

@@ -1,7 +1,9 @@
 """How far a frame lies from those that a bundle was trained on, by the last feature map of the network.
 
-The distance is that to the k-th nearest training frame on features of unit length (Sun et al., "Out-of-distribution detection
-with deep nearest neighbors", ICML 2022). What it was compared with is measured by `benchmarks/outliers.py`.
+The distance is that of Mahalanobis from the mean of training frames, on features of unit length (Mueller and Hein,
+"Mahalanobis++: improving OOD detection via feature normalization", ICML 2025), their covariance shrunk as Ledoit and Wolf do
+("A well-conditioned estimator for large-dimensional covariance matrices", 2004), since there are often fewer frames than
+channels. What it was compared with is measured by `benchmarks/outliers.py`.
 """
 
 import math
@@ -16,13 +18,11 @@ from safetensors.numpy import load, save
 from pipeline.evaluate.calibration import Float64
 from pipeline.frames import FloatArray
 
-NEIGHBOURS = 5
-MOST_ROWS = 1000
+MOST_FRAMES = 1000
 FALSE_ALARMS = 0.01
 RANKED_PATIENTS = 99
 """From so many patients on, the largest of them is what one in a hundred further patients exceeds."""
-BANK = "bank"
-_FARTHEST = 2.0  # between vectors of length one
+_LEAST_VARIANCE = 1e-12  # features are float32, so that less is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,18 +31,18 @@ class Reference:
 
     Parameters
     ----------
-    bank
-        float64 of shape (rows, channels), rounded to float32: pooled features of training frames, each of unit length.
-    neighbours
-        The k of the k-th nearest.
+    mean
+        float64 of shape (channels,), rounded to float32: of the features of training frames, each of unit length.
+    whitening
+        float64 of shape (channels, channels), rounded likewise: the length of this times (features - mean) is the distance.
     threshold
         The distance that counts as 1.
     calibration_frames, calibration_patients
         How many frames, of how many patients, the threshold was fixed on; 0 if it came from a bundle.
     """
 
-    bank: Float64
-    neighbours: int
+    mean: Float64
+    whitening: Float64
     threshold: float
     calibration_frames: int = 0
     calibration_patients: int = 0
@@ -50,35 +50,36 @@ class Reference:
     def distance(self, features: Float64) -> float:
         """Return how far a frame lies, in units of the threshold: above 1 it is unlike the training.
 
-        The same bits come out whatever frames come before or after; nan comes out where a feature is nan.
+        The same bits come out whatever frames come before or after; nan comes out if a feature is nan.
 
         Parameters
         ----------
         features
             As `pooled` gives them, shape (channels,).
         """
-        return _raw_distance(self.bank, features, self.neighbours) / self.threshold
+        return _raw_distance(self.mean, self.whitening, features) / self.threshold
 
     def to_bytes(self) -> bytes:
-        """Return the bank as safetensors; the numbers beside it go into the manifest."""
-        return save({BANK: np.ascontiguousarray(self.bank, np.float32)})
+        """Return mean and whitening as safetensors; the threshold goes into the manifest."""
+        return save({name: np.ascontiguousarray(getattr(self, name), np.float32) for name in ("mean", "whitening")})
 
 
-def load_reference(content: bytes, neighbours: int, threshold: float) -> Reference:
-    """Return the reference whose bank `Reference.to_bytes` wrote.
+def load_reference(content: bytes, threshold: float) -> Reference:
+    """Return the reference that `Reference.to_bytes` wrote.
 
     Raises
     ------
     ValueError
-        Where the content is not such a bank, or the numbers do not fit it.
+        If the content is not such a reference, or the threshold is no distance.
     """
     try:
-        bank = load(content)[BANK]
+        tensors = load(content)
+        mean, whitening = tensors["mean"], tensors["whitening"]
     except (SafetensorError, KeyError):
-        raise ValueError("no bank of features") from None
-    if bank.ndim != 2 or not 1 <= neighbours <= len(bank) or not threshold > 0:
-        raise ValueError("bank, neighbours and threshold do not belong together")
-    return Reference(np.asarray(bank, np.float64), neighbours, threshold)
+        raise ValueError("no mean and whitening of features") from None
+    if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)) or not threshold > 0:
+        raise ValueError("mean, whitening and threshold do not belong together")
+    return Reference(np.asarray(mean, np.float64), np.asarray(whitening, np.float64), threshold)
 
 
 def pooled(features: FloatArray) -> Float64:
@@ -93,15 +94,15 @@ def pooled(features: FloatArray) -> Float64:
     return np.asarray(np.einsum("ck->c", cells) / cells.shape[1])
 
 
-def bank_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return at most `MOST_ROWS` of the training frames, evenly spread over their order: the same for the same index."""
-    if len(rows) <= MOST_ROWS:
+def reference_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return at most `MOST_FRAMES` of the training frames, evenly spread over their order: the same for the same index."""
+    if len(rows) <= MOST_FRAMES:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, MOST_ROWS).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, MOST_FRAMES).astype(np.int64)]
 
 
-def fit_reference(train: ArrayLike, calibration: ArrayLike, patients: Sequence[str], neighbours: int = NEIGHBOURS) -> Reference:
-    """Keep the features of training frames, and fix the threshold so that at most 1 % of patients have a frame refused.
+def fit_reference(train: ArrayLike, calibration: ArrayLike, patients: Sequence[str]) -> Reference:
+    """Describe the features of training frames, and fix the threshold so that at most 1 % of patients have a frame refused.
 
     Parameters
     ----------
@@ -109,15 +110,20 @@ def fit_reference(train: ArrayLike, calibration: ArrayLike, patients: Sequence[s
         Pooled features, shape (n, channels) each.
     patients
         The patient of each calibration frame.
-    neighbours
-        The k of the k-th nearest; no more than there are training frames.
     """
-    bank = np.stack([_unit(one) for one in np.asarray(train, np.float64)]).astype(np.float32).astype(np.float64)
-    k = min(neighbours, len(bank))
-    distances = [_raw_distance(bank, one, k) for one in np.asarray(calibration, np.float64)]
-    threshold = min(refusal_threshold(distances, patients), _FARTHEST)
-    threshold = max(threshold, np.finfo(np.float32).tiny.item())
-    return Reference(bank, k, threshold, len(distances), len(set(patients)))
+    from sklearn.covariance import ledoit_wolf  # a second that scoring does not need
+
+    seen = np.stack([_unit(one) for one in np.asarray(train, np.float64)])
+    centre = seen.mean(axis=0)
+    covariance, _ = ledoit_wolf(seen - centre, assume_centered=True)
+    covariance[np.diag_indices_from(covariance)] += _LEAST_VARIANCE
+    mean, whitening = (
+        one.astype(np.float32).astype(np.float64) for one in (centre, np.linalg.inv(np.linalg.cholesky(covariance)))
+    )
+    distances = [_raw_distance(mean, whitening, one) for one in np.asarray(calibration, np.float64)]
+    farthest = 2 * float(np.linalg.norm(whitening, 2))  # two vectors of length one are at most 2 apart
+    threshold = max(min(refusal_threshold(distances, patients), farthest), np.finfo(np.float32).tiny.item())
+    return Reference(mean, whitening, threshold, len(distances), len(set(patients)))
 
 
 def refusal_threshold(distances: Sequence[float], patients: Sequence[str]) -> float:
@@ -151,13 +157,12 @@ def refusal_threshold(distances: Sequence[float], patients: Sequence[str]) -> fl
     return float(max(largest[-1], np.exp(logs.mean() + spread)))
 
 
-def _raw_distance(bank: Float64, features: Float64, neighbours: int) -> float:
-    """Return the Euclidean distance to the k-th nearest row; each frame by itself, without a matrix product over frames."""
-    cosines = np.einsum("rc,c->r", bank, _unit(features))  # the same bits on any number of threads
-    nearest = np.partition(cosines, len(cosines) - neighbours)[len(cosines) - neighbours]
-    return float(np.sqrt(np.maximum(0.0, 2 - 2 * nearest)))
+def _raw_distance(mean: Float64, whitening: Float64, features: Float64) -> float:
+    """Return the distance of Mahalanobis; each frame by itself, without a matrix product over frames."""
+    white = np.einsum("rc,c->r", whitening, _unit(features) - mean)  # the same bits on any number of threads
+    return float(np.sqrt(np.sum(white**2)))
 
 
 def _unit(features: Float64) -> Float64:
-    """Return features of length one; where all are zero, they stay so and lie as far from every frame as its opposite half."""
+    """Return features of length one; if all are zero, they stay so, which no frame of the training is."""
     return np.asarray(features / max(float(np.sqrt(np.sum(features**2))), np.finfo(np.float64).tiny))

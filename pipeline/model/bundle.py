@@ -161,11 +161,10 @@ class MeasuredRefusals(_Part):
 class Outliers(_Part):
     """From which distance on a frame is refused, measured against the features in `reference.safetensors`.
 
-    `neighbours` and `threshold` are those of `evaluate.outliers.Reference`; the threshold was fixed on `calibration_frames` of
-    `calibration_patients`. `measured` is None if there was no test split.
+    `threshold` is that of `evaluate.outliers.Reference`; it was fixed on `calibration_frames` of `calibration_patients`.
+    `measured` is None if there was no test split.
     """
 
-    neighbours: int
     threshold: float
     calibration_frames: int
     calibration_patients: int = 0

@@ -213,7 +213,7 @@ def _reference(bundle: Bundle) -> Reference | None:
     if outliers is None:
         return None
     try:
-        return load_reference(bundle.read(REFERENCE), outliers.neighbours, outliers.threshold)
+        return load_reference(bundle.read(REFERENCE), outliers.threshold)
     except ValueError:
         raise BundleError(f"The file {REFERENCE} of bundle {bundle.path.name} cannot be used. {_MEND}") from None
 

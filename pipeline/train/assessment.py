@@ -11,7 +11,7 @@ from pipeline.evaluate.calibration import Float64, fit_temperature, probabilitie
 from pipeline.evaluate.decisions import Coverage, choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.figures import plots
 from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, count, evaluate, sensitivity, specificity
-from pipeline.evaluate.outliers import Reference, bank_rows, fit_reference, pooled
+from pipeline.evaluate.outliers import Reference, fit_reference, pooled, reference_rows
 from pipeline.frames import FloatArray, Split
 from pipeline.model.bundle import Interval, LabelCoverage, MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
@@ -85,7 +85,7 @@ def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: Flo
     engine, activation = Engine(graph, config.train.threads), config.model.activation
     rows = {split: data.rows(split) for split in Split}
     truth, patients = data.targets[rows[Split.CALIBRATION]], data.patients(rows[Split.CALIBRATION])
-    _, seen = _run(engine, pixels, bank_rows(rows[Split.TRAIN]))
+    _, seen = _run(engine, pixels, reference_rows(rows[Split.TRAIN]))
     logits, known = _run(engine, pixels, rows[Split.CALIBRATION])
     temperature = fit_temperature(logits, truth, activation)
     chances = probabilities(logits, activation, temperature)

@@ -277,7 +277,6 @@ def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) 
         "limits": config.limits,
         "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=assessment.bands, measured=assessment.states),
         "outliers": Outliers(
-            neighbours=assessment.reference.neighbours,
             threshold=assessment.reference.threshold,
             calibration_frames=assessment.reference.calibration_frames,
             calibration_patients=assessment.reference.calibration_patients,
