@@ -22,7 +22,7 @@ from pipeline.score.reading import Admission, Admitted
 NEAR_LOGIT = 0.6
 """A frame decoded at a reduced resolution is near a threshold if calibrated logits that differ by so much would put any of its
 labels into another state; DECISIONS.md says what was measured."""
-NEAR_DISTANCE = 0.04
+NEAR_DISTANCE = 0.05
 """The same for its distance from the training frames, in units of the bundle's threshold."""
 
 
