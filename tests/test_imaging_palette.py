@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.display import look_up
+from pipeline.imaging.dicom.display import read_palette
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dataset, make_dicom
 
@@ -59,7 +59,7 @@ def parsed(dataset: Dataset) -> Dataset:
 def test_colours_are_those_of_pydicom(first: int) -> None:
     tables = [np.random.default_rng(seed).integers(0, 65536, 100).astype("<u2").tobytes() for seed in range(3)]
     dataset = parsed(make_palette(tables, (100, first, 16)))
-    np.testing.assert_array_equal(look_up(STORED, dataset), apply_color_lut(STORED, dataset))
+    np.testing.assert_array_equal(read_palette(dataset).look_up(STORED), apply_color_lut(STORED, dataset))
 
 
 def test_stored_values_beyond_a_table_of_bytes_take_its_last_entry() -> None:
@@ -67,7 +67,7 @@ def test_stored_values_beyond_a_table_of_bytes_take_its_last_entry() -> None:
     table = bytes(range(256))
     stored = np.array([[0, 255, 256, 300, 65535]], np.uint16)
     dataset = parsed(make_palette([table] * 3, (256, 0, 8), stored))
-    np.testing.assert_array_equal(look_up(stored, dataset)[..., 0], [[0, 255, 255, 255, 255]])
+    np.testing.assert_array_equal(read_palette(dataset).look_up(stored)[..., 0], [[0, 255, 255, 255, 255]])
 
 
 def test_a_table_of_65536_entries() -> None:
@@ -109,7 +109,7 @@ SEGMENTED = [
 @pytest.mark.parametrize(("segments", "bits"), SEGMENTED)
 def test_segmented_tables_are_expanded_as_in_pydicom(segments: bytes, bits: int) -> None:
     dataset = parsed(make_palette([segments] * 3, (120, 0, bits), segmented=True))
-    np.testing.assert_array_equal(look_up(STORED, dataset), apply_color_lut(STORED, dataset))
+    np.testing.assert_array_equal(read_palette(dataset).look_up(STORED), apply_color_lut(STORED, dataset))
     assert read(write(dataset)).pixels.max() > 0
 
 
@@ -125,7 +125,7 @@ def test_indirect_segments_repeat_earlier_ones(bits: int) -> None:
     line = np.rint(np.linspace(30, top, 58)[1:])
     expected = np.concatenate([[1, 1], [10, 20, 30], line, [10, 20, 30], line])[:120]
     dataset = parsed(make_palette([segments] * 3, (120, 0, bits), segmented=True))
-    np.testing.assert_array_equal(look_up(STORED, dataset)[..., 0].ravel(), expected)
+    np.testing.assert_array_equal(read_palette(dataset).look_up(STORED)[..., 0].ravel(), expected)
 
 
 @pytest.mark.parametrize(

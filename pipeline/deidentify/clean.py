@@ -47,7 +47,7 @@ from pipeline.deidentify.values import (
     shift_date,
     shift_date_time,
 )
-from pipeline.imaging.dicom.header import texts, value
+from pipeline.imaging.dicom.elements import texts, value
 
 PROFILE = ("113100", "Basic Application Confidentiality Profile")
 CLEAN_PIXELS = ("113101", "Clean Pixel Data Option")

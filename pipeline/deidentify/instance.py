@@ -23,7 +23,7 @@ from pipeline.deidentify.values import NUMERIC, REPLACEABLE, as_list, as_value, 
 from pipeline.deidentify.verify import is_free_number, repeated_identity, verify
 from pipeline.errors import InputError
 from pipeline.imaging.dicom.dataset import instance_uids, is_dicom, parse
-from pipeline.imaging.dicom.header import value
+from pipeline.imaging.dicom.elements import value
 from pipeline.imaging.dicom.layout import Layout, read_layout
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.guard import silence_decoders, translated

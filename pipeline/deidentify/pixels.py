@@ -15,7 +15,7 @@ from pipeline.deidentify.surplus import extended_offset_tables, without_padding,
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.decoding import frame_decoder, stored_values
-from pipeline.imaging.dicom.header import code, number, texts, value
+from pipeline.imaging.dicom.elements import code, number, texts, value
 from pipeline.imaging.dicom.layout import PIXEL_KEYWORDS, Bits, Layout
 from pipeline.imaging.quality import ocr
 from pipeline.settings import DEFAULT_READING

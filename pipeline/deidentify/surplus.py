@@ -20,7 +20,7 @@ from pydicom.uid import RLELossless
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
 from pipeline.imaging.dicom.display import expand_segments
-from pipeline.imaging.dicom.header import code, little_endian, numbers, value
+from pipeline.imaging.dicom.elements import code, little_endian, numbers, value
 from pipeline.imaging.dicom.layout import Layout, grouped_fragments
 from pipeline.imaging.guard import translated
 

@@ -18,7 +18,7 @@ from pipeline.deidentify.identity import IDENTIFIERS, Identity, TagPath, texts_o
 from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS, Search, is_defined_term, number_of
 from pipeline.deidentify.values import NUMERIC, code_meanings, is_registered
-from pipeline.imaging.dicom.header import numbers, whole_number
+from pipeline.imaging.dicom.elements import numbers, whole_number
 
 _META_TAGS = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
 _WORDS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
-from pipeline.imaging.dicom import header
+from pipeline.imaging.dicom import elements
 from pipeline.imaging.dicom.dataset import is_dicom, parse, uid_text
 from pipeline.imaging.files.names import visible
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
@@ -135,7 +135,7 @@ def _at_start(head: bytes) -> Dataset | None:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return visible("\\".join(header.texts(dataset, keyword))).strip()[:_LONGEST]
+    return visible("\\".join(elements.texts(dataset, keyword))).strip()[:_LONGEST]
 
 
 def _joined(dataset: Dataset, keywords: tuple[str, ...], between: str) -> str:

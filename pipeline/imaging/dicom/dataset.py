@@ -12,7 +12,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.header import value
+from pipeline.imaging.dicom.elements import value
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import check_inflated
 from pipeline.imaging.identity import derived_uid

@@ -13,7 +13,7 @@ from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTIONS, PLUGIN, register
-from pipeline.imaging.dicom.header import little_endian
+from pipeline.imaging.dicom.elements import little_endian
 from pipeline.imaging.dicom.layout import Bits, Layout
 from pipeline.imaging.guard import translated
 from pipeline.imaging.reduced import block_averages

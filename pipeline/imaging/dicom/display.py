@@ -1,6 +1,7 @@
 """From the header of a DICOM file to the way its stored values become grey levels: modality, VOI, palette, sense."""
 
 import math
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydicom.multival import MultiValue
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.dataset import uid_text
-from pipeline.imaging.dicom.header import (
+from pipeline.imaging.dicom.elements import (
     Scope,
     as_signed,
     as_stored,
@@ -25,8 +26,8 @@ from pipeline.imaging.dicom.header import (
     texts,
     value,
 )
-from pipeline.imaging.dicom.terms import RADIOGRAPHY
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
+from pipeline.imaging.guard import translated
 
 _SHOWN_AS_STORED = (
     uid.XRayAngiographicImageStorage,
@@ -39,6 +40,10 @@ _PADDING = {
     "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 }
 """(0028,0120) to (0028,0125), by the element that holds the pixels; in that order, as `layout` looks for them."""
+_COLOURS = ("Red", "Green", "Blue")
+_DISCRETE, _LINEAR, _INDIRECT = range(3)
+SHOWN = 1 / 8
+"""A window shows at least this part of what the stored bits can hold; a narrower one cuts off the overshoot at edges."""
 
 
 def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:
@@ -89,24 +94,27 @@ def _lowest(modality: Lut | Rescale, low: int, high: int) -> float:
     return min(low * modality.slope, high * modality.slope) + modality.intercept
 
 
-def palette_rendering(dataset: Dataset, looked_up: NDArray[Any]) -> Rendering:
-    """Return the way from the entries of a palette that holds grey to grey levels: black is 0, white what their bits can hold.
+def is_reducible(way: Rendering, limits: tuple[int, int]) -> bool:
+    """Return whether averages of neighbouring stored values of a radiograph can stand for the values.
 
-    Rescale, window and padding are about stored values of MONOCHROME pictures and are left aside (PS3.3 C.7.6.3.1.2, C.11.2).
+    They cannot if a lookup table shows it, if it has padding, or if it names no window: the percentiles that take its place
+    are those of single pixels, noise included. What is left out was measured to change the network's input by more than one
+    grey level in 255 on average (DECISIONS.md).
 
-    Raises
-    ------
-    UnreadableError
-        `INCONSISTENT` where an entry needs more bits than Red Palette Color Lookup Table Descriptor (0028,1101) gives it.
+    Parameters
+    ----------
+    way
+        Its way to grey levels.
+    limits
+        As `stored_limits`.
     """
-    descriptor = numbers(dataset, "RedPaletteColorLookupTableDescriptor")
-    bits = min(int(descriptor[-1]), 8 * looked_up.itemsize)
-    largest = int(looked_up.max(initial=0))
-    if largest >= 2**bits:
-        raise UnreadableError(
-            Reason.INCONSISTENT, f"The colour palette holds {largest}, more than its {bits} bits can. Export the file again."
-        )
-    return Rendering(full_range=(0, 2**bits - 1))
+    if isinstance(way.modality, Lut) or isinstance(way.voi, Lut) or way.padding is not None:
+        return False
+    if way.voi is None:
+        return way.full_range is not None
+    low, high = sorted(value * way.modality.slope + way.modality.intercept for value in limits)
+    left, right = way.voi.center - way.voi.width / 2, way.voi.center + way.voi.width / 2
+    return (min(right, high) - max(left, low)) / (high - low) >= SHOWN
 
 
 def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
@@ -230,54 +238,68 @@ def _lut(table: Dataset, negative: bool) -> tuple[Lut, tuple[str, ...]]:
     return Lut(looked_up, int(as_signed(first, negative)), max(bits, needed)), notes
 
 
-_COLOURS = ("Red", "Green", "Blue")
-_DISCRETE, _LINEAR, _INDIRECT = range(3)
-
-
-def look_up(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
-    """Return the colours of stored values.
+@dataclass(frozen=True, slots=True, eq=False)
+class Palette:
+    """A colour palette whose three tables agree with each other and with their descriptors (PS3.3 C.7.6.3.1.5).
 
     Parameters
     ----------
-    stored
-        Integers of shape (rows, columns); values outside the tables take their nearest end.
-    dataset
-        Has the palette.
+    table
+        uint8 or uint16 array of shape (entries, 3), as it is stored.
+    first
+        The stored value that the first entry belongs to.
+    bits
+        Of an entry, as Red Palette Color Lookup Table Descriptor (0028,1101) has them.
+    """
 
-    Returns
-    -------
-    NDArray
-        uint8 or uint16 array of shape (rows, columns, 3), as the tables are stored.
+    table: NDArray[Any]
+    first: int
+    bits: int
+
+    def look_up(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return the colours of integers of shape (rows, columns), shape (rows, columns, 3).
+
+        Values outside the table take its nearest end.
+        """
+        looked_up: NDArray[Any] = self.table[np.clip(stored.astype(np.int64) - self.first, 0, len(self.table) - 1)]
+        return looked_up
+
+    def rendering(self, grey: NDArray[Any]) -> Rendering:
+        """Return the way from grey entries of the palette to grey levels: black is 0, white what their bits can hold.
+
+        Rescale, window and padding are about stored values of MONOCHROME pictures and are ignored (PS3.3 C.7.6.3.1.2, C.11.2).
+
+        Raises
+        ------
+        UnreadableError
+            `INCONSISTENT` if an entry needs more bits than the descriptor gives it.
+        """
+        bits = min(self.bits, 8 * grey.itemsize)
+        largest = int(grey.max(initial=0))
+        if largest >= 2**bits:
+            raise UnreadableError(
+                Reason.INCONSISTENT,
+                f"The colour palette holds {largest}, more than its {bits} bits can. Export the file again.",
+            )
+        return Rendering(full_range=(0, 2**bits - 1))
+
+
+def read_palette(dataset: Dataset) -> Palette:
+    """Read the palette of a data set, plain or segmented (PS3.3 C.7.6.3.1.6, C.7.9.2).
+
+    pydicom's `apply_color_lut` is not used: with tables of 8 bits it takes stored values of 16 bits modulo 256.
 
     Raises
     ------
     UnreadableError
-        `INCONSISTENT` where a table is missing or contradicts its descriptor.
+        `INCONSISTENT` if a table is missing or contradicts its descriptor.
     """
-    tables = [_table(dataset, colour) for colour in _COLOURS]
-    if len({(table.size, first, table.dtype) for table, first in tables}) != 1:
-        raise _contradiction()
-    table, first = np.stack([table for table, _ in tables], axis=-1), tables[0][1]
-    looked_up: NDArray[Any] = table[np.clip(stored.astype(np.int64) - first, 0, len(table) - 1)]
-    return looked_up
-
-
-def check_supplemental(stored: NDArray[Any], dataset: Dataset) -> None:
-    """Look for grey frames in which a supplemental palette colours some of the values (PS3.3 C.8.16.2.1.1.1).
-
-    Raises
-    ------
-    UnreadableError
-        `COLOURED` where a stored value is at or above the first one that the palette maps.
-    """
-    descriptor = numbers(dataset, "RedPaletteColorLookupTableDescriptor")
-    if code(dataset, "PixelPresentation") not in ("COLOR", "MIXED") or len(descriptor) != 3:
-        return
-    if stored.max() >= descriptor[1]:
-        raise UnreadableError(
-            Reason.COLOURED,
-            "A supplemental palette colours parts of the image. Export it as a grey image, without the colours.",
-        )
+    with translated("The colour palette of the DICOM file cannot be applied. Export the file again."):
+        tables = [_table(dataset, colour) for colour in _COLOURS]
+        if len({(table.size, first, table.dtype) for table, first in tables}) != 1:
+            raise _contradiction()
+        bits = int(numbers(dataset, "RedPaletteColorLookupTableDescriptor")[-1])
+        return Palette(np.stack([table for table, _ in tables], axis=-1), tables[0][1], bits)
 
 
 def _table(dataset: Dataset, colour: str) -> tuple[NDArray[Any], int]:
@@ -347,46 +369,3 @@ def _contradiction() -> UnreadableError:
     return UnreadableError(
         Reason.INCONSISTENT, "The colour palette of the DICOM file contradicts its own description. Export the file again."
     )
-
-
-SHOWN = 1 / 8
-"""A window shows at least this part of what the stored bits can hold; a narrower one cuts the overshoot at edges off."""
-_OTHER_FOR_EACH_FRAME = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_TABLES = "RedPaletteColorLookupTableDescriptor"
-
-
-def is_reducible(dataset: Dataset, explanation: str) -> bool:
-    """Say whether a file may be decoded at a reduced resolution.
-
-    Not where it is no radiograph, is shown by a lookup table, has padding, or names no window: the percentiles that then take
-    its place are those of single pixels, noise included.
-
-    Parameters
-    ----------
-    dataset
-        With its image pixel attributes.
-    explanation
-        As in `Reading.voi_explanation`.
-
-    Raises
-    ------
-    UnreadableError
-        `INCONSISTENT` where a lookup table contradicts its own description.
-    """
-    if code(dataset, "Modality") not in RADIOGRAPHY or any(keyword in dataset for keyword in (*_OTHER_FOR_EACH_FRAME, _TABLES)):
-        return False
-    way, _ = rendering(Scope.of(dataset, 0), explanation)
-    if isinstance(way.modality, Lut) or isinstance(way.voi, Lut) or way.padding is not None:
-        return False
-    if way.voi is None:
-        return way.full_range is not None
-    return _shown(way.voi, way.modality, dataset) >= SHOWN
-
-
-def _shown(window: Window, rescale: Rescale, dataset: Dataset) -> float:
-    """Return the part of the range of the stored bits that lies within a window."""
-    bits, signed = int(number(dataset, "BitsStored") or 16), number(dataset, "PixelRepresentation") == 1
-    first = -(2 ** (bits - 1)) if signed else 0
-    low, high = sorted(value * rescale.slope + rescale.intercept for value in (first, first + 2**bits - 1))
-    left, right = window.center - window.width / 2, window.center + window.width / 2
-    return (min(right, high) - max(left, low)) / (high - low)

@@ -1,146 +1,173 @@
-"""Reads elements of a DICOM header, those of a frame before those of the instance; a broken optional element is unknown."""
+"""What the header of a DICOM file says of an instance and its frames, read once into one record; what is broken is unknown."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
-from typing import Any
 
 import numpy as np
-from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag, Tag
 
-LONGEST = 2**16
-"""Bytes of an element that has one object for each of its values; an explicit length cannot say more (PS3.5 7.1.2)."""
-_BLOCKS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UT", "LT", "ST", "UR", "UN")
+from pipeline.imaging.dicom.dataset import instance_uids, uid_text
+from pipeline.imaging.dicom.display import Palette, is_reducible, read_palette, rendering, stored_limits
+from pipeline.imaging.dicom.elements import Scope, code, numbers, texts, whole_number
+from pipeline.imaging.dicom.layout import Layout
+from pipeline.imaging.dicom.terms import RADIOGRAPHY, body_part, intent_notes, modality, view_position
+from pipeline.imaging.grayscale import Rendering
+
 OLDEST = 130
 """Years; a greater age is a mistake or stands for an unknown one."""
 _UNKNOWN_BIRTH = date(1900, 1, 1)
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.IGNORECASE)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
-_CODE = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,31}")
+_PER_FRAME, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
+_DESCRIPTOR = "RedPaletteColorLookupTableDescriptor"
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
-    """Where the attributes of one frame are looked up: its own functional group, the shared one, then the instance."""
+class FrameHeader:
+    """What the header says of one frame: its functional groups first, then those of all frames, then the instance.
+
+    Parameters
+    ----------
+    modality, laterality, body_part, pixel_spacing_mm, slice_position_mm
+        As in `Frame`.
+    rendering
+        The way from its stored values to grey levels; not used for a frame with a palette.
+    notes
+        What had to be left out of that way, in sentences.
+    """
+
+    modality: str
+    laterality: str
+    body_part: str
+    pixel_spacing_mm: tuple[float, float] | None
+    slice_position_mm: float | None
+    rendering: Rendering
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """What the header of a DICOM file says.
+
+    Parameters
+    ----------
+    dataset
+        Where the pixel data are, and the functional groups of the frames.
+    layout
+        How the pixel data are laid out.
+    uids
+        Study, Series and SOP Instance UID.
+    sop_class_uid, view_position, patient_age, burned_in_annotation, instance_number
+        As in `Frame`.
+    stored_limits
+        Smallest and largest value that Bits Stored (0028,0101) can hold.
+    palette
+        Of PALETTE COLOR frames.
+    coloured_from
+        The first stored value that a supplemental palette colours in grey frames; None if there is no such palette.
+    voi_explanation
+        As in `Reading`.
+    is_reducible
+        Whether averages of neighbouring stored values can stand for the values; see `display.is_reducible`.
+    notes
+        What was assumed of the file, in sentences.
+    """
 
     dataset: Dataset
-    groups: tuple[Dataset, ...]
+    layout: Layout
+    uids: tuple[str, str, str]
+    sop_class_uid: str
+    view_position: str
+    patient_age: int | None
+    burned_in_annotation: str
+    instance_number: int | None
+    stored_limits: tuple[int, int]
+    palette: Palette | None
+    coloured_from: float | None
+    voi_explanation: str
+    is_reducible: bool
+    notes: tuple[str, ...]
+    _of_every_frame: FrameHeader | None
 
-    @staticmethod
-    def of(dataset: Dataset, index: int) -> "Scope":
-        """Return the scope of the frame at `index`, which starts at 0."""
-        groups = (item(dataset, "PerFrameFunctionalGroupsSequence", index), item(dataset, "SharedFunctionalGroupsSequence"))
-        return Scope(dataset, tuple(group for group in groups if group is not None))
+    def frame(self, number: int) -> FrameHeader:
+        """Return what the header says of a frame; `number` counts from 1.
 
-    def holder(self, macro: str, *keywords: str) -> Dataset | None:
-        """Return the first of the macro's items, and then the instance, that has a value for one of the keywords."""
-        candidates = self.candidates(macro)
-        return next((one for one in candidates if any(value(one, key) is not None for key in keywords)), None)
-
-    def candidates(self, macro: str) -> list[Dataset]:
-        """Return the macro's items, that of the frame first, and the instance."""
-        return [*(one for group in self.groups if (one := item(group, macro))), self.dataset]
-
-
-def value(dataset: Dataset, keyword: str | int) -> Any:
-    """Return an element's value, by its keyword or its tag; None where it is missing, empty, broken or endless."""
-    try:
-        tag = _tag(keyword)
-        if tag not in dataset or _is_endless(dataset.get_item(tag)):
-            return None
-        found = dataset[tag].value
-    except Exception:
-        return None
-    return None if found is None or (isinstance(found, str | bytes | MultiValue) and len(found) == 0) else found
+        Raises
+        ------
+        UnreadableError
+            `INCONSISTENT` if a lookup table of the frame contradicts its own description.
+        """
+        if self._of_every_frame is not None:
+            return self._of_every_frame
+        return _frame_header(Scope.of(self.dataset, number - 1), self.sop_class_uid, self.palette, self.voi_explanation)
 
 
-@cache
-def _tag(keyword: str | int) -> BaseTag:
-    """Return a tag, which pydicom looks up and checks anew each time."""
-    return Tag(keyword)
+def read_header(
+    dataset: Dataset, layout: Layout, content: bytes, voi_explanation: str = "", notes: tuple[str, ...] = ()
+) -> Header:
+    """Read the header of a DICOM file whose pixel data were checked.
 
+    Parameters
+    ----------
+    dataset, layout
+        As `parse` and `read_layout` give them.
+    content
+        The whole file, from which missing UIDs are derived.
+    voi_explanation
+        As in `Reading`.
+    notes
+        What was assumed before, in sentences.
 
-def little_endian(dataset: Dataset, keyword: str) -> bytes:
-    """Return an element's bytes as a little-endian file has them; empty where it has none.
-
-    In a big-endian file OW is swapped as words, whatever is packed into them (PS3.5 7.3, 8.1.1); OB is not.
+    Raises
+    ------
+    UnreadableError
+        `INCONSISTENT` if a lookup table or a palette contradicts its own description.
     """
-    data = value(dataset, keyword)
-    if not isinstance(data, bytes):
-        return b""
-    if dataset.original_encoding[1] is not False or dataset[keyword].VR == "OB":
-        return data
-    return np.frombuffer(data[: len(data) // 2 * 2], np.uint16).byteswap().tobytes()
+    uids, uid_notes = instance_uids(dataset, content)
+    sop_class = uid_text(dataset, "SOPClassUID")
+    palette = read_palette(dataset) if layout.photometric_interpretation == "PALETTE COLOR" else None
+    has_groups, limits, descriptor = _PER_FRAME in dataset, stored_limits(dataset), numbers(dataset, _DESCRIPTOR)
+    every = None if has_groups else _frame_header(Scope.of(dataset, 0), sop_class, palette, voi_explanation)
+    return Header(
+        dataset=dataset,
+        layout=layout,
+        uids=uids,
+        sop_class_uid=sop_class,
+        view_position=view_position(dataset),
+        patient_age=patient_age(dataset),
+        burned_in_annotation=code(dataset, "BurnedInAnnotation"),
+        instance_number=whole_number(dataset, "InstanceNumber"),
+        stored_limits=limits,
+        palette=palette,
+        coloured_from=descriptor[1]
+        if code(dataset, "PixelPresentation") in ("COLOR", "MIXED") and len(descriptor) == 3
+        else None,
+        voi_explanation=voi_explanation,
+        is_reducible=(
+            code(dataset, "Modality") in RADIOGRAPHY
+            and every is not None
+            and not any(keyword in dataset for keyword in (_SHARED, _DESCRIPTOR))
+            and (layout.bits is None or not layout.bits.overlays)
+            and is_reducible(every.rendering, limits)
+        ),
+        notes=notes + uid_notes + layout.notes + (layout.bits.notes if layout.bits else ()) + intent_notes(dataset, sop_class),
+        _of_every_frame=every,
+    )
 
 
-def is_no_number(dataset: Dataset, keyword: str) -> bool:
-    """Say whether an element has a value that is no number, or is too long to be one."""
-    if keyword not in dataset or number(dataset, keyword) is not None:
-        return False
-    raw = dataset.get_item(keyword).value
-    return bool(raw.strip() if isinstance(raw, str | bytes) else raw)
-
-
-def _is_endless(raw: object) -> bool:
-    """Say whether pydicom would make millions of objects of an element that is not yet parsed."""
-    if not isinstance(raw, RawDataElement) or raw.value is None or len(raw.value) <= LONGEST:
-        return False
-    return (dictionary_VR(raw.tag) if raw.VR in (None, "UN") else raw.VR)[-2:] not in _BLOCKS
-
-
-def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence, none where it is missing or broken."""
-    sequence = value(dataset, keyword)
-    return [one for one in sequence if isinstance(one, Dataset)] if isinstance(sequence, Sequence) else []
-
-
-def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
-    """Return one item of a sequence, None where there is none."""
-    sequence = value(dataset, keyword)
-    present = isinstance(sequence, Sequence) and len(sequence) > index and isinstance(sequence[index], Dataset)
-    return sequence[index] if present else None
-
-
-def numbers(dataset: Dataset, keyword: str | int) -> tuple[float, ...]:
-    """Return an element's finite numbers, nothing where one of them is not."""
-    found = value(dataset, keyword)
-    several = found if isinstance(found, MultiValue | list | tuple) else () if found is None else (found,)
-    try:
-        converted = tuple(float(one) for one in several)
-    except (TypeError, ValueError):
-        return ()
-    return converted if np.isfinite(converted).all() else ()
-
-
-def number(dataset: Dataset, keyword: str | int) -> float | None:
-    """Return an element's first number."""
-    return next(iter(numbers(dataset, keyword)), None)
-
-
-def whole_number(dataset: Dataset, keyword: str) -> int | None:
-    """Return an element's first number where it is a whole one."""
-    found = number(dataset, keyword)
-    return int(found) if found is not None and found == int(found) else None
-
-
-def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """Return an element's texts, for comparison only: they are the file's own and are not checked."""
-    found = value(dataset, keyword)
-    several = found if isinstance(found, MultiValue | list | tuple) else () if found is None else (found,)
-    return tuple(str(one) for one in several)
-
-
-def code(dataset: Dataset, keyword: str) -> str:
-    """Return the first value of a Code String in capitals; empty where it is no valid one (PS3.5 6.2)."""
-    found = value(dataset, keyword)
-    text = str(found[0] if isinstance(found, MultiValue) else found or "").strip().upper()
-    return text if _CODE.fullmatch(text) else ""
+def _frame_header(scope: Scope, sop_class: str, palette: Palette | None, voi_explanation: str) -> FrameHeader:
+    way, notes = rendering(scope, voi_explanation) if palette is None else (Rendering(), ())
+    return FrameHeader(
+        modality=modality(scope, sop_class),
+        laterality=laterality(scope),
+        body_part=body_part(scope),
+        pixel_spacing_mm=pixel_spacing(scope),
+        slice_position_mm=slice_position(scope),
+        rendering=way,
+        notes=notes,
+    )
 
 
 def patient_age(dataset: Dataset) -> int | None:
@@ -171,25 +198,12 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
         return None
 
 
-def as_signed(word: float, signed: bool) -> float:
-    """Return the first input value of a table or a padding value where such may be negative: some files write it unsigned."""
-    return word - 2**16 if signed and word >= 2**15 else word
-
-
-def as_stored(word: float, signed: bool) -> float:
-    """Return a padding value as the pixels have it: some files write it unsigned for signed pixels, or the other way round."""
-    return word + 2**16 if not signed and word < 0 else as_signed(word, signed)
-
-
 def laterality(scope: Scope) -> str:
     """Frame Laterality (0020,9072) before Image Laterality (0020,0062) before Laterality (0020,0060); R, L, U, B or empty."""
     frame = scope.holder("FrameAnatomySequence", "FrameLaterality")
     found = [code(frame, "FrameLaterality")] if frame is not None else []
     found += [code(scope.dataset, keyword) for keyword in ("ImageLaterality", "Laterality")]
     return next((one for one in found if one in ("R", "L", "U", "B")), "")
-
-
-_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 def pixel_spacing(scope: Scope) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from pydicom.uid import UID
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
-from pipeline.imaging.dicom.header import code, number, value
+from pipeline.imaging.dicom.elements import code, number, value
 from pipeline.imaging.guard import check_size, translated
 from pipeline.settings import Limits
 
@@ -86,12 +86,12 @@ class Layout:
     bits: Bits | None
     photometric_interpretation: str
     transfer_syntax: UID
+    extended_offsets: bytes = b""
     notes: tuple[str, ...] = ()
 
     def encoded_frames(self, dataset: Dataset) -> Iterator[bytes]:
-        """Yield the encoded frames of encapsulated pixel data; raises as `fragments.encoded_frames`."""
-        table = value(dataset, "ExtendedOffsetTable")
-        return encoded_frames(dataset.PixelData, self.frames, table if isinstance(table, bytes) else b"")
+        """Yield the encoded frames of encapsulated pixel data; raises as `encoded_frames`."""
+        return encoded_frames(dataset.PixelData, self.frames, self.extended_offsets)
 
 
 def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
@@ -112,6 +112,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
     photometric_interpretation = code(dataset, "PhotometricInterpretation")
     frames, frame_notes = _number_of_frames(dataset)
     samples, sample_notes = _samples(dataset, photometric_interpretation)
+    offsets = value(dataset, "ExtendedOffsetTable")
     layout = Layout(
         keyword=keyword,
         rows=rows,
@@ -122,6 +123,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
         bits=_bits(dataset) if keyword == "PixelData" else None,
         photometric_interpretation=photometric_interpretation,
         transfer_syntax=syntax,
+        extended_offsets=offsets if isinstance(offsets, bytes) else b"",
         notes=frame_notes + sample_notes,
     )
     check_size(layout.rows, layout.columns, max(layout.frames, 1), limits)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.dicom.header import Scope, code, item, texts, value
+from pipeline.imaging.dicom.elements import Scope, code, item, texts, value
 
 RADIOGRAPHY = frozenset({"CR", "DX", "RG", "DR"})
 """Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1); DR is older files' word for DX."""

@@ -16,7 +16,8 @@ from pydicom.valuerep import DS
 
 from pipeline.frames import FloatArray
 from pipeline.imaging.dicom.dataset import uid_text
-from pipeline.imaging.dicom.header import Scope, numbers, pixel_spacing
+from pipeline.imaging.dicom.elements import Scope, numbers
+from pipeline.imaging.dicom.header import pixel_spacing
 from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.preprocess import onto_frame, placement
 from pipeline.predictions import DIGITS, FramePrediction

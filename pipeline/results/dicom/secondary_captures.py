@@ -9,7 +9,7 @@ from highdicom.sr import CodedConcept
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.dicom import header
+from pipeline.imaging.dicom import elements
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.source import Author, Source, describe_image, element, finished, stand_in
 
@@ -59,7 +59,7 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     capture.DerivationDescription = description[:_LONGEST_DESCRIPTION]
     describe_image(capture, author)
     capture.SourceImageSequence = [_reference(source, frame_number)]
-    if (burned_in := header.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):
+    if (burned_in := elements.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):
         capture.BurnedInAnnotation = burned_in
     return finished(capture, author)
 

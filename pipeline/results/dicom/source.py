@@ -17,7 +17,7 @@ from pydicom.tag import Tag
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pipeline.imaging import guard
-from pipeline.imaging.dicom import header
+from pipeline.imaging.dicom import elements, header
 from pipeline.imaging.dicom.codecs import LOSSY
 from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
 from pipeline.imaging.dicom.layout import read_layout
@@ -112,15 +112,15 @@ def read_source(content: bytes, limits: Limits) -> Source:
         layout = read_layout(dataset, syntax, limits)
         uids, _ = instance_uids(dataset, content)
         sop_class = uid_text(dataset, "SOPClassUID")
-        number = header.whole_number(dataset, "InstanceNumber") or 1
-        scope = header.Scope.of(dataset, 0)
+        number = elements.whole_number(dataset, "InstanceNumber") or 1
+        scope = elements.Scope.of(dataset, 0)
         return Source(
             dataset=dataset,
             uids=uids,
             sop_class_uid=sop_class or str(SecondaryCaptureImageStorage),
             modality=modality(scope, sop_class),
             laterality=side if (side := header.laterality(scope)) in ("R", "L") else "",
-            is_lossy=syntax in LOSSY or header.code(dataset, "LossyImageCompression") == "01",
+            is_lossy=syntax in LOSSY or elements.code(dataset, "LossyImageCompression") == "01",
             rows=layout.rows,
             columns=layout.columns,
             frames=layout.frames,
@@ -143,7 +143,7 @@ def _identity(dataset: Dataset) -> tuple[DataElement, ...]:
 
 def _text(dataset: Dataset, keyword: str) -> str:
     """Return an element's value as text; empty where it has none, or none that its value representation allows."""
-    found = header.value(dataset, keyword)
+    found = elements.value(dataset, keyword)
     parts = found if isinstance(found, MultiValue | list) else [] if found is None else [found]
     text = _CONTROL.sub("", "\\".join(str(part) for part in parts)).strip()
     kind = dictionary_VR(keyword)
@@ -296,7 +296,7 @@ def describe_image(image: Dataset, author: Author) -> None:
         for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in image:
                 delattr(image, keyword)
-            found = header.texts(source.dataset, keyword)
+            found = elements.texts(source.dataset, keyword)
             if found and max(map(len, found)) <= _LONGEST_CODE:
                 image.add(element(keyword, "\\".join(found)))
 
