@@ -61,22 +61,22 @@ class FrameFacts:
     rows, columns
         Of the frame in its file.
     decoded_rows, decoded_columns
-        At which it was decoded: fewer where a reduced resolution was enough.
+        At which it was decoded: fewer if a reduced resolution was enough.
     """
 
     key: InstanceKey
     source: str
-    laterality: str
-    view_position: str
-    transfer_syntax_uid: str
-    photometric_interpretation: str
-    rows: int
-    columns: int
-    decoded_rows: int
-    decoded_columns: int
-    notes: tuple[str, ...]
-    file_sha256: str
-    decoder: str
+    laterality: str = ""
+    view_position: str = ""
+    transfer_syntax_uid: str = ""
+    photometric_interpretation: str = ""
+    rows: int = 0
+    columns: int = 0
+    decoded_rows: int = 0
+    decoded_columns: int = 0
+    notes: tuple[str, ...] = ()
+    file_sha256: str = ""
+    decoder: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,17 +1,38 @@
 """What a bundle says of a frame and of a study, and by which rule: frozen dataclasses and enums, numpy arrays."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from functools import cache
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ConfigDict, Field, PlainSerializer, TypeAdapter
 
-from pipeline.frames import EXACT_EVIDENCE, FloatArray, InstanceKey
+from pipeline.errors import Reason
+from pipeline.frames import FloatArray, FrameFacts, InstanceKey, Quarantined
 from pipeline.settings import Flag
 
 HeatmapMethod = Literal["grad-cam", "grad-cam++", "layercam", "hirescam"]
+
+
+DIGITS = 4
+"""Digits after the point of every number: more than anyone reads, and fewer than what other hardware changes."""
+
+
+def rounded(value: float) -> float:
+    """Round a number to `DIGITS` digits after the point, with no minus before a zero."""
+    return round(value, DIGITS) + 0.0
+
+
+def known(value: float | None) -> float | None:
+    """Return a number rounded, or None where it is not known."""
+    return None if value is None else rounded(value)
+
+
+Rounded = Annotated[float, PlainSerializer(rounded)]
+"""A number that is serialised `rounded`."""
 
 
 class Activation(StrEnum):
@@ -169,8 +190,6 @@ class Prediction:
 
     Parameters
     ----------
-    key
-        Study, series, instance and frame.
     label
         The finding.
     logit
@@ -179,19 +198,15 @@ class Prediction:
         Calibrated, in [0, 1].
     state
         What the bundle's `DecisionRule` makes of the probabilities of the frame.
-    bundle_id
-        Identity of the bundle that said it.
     operating_point
         The threshold of the label, in [0, 1], around which its band lies; None if it is not known.
     """
 
-    key: InstanceKey
     label: str
-    logit: float
-    probability: float
+    logit: Rounded
+    probability: Rounded
     state: State
-    bundle_id: str
-    operating_point: float | None = None
+    operating_point: Rounded | None = None
 
     @property
     def positive(self) -> bool:
@@ -205,76 +220,135 @@ class Prediction:
         return tuple(name for name, stays in kept if stays)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Heatmap:
     """Which parts of a frame speak for a label.
 
     Parameters
     ----------
-    values
-        float32 array of shape (map_rows, map_columns), not negative, in logits: what each cell of the last feature map says for
-        the label.
     label
         The finding.
-    layer
-        Name of the feature map.
     has_positive_evidence
-        False where no cell speaks for the label; the map is then all zero.
-    meaning
-        What a value is: `EXACT_EVIDENCE`, which its cell adds to the logit, or evidence that a method measures in its own way.
+        False if no cell speaks for the label; the map is then all zero.
+    picture
+        Path of its JPEG file below the folder of results, with forward slashes; empty if there is none.
+    rows, columns
+        Of the frame alone, which stands at the upper left of the picture; 0 if nothing was drawn.
+    values
+        float32 array of shape (map_rows, map_columns), not negative: what each cell of the last feature map says for the label,
+        in the bundle's measure (`HeatmapSupport.meaning`). None if nobody needs them any more.
+    jpeg, png
+        The picture as files; empty if they were not asked for, or are written already.
+    fault
+        Why no picture could be drawn; empty if there is no fault.
     """
 
-    values: FloatArray
     label: str
-    layer: str
     has_positive_evidence: bool
-    meaning: str = EXACT_EVIDENCE
+    picture: str = ""
+    rows: int = 0
+    columns: int = 0
+    values: Annotated[FloatArray | None, Field(exclude=True)] = field(default=None, compare=False)
+    jpeg: Annotated[bytes, Field(exclude=True)] = field(default=b"", compare=False, repr=False)
+    png: Annotated[bytes, Field(exclude=True)] = field(default=b"", compare=False, repr=False)
+    fault: Annotated[str, Field(exclude=True)] = ""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FramePrediction:
-    """All labels of one frame, in the bundle's order, with their heatmaps where they were asked for.
+    """What a bundle says of a frame.
 
     Parameters
     ----------
-    key, source, laterality, view_position
-        As in `Frame`.
+    facts
+        What is known of the frame.
+    bundle_id
+        Identity of the bundle.
     predictions
-        One for each label.
-    heatmaps
-        One for each label, or none.
+        One for each label, in the bundle's order.
     flags
         What the quality gate found in the frame and let pass.
     distance
         How far the frame lies from those that the bundle was trained on, in units of the bundle's threshold: above 1 it is
-        refused; None where the bundle has no reference.
-    input_sha256
-        `file_sha256` of the frame.
+        refused; None if the bundle has no reference.
+    heatmaps
+        One for each label, or none if they were not asked for; in a `StudyRecord` those that have a picture.
     """
 
-    key: InstanceKey
-    source: str
+    facts: FrameFacts
+    bundle_id: str
     predictions: tuple[Prediction, ...]
-    heatmaps: tuple[Heatmap, ...] = field(default=())
     flags: tuple[Flag, ...] = ()
-    laterality: str = ""
-    distance: float | None = None
-    input_sha256: str = ""
-    view_position: str = ""
+    distance: Rounded | None = None
+    heatmaps: tuple[Heatmap, ...] = ()
+
+    @property
+    def key(self) -> InstanceKey:
+        """Study, series, instance and frame."""
+        return self.facts.key
+
+    @property
+    def source(self) -> str:
+        """Path of the file below what was given to read."""
+        return self.facts.source
+
+    def without_content(self) -> "FramePrediction":
+        """Return it without the values and the files of its heatmaps, which may be large."""
+        drawn = [heatmap for heatmap in self.heatmaps if heatmap.picture]
+        return replace(self, heatmaps=tuple(replace(one, values=None, jpeg=b"", png=b"") for one in drawn))
 
 
-DIGITS = 4
-"""Digits after the point of every number: more than anyone reads, and fewer than what other hardware changes."""
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A study with everything that was found in it and everything that was not used; all results are derived from it.
+
+    Parameters
+    ----------
+    study_instance_uid
+        Study Instance UID (0020,000D), or the derived one; empty if no file of the study could be read.
+    frames
+        Results in the order of the files and frames, without the content of their heatmaps.
+    not_used
+        Files and frames without a result, with the reasons, in the same order.
+    begun_at, ended_at
+        When scoring began and ended (ISO 8601, UTC); not serialised, so that equal results give equal bytes.
+    """
+
+    study_instance_uid: str
+    frames: tuple[FramePrediction, ...] = ()
+    not_used: tuple[Quarantined, ...] = ()
+    begun_at: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
+    ended_at: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
+
+    @property
+    def failures(self) -> tuple[Quarantined, ...]:
+        """Files and frames that should have been scored and were not."""
+        return tuple(row for row in self.not_used if row.reason != Reason.NO_IMAGE)
+
+    @property
+    def without_image(self) -> tuple[Quarantined, ...]:
+        """Files that have no image by their kind, such as structured reports: there is nothing to score in them."""
+        return tuple(row for row in self.not_used if row.reason == Reason.NO_IMAGE)
+
+    def sources(self) -> set[str]:
+        """Return the files that something is said of."""
+        return {frame.source for frame in self.frames} | {row.source for row in self.not_used}
+
+    def to_json(self) -> bytes:
+        """Return the record as JSON with numbers `rounded`; equal records give equal bytes."""
+        return _adapter().dump_json(self)
+
+    @staticmethod
+    def from_json(content: bytes) -> "StudyRecord":
+        """Return the record that `to_json` wrote."""
+        return _adapter().validate_json(content)
 
 
-def rounded(value: float) -> float:
-    """Round a number to `DIGITS` digits after the point, with no minus before a zero."""
-    return round(value, DIGITS) + 0.0
-
-
-def known(value: float | None) -> float | None:
-    """Return a number rounded, or None where it is not known."""
-    return None if value is None else rounded(value)
+@cache
+def _adapter() -> TypeAdapter[StudyRecord]:
+    return TypeAdapter(StudyRecord)
 
 
 def study_states(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> dict[str, State]:

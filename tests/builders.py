@@ -20,7 +20,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import fit_reference, pooled
-from pipeline.frames import Frame, InstanceKey, Quarantined
+from pipeline.frames import Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
@@ -28,7 +28,7 @@ from pipeline.model.engine import Engine
 from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
 from pipeline.score.pictures import Drawing
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Ended, Scored, score_studies
+from pipeline.score.study import Ended, score_studies
 from pipeline.settings import LENIENT, Check, Gate, IntendedUse, Limits, Policy, Preprocessing
 
 
@@ -193,13 +193,15 @@ def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
 
 def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive: bool = True, **overrides: Any) -> Prediction:
     state = State.POSITIVE if positive else State.NEGATIVE
-    values: dict[str, Any] = {"key": make_key(), "logit": 1.5, "state": state, "bundle_id": "b"}
+    values: dict[str, Any] = {"logit": 1.5, "state": state}
     return Prediction(label=label, probability=probability, **(values | overrides))
 
 
-def make_result(*predictions: Prediction, source: str = "a/b.dcm") -> FramePrediction:
-    """What a bundle said of the one frame that all the predictions are about."""
-    return FramePrediction(predictions[0].key, source, predictions)
+def make_result(
+    *predictions: Prediction, source: str = "a/b.dcm", key: InstanceKey | None = None, **facts: Any
+) -> FramePrediction:
+    """What a bundle said of one frame."""
+    return FramePrediction(FrameFacts(key or make_key(), source, **facts), "b", predictions)
 
 
 def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, **overrides: Any) -> Sample:
@@ -291,7 +293,7 @@ def fill(table: AbstractContextManager[Callable[[Any], None]], items: Iterable[A
             add(item)
 
 
-def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[Scored | Quarantined, None, None]:
+def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[FramePrediction | Quarantined, None, None]:
     """All that comes of the files of a folder, taken as one study."""
     with closing(score_studies([("all", list(discover(root)))], predictor, cores, Drawing(maps=True))) as items:
         for item in items:

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from pipeline.frames import InstanceKey
+from pipeline.frames import FrameFacts, InstanceKey
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
 from pipeline.phantoms.studies import Modality, write_phantom
@@ -40,12 +40,12 @@ def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePredi
 def result(key: InstanceKey, manifest: Manifest, laterality: str = "") -> FramePrediction:
     labels = manifest.labels
     predictions = tuple(
-        Prediction(key, label, 1.5, 0.8123456 - 0.2 * number, STATES[min(number, 2)], manifest.bundle_id)
-        for number, label in enumerate(labels)
+        Prediction(label, 1.5, 0.8123456 - 0.2 * number, STATES[min(number, 2)]) for number, label in enumerate(labels)
     )
-    heatmaps = tuple(Heatmap(values(key.frame_number, number), label, "x", True) for number, label in enumerate(labels))
+    heatmaps = tuple(Heatmap(label, True, values=values(key.frame_number, number)) for number, label in enumerate(labels))
     flags = (Flag(Check.SATURATED, "Much of the frame is white."),)
-    return FramePrediction(key, "scored.dcm", predictions, heatmaps, flags, laterality, 0.41237)
+    facts = FrameFacts(key, "scored.dcm", laterality)
+    return FramePrediction(facts, manifest.bundle_id, predictions, flags, 0.41237, heatmaps)
 
 
 def values(frame_number: int, label: int) -> np.ndarray:

@@ -158,10 +158,10 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
 ) -> None:
     out, calls = tmp_path / "results", itertools.count()
 
-    def fail(view: View, heatmap: Heatmap, full: float) -> Colours:
+    def fail(view: View, heatmap: Heatmap, *more: Any) -> Colours:
         if next(calls) == 0:
             raise ValueError("A codec has its own errors.")
-        return draw(view, heatmap, full)
+        return draw(view, heatmap, *more)
 
     monkeypatch.setattr(Predictor, "is_light", False)  # what is drawn in another process cannot be replaced here
     monkeypatch.setattr(pictures, "draw", fail)

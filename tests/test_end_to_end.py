@@ -33,8 +33,8 @@ from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
 from pipeline.model.engine import Engine
 from pipeline.phantoms.studies import write_phantom
+from pipeline.predictions import FramePrediction
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Scored
 from pipeline.settings import Fit, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings
@@ -78,20 +78,20 @@ def test_training_batch_and_service_see_the_same_bytes(
     grid: Preprocessing, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", preprocessing=grid, intended_use={"modalities": (), "view_positions": ()})
-    in_workers = [item for item in score_folder(mixed, Predictor(bundle)) if isinstance(item, Scored)]
+    in_workers = [item for item in score_folder(mixed, Predictor(bundle)) if isinstance(item, FramePrediction)]
     monkeypatch.setattr("pipeline.score.predictor.Engine", RecordingEngine)
     monkeypatch.setattr(Predictor, "is_light", False)  # no engine of another process can be listened to
     index, _ = build_index([mixed], Rules())
     training = [frame.tobytes() for frame in prepared_frames(index.records, index.sources, grid)]
     batch = predictor_and_engine(bundle)
-    scored = [item for item in score_folder(mixed, batch[0]) if isinstance(item, Scored)]
+    scored = [item for item in score_folder(mixed, batch[0]) if isinstance(item, FramePrediction)]
     served = list(answers(bundle, mixed))
     assert len(training) == len(scored) >= 7
     assert [item.facts.source for item in scored] == [record.source for record in index.records]
     assert batch[1].taken == training
     assert [content for _, contents in served for content in contents] == training
-    logits = [[value.logit for value in item.prediction.predictions] for item in scored]
-    assert [[value.logit for value in item.prediction.predictions] for item in in_workers] == logits
+    logits = [[value.logit for value in item.predictions] for item in scored]
+    assert [[value.logit for value in item.predictions] for item in in_workers] == logits
     assert [[label["logit"] for label in frame["labels"].values()] for frames, _ in served for frame in frames] == logits
 
 

@@ -16,10 +16,9 @@ from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placeme
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.predictions import Activation, OperatingPoint
+from pipeline.predictions import Activation, FramePrediction, OperatingPoint
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
-from pipeline.score.study import Scored
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
 from services.api.settings import Settings
 from services.api.study import score_study
@@ -210,7 +209,7 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     bundle = make_bundle(tmp_path / "bundle", preprocessing=preprocessing, **far)
     predictor = Predictor(bundle)
     (scored,) = score_folder(tmp_path / "studies", predictor)
-    assert isinstance(scored, Scored)
+    assert isinstance(scored, FramePrediction)
     assert (scored.facts.decoded_rows, scored.facts.decoded_columns) == (100, 90)
     assert (scored.facts.rows, scored.facts.columns) == (200, 180)
     record = ImageRecord(
@@ -230,5 +229,5 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     (admitted,) = read_admitted(locate(tmp_path / "studies", "a.dcm"), predictor.admission)
     assert isinstance(admitted, Admitted)
     assert admitted.pixels.tobytes() == trained.tobytes()
-    for prediction in scored.prediction.predictions:
+    for prediction in scored.predictions:
         assert answer.frames[0].labels[prediction.label].logit == prediction.logit

@@ -24,7 +24,7 @@ from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done, killed
 from pipeline.job.study_files import StudyFiles, files_to_json
 from pipeline.model.bundle import Bundle
-from pipeline.results.record import StudyRecord
+from pipeline.predictions import StudyRecord
 from pipeline.score import study as scoring
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Output, Unit
 from tests.builders import make_bundle, make_dicom

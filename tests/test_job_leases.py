@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, select
 from pipeline.job import loop
 from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done
-from pipeline.results.record import StudyRecord
+from pipeline.predictions import StudyRecord
 from pipeline.store.database import HELD, studies
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome
 from tests.ledgers import works

@@ -12,7 +12,7 @@ from pipeline.errors import LedgerError
 from pipeline.job import loop
 from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done
-from pipeline.results.record import StudyRecord
+from pipeline.predictions import StudyRecord
 from pipeline.store import database
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Unit
 

@@ -14,9 +14,9 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.outputs import Asked, Pieces, Writer, objects_of
 from pipeline.model.bundle import Bundle
+from pipeline.predictions import FramePrediction
 from pipeline.results.dicom import Kind
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_dicom, make_zip, score_folder
 
 
@@ -35,7 +35,7 @@ def file_of(number: int) -> bytes:
 def asked_of(studies: Path, bundle: Bundle) -> Asked:
     """Score the only file of a folder, and ask for objects of it."""
     (file,) = discover(studies)
-    results = [item.prediction for item in score_folder(studies, Predictor(bundle)) if isinstance(item, Scored)]
+    results = [item for item in score_folder(studies, Predictor(bundle)) if isinstance(item, FramePrediction)]
     return Asked(file, tuple(results), 1.7e9, {})
 
 

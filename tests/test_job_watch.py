@@ -13,8 +13,8 @@ from pydicom.uid import BasicTextSRStorage
 from pipeline.job import job as job_module
 from pipeline.job.folder import ResultsFolder
 from pipeline.job.job import Job, Request
+from pipeline.predictions import StudyRecord
 from pipeline.progress import silent
-from pipeline.results.record import StudyRecord
 from pipeline.score import study as scoring
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom
@@ -33,7 +33,7 @@ class Listener:
     def planned(self, total: int, records: Iterator[StudyRecord]) -> None: ...
 
     def done(self, record: StudyRecord) -> None:
-        self.scored.append(tuple(frame.prediction.source for frame in record.frames))
+        self.scored.append(tuple(frame.source for frame in record.frames))
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_other_results_get_other_uids_and_stay_in_their_series(manifest: Manifes
     content = make_dicom()
     (one,) = scored(content, manifest, tmp_path)
     (first,) = of_kind(written(content, (one,), manifest), Kind.SR)
-    (second,) = of_kind(written(content, (replace(one, laterality="R"),), manifest), Kind.SR)
+    (second,) = of_kind(written(content, (replace(one, facts=replace(one.facts, laterality="R")),), manifest), Kind.SR)
     assert first.SOPInstanceUID != second.SOPInstanceUID
     assert first.SeriesInstanceUID == second.SeriesInstanceUID
     other = make_bundle(tmp_path / "other", LABELS, temperature=2.0).manifest

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.frames import Quarantined
+from pipeline.predictions import Heatmap
 from pipeline.results.report import STUDIES_A_PAGE
-from pipeline.results.worklist import Picture
 from tests.builders import make_bundle
 from tests.server_chromium import Chromium
 from tests.test_results_report import Page, make_scored, write
@@ -20,8 +20,8 @@ STUDIES = 5000
 def test_a_report_of_five_thousand_studies_opens_in_a_browser(tmp_path: Path, chromium: Chromium) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     Image.new("RGB", (224, 224), (200, 30, 30)).save(tmp_path / "picture.jpg")
-    picture = Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True, rows=200, columns=60)
-    frames = [make_scored(number, (number + 0.5) / STUDIES, pictures=(picture,)) for number in range(STUDIES)]
+    picture = Heatmap("PNEUMONIA", True, "picture.jpg", rows=200, columns=60)
+    frames = [make_scored(number, (number + 0.5) / STUDIES, heatmaps=(picture,)) for number in range(STUDIES)]
     write(tmp_path, bundle, frames, [Quarantined("x.dcm", "not_an_image", "No image.")])
     pages = STUDIES // STUDIES_A_PAGE
     assert len(list(tmp_path.glob("report*.html"))) == pages

@@ -21,11 +21,11 @@ from PIL import Image
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
 from pipeline.model.bundle import Bundle
-from pipeline.predictions import State
+from pipeline.predictions import FramePrediction, Heatmap, State
 from pipeline.results.patient import Detail, Patient
 from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.words import REASONS, moment, percent, rate, spelled_out
-from pipeline.results.worklist import NOT_SCORED, URGENT, Picture, Ranking, ReportFrame, Study, Totals
+from pipeline.results.worklist import NOT_SCORED, URGENT, Ranking, Study, Totals
 from pipeline.settings import Check, Flag
 from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
 from tests.server_chromium import Chromium
@@ -61,11 +61,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make_scored(number: int, pneumonia: float, source: str = "", frame_number: int = 1, **overrides: object) -> ReportFrame:
+def make_scored(number: int, pneumonia: float, source: str = "", frame_number: int = 1, **overrides: Any) -> FramePrediction:
     key = make_key(frame_number, number)
-    normal = make_prediction("NORMAL", 1 - pneumonia, positive=pneumonia < 0.5, key=key)
-    finding = make_prediction("PNEUMONIA", pneumonia, positive=pneumonia >= 0.5, key=key)
-    return ReportFrame(make_result(normal, finding, source=source or f"study{number}.dcm"), **overrides)  # type: ignore[arg-type]
+    normal = make_prediction("NORMAL", 1 - pneumonia, positive=pneumonia < 0.5)
+    finding = make_prediction("PNEUMONIA", pneumonia, positive=pneumonia >= 0.5)
+    return replace(make_result(normal, finding, source=source or f"study{number}.dcm", key=key), **overrides)
 
 
 @pytest.fixture
@@ -74,19 +74,19 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Picture:
+def picture(tmp_path: Path) -> Heatmap:
     Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.jpg")
-    return Picture("PNEUMONIA", tmp_path / "picture.jpg", has_positive_evidence=True, rows=16, columns=12)
+    return Heatmap("PNEUMONIA", True, "picture.jpg", rows=16, columns=12)
 
 
 RANKING = Ranking("NORMAL")
 
 
-def studies_of(frames: Iterable[ReportFrame], ranking: Ranking = RANKING) -> list[Study]:
+def studies_of(frames: Iterable[FramePrediction], ranking: Ranking = RANKING) -> list[Study]:
     """Studies in the order in which the ledger gives them: the most urgent first."""
-    groups: dict[str, list[ReportFrame]] = {}
+    groups: dict[str, list[FramePrediction]] = {}
     for frame in frames:
-        groups.setdefault(frame.prediction.key.study_instance_uid, []).append(frame)
+        groups.setdefault(frame.key.study_instance_uid, []).append(frame)
     urgency = {uid: ranking.of_study(group) for uid, group in groups.items()}
     studies = [Study(uid, ranking.sorted(group), rank=urgency[uid][0]) for uid, group in groups.items()]
     return sorted(studies, key=lambda study: urgency[study.study_instance_uid], reverse=True)
@@ -99,7 +99,7 @@ def write_studies(tmp_path: Path, bundle: Bundle, studies: list[Study], **more: 
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def write(tmp_path: Path, bundle: Bundle, frames: list[ReportFrame], failures: list[Quarantined] | None = None) -> str:
+def write(tmp_path: Path, bundle: Bundle, frames: list[FramePrediction], failures: list[Quarantined] | None = None) -> str:
     """Write the report of some frames, and of files beside them that are no studies."""
     ranking = Ranking(bundle.manifest.normal_label, bundle.manifest.urgency)
     beside = tuple(replace(failure, reason="not_an_image") for failure in failures or ())
@@ -118,9 +118,8 @@ def test_the_most_urgent_study_comes_first(tmp_path: Path, bundle: Bundle) -> No
 
 def test_a_positive_comes_before_a_higher_probability_that_is_negative() -> None:
     low = make_result(make_prediction("A", 0.2, positive=True), make_prediction("B", 0.1, positive=False))
-    high_key = make_key(number=2)
-    high = make_result(make_prediction("A", 0.1, False, key=high_key), make_prediction("B", 0.8, False, key=high_key))
-    studies = studies_of([ReportFrame(high), ReportFrame(low)], Ranking())
+    high = make_result(make_prediction("A", 0.1, False), make_prediction("B", 0.8, False), key=make_key(number=2))
+    studies = studies_of([high, low], Ranking())
     assert [study.rank for study in studies] == [URGENT, 0]
 
 
@@ -129,13 +128,13 @@ def test_digits_that_are_not_written_decide_about_no_order() -> None:
     frames = [make_scored(1, low), make_scored(2, high)]
     assert RANKING.of_study(frames[:1]) == RANKING.of_study(frames[1:]) == (URGENT, 0.8765)
     volume = [make_scored(1, low, frame_number=1), make_scored(1, high, frame_number=2)]
-    assert [frame.prediction.key.frame_number for frame in RANKING.sorted(volume)] == [1, 2]
+    assert [frame.key.frame_number for frame in RANKING.sorted(volume)] == [1, 2]
 
 
 def test_frames_of_one_study_stand_together_the_most_urgent_first() -> None:
     frames = [make_scored(1, 0.3, frame_number=1), make_scored(2, 0.6), make_scored(1, 0.8, frame_number=2)]
     first, second = studies_of(frames)
-    assert [frame.prediction.key.frame_number for frame in first.frames] == [2, 1]
+    assert [frame.key.frame_number for frame in first.frames] == [2, 1]
     assert len(second.frames) == 1
 
 
@@ -154,8 +153,8 @@ def test_it_says_what_it_is_for_and_what_it_is_not(tmp_path: Path, bundle: Bundl
     assert "looks for PNEUMONIA in images of modality CR, DX" in text
 
 
-def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
-    page = Page(write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))]))
+def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bundle: Bundle, picture: Heatmap) -> None:
+    page = Page(write(tmp_path, bundle, [make_scored(1, 0.9, heatmaps=(picture,))]))
     assert [image["class"] for image in page.all("img")] == ["thumbnail"]
     (name,) = (one["aria-label"] for one in page.all("svg") if "aria-label" in one)
     assert name == "Frame 1, and beside it the same with the heatmap of PNEUMONIA: positive evidence"
@@ -169,7 +168,7 @@ def test_pictures_are_in_the_page_and_have_a_text_alternative(tmp_path: Path, bu
 def test_what_the_gate_found_is_said_of_the_frame_and_named_in_the_list(tmp_path: Path, bundle: Bundle) -> None:
     frame = make_scored(1, 0.9)
     flags = (Flag(Check.WHITE_BORDERS, "White wedges <there>."), Flag(Check.ROTATED, "Upside down."))
-    page = write(tmp_path, bundle, [replace(frame, prediction=replace(frame.prediction, flags=flags)), make_scored(2, 0.1)])
+    page = write(tmp_path, bundle, [replace(frame, flags=flags), make_scored(2, 0.1)])
     assert page.count("White wedges &lt;there&gt;.") == page.count("Upside down.") == 1
     assert page.count(">White wedges at the edges<br>On its side or upside down</td>") == 1
 
@@ -209,11 +208,11 @@ def test_only_exact_evidence_is_called_so(tmp_path: Path, method: str, computed:
     assert "An empty heatmap says that nothing spoke for the label" in text
 
 
-def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) -> None:
+def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Heatmap) -> None:
     evil = "<script>alert(1)</script>\"'>&.dcm"
     bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), architecture=evil)
     predictions = tuple(make_prediction(label) for label in bundle.manifest.labels)
-    frame = ReportFrame(make_result(*predictions, source=evil), (Picture(evil, picture.path, False),))
+    frame = replace(make_result(*predictions, source=evil), heatmaps=(Heatmap(evil, False, picture.picture),))
     patient = Patient({Detail.NAME: evil, Detail.ID: evil}, why_unknown="")
     study = Study("1.2", (frame,), (Quarantined(evil, evil, evil),), patient=patient)
     for shown in (study, replace(study, frames=(), patient=Patient(why_unknown=evil))):
@@ -224,8 +223,8 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Picture) ->
         assert evil in page.text
 
 
-def test_it_loads_nothing_and_runs_nothing(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
-    content = write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))], [Quarantined("x", "y", "z")])
+def test_it_loads_nothing_and_runs_nothing(tmp_path: Path, bundle: Bundle, picture: Heatmap) -> None:
+    content = write(tmp_path, bundle, [make_scored(1, 0.9, heatmaps=(picture,))], [Quarantined("x", "y", "z")])
     page = Page(content)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
     assert not re.search(r"https?://|@import|url\(", content)
@@ -240,8 +239,8 @@ def test_a_heatmap_is_made_faint_or_left_out_without_a_script(tmp_path: Path, bu
     picture = np.zeros((240, 8 + 2 * 300 + 96, 3), np.uint8)
     picture[:200, :300], picture[:200, 308:608] = (0, 0, 255), (255, 0, 0)  # the frame, and the frame with its heatmap
     Image.fromarray(picture).save(tmp_path / "heatmap.png")
-    shown = Picture("PNEUMONIA", tmp_path / "heatmap.png", has_positive_evidence=True, rows=200, columns=300)
-    write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(shown,))])
+    shown = Heatmap("PNEUMONIA", True, "heatmap.png", rows=200, columns=300)
+    write(tmp_path, bundle, [make_scored(1, 0.9, heatmaps=(shown,))])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     seen = {}
     for how in ("full", "faint", "off"):
@@ -256,8 +255,8 @@ def test_a_heatmap_is_made_faint_or_left_out_without_a_script(tmp_path: Path, bu
     assert seen["off"] == pytest.approx([120_000, 0], rel=0.02, abs=1500)  # the frame lies over its heatmap
 
 
-def test_equal_input_gives_equal_bytes(tmp_path: Path, bundle: Bundle, picture: Picture) -> None:
-    frames = [make_scored(1, 0.9, pictures=(picture,)), make_scored(2, 0.2)]
+def test_equal_input_gives_equal_bytes(tmp_path: Path, bundle: Bundle, picture: Heatmap) -> None:
+    frames = [make_scored(1, 0.9, heatmaps=(picture,)), make_scored(2, 0.2)]
     assert write(tmp_path, bundle, frames) == write(tmp_path, bundle, frames)
 
 
@@ -299,7 +298,7 @@ def test_each_eye_has_its_result(tmp_path: Path, bundle: Bundle) -> None:
     frames = []
     for number, (side, value) in enumerate([("R", 0.2), ("R", 0.9), ("L", 0.1), ("", 0.3)], 1):
         scored = make_scored(1, value, "oct.dcm", number)
-        frames.append(replace(scored, prediction=replace(scored.prediction, laterality=side)))
+        frames.append(seen(scored, laterality=side))
     text = Page(write(tmp_path, bundle, frames)).text
     assert "Right: PNEUMONIA 90.0 % positive (2 images)" in text
     assert "Left: PNEUMONIA 10.0 % negative (1 image)" in text
@@ -311,9 +310,9 @@ def test_what_is_positive_in_a_less_urgent_frame_is_said_of_study_and_eye(tmp_pa
     for number, (pneumonia, effusion) in enumerate([(0.9, 0.1), (0.8, 0.1), (0.7, 0.1), (0.1, 0.6)], 1):
         key = make_key(number)
         values = {"NORMAL": 0.05, "PNEUMONIA": pneumonia, "EFFUSION": effusion}
-        predictions = (make_prediction(label, value, value > 0.5, key=key) for label, value in values.items())
-        result = make_result(*predictions, source="oct.dcm")
-        frames.append(ReportFrame(replace(result, laterality="R")))
+        predictions = (make_prediction(label, value, value > 0.5) for label, value in values.items())
+        result = make_result(*predictions, source="oct.dcm", key=key)
+        frames.append(seen(result, laterality="R"))
     page = Page(re.sub(r"<details>.*?</details>", "", write(tmp_path, bundle, frames), flags=re.DOTALL))
     text = page.text
     said = "PNEUMONIA 90.0 % positive; EFFUSION 60.0 % positive (4 images)"
@@ -349,13 +348,13 @@ def row_of(content: str, rank: int) -> str:
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", row)).split())
 
 
-def seen(frame: ReportFrame, **facts: str) -> ReportFrame:
-    return replace(frame, prediction=replace(frame.prediction, **facts))
+def seen(frame: FramePrediction, **facts: str) -> FramePrediction:
+    return replace(frame, facts=replace(frame.facts, **facts))
 
 
-def make_unsure(frame: ReportFrame) -> ReportFrame:
-    unsure = tuple(replace(one, state=State.UNCERTAIN) for one in frame.prediction.predictions)
-    return replace(frame, prediction=replace(frame.prediction, predictions=unsure))
+def make_unsure(frame: FramePrediction) -> FramePrediction:
+    unsure = tuple(replace(one, state=State.UNCERTAIN) for one in frame.predictions)
+    return replace(frame, predictions=unsure)
 
 
 @pytest.mark.parametrize("eye", ["R", "L"])
@@ -443,8 +442,8 @@ def test_the_configured_order_of_findings_comes_before_their_probability(tmp_pat
     for number, (label, chance) in enumerate([("OTHER", 0.99), ("DRUSEN", 0.98), ("CNV", 0.6), ("DME", 0.97), ("CNV", 0.7)], 1):
         key = make_key(number=number)
         chances = {name: chance if name == label else 0.01 for name in labels}
-        made = (make_prediction(name, value, positive=value > 0.5, key=key) for name, value in chances.items())
-        frames.append(ReportFrame(make_result(*made, source=f"{number}.dcm")))
+        made = (make_prediction(name, value, positive=value > 0.5) for name, value in chances.items())
+        frames.append(make_result(*made, source=f"{number}.dcm", key=key))
     content = write(tmp_path, bundle, frames)
     assert re.findall(r"\d\. (\d)\.dcm", Page(content).text) == ["5", "3", "4", "2", "1"]
     assert re.findall("|".join(labels[1:]), "".join(row_of(content, rank) for rank in range(1, 6))) == [
@@ -483,7 +482,7 @@ def test_abbreviations_are_spelled_out_once_a_page(tmp_path: Path) -> None:
         intended_use={"modalities": ("OPT",), "view_positions": ()},
     )
     made = [make_prediction(label, 0.4, positive=False) for label in bundle.manifest.labels]
-    text = text_of(write(tmp_path, bundle, [seen(ReportFrame(make_result(*made)), laterality="L")]))
+    text = text_of(write(tmp_path, bundle, [seen(make_result(*made), laterality="L")]))
     for words in (*names.values(), "oculus sinister, the left eye", "ophthalmic tomography"):
         assert text.count(words) == 1
     assert "oculus dexter" not in text
@@ -516,14 +515,14 @@ def test_the_list_shows_the_frame_itself_small(tmp_path: Path, bundle: Bundle) -
     drawn = Image.new("RGB", (600, 300), (200, 30, 30))
     drawn.paste((90, 90, 90), (0, 0, 250, 200))
     drawn.save(tmp_path / "picture.jpg", quality=95)
-    picture = Picture("PNEUMONIA", tmp_path / "picture.jpg", True, rows=200, columns=250)
-    content = write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))])
+    picture = Heatmap("PNEUMONIA", True, "picture.jpg", rows=200, columns=250)
+    content = write(tmp_path, bundle, [make_scored(1, 0.9, heatmaps=(picture,))])
     (source,) = re.findall(r'class="thumbnail" alt="" width="\d+" height="\d+" src="data:image/jpeg;base64,([^"]+)"', content)
     with Image.open(io.BytesIO(base64.b64decode(source))) as small:
         assert small.size == (90, 72)
         assert np.abs(np.asarray(small, np.int16) - 90).max() < 4
     (tmp_path / "picture.jpg").write_bytes((tmp_path / "picture.jpg").read_bytes()[:200])
-    assert "thumbnail" not in write(tmp_path, bundle, [make_scored(1, 0.9, pictures=(picture,))]).partition("</style>")[2]
+    assert "thumbnail" not in write(tmp_path, bundle, [make_scored(1, 0.9, heatmaps=(picture,))]).partition("</style>")[2]
 
 
 def test_the_report_says_which_folder_when_and_what_is_new(tmp_path: Path, bundle: Bundle) -> None:
@@ -552,13 +551,13 @@ def test_what_a_killed_run_left_of_a_page_is_removed(tmp_path: Path, bundle: Bun
 
 @pytest.mark.slow
 def test_every_sheet_names_its_study_and_has_a_number(
-    tmp_path: Path, bundle: Bundle, picture: Picture, chromium: Chromium
+    tmp_path: Path, bundle: Bundle, picture: Heatmap, chromium: Chromium
 ) -> None:
     if shutil.which("pdftotext") is None:
         pytest.skip("pdftotext is not here: install Debian's package poppler-utils")
     Image.new("RGB", (600, 300), (20, 20, 20)).save(tmp_path / "picture.jpg")
     frames = [
-        make_scored(number, 0.9 - number / 100, f"study{number}.dcm", frame, pictures=(picture,))
+        make_scored(number, 0.9 - number / 100, f"study{number}.dcm", frame, heatmaps=(picture,))
         for number in range(6)
         for frame in range(1, 4)
     ]
@@ -616,8 +615,8 @@ def test_frames_that_are_folded_on_screen_are_printed(tmp_path: Path, bundle: Bu
 
 
 @pytest.mark.slow
-def test_a_browser_shows_and_prints_it(tmp_path: Path, bundle: Bundle, picture: Picture, chromium: Chromium) -> None:
-    frames = [make_scored(number, 1 - number / 20, pictures=(picture,)) for number in range(12)]
+def test_a_browser_shows_and_prints_it(tmp_path: Path, bundle: Bundle, picture: Heatmap, chromium: Chromium) -> None:
+    frames = [make_scored(number, 1 - number / 20, heatmaps=(picture,)) for number in range(12)]
     write(tmp_path, bundle, frames, [Quarantined("<b>x</b>.dcm", "not_an_image", "No image.")])
     page = tmp_path / "report.html"
     shown = Page(chromium.text(page).partition("<!DOCTYPE html>")[2])

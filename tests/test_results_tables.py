@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.frames import Quarantined
+from pipeline.frames import FrameFacts, Quarantined
 from pipeline.predictions import FramePrediction, State
 from pipeline.results import tables
 from pipeline.results.tables import PREDICTION_COLUMNS, parquet_table, predictions_table
@@ -38,7 +38,7 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
 
 def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -> None:
     uncertain = make_prediction(state=State.UNCERTAIN, operating_point=0.43215)
-    frame = replace(make_result(uncertain), laterality="L", view_position="PA", distance=0.71236, input_sha256="ab")
+    frame = replace(make_result(uncertain, laterality="L", view_position="PA", file_sha256="ab"), distance=0.71236)
     fill(tables.predictions_table(tmp_path / "p.csv"), [frame])
     (row,) = read(tmp_path / "p.csv")
     expected = {
@@ -155,7 +155,9 @@ def make_frames(count: int) -> list[FramePrediction]:
         )
         flags = (Flag(Check.ROTATED, "Turned."),) if known else ()
         distance = 0.123456 if known else None
-        frames.append(FramePrediction(key, f"=a/{number}.dcm", predictions, (), flags, "R", distance, "f" * 64))
+        frames.append(
+            FramePrediction(FrameFacts(key, f"=a/{number}.dcm", "R", file_sha256="f" * 64), "b", predictions, flags, distance)
+        )
     return frames
 
 
@@ -215,5 +217,5 @@ def test_a_table_that_fails_is_not_there(tmp_path: Path) -> None:
 def test_any_text_comes_back_as_it_is(tmp_path: Path) -> None:
     text = 'a "quoted" \\ name\n\t\0 \u00e4\u4e2d\U0001f600 2026-11-26T10:00:00 true 1e5 null'
     (frame, *_) = make_frames(1)
-    fill(parquet_table(tmp_path / "x.parquet"), [replace(frame, source=text)])
+    fill(parquet_table(tmp_path / "x.parquet"), [replace(frame, facts=replace(frame.facts, source=text))])
     assert [row["source"] for row in read_parquet(tmp_path / "x.parquet")] == [text] * 2

@@ -17,8 +17,8 @@ from pipeline.cli.main import main
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.model.bundle import load_bundle
-from pipeline.predictions import FramePrediction
-from pipeline.results.trace import Machinery, Tracer
+from pipeline.predictions import FramePrediction, StudyRecord
+from pipeline.results.trace import Tracer
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Limits, Preprocessing
@@ -107,8 +107,8 @@ def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
     assert isinstance(admitted, Admitted)
     (result,) = predictor.predict_admitted([admitted])
     assert isinstance(result, FramePrediction)
-    machinery = Machinery(predictor.engine.provider, 1, software_versions())
-    trace = json.loads(Tracer(bundle.manifest, machinery).trace([(admitted.facts, result)], (), {"begun": "now"}))
+    tracer = Tracer(bundle.manifest, provider=predictor.engine.provider, threads=1, versions=software_versions())
+    trace = json.loads(tracer.trace(StudyRecord("", (result,), begun_at="now")))
     (frame,) = trace["frames"]
     assert (frame["decoder"], frame["transfer_syntax_uid"]) == ("imagecodecs", uid.JPEGLSLossless)
     assert [frame[name] for name in ("rows", "columns", "decoded_rows", "decoded_columns")] == [300, 200, 300, 200]

@@ -13,8 +13,8 @@ from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, B
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network, create_network
+from pipeline.predictions import FramePrediction
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Scored
 from tests.builders import make_bundle, make_frame, make_support, score_folder
 
 GRADIENT = make_support(layer="forward_features", classifier="head.fc.weight", exact=False, max_difference=None)
@@ -60,9 +60,9 @@ def test_calls_at_a_time_give_each_frame_its_own_maps(made: tuple[Network, Bundl
     found = list(score_folder(tmp_path, Predictor(bundle, threads=1), cores=3))
     assert len(found) == 12
     for number, item in enumerate(found):
-        assert isinstance(item, Scored)
+        assert isinstance(item, FramePrediction)
         pixels = np.asarray(Image.open(tmp_path / f"{number:02}.png"), np.float32)[None] / 255
-        maps = [heatmap.values for heatmap in item.prediction.heatmaps]
+        maps = [heatmap.values for heatmap in item.heatmaps]
         np.testing.assert_allclose(maps, expected_maps(network, pixels), atol=1e-4)
 
 

@@ -25,7 +25,7 @@ PAD, CROP = Preprocessing(SIZE), Preprocessing(SIZE, fit=Fit.CROP)
 
 def make_heatmap(values: np.ndarray | None = None) -> Heatmap:
     array = np.zeros((CELLS, CELLS), np.float32) if values is None else values.astype(np.float32)
-    return Heatmap(array, "PNEUMONIA", "features", bool(array.any()))
+    return Heatmap("PNEUMONIA", bool(array.any()), values=array)
 
 
 def mapped(values: np.ndarray, preprocessing: Preprocessing, rows: int, columns: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def mapped(values: np.ndarray, preprocessing: Preprocessing, rows: int, columns:
 
 
 def drawn(pixels: np.ndarray, heatmap: Heatmap) -> Colours:
-    picture = draw(view_of(make_frame(pixels=pixels), PAD), heatmap, 1.0)
+    picture = draw(view_of(make_frame(pixels=pixels), PAD), heatmap, 1.0, "exact evidence")
     assert (picture.dtype, picture.shape[2]) == (np.uint8, 4)
     return picture
 
@@ -151,7 +151,7 @@ def test_a_dashed_line_and_a_legend_show_the_square_that_the_network_saw(monkeyp
     monkeypatch.setattr(pictures, "_write", lambda draw, place, text, width: written.append(text))
     pictures._surround.cache_clear()
     frame = make_frame(pixels=np.full((240, 400), 0.5, np.float32))
-    whole, square = (draw(view_of(frame, one), make_heatmap(), 1.0) for one in (PAD, CROP))
+    whole, square = (draw(view_of(frame, one), make_heatmap(), 1.0, "exact evidence") for one in (PAD, CROP))
     pictures._surround.cache_clear()
     assert [text for text in written if "square" in text] == ["the square that the network saw; it did not look outside"]
     width = view_of(frame, CROP).grey.shape[1]
@@ -182,7 +182,7 @@ def test_odd_frames_are_drawn(shape: tuple[int, int]) -> None:
 
 
 def test_a_long_label_is_cut_and_not_drawn_outside() -> None:
-    heatmap = Heatmap(np.ones((CELLS, CELLS), np.float32), "a very long label " * 40, "features", True)
+    heatmap = Heatmap("a very long label " * 40, True, values=np.ones((CELLS, CELLS), np.float32))
     assert drawn(make_pixels(280, 280), heatmap).shape[1] < 700
 
 

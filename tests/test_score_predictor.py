@@ -49,7 +49,7 @@ _OWN = {"schema_version", "bundle_id", "files"}
 def test_what_a_frame_says_of_its_side_and_view_stands_beside_the_result(bundle: Bundle) -> None:
     frame = make_frame(laterality="L", view_position="PA")
     (result,) = Predictor(bundle).predict([frame])
-    assert (result.laterality, result.view_position) == ("L", "PA")
+    assert (result.facts.laterality, result.facts.view_position) == ("L", "PA")
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -26,7 +26,7 @@ from pipeline.score import study
 from pipeline.score.pictures import Drawing, draw, jpeg, png
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, view_of
-from pipeline.score.study import Ended, Scored, Scoring, score_files, score_singly, score_studies
+from pipeline.score.study import Ended, Scoring, score_files, score_singly, score_studies
 from pipeline.settings import FRAME_SECONDS, Check, Policy, WorkerLimits
 from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
@@ -66,7 +66,7 @@ def studies(tmp_path: Path) -> Path:
     return root
 
 
-def name(item: Scored | Quarantined) -> tuple[str, int | None]:
+def name(item: FramePrediction | Quarantined) -> tuple[str, int | None]:
     return (
         (item.source, item.frame_number) if isinstance(item, Quarantined) else (item.facts.source, item.facts.key.frame_number)
     )
@@ -98,12 +98,12 @@ def test_results_come_in_the_order_of_the_files_and_frames(
 
 
 def test_a_frame_gets_in_a_folder_what_it_gets_alone(studies: Path, predictor: Predictor) -> None:
-    scored = [item for item in score_folder(studies, predictor) if isinstance(item, Scored)]
+    scored = [item for item in score_folder(studies, predictor) if isinstance(item, FramePrediction)]
     alone = [frame for file in discover(studies) for frame in readable(file) if frame.modality != "OPT"]
     for item, frame in zip(scored, alone, strict=True):
         (expected,) = predictor.predict([frame])
-        assert item.prediction.predictions == expected.predictions
-        assert item.prediction.heatmaps[1].values.tobytes() == expected.heatmaps[1].values.tobytes()
+        assert item.predictions == expected.predictions
+        assert item.heatmaps[1].values.tobytes() == expected.heatmaps[1].values.tobytes()
         assert item.facts == replace(frame.facts(), file_sha256=item.facts.file_sha256)
 
 
@@ -127,9 +127,9 @@ def test_frames_that_the_gate_refuses_are_failures_and_others_are_marked(tmp_pat
     volume = np.stack([make_frame().pixels * 255, np.zeros((48, 40))]).astype(np.uint8)
     (tmp_path / "a.dcm").write_bytes(make_dicom(volume))
     marked, refused = score_folder(tmp_path / "a.dcm", predictor)
-    assert isinstance(marked, Scored)
+    assert isinstance(marked, FramePrediction)
     assert isinstance(refused, Quarantined)
-    assert [flag.check for flag in marked.prediction.flags] == [Check.TOO_SMALL]
+    assert [flag.check for flag in marked.flags] == [Check.TOO_SMALL]
     assert (refused.source, refused.frame_number, refused.reason) == ("a.dcm", 2, "blank")
 
 
@@ -178,13 +178,14 @@ def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Pred
     files = [file for file in discover(studies) if file.source == source]
     *frames, _ = score_studies([("one", files)], predictor, drawing=drawing)
     for scored, frame in zip(frames, read_frames(files[0]), strict=True):
-        assert isinstance(scored, Scored)
+        assert isinstance(scored, FramePrediction)
         (expected,) = predictor.predict([frame])
-        assert len(scored.prediction.heatmaps) == 2 * drawing.maps
+        assert sum(one.values is not None for one in scored.heatmaps) == 2 * drawing.maps
         finding = next(heatmap for heatmap in expected.heatmaps if heatmap.label == "PNEUMONIA")
-        picture = draw(view_of(frame, predictor.admission.preprocessing), finding, predictor.manifest.heatmap.full_scale)
+        support = predictor.manifest.heatmap
+        picture = draw(view_of(frame, predictor.admission.preprocessing), finding, support.full_scale, support.meaning)
         files_of_it = jpeg(picture) if drawing.jpeg else b"", png(picture) if drawing.png and source == "a.dcm" else b""
-        found = [(drawn.label, drawn.has_positive_evidence, drawn.jpeg, drawn.png) for drawn in scored.pictures]
+        found = [(one.label, one.has_positive_evidence, one.jpeg, one.png) for one in scored.heatmaps if one.rows]
         assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * any(files_of_it)
 
 
@@ -218,12 +219,9 @@ def test_a_bundle_that_was_replaced_under_way_ends_the_run(studies: Path, tmp_pa
         list(score_folder(studies, predictor))
 
 
-def outline(items: Iterable[Scored | Quarantined]) -> list[tuple[object, ...]]:
+def outline(items: Iterable[FramePrediction | Quarantined]) -> list[tuple[object, ...]]:
     """All that was found, in a form that can be compared."""
-    return [
-        (*name(item), item.reason) if isinstance(item, Quarantined) else (*name(item), *item.prediction.predictions)
-        for item in items
-    ]
+    return [(*name(item), item.reason) if isinstance(item, Quarantined) else (*name(item), *item.predictions) for item in items]
 
 
 @pytest.mark.parametrize("task", [crash_on_second, hang_after_two_frames])
@@ -315,7 +313,7 @@ def test_a_file_that_hangs_or_breaks_off_does_not_end_the_run(
     assert failures["b/04x.dcm", 3].reason == "decode_failed"
     assert failures["b/04x.dcm", 3].message.endswith("No frame after this one was read.")
     assert [name(item) for item in items if name(item)[0] == "b/04x.dcm"] == [("b/04x.dcm", number) for number in (1, 2, 3)]
-    assert sum(isinstance(item, Scored) for item in items) == 7 + 12 + 2
+    assert sum(isinstance(item, FramePrediction) for item in items) == 7 + 12 + 2
 
 
 def test_stopping_early_stops_the_decoding(studies: Path, predictor: Predictor) -> None:
@@ -340,7 +338,7 @@ def test_a_frame_unlike_the_training_comes_out_as_a_failure(tmp_path: Path) -> N
     volume = np.stack([(make_known_pixels(1) * 255).astype(np.uint8), stripes])
     (tmp_path / "a.dcm").write_bytes(make_dicom(volume))
     known, strange = score_folder(tmp_path / "a.dcm", Predictor(make_wary_bundle(tmp_path / "bundle")))
-    assert isinstance(known, Scored)
+    assert isinstance(known, FramePrediction)
     assert isinstance(strange, Quarantined)
     assert (strange.source, strange.frame_number, strange.reason) == ("a.dcm", 2, "out_of_distribution")
 

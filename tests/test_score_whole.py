@@ -18,11 +18,11 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import locate, read_frames_from_bytes
 from pipeline.model.bundle import Bundle
-from pipeline.predictions import OperatingPoint
+from pipeline.predictions import FramePrediction, OperatingPoint
 from pipeline.score import predictor as module
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted, read_whole
-from pipeline.score.study import Scored, reread
+from pipeline.score.study import reread
 from pipeline.settings import Check, Limits, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.settings import Settings
@@ -96,11 +96,11 @@ def test_a_folder_gets_the_answer_of_the_whole_frame(
     predictor = Predictor(bundle, threads=1)
     first, second, third = score_folder(tmp_path, predictor)
     for item in (first, third):
-        assert isinstance(item, Scored)
+        assert isinstance(item, FramePrediction)
         assert (item.facts.decoded_rows, item.facts.rows) == (208, 208)
-        assert item.prediction.predictions[1].probability == exact
-        assert len(item.prediction.heatmaps) == 2
-    assert isinstance(second, Scored)
+        assert item.predictions[1].probability == exact
+        assert len(item.heatmaps) == 2
+    assert isinstance(second, FramePrediction)
     assert second.facts.source == "b.dcm"
 
 
@@ -115,10 +115,10 @@ def test_one_radiograph_in_two_encodings_has_one_answer_near_a_threshold(tmp_pat
         reduced.append(Predictor(bundle_at(tmp_path / name, 0.5)).predict([frame])[0].predictions[1].probability)
     assert reduced[0] != reduced[1]
     first, second = score_folder(studies, Predictor(bundle_at(tmp_path / "between", sum(reduced) / 2), threads=1))
-    assert isinstance(first, Scored)
-    assert isinstance(second, Scored)
-    assert [one.logit for one in first.prediction.predictions] == [one.logit for one in second.prediction.predictions]
-    assert [one.state for one in first.prediction.predictions] == [one.state for one in second.prediction.predictions]
+    assert isinstance(first, FramePrediction)
+    assert isinstance(second, FramePrediction)
+    assert [one.logit for one in first.predictions] == [one.logit for one in second.predictions]
+    assert [one.state for one in first.predictions] == [one.state for one in second.predictions]
 
 
 def test_http_gets_the_answer_of_the_whole_frame(between: tuple[Bundle, bytes, float]) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pipeline.cli.progress import Advance
     from pipeline.job.job import Job
     from pipeline.job.shard import Shard
+    from pipeline.predictions import StudyRecord
     from pipeline.results.dicom import Kind
     from pipeline.results.patient import Detail
-    from pipeline.results.record import StudyRecord
 
 HELP = "score a folder of studies with a bundle"
 EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
@@ -115,11 +115,8 @@ class _Audience:
         from pipeline.results.tables import failure_record, frame_record
 
         if record and self._out:
-            lines = [
-                frame_record(frame.prediction) | {"heatmaps": {one.label: one.path.as_posix() for one in frame.pictures}}
-                for frame in record.frames
-            ]
-            lines += [failure_record(failure) for failure in (*record.failures, *record.without_image)]
+            lines = [frame_record(frame) for frame in record.frames]
+            lines += [failure_record(row) for row in (*record.failures, *record.without_image)]
             try:
                 self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
                 self._out.flush()

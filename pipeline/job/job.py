@@ -30,9 +30,9 @@ from pipeline.job.study_files import (
 )
 from pipeline.job.summary import summarise
 from pipeline.model.bundle import Bundle
+from pipeline.predictions import StudyRecord
 from pipeline.progress import Progress
 from pipeline.results.patient import Detail
-from pipeline.results.record import StudyRecord
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.database import without_password
@@ -320,12 +320,12 @@ def _forget_gone(ledger: Ledger, base: Path) -> bool:
         if not gone:
             continue
         some_gone = True
-        failures = tuple(failure for failure in record.failures if failure.source not in gone)
-        if not (record.frames or failures or record.without_image):
+        not_used = tuple(row for row in record.not_used if row.source not in gone)
+        if not (record.frames or not_used):
             ledger.forget([outcome.key])
             continue
-        is_final = not any(failure.reason in PASSING for failure in failures)
-        record = replace(record, failures=failures)
+        is_final = not any(row.reason in PASSING for row in not_used)
+        record = replace(record, not_used=not_used)
         ledger.replace(replace(outcome, record=record.to_json(), is_final=is_final), files_without(outcome.work, gone))
     return some_gone
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import LedgerError
 from pipeline.job.scorer import Done
-from pipeline.results.record import StudyRecord
+from pipeline.predictions import StudyRecord
 from pipeline.store.ledger import Claim, Ledger, Outcome, Output
 
 _FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256

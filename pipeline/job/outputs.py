@@ -16,11 +16,9 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile, read_bytes
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, Heatmap
 from pipeline.results.dicom import Kind
-from pipeline.results.worklist import Picture, ReportFrame
-from pipeline.score.pictures import Drawing, Drawn
-from pipeline.score.study import Scored
+from pipeline.score.pictures import Drawing
 from pipeline.settings import Reading, worker_limits
 from pipeline.store.ledger import Output
 
@@ -66,7 +64,7 @@ def objects_of(asked: Asked, manifest: Manifest, kinds: Collection[Kind]) -> Ite
     from pipeline.results.dicom.write import write_objects
 
     content = read_bytes(asked.file, Reading(manifest.limits))
-    if {result.input_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
+    if {result.facts.file_sha256 for result in asked.results} != {hashlib.sha256(content).hexdigest()}:
         raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
     made = datetime.fromtimestamp(asked.made_at, UTC)
     yield from write_objects(content, asked.results, manifest, kinds, made, _Pictures(asked.pictures))
@@ -171,21 +169,20 @@ class Writer:
         self._workers.close()  # nobody wants what it is still making
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, item: Scored, pieces: Pieces) -> ReportFrame:
-        """Write the pictures of a frame; return what the report shows of it."""
-        facts, result = item.facts, item.prediction
-        if self._wanted.objects and facts.transfer_syntax_uid:
-            pieces.results.setdefault(facts.source, []).append(result)
-        pictures = []
-        for drawn in item.pictures:
-            if drawn.png:
-                self._keep(result, drawn, pieces)
-            if self._wanted.heatmaps:
-                name = f"{HEATMAPS}/{picture_name(result, drawn.label)}"
-                self._write(name, drawn, pieces)
-                size = drawn.rows, drawn.columns
-                pictures.append(Picture(drawn.label, PurePosixPath(name), drawn.has_positive_evidence, *size))
-        return ReportFrame(replace(result, heatmaps=()) if result.heatmaps else result, tuple(pictures))
+    def add(self, result: FramePrediction, pieces: Pieces) -> FramePrediction:
+        """Write the pictures of a frame; return what its record keeps."""
+        if self._wanted.objects and result.facts.transfer_syntax_uid:
+            bare = replace(result, heatmaps=tuple(replace(one, jpeg=b"", png=b"") for one in result.heatmaps))
+            pieces.results.setdefault(result.source, []).append(bare)
+        heatmaps = []
+        for heatmap in result.heatmaps:
+            if heatmap.png:
+                self._keep(result, heatmap, pieces)
+            if self._wanted.heatmaps and (heatmap.jpeg or heatmap.fault):
+                name = f"{HEATMAPS}/{picture_name(result, heatmap.label)}"
+                self._write(name, heatmap, pieces)
+                heatmaps.append(replace(heatmap, picture=name))
+        return replace(result, heatmaps=tuple(heatmaps)).without_content()
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces, scored_at: float) -> None:
         """Begin to write the DICOM objects of a study whose frames have all been added; few files wait, to bound memory.
@@ -201,7 +198,7 @@ class Writer:
                 if len(self._waiting) > _AHEAD:
                     self._waiting.popleft().exception()
 
-    def _keep(self, frame: FramePrediction, drawn: Drawn, pieces: Pieces) -> None:
+    def _keep(self, frame: FramePrediction, drawn: Heatmap, pieces: Pieces) -> None:
         """Put a picture aside until the DICOM objects of its file are made."""
         name = picture_name(frame, drawn.label)
         path = self._folder / PICTURES / name
@@ -212,7 +209,7 @@ class Writer:
         else:
             pieces.pictures.setdefault(frame.source, {})[frame.key.frame_number, drawn.label] = path
 
-    def _write(self, name: str, drawn: Drawn, pieces: Pieces) -> None:
+    def _write(self, name: str, drawn: Heatmap, pieces: Pieces) -> None:
         if drawn.fault:
             pieces.fail(name, drawn.fault)
             return

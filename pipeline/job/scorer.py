@@ -12,16 +12,16 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import PASSING, Reason
-from pipeline.frames import FrameFacts, Quarantined, of_whole_file
+from pipeline.frames import Quarantined, of_whole_file
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES
 from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
 from pipeline.job.study_files import files_from_json
-from pipeline.results.record import StudyRecord
-from pipeline.results.trace import Machinery, Tracer
-from pipeline.results.worklist import Ranking, ReportFrame
+from pipeline.predictions import FramePrediction, StudyRecord
+from pipeline.results.trace import Tracer
+from pipeline.results.worklist import Ranking
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Ended, Scored, score_studies
+from pipeline.score.study import Ended, score_studies
 from pipeline.store.ledger import Claim, Outcome, Output
 from pipeline.version import software_versions
 
@@ -61,8 +61,7 @@ class _Study:
     files: tuple[StudyFile, ...]
     scored_at: float
     begun_at: str = field(default_factory=_now)
-    frames: list[ReportFrame] = field(default_factory=list)
-    facts: list[FrameFacts] = field(default_factory=list)
+    frames: list[FramePrediction] = field(default_factory=list)
     failures: list[Quarantined] = field(default_factory=list)
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -78,17 +77,15 @@ class _Study:
     def uid(self) -> str:
         """Return the UID that the files state, else the derived one; empty where nothing could be read."""
         kind, _, stated = self.claim.key.partition(":")
-        return stated if kind == "study" else self.frames[0].prediction.key.study_instance_uid if self.frames else ""
+        return stated if kind == "study" else self.frames[0].key.study_instance_uid if self.frames else ""
 
     def record(self) -> StudyRecord:
-        scored = {frame.prediction.source for frame in self.frames}
-        failures: list[Quarantined] = []
+        scored = {frame.source for frame in self.frames}
+        not_used: list[Quarantined] = []
         for source, group in groupby(self.failures, lambda row: row.source):
             rows = tuple(group)
-            failures += rows if source in scored else of_whole_file(rows)
-        without_image = tuple(row for row in failures if row.reason == Reason.NO_IMAGE)
-        failed = tuple(row for row in failures if row.reason != Reason.NO_IMAGE)
-        return StudyRecord(self.uid(), tuple(self.frames), failed, without_image)
+            not_used += rows if source in scored else of_whole_file(rows)
+        return StudyRecord(self.uid(), tuple(self.frames), tuple(not_used), self.begun_at, _now())
 
     def outcome(self, ranking: Ranking, outputs: tuple[Output, ...] = ()) -> Outcome:
         record = self.record().to_json()
@@ -136,9 +133,8 @@ class Scorer:
             closing(score_studies(studies(), self.predictor, self.cores, self.wanted.drawing)) as items,
         ):
             for item in items:
-                if isinstance(item, Scored):
+                if isinstance(item, FramePrediction):
                     begun[0].frames.append(writer.add(item, begun[0].pieces))
-                    begun[0].facts.append(item.facts)
                 elif isinstance(item, Ended):
                     ended.append(begun.popleft())
                     writer.end(ended[-1].files, ended[-1].pieces, ended[-1].scored_at)
@@ -154,16 +150,13 @@ class Scorer:
         if study.is_to_be_tried_again():
             return Done(study.claim, None)
         manifest, record = self.predictor.manifest, study.record()
-        results = [(facts, frame.prediction) for facts, frame in zip(study.facts, study.frames, strict=True)]
-        not_scored = (*record.failures, *record.without_image)
-        content = tracer.trace(results, not_scored, {"begun": study.begun_at, "ended": _now()})
-        trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", content)
+        trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", tracer.trace(record))
         outcome = study.outcome(Ranking(manifest.normal_label, manifest.urgency), (*outputs, trace))
         return Done(study.claim, outcome, faults)
 
     def _tracer(self) -> Tracer:
         engine = self.predictor.engine
-        return Tracer(self.predictor.manifest, Machinery(engine.provider, engine.threads, software_versions()))
+        return Tracer(self.predictor.manifest, provider=engine.provider, threads=engine.threads, versions=software_versions())
 
 
 def killed(claim: Claim, base: Path) -> Done:

@@ -11,9 +11,9 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
 from pipeline.job.study_files import current_mark, files_from_json, marks_from_json
 from pipeline.model.bundle import Bundle
+from pipeline.predictions import StudyRecord
 from pipeline.progress import Progress, silent
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
-from pipeline.results.record import StudyRecord
 from pipeline.results.report import FAILURES_SHOWN, write_report
 from pipeline.results.tables import failures_table, parquet_table, predictions_table
 from pipeline.results.worklist import Ranking, Study, Totals
@@ -69,7 +69,7 @@ def summarise(
         for study, record, _ in _studies(ledger, Order.POSITION, ranking, since):
             totals = totals.plus(study, len(record.without_image))
             for frame in record.frames:
-                add_frame(frame.prediction)
+                add_frame(frame)
             for failure in (*record.failures, *record.without_image):
                 add_failure(failure)
             refused += record.failures[: FAILURES_SHOWN - len(refused)]
@@ -95,7 +95,7 @@ def _write_parquet(path: Path, ledger: Ledger) -> None:
         with parquet_table(path) as add:
             for outcome in ledger.outcomes(Order.POSITION):
                 for frame in StudyRecord.from_json(outcome.record).frames:
-                    add(frame.prediction)
+                    add(frame)
     except Exception as error:
         path.unlink(missing_ok=True)
         if not is_lack_of_memory(error):

@@ -22,12 +22,12 @@ from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import PANEL_GAP
 from pipeline.model.bundle import METRICS, Bundle, Manifest
 from pipeline.model.card import card_excerpt
-from pipeline.predictions import Prediction, State
+from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
 from pipeline.progress import Progress, silent
 from pipeline.results import words
 from pipeline.results.patient import Detail
 from pipeline.results.words import count
-from pipeline.results.worklist import UNCERTAIN, URGENT, Picture, Ranking, ReportFrame, Study, Totals
+from pipeline.results.worklist import UNCERTAIN, URGENT, Ranking, Study, Totals
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -216,15 +216,15 @@ class _Page:
         """Say which frame decided, of which eye or side and in which view, and how many other files the study has."""
         parts = []
         if study.frames:
-            result = study.frames[0].prediction
-            alone = result.key.frame_number == [frame.prediction.source for frame in study.frames].count(result.source) == 1
-            parts = ["" if alone else f"frame {result.key.frame_number}", self._side(result.laterality)]
-            parts.append(f"view {result.view_position}" if result.view_position else "")
+            result = study.frames[0]
+            alone = result.key.frame_number == [frame.source for frame in study.frames].count(result.source) == 1
+            parts = ["" if alone else f"frame {result.key.frame_number}", self._side(result.facts.laterality)]
+            parts.append(f"view {result.facts.view_position}" if result.facts.view_position else "")
         return ", ".join(part for part in (*parts, self.other_files(study)) if part)
 
     def other_files(self, study: Study, before: str = "") -> str:
         """Say how many other files a study has, with `before` before it; empty if it has one."""
-        sources = {frame.prediction.source for frame in study.frames} | {failure.source for failure in study.failures}
+        sources = {frame.source for frame in study.frames} | {failure.source for failure in study.failures}
         return f"{before}{count(others, 'more file')}" if (others := len(sources) - 1) else ""
 
     def notes(self, study: Study) -> list[str]:
@@ -237,18 +237,18 @@ class _Page:
         reasons = dict.fromkeys(words.reason(failure.reason) for failure in study.failures)
         return said if study.frames else f"{said}: {', '.join(list(reasons)[:3]).lower()}"
 
-    def marks(self, frames: Iterable[ReportFrame]) -> list[str]:
+    def marks(self, frames: Iterable[FramePrediction]) -> list[str]:
         """Name what the quality gate found in some frames, each once."""
-        return list(dict.fromkeys(words.reason(flag.check) for frame in frames for flag in frame.prediction.flags))
+        return list(dict.fromkeys(words.reason(flag.check) for frame in frames for flag in frame.flags))
 
-    def top(self, frame: ReportFrame) -> Prediction:
+    def top(self, frame: FramePrediction) -> Prediction:
         """Return the most urgent finding of a frame."""
-        predictions = frame.prediction.predictions
+        predictions = frame.predictions
         return (self._ranking.findings(predictions) or list(predictions))[0]
 
-    def said(self, frames: Sequence[ReportFrame]) -> list[Prediction]:
+    def said(self, frames: Sequence[FramePrediction]) -> list[Prediction]:
         """Return every finding that is positive or uncertain in any frame; the most probable one if there is none."""
-        every = self._ranking.decisive([frame.prediction.predictions for frame in frames])
+        every = self._ranking.decisive([frame.predictions for frame in frames])
         found = self._ranking.findings(every) or every
         return [one for one in found if one.state is not State.NEGATIVE] or found[:1]
 
@@ -257,25 +257,25 @@ class _Page:
         top = self.top(study.frames[0]).label
         return [one.label for one in self.said(study.frames) if one.state is State.POSITIVE and one.label != top]
 
-    def sides(self, study: Study) -> Iterator[tuple[str, Sequence[ReportFrame]]]:
+    def sides(self, study: Study) -> Iterator[tuple[str, Sequence[FramePrediction]]]:
         """Yield all frames of a study, if it has several, and those of each eye or side, with their names."""
         if len(study.frames) < 2:
             return
         yield "All images", study.frames
         for laterality in "RLB":
-            if frames := [frame for frame in study.frames if frame.prediction.laterality == laterality]:
+            if frames := [frame for frame in study.frames if frame.facts.laterality == laterality]:
                 side = self._side(laterality)
                 yield side[:1].upper() + side[1:], frames
 
-    def named_frames(self, study: Study) -> list[tuple[str, ReportFrame]]:
+    def named_frames(self, study: Study) -> list[tuple[str, FramePrediction]]:
         """Return the frames with their names: file if there are several, number, eye or side, view."""
-        is_one_file = len({frame.prediction.source for frame in study.frames}) == 1
+        is_one_file = len({frame.source for frame in study.frames}) == 1
         named = []
         for frame in study.frames:
-            result = frame.prediction
-            number = f"{'Frame' if is_one_file else 'frame'} {result.key.frame_number}"
-            view = f"view {result.view_position}" if result.view_position else ""
-            parts = ("" if is_one_file else PurePosixPath(result.source).name, number, self._side(result.laterality), view)
+            number = f"{'Frame' if is_one_file else 'frame'} {frame.key.frame_number}"
+            view = f"view {frame.facts.view_position}" if frame.facts.view_position else ""
+            file, side = "" if is_one_file else PurePosixPath(frame.source).name, self._side(frame.facts.laterality)
+            parts = (file, number, side, view)
             named.append((", ".join(part for part in parts if part), frame))
         return named
 
@@ -291,31 +291,31 @@ class _Page:
         """Return the operating point of a prediction's label."""
         return next(point.threshold for point in self._manifest.operating_points if point.label == prediction.label)
 
-    def pictures(self, frame: ReportFrame) -> list[Picture]:
+    def pictures(self, frame: FramePrediction) -> list[Heatmap]:
         """Return the heatmaps to show: of what is positive or uncertain, else of the most probable finding."""
-        found = self._ranking.findings(frame.prediction.predictions)
+        found = self._ranking.findings(frame.predictions)
         labels = [one.label for one in found if one.state is not State.NEGATIVE][:_PICTURES_A_FRAME]
-        pictures = {picture.label: picture for picture in frame.pictures}
+        pictures = {picture.label: picture for picture in frame.heatmaps}
         return [pictures[label] for label in labels or [one.label for one in found[:1]] if label in pictures]
 
-    def embedded(self, picture: Picture) -> _Embedded | None:
+    def embedded(self, picture: Heatmap) -> _Embedded | None:
         """Return a heatmap as a data URI; None if its file is missing or damaged."""
         try:
-            content = (self.folder / picture.path).read_bytes()
+            content = (self.folder / picture.picture).read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 kind, width, height = image.get_format_mimetype(), image.width, image.height
         except OSError:
             return None
-        name = f"heatmap-{hashlib.sha256(picture.path.as_posix().encode()).hexdigest()[:12]}"
+        name = f"heatmap-{hashlib.sha256(picture.picture.encode()).hexdigest()[:12]}"
         return _Embedded(name, width, height, f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
     def thumbnail(self, study: Study) -> _Embedded | None:
         """Return the most urgent frame, small; None if its picture is damaged or does not say where the frame is."""
-        picture = next((picture for frame in study.frames[:1] for picture in frame.pictures[:1]), None)
+        picture = next((picture for frame in study.frames[:1] for picture in frame.heatmaps[:1]), None)
         if picture is None or not picture.rows or not picture.columns:
             return None
         try:
-            with Image.open(self.folder / picture.path) as image:
+            with Image.open(self.folder / picture.picture) as image:
                 whole, spare = image.size, min(picture.columns / _THUMBNAIL[0], picture.rows / _THUMBNAIL[1])
                 image.draft("L", (int(whole[0] / spare), int(whole[1] / spare)))  # decodes no more than is shown
                 scale = image.width / whole[0]
@@ -347,8 +347,8 @@ class _Page:
     def abbreviations(self, studies: Iterable[Study]) -> Mapping[str, str]:
         """Spell out, once a page, what is abbreviated on it; what only the model card abbreviates follows there."""
         manifest, use = self._manifest, self._manifest.intended_use
-        results = [frame.prediction for study in studies for frame in study.frames]
-        shown = [f"{self._side(result.laterality)} {result.view_position}" for result in results]
+        results = [frame for study in studies for frame in study.frames]
+        shown = [f"{self._side(result.facts.laterality)} {result.facts.view_position}" for result in results]
         terms = words.spelled_out(" ".join((*shown, *use.modalities, *use.view_positions, "UID")))
         said = {label: text for label, text in manifest.label_names.items() if label in manifest.labels}
         said |= {term: text for term, text in terms.items() if term not in manifest.labels}

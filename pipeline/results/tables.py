@@ -27,8 +27,8 @@ COLUMNS: Mapping[str, Column] = {
     "series_instance_uid": (str, lambda frame, _: frame.key.series_instance_uid),
     "sop_instance_uid": (str, lambda frame, _: frame.key.sop_instance_uid),
     "frame_number": (int, lambda frame, _: frame.key.frame_number),
-    "laterality": (str, lambda frame, _: frame.laterality),
-    "view_position": (str, lambda frame, _: frame.view_position),
+    "laterality": (str, lambda frame, _: frame.facts.laterality),
+    "view_position": (str, lambda frame, _: frame.facts.view_position),
     "label": (str, lambda _, prediction: prediction.label),
     "logit": (float, lambda _, prediction: rounded(prediction.logit)),
     "probability": (float, lambda _, prediction: rounded(prediction.probability)),
@@ -38,8 +38,8 @@ COLUMNS: Mapping[str, Column] = {
     "conformal_set": (str, lambda _, prediction: ";".join(prediction.conformal_set)),
     "distance": (float, lambda frame, _: known(frame.distance)),
     "flags": (str, lambda frame, _: ";".join(flag.check for flag in frame.flags)),
-    "bundle_id": (str, lambda _, prediction: prediction.bundle_id),
-    "input_sha256": (str, lambda frame, _: frame.input_sha256),
+    "bundle_id": (str, lambda frame, _: frame.bundle_id),
+    "input_sha256": (str, lambda frame, _: frame.facts.file_sha256),
 }
 
 
@@ -49,6 +49,8 @@ def rows_of(frame: FramePrediction) -> list[dict[str, Value]]:
 
 
 PREDICTION_COLUMNS = tuple(COLUMNS)
+_LABEL_COLUMNS = ("label", "logit", "probability", "positive", "state", "operating_point", "conformal_set")
+"""Those that differ between the rows of one frame."""
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 
 
@@ -67,31 +69,18 @@ def failures_table(path: Path) -> Iterator[Callable[[Quarantined], None]]:
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:
-    """Return one frame with all its labels as a JSON object; the numbers are those of the table."""
-    return {
-        "source": frame.source,
-        "study_instance_uid": frame.key.study_instance_uid,
-        "series_instance_uid": frame.key.series_instance_uid,
-        "sop_instance_uid": frame.key.sop_instance_uid,
-        "frame_number": frame.key.frame_number,
-        "laterality": frame.laterality,
-        "view_position": frame.view_position,
-        "distance": known(frame.distance),
-        "input_sha256": frame.input_sha256,
-        "bundle_id": frame.predictions[0].bundle_id if frame.predictions else "",
-        "predictions": [
-            {
-                "label": prediction.label,
-                "logit": rounded(prediction.logit),
-                "probability": rounded(prediction.probability),
-                "positive": prediction.positive,
-                "state": prediction.state.value,
-                "operating_point": known(prediction.operating_point),
-                "conformal_set": list(prediction.conformal_set),
-            }
-            for prediction in frame.predictions
-        ],
-        "flags": [{"check": flag.check.value, "message": flag.message} for flag in frame.flags],
+    """Return one frame with all its labels as a JSON object: the columns of the table, with lists instead of joined text."""
+    rows = rows_of(frame)
+    labels = [
+        {name: row[name] for name in _LABEL_COLUMNS} | {"conformal_set": list(one.conformal_set)}
+        for row, one in zip(rows, frame.predictions, strict=True)
+    ]
+    flags = [{"check": flag.check.value, "message": flag.message} for flag in frame.flags]
+    values = {name: value for name, value in rows[0].items() if name not in _LABEL_COLUMNS}
+    return values | {
+        "predictions": labels,
+        "flags": flags,
+        "heatmaps": {one.label: one.picture for one in frame.heatmaps if one.picture},
     }
 
 

@@ -1,34 +1,14 @@
 """The trace of a study: all that has to be known to compute the same numbers again, and when and by what they were computed."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from pipeline.frames import FrameFacts, Quarantined
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, StudyRecord
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Machinery:
-    """What computed.
-
-    Parameters
-    ----------
-    provider
-        Execution provider of ONNX Runtime.
-    threads
-        Threads of one call of it; 0 means all cores.
-    versions
-        Of octray's source text, as a hash, and of the libraries that decide about results.
-    """
-
-    provider: str
-    threads: int
-    versions: Mapping[str, str]
 
 
 class Tracer:
@@ -37,41 +17,33 @@ class Tracer:
     Parameters
     ----------
     manifest
-        Of the bundle.
-    machinery
-        What computes.
+        That of the bundle.
+    provider
+        Execution provider of ONNX Runtime.
+    threads
+        Threads of one call of it; 0 means all cores.
+    versions
+        Of octray and of the libraries that decide about results.
     """
 
-    def __init__(self, manifest: Manifest, machinery: Machinery) -> None:
+    def __init__(self, manifest: Manifest, *, provider: str, threads: int, versions: Mapping[str, str]) -> None:
         self._constant = {
             "schema_version": json.dumps(SCHEMA_VERSION),
-            "machinery": json.dumps(
-                {"provider": machinery.provider, "threads": machinery.threads, "versions": dict(machinery.versions)}
-            ),
+            "machinery": json.dumps({"provider": provider, "threads": threads, "versions": dict(versions)}),
             "bundle": json.dumps(_bundle(manifest)),
         }
 
-    def trace(
-        self,
-        results: Sequence[tuple[FrameFacts, FramePrediction]],
-        failures: Sequence[Quarantined],
-        times: Mapping[str, str],
-    ) -> bytes:
+    def trace(self, record: StudyRecord) -> bytes:
         """Return the trace of a study as UTF-8 JSON, a line for each of its members and frames.
 
-        Parameters
-        ----------
-        results
-            Of its frames, with logits as the network gave them.
-        failures
-            What was not scored.
-        times
-            Names and moments (ISO 8601, UTC); they are nowhere else in the results, which therefore do not depend on them.
+        Logits and distances are those that the network gave, before any rounding. When the study was scored is nowhere else in
+        the results, which therefore do not depend on it.
         """
+        not_scored = (*record.failures, *record.without_image)
         members = self._constant | {
-            "times": json.dumps(dict(times)),
-            "frames": _lines(_frame(facts, result) for facts, result in results),
-            "not_scored": _lines({**asdict(failure), "reason": str(failure.reason)} for failure in failures),
+            "times": json.dumps({"begun": record.begun_at, "ended": record.ended_at}),
+            "frames": _lines(map(_frame, record.frames)),
+            "not_scored": _lines({**asdict(row), "reason": str(row.reason)} for row in not_scored),
         }
         return ("{\n" + ",\n".join(f'"{name}": {text}' for name, text in members.items()) + "\n}\n").encode()
 
@@ -102,22 +74,9 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump(mode="json", include=set(fields)) | heatmaps
 
 
-def _frame(facts: FrameFacts, result: FramePrediction) -> dict[str, Any]:
-    return {
-        "source": facts.source,
-        "input_sha256": facts.file_sha256,
-        "study_instance_uid": facts.key.study_instance_uid,
-        "series_instance_uid": facts.key.series_instance_uid,
-        "sop_instance_uid": facts.key.sop_instance_uid,
-        "frame_number": facts.key.frame_number,
-        "transfer_syntax_uid": facts.transfer_syntax_uid,
-        "photometric_interpretation": facts.photometric_interpretation,
-        "decoder": facts.decoder,
-        "rows": facts.rows,
-        "columns": facts.columns,
-        "decoded_rows": facts.decoded_rows,
-        "decoded_columns": facts.decoded_columns,
-        "notes": facts.notes,
-        "logits": {one.label: one.logit for one in result.predictions},
-        "distance": result.distance,
-    }
+def _frame(result: FramePrediction) -> dict[str, Any]:
+    facts: dict[str, Any] = asdict(result.facts)
+    values: dict[str, Any] = facts.pop("key") | facts | {"input_sha256": facts["file_sha256"]}
+    for name in ("file_sha256", "laterality", "view_position"):
+        del values[name]
+    return values | {"logits": {one.label: one.logit for one in result.predictions}, "distance": result.distance}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
@@ -12,37 +11,6 @@ from pipeline.results.patient import Patient
 URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
 """Ranks: from `URGENT` on a finding is positive, from `UNCERTAIN` on one is uncertain, at `NOT_SCORED` nothing is known, which
 a reader has to see before what is negative. To the first two, the place of the finding in the bundle's order is added."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A heatmap that is already drawn.
-
-    Parameters
-    ----------
-    label
-        The finding.
-    path
-        The file; below the folder of results where it is relative.
-    has_positive_evidence
-        As in `Heatmap`.
-    rows, columns
-        Of the frame alone, which stands at the upper left of the picture; 0 if unknown.
-    """
-
-    label: str
-    path: PurePath
-    has_positive_evidence: bool
-    rows: int = 0
-    columns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFrame:
-    """A frame's result with the pictures that belong to it."""
-
-    prediction: FramePrediction
-    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +36,7 @@ class Study:
     """
 
     study_instance_uid: str
-    frames: tuple[ReportFrame, ...]
+    frames: tuple[FramePrediction, ...]
     failures: tuple[Quarantined, ...] = ()
     rank: int = 0
     scored_at: float = 0.0
@@ -83,7 +51,7 @@ class Study:
     @property
     def main_source(self) -> str:
         """The file that decided where the study stands; of a study of which nothing was scored, its first file."""
-        return self.frames[0].prediction.source if self.frames else self.failures[0].source
+        return self.frames[0].source if self.frames else self.failures[0].source
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +82,13 @@ class Ranking:
         """
         return max((self._key(one) for one in predictions if one.label != self.normal_label), default=(0, 0.0))
 
-    def of_study(self, frames: Iterable[ReportFrame]) -> tuple[int, float]:
+    def of_study(self, frames: Iterable[FramePrediction]) -> tuple[int, float]:
         """Return the urgency of a study: that of its most urgent frame; `NOT_SCORED` if it has none."""
-        return max((self.of_frame(frame.prediction.predictions) for frame in frames), default=(NOT_SCORED, 0.0))
+        return max((self.of_frame(frame.predictions) for frame in frames), default=(NOT_SCORED, 0.0))
 
-    def sorted(self, frames: Iterable[ReportFrame]) -> tuple[ReportFrame, ...]:
+    def sorted(self, frames: Iterable[FramePrediction]) -> tuple[FramePrediction, ...]:
         """Return frames in the order in which a reader should look at them; equals keep their order."""
-        return tuple(sorted(frames, key=lambda frame: self.of_frame(frame.prediction.predictions), reverse=True))
+        return tuple(sorted(frames, key=lambda frame: self.of_frame(frame.predictions), reverse=True))
 
     def decisive(self, frames: Iterable[Sequence[Prediction]]) -> list[Prediction]:
         """Return for each label the prediction that decides its state in `study_states`.

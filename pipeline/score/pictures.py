@@ -1,9 +1,8 @@
 """Heatmaps as pictures: the frame beside the frame with its heatmap, the square that the network saw, and a colour scale."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from imagecodecs import jpeg8_encode
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.frames import FloatArray
 from pipeline.imaging.preprocess import PANEL_GAP, onto_frame, seen_square
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Heatmap
+from pipeline.predictions import Heatmap
 from pipeline.score.reading import View
 
 Colours = NDArray[np.uint8]
@@ -42,7 +41,7 @@ _PLASMA = (
 )
 
 
-def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
+def draw(view: View, heatmap: Heatmap, full: float, meaning: str) -> Colours:
     """Draw a frame beside itself with the heatmap on it; nothing in the picture names the patient.
 
     If the network saw a part of the frame only, a dashed line and a legend show which.
@@ -56,16 +55,19 @@ def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     full
         Heatmap value of the last colour: that of the bundle, so that equal colours mean equal evidence in every picture of a
         run. Larger values look the same.
+    meaning
+        What the values are, in two or three words.
 
     Returns
     -------
     Colours
         A picture that depends on the arguments alone.
     """
+    assert heatmap.values is not None  # noqa: S101 - for mypy
     height, width = view.grey.shape
     values = onto_frame(heatmap.values, view.box, view.size, (height, width))
     square = seen_square(view.box, view.size, (height, width))
-    words = _surround(height, width, caption(heatmap), full, square is not None).copy()
+    words = _surround(height, width, caption(heatmap, meaning), full, square is not None).copy()
     words[:height, :width] = _blends().take(view.grey)  # under the first colour, which leaves grey as it is
     heated = words[:height, width + PANEL_GAP : 2 * width + PANEL_GAP]
     heated[:] = _blend(view.grey, values / np.float32(full))
@@ -74,9 +76,9 @@ def draw(view: View, heatmap: Heatmap, full: float) -> Colours:
     return _bytes(words)
 
 
-def caption(heatmap: Heatmap) -> str:
+def caption(heatmap: Heatmap, meaning: str) -> str:
     """Return the words below a picture: whose heatmap it shows, and what its values are, or that there are none."""
-    return f"{heatmap.label}: {heatmap.meaning if heatmap.has_positive_evidence else _NO_EVIDENCE}"
+    return f"{heatmap.label}: {meaning if heatmap.has_positive_evidence else _NO_EVIDENCE}"
 
 
 def png(picture: Colours) -> bytes:
@@ -208,47 +210,13 @@ class Drawing:
 NOTHING_DRAWN = Drawing()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Drawn:
-    """One heatmap on its frame.
-
-    Parameters
-    ----------
-    label
-        Whose heatmap it is.
-    has_positive_evidence
-        As in `Heatmap`.
-    jpeg, png
-        The files; empty where they were not asked for.
-    rows, columns
-        Of the frame alone, which stands at the upper left of the picture.
-    fault
-        Why they could not be drawn; empty where they were.
-    """
-
-    label: str
-    has_positive_evidence: bool
-    jpeg: bytes = b""
-    png: bytes = b""
-    rows: int = 0
-    columns: int = 0
-    fault: str = ""
-
-
-def pictures(result: FramePrediction, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> tuple[Drawn, ...]:
-    """Draw the heatmaps of a frame that people see on its view; one that cannot be drawn costs nothing else."""
-    return tuple(_drawn(heatmap, view, manifest, as_jpeg, as_png) for heatmap in shown(result, manifest))
-
-
-def _drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> Drawn:
-    known = partial(Drawn, heatmap.label, heatmap.has_positive_evidence)
+def drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> Heatmap:
+    """Return a heatmap with its picture on the view of its frame; one that cannot be drawn says why, and costs nothing else."""
+    support = manifest.heatmap
     try:
-        picture = draw(view, heatmap, manifest.heatmap.full_scale)
-        return known(jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b"", *view.grey.shape)
+        picture = draw(view, heatmap, support.full_scale, support.meaning)
+        rows, columns = view.grey.shape
+        files = jpeg(picture) if as_jpeg else b"", png(picture) if as_png else b""
     except Exception as error:  # of Pillow or a codec, which have no base in common; the numbers stand without a picture
-        return known(fault=type(error).__name__)
-
-
-def shown(result: FramePrediction, manifest: Manifest) -> Sequence[Heatmap]:
-    """Return the heatmaps of a frame that people see: all but that of the label of no finding."""
-    return [heatmap for heatmap in result.heatmaps if heatmap.label != manifest.normal_label]
+        return replace(heatmap, fault=type(error).__name__)
+    return replace(heatmap, rows=rows, columns=columns, jpeg=files[0], png=files[1])

@@ -11,7 +11,7 @@ from safetensors.numpy import load
 from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.outliers import Reference, load_reference, pooled
-from pipeline.frames import FloatArray, Frame, FrameFacts, InstanceKey, Quarantined
+from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
@@ -129,15 +129,12 @@ class Predictor:
             _refusal(item.facts, distance)
             if (distance := distances[index]) is not None and not distance <= 1
             else FramePrediction(
-                key=item.facts.key,
-                source=item.facts.source,
-                predictions=self._predictions(item.facts.key, logits[index], calibrated[index], states[index]),
-                heatmaps=() if maps is None else self._heatmaps(maps[index]),
+                facts=item.facts,
+                bundle_id=self.manifest.bundle_id,
+                predictions=self._predictions(logits[index], calibrated[index], states[index]),
                 flags=item.flags,
-                laterality=item.facts.laterality,
-                view_position=item.facts.view_position,
                 distance=distance,
-                input_sha256=item.facts.file_sha256,
+                heatmaps=() if maps is None else self._heatmaps(maps[index]),
             )
             for index, item in enumerate(admitted)
         ]
@@ -162,28 +159,23 @@ class Predictor:
         return bool((states != states[0]).any())
 
     def _predictions(
-        self, key: InstanceKey, logits: FloatArray, calibrated: NDArray[np.float64], states: NDArray[np.object_]
+        self, logits: FloatArray, calibrated: NDArray[np.float64], states: NDArray[np.object_]
     ) -> tuple[Prediction, ...]:
         values = zip(self.manifest.labels, logits, calibrated, states, self._thresholds, strict=True)
         return tuple(
             Prediction(
-                key=key,
                 label=label,
                 logit=float(logit),
                 probability=float(probability),
                 state=state,
-                bundle_id=self.manifest.bundle_id,
                 operating_point=threshold,
             )
             for label, logit, probability, state, threshold in values
         )
 
     def _heatmaps(self, maps: FloatArray) -> tuple[Heatmap, ...]:
-        support, labels = self.manifest.heatmap, self.manifest.labels
-        return tuple(
-            Heatmap(values, label, support.layer, bool(values.any()), support.meaning)
-            for label, values in zip(labels, maps, strict=True)
-        )
+        labels = self.manifest.labels
+        return tuple(Heatmap(label, bool(values.any()), values=values) for label, values in zip(labels, maps, strict=True))
 
     def _check_shapes(self) -> None:
         size, labels = self.manifest.preprocessing.size, len(self.manifest.labels)

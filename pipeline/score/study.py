@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from pipeline.errors import BundleError, OctrayError, Reason, ScoringError, UnreadableError
-from pipeline.frames import FrameFacts, Quarantined
+from pipeline.frames import Quarantined
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile
 from pipeline.predictions import FramePrediction
-from pipeline.score.pictures import NOTHING_DRAWN, Drawing, Drawn, pictures
+from pipeline.score.pictures import NOTHING_DRAWN, Drawing, drawn
 from pipeline.score.reading import Admission, Admitted, View, read_admitted, read_whole
 from pipeline.workers.ahead import map_ahead
 from pipeline.workers.process import outside_limits, restart_clock
@@ -77,40 +77,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predicted:
-    """A frame and what the bundle says of it.
+    """What the bundle says of a frame, and what its heatmaps are drawn on; None if they are not."""
 
-    Parameters
-    ----------
-    facts
-        The frame without its pixels.
-    prediction
-        What the bundle says.
-    view
-        What its heatmaps are drawn on; None where they are not.
-    """
-
-    facts: FrameFacts
     prediction: FramePrediction
     view: View | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """A frame of which everything is known.
-
-    Parameters
-    ----------
-    facts
-        The frame without its pixels.
-    prediction
-        What the bundle says, with the heatmaps only where their values were asked for.
-    pictures
-        Of its heatmaps.
-    """
-
-    facts: FrameFacts
-    prediction: FramePrediction
-    pictures: tuple[Drawn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +91,8 @@ class Ended(Generic[Study]):
 
 
 Item = Admitted | Quarantined | Ended[Study]
-Result = Scored | Quarantined | Ended[Study]
-Outcome = Iterator[list[Scored | Quarantined | Ended[None]]]
+Result = FramePrediction | Quarantined | Ended[Study]
+Outcome = Iterator[list[FramePrediction | Quarantined | Ended[None]]]
 """What came of some frames at a time, and `Ended` between what belongs to one file and to the next."""
 _NEXT_FILE = Ended(None)
 
@@ -168,13 +138,19 @@ class Scoring:
             results.append(self._scored(item) if isinstance(item, Predicted) else item)
         return results
 
-    def _scored(self, item: Predicted) -> Scored:
-        as_png = self.drawing.png and bool(item.facts.transfer_syntax_uid)
-        drawn: tuple[Drawn, ...] = ()
-        if item.view and (self.drawing.jpeg or as_png):
-            drawn = pictures(item.prediction, item.view, self.predictor.manifest, self.drawing.jpeg, as_png)
-        result = item.prediction
-        return Scored(item.facts, result if self.drawing.maps else replace(result, heatmaps=()), drawn)
+    def _scored(self, item: Predicted) -> FramePrediction:
+        """Return what the bundle says of a frame, its heatmaps with what is asked of them."""
+        result, view, manifest = item.prediction, item.view, self.predictor.manifest
+        as_png = self.drawing.png and bool(result.facts.transfer_syntax_uid)
+        heatmaps = result.heatmaps
+        if view and (self.drawing.jpeg or as_png):
+            heatmaps = tuple(
+                one if one.label == manifest.normal_label else drawn(one, view, manifest, self.drawing.jpeg, as_png)
+                for one in heatmaps
+            )
+        if not self.drawing.maps:
+            heatmaps = tuple(replace(one, values=None) for one in heatmaps if one.rows or one.fault)
+        return replace(result, heatmaps=heatmaps)
 
 
 def _unpickled(path: Path, bundle_id: str, admission: Admission, drawing: Drawing) -> Scoring:
@@ -244,7 +220,7 @@ def predicted(
     for item in batch:
         if isinstance(item, Admitted):
             result = next(results)
-            yield Predicted(item.facts, result, item.view) if isinstance(result, FramePrediction) else result
+            yield Predicted(result, item.view) if isinstance(result, FramePrediction) else result
         else:
             yield item
 
@@ -318,7 +294,7 @@ def score_studies(
 
     Yields
     ------
-    Scored, Quarantined or Ended
+    FramePrediction, Quarantined or Ended
         In the order of the studies, their files and the frames of these, and `Ended` behind the last of each study. Held in
         memory is what `WorkerPool.map` lets wait, and where the network runs in this process, a few batches of frames on its
         grid. Closing the iterator ends all work.

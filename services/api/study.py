@@ -9,13 +9,13 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.frames import FrameFacts, Quarantined, of_whole_file
+from pipeline.frames import Quarantined, of_whole_file
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, study_states
 from pipeline.results.tables import state_of
-from pipeline.score.pictures import draw, png, shown
+from pipeline.score.pictures import draw, png
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import View, read_admitted_bytes, read_whole
 from pipeline.score.study import Item, Predicted, batches, predicted, reread
@@ -121,7 +121,7 @@ class _Study:
                 elif isinstance(item, Predicted):
                     answers.append(self._answer(item))
                     predictions.append(item.prediction.predictions)
-                    uid = item.facts.key.study_instance_uid
+                    uid = item.prediction.key.study_instance_uid
         except UnreadableError as error:
             self._heatmaps = drawn
             rows = self.without_image if error.reason is Reason.NO_IMAGE else self.failures
@@ -173,15 +173,15 @@ class _Study:
     def _answer(self, item: Predicted) -> FrameAnswer:
         """Draw the findings' heatmaps, all of them or, where they would be too many, none."""
         if item.view is None:
-            return _frame_answer(item.facts, item.prediction, {})
-        heatmaps = shown(item.prediction, self._manifest)
+            return _frame_answer(item.prediction, {})
+        heatmaps = [one for one in item.prediction.heatmaps if one.label != self._manifest.normal_label]
         most = self._max_heatmaps or 0
         if self._heatmaps + len(heatmaps) > most:
             left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
-            return _frame_answer(item.facts, item.prediction, {}, (left_out,))
+            return _frame_answer(item.prediction, {}, (left_out,))
         self._heatmaps += len(heatmaps)
         answers = {heatmap.label: _heatmap_answer(item.view, heatmap, self._manifest) for heatmap in heatmaps}
-        return _frame_answer(item.facts, item.prediction, answers)
+        return _frame_answer(item.prediction, answers)
 
 
 def _failure(row: Quarantined) -> Failure:
@@ -191,7 +191,7 @@ def _failure(row: Quarantined) -> Failure:
 
 
 def _frame_answer(
-    facts: FrameFacts, predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
+    predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
 ) -> FrameAnswer:
     labels = {
         prediction.label: LabelAnswer(
@@ -206,22 +206,22 @@ def _frame_answer(
         for prediction in predicted.predictions
     }
     return FrameAnswer(
-        source=facts.source,
-        series_instance_uid=facts.key.series_instance_uid,
-        sop_instance_uid=facts.key.sop_instance_uid,
-        frame_number=facts.key.frame_number,
-        laterality=predicted.laterality,
+        source=predicted.source,
+        series_instance_uid=predicted.key.series_instance_uid,
+        sop_instance_uid=predicted.key.sop_instance_uid,
+        frame_number=predicted.key.frame_number,
+        laterality=predicted.facts.laterality,
         distance=predicted.distance,
         labels=labels,
-        flags=(*(flag.message for flag in predicted.flags), *facts.notes, *left_out),
+        flags=(*(flag.message for flag in predicted.flags), *predicted.facts.notes, *left_out),
     )
 
 
 def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
-    picture = png(draw(view, heatmap, manifest.heatmap.full_scale))
+    picture = png(draw(view, heatmap, manifest.heatmap.full_scale, manifest.heatmap.meaning))
     return HeatmapAnswer(
         png=base64.b64encode(picture).decode("ascii"),
-        layer=heatmap.layer,
+        layer=manifest.heatmap.layer,
         has_positive_evidence=heatmap.has_positive_evidence,
         full_scale=manifest.heatmap.full_scale,
         caveat=manifest.heatmap.caveat,

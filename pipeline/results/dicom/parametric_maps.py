@@ -155,7 +155,7 @@ def write_parametric_maps(
             result.key.frame_number: _on_frame(heatmap.values, author, heights.get(result.key.frame_number, 0.5))
             for result in results
             for heatmap in result.heatmaps
-            if heatmap.label == label != author.manifest.normal_label
+            if heatmap.label == label != author.manifest.normal_label and heatmap.values is not None
         }
         if maps:
             yield place, _write(author, label, place, maps)

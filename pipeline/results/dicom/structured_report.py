@@ -161,14 +161,14 @@ def _scheme() -> CodingSchemeIdentificationItem:
 def _group(
     author: Author, result: FramePrediction, one: Prediction, algorithm: AlgorithmIdentification, image: Dataset
 ) -> MeasurementsAndQualitativeEvaluations:
-    source, number = author.source, one.key.frame_number
+    source, number = author.source, result.key.frame_number
     _, is_in_retina = _table().get(one.label, (None, False))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             identifier=f"{one.label}, frame {number}", uid=author.uid(Kind.SR, "tracking", number, one.label)
         ),
         finding_type=finding_code(one.label),
-        finding_sites=[_retina(result.laterality)] if is_in_retina else None,
+        finding_sites=[_retina(result.facts.laterality)] if is_in_retina else None,
         algorithm_id=algorithm,
         measurements=_measurements(author.manifest, result, one),
         qualitative_evaluations=_evaluations(result, one),

@@ -110,7 +110,7 @@ def _sha256(content: bytes, results: Sequence[FramePrediction]) -> str:
     said = [
         (
             result.key.frame_number,
-            result.laterality,
+            result.facts.laterality,
             None if result.distance is None else rounded(result.distance),
             [flag.check.value for flag in result.flags],
             [(one.label, rounded(one.probability), one.positive, one.conformal_set) for one in result.predictions],
