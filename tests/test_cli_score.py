@@ -130,14 +130,14 @@ def test_failures_are_listed_and_the_rest_is_scored(
 def test_a_heatmap_that_cannot_be_written_costs_neither_tables_nor_report(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "results", outputs.write_whole
+    out, write = tmp_path / "results", outputs.write_bytes
 
     def fail(path: Path, content: bytes) -> None:
         if path.name.startswith("1.2.3_f0001"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(outputs, "write_whole", fail)
+    monkeypatch.setattr(outputs, "write_bytes", fail)
     assert score(studies, bundle.path, out) == 1
     assert len(rows(out / "predictions.csv")) == 10
     assert rows(out / "failures.csv") == []

@@ -147,7 +147,6 @@ def make_frames(count: int) -> list[FramePrediction]:
                 label,
                 (number + 1) / 7,
                 number % 3 == 0,
-                key=key,
                 **({"state": State.UNCERTAIN} if known else {}),
                 operating_point=0.25 if known else None,
             )

@@ -1,7 +1,6 @@
 """Heatmap pictures: geometry against Pillow and planted hot spots, one colour scale, words where there is nothing."""
 
 import io
-from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -114,19 +113,21 @@ def test_without_evidence_the_frame_stays_grey_and_the_picture_says_so() -> None
 
 
 @pytest.mark.parametrize(
-    ("heatmap", "words"),
+    ("heatmap", "meaning", "words"),
     [
-        (make_heatmap(), "PNEUMONIA: no positive evidence"),
-        (make_heatmap(np.ones((7, 7))), "PNEUMONIA: exact evidence"),
-        (replace(make_heatmap(np.ones((7, 7))), meaning="evidence by layercam"), "PNEUMONIA: evidence by layercam"),
+        (make_heatmap(), "exact evidence", "PNEUMONIA: no positive evidence"),
+        (make_heatmap(np.ones((7, 7))), "exact evidence", "PNEUMONIA: exact evidence"),
+        (make_heatmap(np.ones((7, 7))), "evidence by layercam", "PNEUMONIA: evidence by layercam"),
     ],
 )
-def test_the_words_below_a_picture_say_what_it_shows(monkeypatch: pytest.MonkeyPatch, heatmap: Heatmap, words: str) -> None:
-    assert caption(heatmap) == words
+def test_the_words_below_a_picture_say_what_it_shows(
+    monkeypatch: pytest.MonkeyPatch, heatmap: Heatmap, meaning: str, words: str
+) -> None:
+    assert caption(heatmap, meaning) == words
     written = []
     monkeypatch.setattr(pictures, "_write", lambda draw, place, text, width: written.append(text))
     pictures._surround.cache_clear()
-    drawn(make_pixels(280, 280), heatmap)
+    draw(view_of(make_frame(pixels=make_pixels(280, 280)), PAD), heatmap, 1.0, meaning)
     pictures._surround.cache_clear()
     assert written == ["evidence", words]
 

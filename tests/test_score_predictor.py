@@ -65,13 +65,13 @@ def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
     assert [item.label for item in result.predictions] == ["NORMAL", "PNEUMONIA"]
     np.testing.assert_allclose([item.logit for item in result.predictions], logits[0], atol=1e-5)
     np.testing.assert_allclose([item.probability for item in result.predictions], expected, atol=1e-6)
-    assert {item.bundle_id for item in result.predictions} == {bundle.manifest.bundle_id}
+    assert result.bundle_id == bundle.manifest.bundle_id
     weight = load(bundle.read(WEIGHTS))["classifier.weight"]
     for index, heatmap in enumerate(result.heatmaps):
         evidence = np.maximum(np.tensordot(weight[index], features[0], axes=1), 0) / features[0, 0].size
         np.testing.assert_allclose(heatmap.values, evidence, atol=1e-6)
         assert heatmap.has_positive_evidence == bool(evidence.any())
-        assert (heatmap.label, heatmap.layer) == (bundle.manifest.labels[index], "features")
+        assert heatmap.label == bundle.manifest.labels[index]
 
 
 def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_the_method_of_the_bundle_makes_its_maps(
     fields = {name: value for name, value in bundle.manifest if name not in ("schema_version", "bundle_id", "files")}
     fields["heatmap"] = bundle.manifest.heatmap.model_copy(update={"method": method})
     frame = next(read_frames(locate(trained.studies, index.of(Split.TEST)[0].source)))
-    (found,) = Predictor(write_bundle(tmp_path / "bundle", contents, **fields)).predict([frame])
+    scored_with = write_bundle(tmp_path / "bundle", contents, **fields)
+    (found,) = Predictor(scored_with).predict([frame])
     network = create_network(bundle.manifest.architecture, 2).eval()
     network.body.load_state_dict(load_file(bundle.path / WEIGHTS))
     with torch.no_grad():
@@ -215,7 +216,7 @@ def test_the_method_of_the_bundle_makes_its_maps(
     expected = gradient_maps(network, features.numpy(), method)[0]
     assert expected.max() > 0
     np.testing.assert_allclose([heatmap.values for heatmap in found.heatmaps], expected, atol=1e-4)
-    assert {heatmap.meaning for heatmap in found.heatmaps} == {meaning}
+    assert scored_with.manifest.heatmap.meaning == meaning
 
 
 def test_a_commit_of_somebody_elses_checkout_is_not_claimed(tmp_path: Path) -> None:
