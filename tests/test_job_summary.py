@@ -91,7 +91,7 @@ def test_identity_stands_in_the_report_alone_and_only_if_it_was_asked_for(
     named = score(studies, bundle, out, "--identity", "all", "--json", "--dicom", "")
     for text in SHOWN.values():
         assert text in named
-    for words in ("Archer, Zip", "Cutoff, Clara", "Shown of patients and examinations: name, patient ID", "names no patient"):
+    for words in ("Archer, Zip", "Cutoff, Clara", "This page shows patient details (name, patient ID", "names no patient"):
         assert words in named
     told = capsys.readouterr()
     files = list(everything(out))

@@ -200,12 +200,12 @@ def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_p
 def test_only_exact_evidence_is_called_so(tmp_path: Path, method: str, computed: str, is_part: bool) -> None:
     bundle = make_bundle(tmp_path / "bundle", heatmap=make_support(method=method, computed=computed))
     text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
-    assert ("adds to what the model says for the label: exact evidence" in text) == is_part
-    assert ("does not say how much a place changes the probability" in text) != is_part
-    assert "The last one stands for 2," in text
+    assert ("adds to the model's output for the label: exact evidence" in text) == is_part
+    assert ("does not say how much a part changes the probability" in text) != is_part
+    assert "The last colour stands for 2;" in text
     assert "logit" not in text
     assert f"({method}, {'in closed form' if computed == 'closed_form' else 'by a backward pass'})" in text
-    assert "An empty heatmap says that nothing spoke for the label" in text
+    assert "An empty heatmap means that nothing supported the label" in text
 
 
 def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Heatmap) -> None:
@@ -290,7 +290,7 @@ def test_many_studies_fill_several_pages_that_lead_to_each_other(tmp_path: Path,
 def test_more_failures_than_anyone_reads_are_left_to_the_table(tmp_path: Path, bundle: Bundle) -> None:
     failures = [Quarantined(f"{number}.dcm", "not_an_image", "No image.") for number in range(FAILURES_SHOWN + 3)]
     text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)], failures)).text
-    assert f"These are the first {FAILURES_SHOWN}; failures.csv has the other 3, too." in text
+    assert f"These are the first {FAILURES_SHOWN}; failures.csv lists all {FAILURES_SHOWN + 3}." in text
     assert text.count(".dcmall") == FAILURES_SHOWN
 
 
@@ -327,7 +327,7 @@ def test_the_first_page_has_an_excerpt_of_the_model_card_and_each_has_the_limits
     second = Page((tmp_path / "report-2.html").read_text(encoding="utf-8")).text
     assert first.count("From the model card") == 2
     assert second.count("From the model card") == 1
-    assert all("neither earlier studies" in text for text in (first, second))
+    assert all("without earlier studies" in text for text in (first, second))
 
 
 def test_uncertain_stands_between_positive_and_negative(tmp_path: Path, bundle: Bundle) -> None:
@@ -379,7 +379,7 @@ def test_the_report_says_for_whom_the_model_is_meant(tmp_path: Path) -> None:
     use = {"modalities": ("CR", "DX"), "view_positions": ("PA", "AP"), "ages": (0, 17)}
     bundle = make_bundle(tmp_path / "bundle", intended_use=use)
     words = text_of(write(tmp_path, bundle, [make_scored(1, 0.9)]))
-    assert "in images of modality CR, DX, view PA, AP, of patients from 0 to 17 years." in words
+    assert "in images of modality CR, DX, view PA, AP, of patients aged 0 to 17 years." in words
 
 
 def test_a_side_is_an_eye_only_where_the_model_looks_at_eyes(tmp_path: Path, bundle: Bundle) -> None:
@@ -400,7 +400,7 @@ def test_a_study_that_was_scored_in_part_says_so_in_its_row_and_its_card(tmp_pat
     content = write_studies(tmp_path, bundle, [replace(study, failures=(refused,))])
     assert "1 of 2 images not scored" in row_of(content, 1)
     card = text_of(content).partition("1. p/a.dcm and 1 more file")[2]
-    assert "1 of 2 images not scored. What was scored says nothing about it." in card
+    assert "1 of 2 images not scored. The results say nothing about what is missing." in card
     assert "b.dcm: too small. The frame has 8 rows." in card
     assert "1scored in part" in text_of(content)
 
@@ -670,5 +670,6 @@ def test_it_says_how_often_the_bundle_is_uncertain(tmp_path: Path, bundle: Bundl
     conformal = {"alpha": 0.1, "bands": (), "measured": measured}
     wary = make_bundle(tmp_path / "wary", conformal=conformal)
     said = text_of(write(tmp_path, wary, [make_scored(1, 0.9)]))
-    assert "uncertain of at least one label in 18.4 % of 141 frames of 78 patients that it was tested on." in said
+    assert "On its test data, 141 frames of 78 patients, this model was uncertain about" in said
+    assert "at least one label in 18.4 % of the frames." in said
     assert "was not measured" in text_of(write(tmp_path, bundle, [make_scored(1, 0.9)]))

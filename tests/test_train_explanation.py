@@ -198,7 +198,7 @@ def test_the_scale_of_a_bundle_is_that_of_its_true_positives_and_stated(trained:
     assert support.true_positives == len(strongest)
     card = bundle.read("MODEL_CARD.md").decode()
     assert f"from 0 to {support.full_scale:g} in every picture of this bundle." in card
-    assert ("there was no true positive" in card) == (not strongest)
+    assert ("There was no true positive" in card) == (not strongest)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

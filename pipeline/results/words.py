@@ -1,4 +1,4 @@
-"""What results are called where people read them: plain words for codes, numbers, times, and abbreviations."""
+"""The words of reports: plain names for codes, and how numbers, times and abbreviations are written."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,11 +11,11 @@ NO_FINDING = "No finding"
 REASONS: Mapping[str, str] = {
     "not_an_image": "Not an image",
     "truncated": "File cut off",
-    "no_image": "No image by its kind",
+    "no_image": "Object without an image",
     "no_pixels": "Image without its pixels",
     "empty_image": "Image without rows or columns",
     "coloured": "Colour picture",
-    "unsupported_encoding": "Encoding that octray does not read",
+    "unsupported_encoding": "Unsupported encoding",
     "inconsistent": "Header and pixels contradict each other",
     "decode_failed": "Damaged",
     "not_opened": "Could not be opened",
@@ -25,7 +25,7 @@ REASONS: Mapping[str, str] = {
     "decoder_crash": "Crashes the decoder",
     "unsafe_path": "Leads out of the folder",
     "missing": "File missing",
-    "no_worker": "Not looked at: nothing could be read",
+    "no_worker": "Not read: reading could not start",
     "out_of_distribution": "Unlike the images that the model learned from",
     "wrong_modality": "Another modality",
     "wrong_body_part": "Another body part",
@@ -35,7 +35,7 @@ REASONS: Mapping[str, str] = {
     "too_small": "Too small",
     "blank": "Blank",
     "saturated": "Fully white or black in large parts",
-    "inverted": "Black and white exchanged",
+    "inverted": "Black and white inverted",
     "rotated": "On its side or upside down",
     "cropped": "Cut off at an edge",
     "half_frame": "Half of an image",
@@ -43,7 +43,7 @@ REASONS: Mapping[str, str] = {
     "burned_in_text": "Text in the picture",
     "white_borders": "White wedges at the edges",
 }
-"""Reasons why something was not scored, and checks of the quality gate, by their codes."""
+"""What reasons for not scoring a file or frame, and checks of the quality gate, are called, by their codes."""
 
 EYES: Mapping[str, str] = {"R": "right eye (OD)", "L": "left eye (OS)", "B": "both eyes (OU)"}
 SIDES: Mapping[str, str] = {"R": "right", "L": "left", "B": "both sides", "U": "unpaired"}
@@ -78,7 +78,7 @@ _WORD = re.compile(r"[A-Z][A-Z0-9]+")
 
 
 def spelled_out(text: str) -> dict[str, str]:
-    """Return what the known abbreviations stand for that a text uses, in the order of their first use."""
+    """Return what the abbreviations in a text stand for, if known, in the order of their first use."""
     return {word: ABBREVIATIONS[word] for word in dict.fromkeys(_WORD.findall(text)) if word in ABBREVIATIONS}
 
 
@@ -90,7 +90,7 @@ def percent(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Return a rate that was measured, in percent; all and none may well occur."""
+    """Return a measured rate in percent; unlike a probability, it may be 0 % or 100 %."""
     return f"{value * 100:.0f} %" if value in (0, 1) else f"{min(max(value * 100, 0.1), 99.9):.1f} %"
 
 
@@ -106,14 +106,14 @@ def reason(code: str) -> str:
 
 
 def state(prediction: Prediction, normal_label: str | None) -> str:
-    """Return what a result says, in one word: of the label that means no finding, whether that is likely."""
+    """Return the state of a prediction in one word; the label that means no finding is likely, unlikely or uncertain."""
     if prediction.label != normal_label:
         return prediction.state.value
     return {State.POSITIVE: "likely", State.NEGATIVE: "unlikely"}.get(prediction.state, prediction.state.value)
 
 
 def label(name: str, normal_label: str | None) -> str:
-    """Return the name of a label; the one that means no finding is called so, whatever its name is."""
+    """Return the displayed name of a label; the one that means no finding is always called that."""
     return NO_FINDING if name == normal_label else name
 
 
@@ -124,5 +124,5 @@ def side(laterality: str, modalities: Iterable[str]) -> str:
 
 
 def moment(seconds: float) -> datetime:
-    """Return a time in seconds since 1970 by the clock on the wall, whole seconds."""
+    """Return seconds since 1970 as local time, in whole seconds."""
     return datetime.fromtimestamp(int(seconds)).astimezone()
