@@ -21,11 +21,9 @@ SIDE, PATIENT_FILES = 64, 4
 _PROGRAM = """
 import sys
 from pathlib import Path
-from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.index import write_index
+from pipeline.ingest.build import build_index
 studies, out = Path(sys.argv[1]), Path(sys.argv[2])
-index, _ = build_index([studies], Rules(), workers=int(sys.argv[3]), out=out)
-write_index(out, index)
+index, _ = build_index([studies], out, workers=int(sys.argv[3]))
 """
 
 

@@ -27,7 +27,7 @@ from pipeline.evaluate.calibration import probabilities
 from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
-from pipeline.ingest.build import Rules, build_index
+from pipeline.ingest.build import build_index
 from pipeline.ingest.index import load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, SCHEMA_VERSION, WEIGHTS, Bundle, load_bundle
@@ -81,7 +81,7 @@ def test_training_batch_and_service_see_the_same_bytes(
     in_workers = [item for item in score_folder(mixed, Predictor(bundle)) if isinstance(item, FramePrediction)]
     monkeypatch.setattr("pipeline.score.predictor.Engine", RecordingEngine)
     monkeypatch.setattr(Predictor, "is_light", False)  # no engine of another process can be listened to
-    index, _ = build_index([mixed], Rules())
+    index, _ = build_index([mixed])
     training = [frame.tobytes() for frame in prepared_frames(index.records, index.sources, grid)]
     batch = predictor_and_engine(bundle)
     scored = [item for item in score_folder(mixed, batch[0]) if isinstance(item, FramePrediction)]

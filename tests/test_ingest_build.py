@@ -21,8 +21,8 @@ from pydicom.uid import BasicTextSRStorage
 from pipeline.errors import InputError, Reason
 from pipeline.frames import Split
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.ingest.build import Rules, build_index
-from pipeline.ingest.index import FILES, Index, load_index, write_index
+from pipeline.ingest.build import build_index
+from pipeline.ingest.index import FILES, Index, load_index
 from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.reading import NO_LABEL, UID_CLASH
@@ -51,12 +51,12 @@ def write_set(folder: Path, patients: int = 12) -> Path:
 
 
 def build(folder: Path, **rules: object) -> Index:
-    return build_index([folder], Rules(**rules))[0]  # type: ignore[arg-type]
+    return build_index([folder], **rules)[0]  # type: ignore[arg-type]
 
 
 def test_a_labelled_folder_becomes_an_index(tmp_path: Path) -> None:
-    index, note = build_index([tmp_path], Rules(write_set(tmp_path), seed=3))
-    assert note == "Labels: 24 files named by their path below a source."
+    index, notes = build_index([tmp_path], labels=write_set(tmp_path), seed=3)
+    assert notes == ["Labels: 24 files named by their path below a source."]
     assert index.labels == ("SICK", "WELL")
     assert index.sources == (tmp_path.resolve(),)
     assert (index.quarantine, index.seed, index.percent) == ((), 3, (70, 10, 10, 10))
@@ -79,7 +79,7 @@ def test_the_name_of_the_folder_can_be_the_label(tmp_path: Path) -> None:
 
 def test_every_source_counts(tmp_path: Path) -> None:
     write_set(tmp_path)
-    index, _ = build_index([tmp_path / "SICK", tmp_path / "WELL" / "0.png"], Rules(percent=ALL_TRAIN))
+    index, _ = build_index([tmp_path / "SICK", tmp_path / "WELL" / "0.png"], percent=ALL_TRAIN)
     assert [record.root for record in index.records] == [0] * 12 + [1]
     for record in index.records:
         assert (index.sources[record.root] / record.source).is_file()
@@ -87,7 +87,7 @@ def test_every_source_counts(tmp_path: Path) -> None:
 
 def test_a_file_that_two_sources_reach_is_read_once(tmp_path: Path) -> None:
     write_set(tmp_path)
-    assert len(build_index([tmp_path / "SICK", tmp_path / "SICK" / "0.png"], Rules())[0].records) == 12
+    assert len(build_index([tmp_path / "SICK", tmp_path / "SICK" / "0.png"])[0].records) == 12
 
 
 def test_several_labels_for_one_file_are_kept(tmp_path: Path) -> None:
@@ -129,11 +129,11 @@ def test_unusable_files_of_several_sources_are_told_apart(tmp_path: Path) -> Non
         (tmp_path / source / "extra.png").write_bytes(b"x")
     sources = [tmp_path / "first", tmp_path / "second"]
     every = {(source, name) for source in ("first", "second") for name in ("bad.png", "extra.png")}
-    index, _ = build_index(sources, Rules())
+    index, _ = build_index(sources)
     assert {(index.sources[row.root].name, row.source) for row in index.quarantine} == every
     rows = [f"{at}/{name}.png,A,train\n" for at in ("first", "second") for name in ("good", "bad")]
     (tmp_path / "labels.csv").write_text("file,label,split\n" + "".join(rows))
-    index, _ = build_index(sources, Rules(tmp_path / "labels.csv"))
+    index, _ = build_index(sources, labels=tmp_path / "labels.csv")
     assert {(index.sources[row.root].name, row.source) for row in index.quarantine} == every
 
 
@@ -261,17 +261,16 @@ def test_a_second_run_opens_no_file_and_gives_the_same_index(tmp_path: Path) -> 
     (studies / "volume.dcm").write_bytes(make_dicom(PatientID="MRN-1"))
     (studies / "letter.txt").write_text("a letter")
     (studies / "cut.png").write_bytes((studies / "SICK" / "0.png").read_bytes()[:60])
-    rules = Rules(percent=ALL_TRAIN)
     grow_old(studies)
-    write_index(out, build_index([studies], rules, out=out)[0])
+    build_index([studies], out, percent=ALL_TRAIN)
     first = content(out)
     blank_unseen(out, studies, [file.source for file in discover(studies)])
-    write_index(out, build_index([studies], rules, out=out)[0])
+    build_index([studies], out, percent=ALL_TRAIN)
     assert content(out) == first
     assert b"MRN-1" not in (out / JOURNAL).read_bytes()
     assert len(load_index(out).records) == 25
     os.utime(table.parent / "SICK" / "0.png")
-    assert len(build_index([studies], rules, out=out)[0].records) == 24
+    assert len(build_index([studies], out, percent=ALL_TRAIN)[0].records) == 24
 
 
 def test_a_file_that_was_just_written_is_read_once_more(tmp_path: Path) -> None:
@@ -279,23 +278,23 @@ def test_a_file_that_was_just_written_is_read_once_more(tmp_path: Path) -> None:
     write_set(studies).unlink()
     grow_old(studies)
     os.utime(studies / "SICK" / "0.png")
-    build_index([studies], Rules(percent=ALL_TRAIN), out=out)
+    build_index([studies], out, percent=ALL_TRAIN)
     blank_unseen(out, studies, [file.source for file in discover(studies)])
-    index, _ = build_index([studies], Rules(percent=ALL_TRAIN), out=out)
+    index, _ = build_index([studies], out, percent=ALL_TRAIN)
     assert {row.source for row in index.quarantine} == {"SICK/0.png"}
 
 
 def test_an_index_among_its_studies_is_no_study(tmp_path: Path) -> None:
     write_set(tmp_path).unlink()
     for _ in range(2):
-        index = write_index(tmp_path, build_index([tmp_path], Rules(), out=tmp_path)[0])
+        index, _ = build_index([tmp_path], tmp_path)
         assert (len(index.records), index.quarantine) == (24, ())
 
 
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.ingest.build import Rules, build_index
+from pipeline.ingest.build import build_index
 
 def progress(items, description, total=None):
     for number, item in enumerate(items):
@@ -305,7 +304,7 @@ def progress(items, description, total=None):
         if number == 120:
             os.kill(os.getpid(), signal.SIGKILL)
 
-build_index([Path(sys.argv[1])], Rules(), progress, out=Path(sys.argv[2]))
+build_index([Path(sys.argv[1])], Path(sys.argv[2]), progress=progress)
 """
 
 
@@ -320,7 +319,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     database.close()
     assert 60 <= len(read) <= 121
     blank_unseen(out, studies, read)
-    index, _ = build_index([studies], Rules(), out=out)
+    index, _ = build_index([studies], out)
     assert (len(index.records), index.quarantine) == (160, ())
 
 
@@ -362,7 +361,7 @@ def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_row(tmp_path: Path
     write_picture(tmp_path / "in" / "good.png", 1)
     (tmp_path / "in" / "us.dcm").write_bytes(make_dicom(np.zeros((9, 70, 70), np.uint8), Modality="US"))
     gate = make_gate({Check.WRONG_MODALITY: Policy.REJECT}, modalities=("DX",))
-    index, _ = build_index([tmp_path / "in"], Rules(), gate=gate)
+    index, _ = build_index([tmp_path / "in"], gate=gate)
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("us.dcm", "wrong_modality", None)]
 
 
@@ -371,10 +370,10 @@ def test_the_gate_takes_frames_out_one_by_one(tmp_path: Path) -> None:
     volume[1] = 5
     (tmp_path / "volume.dcm").write_bytes(make_dicom(volume))
     gate = make_gate({Check.BLANK: Policy.REJECT})
-    index, _ = build_index([tmp_path], Rules(), gate=gate)
+    index, _ = build_index([tmp_path], gate=gate)
     assert [record.key.frame_number for record in index.records] == [1, 3]
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("volume.dcm", "blank", 2)]
-    index, _ = build_index([tmp_path], Rules())
+    index, _ = build_index([tmp_path])
     assert [Check.BLANK in record.flags for record in index.records] == [False, True, False]
 
 

@@ -1,12 +1,10 @@
 """The index on disk: what is written comes back, and damage is noticed."""
 
 import csv
-import hashlib
 import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
-from pipeline.ingest.index import FILES, Index, difference, load_index, quarantine_from_csv, quarantine_to_csv, write_index
+from pipeline.ingest.index import FILES, Index, difference, load_index, quarantine_to_csv, write_index
 from pipeline.settings import Check
 from tests.builders import make_key
 
@@ -66,24 +64,10 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert as_tuple(load_index(tmp_path / "set")) == as_tuple(written)
 
 
-def test_a_quarantine_that_names_no_source_folder_is_that_of_the_first() -> None:
-    assert quarantine_from_csv(b"source,reason,message,frame_number\r\na,b,c,\r\n") == (Quarantined("a", "b", "c", None, 0),)
-
-
 def test_a_spreadsheet_finds_no_formula() -> None:
     content = quarantine_to_csv([Quarantined(f"{first}1.dcm", "blank", "No.") for first in "=+-@\t\r"])
     cells = [row["source"] for row in csv.DictReader(io.StringIO(content.decode(), newline=""))]
     assert cells == [f"'{first}1.dcm" for first in "=+-@\t\r"]
-
-
-def test_an_index_of_schema_1_is_read_without_what_it_did_not_know(tmp_path: Path) -> None:
-    written = write_index(tmp_path, make_index())
-    table = pq.read_table(tmp_path / "frames.parquet").drop_columns(["file_sha256", "flags"])
-    pq.write_table(table, tmp_path / "frames.parquet")
-    summary = json.loads((tmp_path / "index.json").read_text()) | {"schema_version": 1}
-    summary["files"]["frames.parquet"] = hashlib.sha256((tmp_path / "frames.parquet").read_bytes()).hexdigest()
-    (tmp_path / "index.json").write_text(json.dumps(summary))
-    assert load_index(tmp_path).records == tuple(replace(record, file_sha256="", flags=()) for record in written.records)
 
 
 def test_what_an_older_index_decided_otherwise_is_named(tmp_path: Path) -> None:
@@ -170,8 +154,9 @@ def test_frames_that_name_no_patient_are_counted() -> None:
         ("index.json", None, "is not an index: it has no readable index.json"),
         ("index.json", b"{", "The index.json of index set is damaged"),
         ("index.json", b"[]", "The index.json of index set is damaged"),
-        ("index.json", b'{"schema_version": 3}', "has schema version 3; this octray reads up to 2. Install a newer octray"),
-        ("index.json", b'{"schema_version": 1}', "The index set is damaged"),
+        ("index.json", b'{"schema_version": 3}', "has schema version 3; this octray reads 2. Install a newer octray"),
+        ("index.json", b'{"schema_version": 1}', "has schema version 1; this octray reads 2. Ingest the studies again"),
+        ("index.json", b'{"schema_version": 2}', "The index set is damaged"),
         ("frames.parquet", None, "is not whole"),
         ("frames.parquet", b"PAR1", "The file frames.parquet of index set was altered or cut"),
         ("quarantine.csv", b"", "The file quarantine.csv of index set was altered or cut"),

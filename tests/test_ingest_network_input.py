@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.ingest.build import Rules, build_index
+from pipeline.ingest.build import build_index
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.settings import Fit, Preprocessing
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(folder: Path) -> Index:
-    return build_index([folder], Rules())[0]
+    return build_index([folder])[0]
 
 
 def test_it_is_what_reading_and_preparing_give_in_the_order_of_the_rows(index: Index, folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_several_sources_are_kept_apart(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
         Image.fromarray(np.full((20, 20), 100 * number + 20, np.uint8)).save(tmp_path / name / "same.png")
-    index, _ = build_index([tmp_path / "one", tmp_path / "two"], Rules())
+    index, _ = build_index([tmp_path / "one", tmp_path / "two"])
     means = [float(frame.mean()) for frame in prepared_frames(index.records, index.sources, GRID)]
     assert means == pytest.approx([20 / 255, 120 / 255])
 
@@ -99,17 +99,3 @@ def test_a_frame_that_is_gone_is_named(index: Index, folder: Path) -> None:
     beyond = replace(record, key=replace(record.key, frame_number=9))
     with pytest.raises(InputError, match=r"^volume.dcm has no frame 9 any more\. Ingest the folder again\.$"):
         list(prepared_frames([beyond], index.sources, GRID))
-
-
-def test_an_index_without_hashes_of_files_is_held_against_the_pixels(index: Index, folder: Path) -> None:
-    older = [replace(record, file_sha256="") for record in index.records]
-    found = [frame.tobytes() for frame in prepared_frames(older, index.sources, GRID)]
-    assert found == [frame.tobytes() for frame in prepared_frames(index.records, index.sources, GRID)]
-    image = Image.open(folder / "07" / "a.png")
-    image.save(folder / "07" / "a.png", compress_level=0)
-    assert len(list(prepared_frames(older, index.sources, GRID))) == 17
-    with pytest.raises(InputError, match=r"^a\.png is not the same as when it was ingested"):
-        list(prepared_frames(index.records, index.sources, GRID))
-    overwrite(folder / "07" / "a.png")
-    with pytest.raises(InputError, match=r"^a\.png is not the same as when it was ingested"):
-        list(prepared_frames(older, index.sources, GRID))

@@ -68,24 +68,34 @@ def run(args: argparse.Namespace) -> int:
 
     from pipeline.cli.progress import bar
     from pipeline.imaging.files.names import skipped_line
-    from pipeline.ingest.build import Rules, build_index
-    from pipeline.ingest.index import difference, write_index
+    from pipeline.ingest.build import build_index
     from pipeline.ingest.reading import NO_LABEL
     from pipeline.ingest.splits import parse_percent
 
-    rules = Rules(args.labels, args.label_from, args.patient_key, parse_percent(args.split), args.seed, _deidentify(args))
+    plan = _deidentify(args)
     console = Console(stderr=True)
     skipped: Counter[str] = Counter()
+    reading, gate = _reading_and_gate(args.config)
     try:
-        reading, gate = _reading_and_gate(args.config)
-        built, note = build_index(args.sources, rules, bar, reading=reading, gate=gate, out=args.out, skipped=skipped)
+        index, notes = build_index(
+            args.sources,
+            args.out,
+            labels=args.labels,
+            label_from=args.label_from,
+            patient_key=args.patient_key,
+            percent=parse_percent(args.split),
+            seed=args.seed,
+            deidentify=plan,
+            reading=reading,
+            gate=gate,
+            progress=bar,
+            skipped=skipped,
+        )
     except KeyboardInterrupt:
         console.print("What was read so far is kept: the same command goes on from there.", markup=False, highlight=False)
         raise
-    replaced = difference(args.out, built)
-    index = write_index(args.out, built)
     _show_counts(console, index)
-    _show_notes(console, index, [note, skipped_line(skipped), replaced, _where_names_are(rules.deidentify)])
+    _show_notes(console, index, [*notes, skipped_line(skipped), _where_names_are(plan)])
     return int(any(row.reason not in (NO_LABEL, Reason.NO_IMAGE) for row in index.quarantine))
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.ingest.index import FILES, Index
+from pipeline.ingest.index import FILES, Index, difference, write_index
 from pipeline.ingest.journal import JOURNAL, Journal
 from pipeline.ingest.labels import (
     FileFacts,
@@ -35,35 +35,6 @@ _NO_FOLDER = "No folder of this file is the label by --label-from. Move it into 
 
 Used = Mapping[FileId, Sequence[ReadFrame]]
 """The files that are used, in order, with their frames."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Where labels, patients and splits come from.
-
-    Parameters
-    ----------
-    labels
-        Table of labels, see `pipeline.ingest.labels.read_labels`.
-    label_from
-        Which folder's name is the label of a file, see `pipeline.ingest.labels.folder_labels`; empty if none is.
-    patient_key
-        A column of the table, or a regular expression with one group for the path below the source. If None: the table's
-        column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
-    percent
-        Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
-    seed
-        Decides which patients go where.
-    deidentify
-        How the studies are de-identified first; None reads them as they are.
-    """
-
-    labels: Path | None = None
-    label_from: str = ""
-    patient_key: str | None = None
-    percent: Percent = DEFAULT_PERCENT
-    seed: int = 0
-    deidentify: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,71 +76,84 @@ class _FileSet:
 
 def build_index(
     sources: Sequence[Path],
-    rules: Rules,
-    progress: Progress = silent,
-    workers: int = 0,
+    out: Path | None = None,
+    *,
+    labels: Path | None = None,
+    label_from: str = "",
+    patient_key: str | None = None,
+    percent: Percent = DEFAULT_PERCENT,
+    seed: int = 0,
+    deidentify: Plan | None = None,
     reading: Reading = DEFAULT_READING,
     gate: Gate = LENIENT,
-    out: Path | None = None,
+    workers: int = 0,
+    progress: Progress = silent,
     skipped: Counter[str] | None = None,
-) -> tuple[Index, str]:
-    """Read every study below the sources and divide the patients into splits.
+) -> tuple[Index, list[str]]:
+    """Read every study below the sources, divide the patients into splits, and write the index.
 
     Parameters
     ----------
     sources
         Files or folders.
-    rules
-        Where labels, patients and splits come from.
-    progress
-        Shows how many files are done.
-    workers
-        How many files are read at the same time, each in a process of its own; 0 takes one for each core.
+    out
+        Folder that the index is written to. What is read is written to its journal at once, so that a second run reads only
+        what is new. None reads everything and writes nothing.
+    labels
+        Table of labels, see `pipeline.ingest.labels.read_labels`.
+    label_from
+        Which folder's name is the label of a file, see `pipeline.ingest.labels.folder_labels`; empty if none is.
+    patient_key
+        A column of the table, or a regular expression with one group for the path below the source. If None: the table's
+        column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
+    percent
+        Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
+    seed
+        Decides which patients go into which split.
+    deidentify
+        How the studies are de-identified first; None reads them as they are.
     reading, gate
         Limits and window, and what frames have to be like.
-    out
-        Folder of the index: its journal has what was read before, and what is read now is written there at once. None reads
-        everything.
+    workers
+        How many files are read at the same time, each in a process of its own; 0 takes one for each core.
+    progress
+        Shows how many files are done.
     skipped
         As in `discover`.
 
     Returns
     -------
     tuple
-        The index, not yet written, and notes on the labels for the user, empty if there are none. A file that cannot be read
-        is in its quarantine, and so is, unread, one without a label if labels were given.
+        The index, and notes for the user. A file that cannot be read is in its quarantine, and so is, unread, one without a
+        label if labels were given.
 
     Raises
     ------
     InputError
-        If nothing is readable, or labels, patients or splits cannot be used.
+        If nothing is readable, labels, patients or splits cannot be used, or the index cannot be written.
     """
-    plan = rules.deidentify
-    if plan:
-        plan.check(sources)
-        if out and plan.key.resolve().is_relative_to(out.resolve()):
-            raise InputError(
-                f"The key {plan.key.name} lies inside the index and would be handed on with it. Name another place."
-            )
+    if deidentify:
+        deidentify.check(sources)
+        if out and (key := deidentify.key).resolve().is_relative_to(out.resolve()):
+            raise InputError(f"The key {key.name} lies inside the index and would be handed on with it. Name another place.")
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
+    own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
+    own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
     with (
         Journal(out / JOURNAL if out else None, journal_key(reading, gate)) as journal,
-        Deidentifier(plan, reading, workers) if plan else nullcontext() as deidentifier,
+        Deidentifier(deidentify, reading, workers) if deidentify else nullcontext() as deidentifier,
     ):
         homes = (deidentifier.out,) if deidentifier else roots
         reader = FileReader([as_text(str(home)) for home in homes], journal, reading, gate, workers)
         is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else reader.knows
-        found = find_files(sources, _own_files(rules, out), is_known, skipped)
-        facts, columns, note = _facts(rules, sources, roots, found)
-        pattern = parse_patient_pattern(rules.patient_key, columns)
-        # A file that cannot be read is read to say why, unless only files with a label count.
-        labelled_only = bool(rules.labels)
+        found = find_files(sources, own_files, is_known, skipped)
+        facts, columns, note = _facts(labels, label_from, patient_key, sources, roots, found)
+        pattern = parse_patient_pattern(patient_key, columns)
+        # Without a table, a file that cannot be read is read nevertheless, to say why.
         to_read = {
-            one: file
-            for one, file in found.items()
-            if one in facts or not (labelled_only or (rules.label_from and not file.refusal))
+            one: file for one, file in found.items() if one in facts or not (labels or (label_from and not file.refusal))
         }
-        unlabelled = _NOT_IN_TABLE if rules.labels else _NO_FOLDER
+        unlabelled = _NOT_IN_TABLE if labels else _NO_FOLDER
         files = _FileSet(found, to_read, facts)
         if deidentifier:
             files = _deidentified(files, deidentifier, unlabelled, progress)
@@ -181,38 +165,39 @@ def build_index(
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
         names = ", ".join(source.name for source in sources)
         raise InputError(f"There is no readable study in {names}: of {len(found)} files none can be used ({reasons}).")
-    labels = _labels(rules, facts, files, used)
-    records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), labels)
-    patients = {
-        label: {record.patient_key for record in records if record.labels[label]} for label in labels
-    }
+    names_of_labels = _labels(facts if labels else {}, files, used)
+    records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), names_of_labels)
+    patients = {label: {record.patient_key for record in records if record.labels[label]} for label in names_of_labels}
     named = {record.patient_key for record in records if record.patient_key != record.key.study_instance_uid}
-    doubts = " ".join(filter(None, (doubt(labels, patients, bool(rules.label_from)), doubt_patients(named))))
+    doubts = [one for one in (doubt(names_of_labels, patients, bool(label_from)), doubt_patients(named)) if one]
     try:
-        divided, percent = _divided(records, files, rules)
+        divided, shares = _divided(records, files, percent, seed)
     except InputError as error:
-        raise InputError(" ".join(filter(None, (str(error), doubts)))) from None
-    index = Index(divided, quarantine, homes, labels, seed=rules.seed, percent=percent)
-    return index, " ".join(filter(None, (note, doubts)))
-
-
-def _own_files(rules: Rules, out: Path | None) -> list[Path]:
-    """Return the files that are not studies, in case they lie among these."""
-    own = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
-    own += rules.deidentify.own_files if rules.deidentify else ()
-    return [*own, rules.labels] if rules.labels else own
+        raise InputError(" ".join((str(error), *doubts))) from None
+    index = Index(divided, quarantine, homes, names_of_labels, seed=seed, percent=shares)
+    notes = [*([note] if note else ()), *doubts]
+    if out is None:
+        return index, notes
+    if replaced := difference(out, index):
+        notes.append(replaced)
+    return write_index(out, index), notes
 
 
 def _facts(
-    rules: Rules, sources: Sequence[Path], roots: Sequence[Path], files: Mapping[FileId, StudyFile]
+    labels: Path | None,
+    label_from: str,
+    patient_key: str | None,
+    sources: Sequence[Path],
+    roots: Sequence[Path],
+    files: Mapping[FileId, StudyFile],
 ) -> tuple[Mapping[FileId, FileFacts], tuple[str, ...], str]:
     """Return what is known of the files, the columns of the table of labels, and how its names were understood."""
-    if rules.labels:
-        table = read_labels(rules.labels, rules.patient_key)
+    if labels:
+        table = read_labels(labels, patient_key)
         facts, note = match_files(table, roots, files)
         return facts, table.columns, note
     readable = [file_id for file_id, file in files.items() if not file.refusal]
-    return folder_labels(rules.label_from, sources, readable) if rules.label_from else {}, (), ""
+    return folder_labels(label_from, sources, readable) if label_from else {}, (), ""
 
 
 def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, progress: Progress) -> _FileSet:
@@ -256,11 +241,10 @@ def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, 
     )
 
 
-def _labels(rules: Rules, facts: Mapping[FileId, FileFacts], files: _FileSet, used: Used) -> tuple[str, ...]:
+def _labels(table: Mapping[FileId, FileFacts], files: _FileSet, used: Used) -> tuple[str, ...]:
     """Return the labels of what is used; a label of the table must not be lost with its files."""
     present = {label for file_id in used for label in files.facts_of(file_id).labels}
-    named = {label for known in facts.values() for label in known.labels} if rules.labels else present
-    if lost := sorted(named - present):
+    if lost := sorted({label for known in table.values() for label in known.labels} - present):
         raise InputError(
             f"None of the files with the label {', '.join(lost)} can be read. Repair them, or leave the label out."
         )
@@ -351,7 +335,7 @@ def _ranks(firsts: Sequence[ReadFrame]) -> list[float]:
 
 
 def _divided(
-    records: Sequence[ImageRecord], files: _FileSet, rules: Rules
+    records: Sequence[ImageRecord], files: _FileSet, percent: Percent, seed: int
 ) -> tuple[tuple[ImageRecord, ...], Percent | None]:
     """Give each record its split; return with them the shares of the splits, None if the table of labels gave them."""
     strata: list[Collection[str]] = [[label for label, present in record.labels.items() if present] for record in records]
@@ -361,6 +345,6 @@ def _divided(
     if given:
         check_given_splits(given, patients, pixels, studies)
         check_labels(given, strata, [split for split in Split if split in given])
-    splits = given or assign_splits(patients, strata, pixels, studies, rules.percent, rules.seed)
+    splits = given or assign_splits(patients, strata, pixels, studies, percent, seed)
     divided = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return divided, None if given else rules.percent
+    return divided, None if given else percent

@@ -73,7 +73,7 @@ class Index:
     seed
         Seed of the splits.
     percent
-        Shares of the splits that were asked for; None where the table of labels gave the splits.
+        Shares of the splits that were asked for; None if the table of labels gave the splits.
     """
 
     records: tuple[ImageRecord, ...]
@@ -102,12 +102,12 @@ class Index:
         Returns
         -------
         NDArray
-            float64 of shape (records, labels): 1 where the label holds, 0 where it does not, nan where it is not known.
+            float64 of shape (records, labels): 1 if the label is present, 0 if it is absent, nan if that is unknown.
 
         Raises
         ------
         InputError
-            Where the index does not have a label.
+            If the index does not have a label.
         """
         if unknown := [label for label in labels if label not in self.labels]:
             raise InputError(
@@ -149,7 +149,7 @@ def write_index(path: Path, index: Index) -> Index:
     Raises
     ------
     InputError
-        Where the folder cannot be written; an older index is then as it was.
+        If the folder cannot be written; an older index then stays as it was.
     """
     frames = frames_to_parquet(index.records, index.labels)
     written = replace(index, name=path.absolute().name, sha256=hashlib.sha256(frames).hexdigest())
@@ -180,7 +180,7 @@ def write_index(path: Path, index: Index) -> Index:
 
 
 def difference(path: Path, index: Index) -> str:
-    """Say in a sentence what was decided otherwise in the index that lies at `path`; empty where there is none."""
+    """Return a sentence on what differs in the index that is at `path`; empty if there is none, or nothing differs."""
     try:
         older = _read_summary(path, path.name)
     except InputError:
@@ -201,7 +201,7 @@ def load_index(path: Path) -> Index:
     Raises
     ------
     InputError
-        Where it is missing, damaged, or of a newer schema.
+        If it is missing, damaged, or of another schema.
     """
     name = path.absolute().name
     summary = _read_summary(path, name)
@@ -239,10 +239,9 @@ def _read_summary(path: Path, name: str) -> dict[str, Any]:
         version = int(summary["schema_version"])
     except (ValueError, TypeError, KeyError):
         raise InputError(f"The {INDEX} of index {name} is damaged. Ingest the studies again.") from None
-    if version > SCHEMA_VERSION:
-        raise InputError(
-            f"The index {name} has schema version {version}; this octray reads up to {SCHEMA_VERSION}. Install a newer octray."
-        )
+    if version != SCHEMA_VERSION:
+        mend = "Install a newer octray." if version > SCHEMA_VERSION else "Ingest the studies again."
+        raise InputError(f"The index {name} has schema version {version}; this octray reads {SCHEMA_VERSION}. {mend}")
     return summary
 
 
@@ -260,7 +259,7 @@ def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> 
 
 
 def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRecord, ...]:
-    """Return the records of a Parquet file that `frames_to_parquet` made; of one by octray 0.1, without what it did not know.
+    """Return the records of a Parquet file that `frames_to_parquet` made.
 
     Read by one thread from Arrow's own buffer: after `read_table` on a Python file object, 6 of 120 processes aborted at their
     end; after this, none of 150 (pyarrow 25.0.1, a busy machine; the cause is not known).
@@ -271,8 +270,8 @@ def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRec
 
 
 def _to_record(row: Mapping[str, Any], labels: Sequence[str]) -> ImageRecord:
-    values = {name: row[name] for name in _COLUMNS if name in row} | {"split": Split(row["split"])}
-    values["flags"] = tuple(Check(code) for code in row.get("flags", ()))
+    values = {name: row[name] for name in _COLUMNS} | {"split": Split(row["split"])}
+    values["flags"] = tuple(map(Check, row["flags"]))
     return ImageRecord(
         key=InstanceKey(*(row[name] for name in _KEY)), labels={label: row[LABEL + label] for label in labels}, **values
     )
@@ -299,7 +298,7 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
             reason=row["reason"],
             message=csv_unescape(row["message"]),
             frame_number=int(row["frame_number"]) if row["frame_number"] else None,
-            root=int(row.get("root", 0)),
+            root=int(row["root"]),
         )
         for row in rows
     )

@@ -51,7 +51,7 @@ Name = TypeVar("Name", str, FileId)
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the table says of one file, for all of its frames: its labels, its patient and its split, where given."""
+    """What the table says of one file, for all of its frames: its labels, and its patient and split if given."""
 
     labels: frozenset[str]
     patient_key: str | None = None
@@ -60,7 +60,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """The rows of a table of labels: the table's `file` cell to what it says."""
+    """A table of labels: what it says of each file, by the text in its column `file`."""
 
     path: Path
     columns: tuple[str, ...]

@@ -1,17 +1,16 @@
 """From the rows of an index to the network's input: reads each file once, several at a time, in the order of the rows."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, UnreadableError
-from pipeline.frames import FloatArray, Frame, ImageRecord
+from pipeline.frames import FloatArray, ImageRecord, InstanceKey
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import locate, open_file
-from pipeline.settings import Limits, Preprocessing, Reading
+from pipeline.settings import Limits, Preprocessing
 from pipeline.workers.ahead import map_ahead
 from pipeline.workers.cores import usable_cores
 
@@ -46,7 +45,7 @@ def prepared_frames(
     Raises
     ------
     InputError
-        Where a file is gone, cannot be read any more, or is not the same as when it was ingested.
+        If a file is gone, cannot be read any more, or is not the same as when it was ingested.
     """
     files = (list(group) for _, group in groupby(records, key=lambda record: (record.root, record.source)))
     cores = usable_cores()
@@ -60,43 +59,18 @@ def prepared_frames(
 
 def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing, limits: Limits) -> list[FloatArray]:
     source = rows[0].source
+    name = PurePosixPath(source).name
+    wanted = {row.key for row in rows}
+    found: dict[InstanceKey, FloatArray] = {}
     try:
-        content, frames = open_file(locate(root, source), _reading(rows, preprocessing, limits))
-        if rows[0].file_sha256 not in ("", hashlib.sha256(content).hexdigest()):
-            raise _changed(source)
-        found = _found(rows, frames, preprocessing)
+        content, frames = open_file(locate(root, source), reading_for(preprocessing, limits))
+        if rows[0].file_sha256 != hashlib.sha256(content).hexdigest():
+            raise InputError(f"{name} is not the same as when it was ingested. Ingest the folder again.")
+        for frame in frames:
+            if frame.key in wanted:
+                found[frame.key] = prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape)
     except UnreadableError as error:
-        raise InputError(f"{_own_name(source)} could be read when it was ingested: {error} Ingest the folder again.") from None
-    if missing := [number for number, row in enumerate(rows) if number not in found]:
-        number = rows[missing[0]].key.frame_number
-        raise InputError(f"{_own_name(source)} has no frame {number} any more. Ingest the folder again.")
-    return [found[number] for number in range(len(rows))]
-
-
-def _reading(rows: Sequence[ImageRecord], preprocessing: Preprocessing, limits: Limits) -> Reading:
-    """Say how a file is read: whole, so that its pixels can be compared, where octray 0.1 kept no hash of it."""
-    reading = reading_for(preprocessing, limits)
-    return reading if rows[0].file_sha256 else replace(reading, side=None, hashes=True)
-
-
-def _found(rows: Sequence[ImageRecord], frames: Iterable[Frame], preprocessing: Preprocessing) -> dict[int, FloatArray]:
-    """Return what the network takes for each row, by its position; rows of octray 0.1 are known by their frame number only."""
-    hashed = bool(rows[0].file_sha256)
-    wanted = {row.key if hashed else row.key.frame_number: position for position, row in enumerate(rows)}
-    found: dict[int, FloatArray] = {}
-    for frame in frames:
-        position = wanted.get(frame.key if hashed else frame.key.frame_number)
-        if position is None:
-            continue
-        if not hashed and frame.pixel_sha256 != rows[position].pixel_sha256:
-            raise _changed(frame.source)
-        found[position] = prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape)
-    return found
-
-
-def _changed(source: str) -> InputError:
-    return InputError(f"{_own_name(source)} is not the same as when it was ingested. Ingest the folder again.")
-
-
-def _own_name(source: str) -> str:
-    return PurePosixPath(source).name
+        raise InputError(f"{name} could be read when it was ingested: {error} Ingest the folder again.") from None
+    if missing := [row.key.frame_number for row in rows if row.key not in found]:
+        raise InputError(f"{name} has no frame {missing[0]} any more. Ingest the folder again.")
+    return [found[row.key] for row in rows]

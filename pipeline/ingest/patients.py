@@ -1,8 +1,8 @@
 """Finds out which files belong to one patient; the only place that reads Patient ID, which is never stored.
 
 The pseudonym is a plain number in the order of the files. A hash of the identifier could be undone by trying all identifiers,
-one with a secret key would change with the key; a number carries nothing, and the same files get the same numbers. Between the
-reading of a file and its number stands such a hash; its key lies in the journal beside it, which only its owner may read.
+and one with a secret key would change with the key; a number reveals nothing, and the same files get the same numbers. Until
+numbers are given, a hash with a secret key stands for the patient; the key is in the journal, which only its owner may read.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.P
     Parameters
     ----------
     text
-        Name of one of the columns, or a regular expression with one group; None where it was not given.
+        Name of one of the columns, or a regular expression with one group; None if it was not given.
     columns
         The columns of the table of labels, if there is one.
 
     Returns
     -------
     Pattern
-        None where the text is a column, or was not given.
+        None if the text is a column, or was not given.
 
     Raises
     ------
     InputError
-        Where it is neither.
+        If it is neither.
     """
     if text is None or same_text(text) in columns:
         return None
@@ -50,7 +50,7 @@ def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[st
     Raises
     ------
     InputError
-        Where the group matches nothing in one or more of them.
+        If the group matches nothing in one or more of them.
     """
     keys, without = {}, []
     for source in sources:
@@ -68,9 +68,9 @@ def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[st
 
 
 def read_patient_id(content: bytes) -> str:
-    """Return Patient ID (0010,0020) of a DICOM file without the spaces around it; empty where it has none.
+    """Return Patient ID (0010,0020) of a DICOM file without the spaces around it; empty if it has none.
 
-    Issuer of Patient ID (0010,0021) is left aside: two patients joined by mistake stay in one split, which does no harm, one
+    Issuer of Patient ID (0010,0021) is ignored: two patients joined by mistake stay in one split, which does no harm; one
     patient divided by mistake would cross splits.
     """
     try:

@@ -146,7 +146,7 @@ class FileReader:
     roots
         The source folders, as text; a `FileId` points into them.
     journal
-        What was read before, and where it is written what is read now, each file at once.
+        Has what was read before; what is read now is written there at once, file by file.
     reading, gate
         Limits and window, and what frames have to be like.
     workers

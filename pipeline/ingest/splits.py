@@ -28,7 +28,7 @@ def parse_percent(text: str) -> Percent:
     Raises
     ------
     InputError
-        Where they are not four whole numbers that add up to 100, or one other than the last is 0.
+        If they are not four whole numbers that add up to 100, or one other than the last is 0.
     """
     parts = text.split("/")
     if len(parts) != len(Split) or not all(part.isascii() and part.isdigit() for part in parts):
@@ -50,7 +50,7 @@ def assign_splits(
 ) -> list[Split]:
     """Assign every frame to a split; the result does not depend on the order of the frames, nor on the patients' names.
 
-    Iterative stratification: the rarest label first, each group of patients goes where that label is wanted most
+    Iterative stratification: the rarest label first, each group of patients goes to the split that needs that label most
     (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", ECML PKDD 2011), the splits that have none
     of it yet before all others once the groups run short.
 
@@ -59,11 +59,11 @@ def assign_splits(
     patient_keys
         The patient of each frame; a patient never crosses splits.
     strata
-        The labels that hold for each frame; empty where none is known.
+        The labels that are present in each frame; empty if none is known.
     duplicate_groups
         Hash of each frame's pixels; patients that share one stay together.
     studies
-        Study of each frame; patients that share one stay together, as where only some of its files name the patient.
+        Study of each frame; patients that share one stay together, for example if only some of its files name the patient.
     percent
         Share of the patients in train, tune, calibration and test.
     seed
@@ -72,7 +72,7 @@ def assign_splits(
     Raises
     ------
     InputError
-        Where a label has no example in a split that is wanted.
+        If a label has no example in a split whose share is not 0.
     """
     groups = _join(patient_keys, strata, duplicate_groups, studies, seed)
     wanted = {split: share / 100 for split, share in zip(Split, percent, strict=True) if share}

@@ -83,7 +83,7 @@ class WorkerPool:
                 self._idle.put(None)
             for worker in self._running:
                 if worker in idle and worker.is_alive():
-                    _keep(worker)
+                    _put_idle(worker)
                 else:
                     worker.end()
             self._running.clear()
@@ -101,19 +101,19 @@ class WorkerPool:
         Yields
         ------
         Result
-            What the task yields, while it goes on. A worker whose results are not taken stands still.
+            What the task yields, as it comes. A worker waits while its results are not taken.
 
         Raises
         ------
         UnreadableError
             What the task raises; `TIME_LIMIT` or `MEMORY_LIMIT` if it took more than the limits allow, `DECODER_CRASH` if its
-            process ended, `DECODE_FAILED` if it raised what is no `OctrayError`.
+            process ended, `DECODE_FAILED` if it raised anything else than an `OctrayError`.
         OctrayError
             What the task raises.
         WorkerError
             If a worker cannot be started.
         """
-        messages = self._messages(task, item, _Held())
+        messages = self._messages(task, item, _Busy())
         try:
             yield from _results(messages)
         finally:
@@ -129,66 +129,66 @@ class WorkerPool:
         task
             As in `run`.
         items
-            What it is called with, one after the other, each behind a handle, which stays here; taken as needed.
+            What it is called with, each with a handle, which stays in this process; taken as needed.
         ahead
             How many items are begun at a time.
 
         Yields
         ------
         tuple
-            For each item, in their order, its handle and what `run` would give; what is not taken before the next is lost.
-            Closing the iterator, or an interrupt while it waits, ends the workers that are at work.
+            The handle of each item, in order, and what `run` would yield; results that are not taken before the next item are
+            lost. Closing the iterator, or an interrupt while it waits, kills the busy workers.
         """
-        held = _Held()
-        work = partial(self._messages, task, held=held)
-        for handle, messages in stream_ahead(work, items, self.workers, ahead=ahead, size=len, cancel=held.end):
+        busy = _Busy()
+        work = partial(self._messages, task, busy=busy)
+        for handle, messages in stream_ahead(work, items, self.workers, ahead=ahead, size=len, cancel=busy.end):
             yield handle, _results(messages)
 
-    def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, held: "_Held") -> Generator[Message, None, None]:
-        """Yield what a worker says of a task; the last message is that it is done or has failed."""
+    def _messages(self, task: Callable[[Item], Iterator[Result]], item: Item, busy: "_Busy") -> Generator[Message, None, None]:
+        """Yield the messages of a worker on a task; the last one says that it is done or has failed."""
         worker = self._idle.get()
         done = False
         try:
             if worker and not worker.is_alive():
                 self._remove(worker)
                 worker = None
-            worker = worker or self._started(held)
-            held.add(worker)
+            worker = worker or self._started(busy)
+            busy.add(worker)
             for message in worker.messages((_working_folder(), task, item)):
                 done = message.kind is not Kind.RESULT
                 yield message
         finally:
             if worker:
-                held.discard(worker)
+                busy.discard(worker)
             if worker and not (done and worker.is_alive()):
                 self._remove(worker)
                 worker = None
             self._idle.put(worker)
 
-    def _started(self, held: "_Held") -> "_Worker":
-        """Return a worker that is ready; one that ends while it starts is replaced once, unless memory was lacking."""
+    def _started(self, busy: "_Busy") -> "_Worker":
+        """Return a worker that is ready; one that ends while it starts is replaced once, unless it lacked memory."""
         worker = self._start()
-        held.add(worker)
+        busy.add(worker)
         code = worker.exit_code_of_start()
-        if code not in (None, OUT_OF_MEMORY) and not held.is_ended:
-            self._dismiss(worker, held)
+        if code not in (None, OUT_OF_MEMORY) and not busy.is_ended:
+            self._dismiss(worker, busy)
             worker = self._start()
-            held.add(worker)
+            busy.add(worker)
             code = worker.exit_code_of_start()
         if code is not None:
-            self._dismiss(worker, held)
+            self._dismiss(worker, busy)
             raise _not_started(code, self._limits)
         return worker
 
-    def _dismiss(self, worker: "_Worker", held: "_Held") -> None:
-        held.discard(worker)
+    def _dismiss(self, worker: "_Worker", busy: "_Busy") -> None:
+        busy.discard(worker)
         self._remove(worker)
 
     def _start(self) -> "_Worker":
         with self._lock:
             if self._closed:
                 raise WorkerError("The worker processes have been ended already.")
-            worker = _kept(self._limits) or _Worker(self._limits)
+            worker = _take_idle(self._limits) or _Worker(self._limits)
             self._running.add(worker)
             return worker
 
@@ -198,7 +198,7 @@ class WorkerPool:
         worker.end()
 
 
-class _Held:
+class _Busy:
     """The workers that one call of `map` or `run` keeps busy, so that they can be ended together."""
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class _Held:
         self._lock = threading.Lock()
 
     def add(self, worker: "_Worker") -> None:
-        """Add a worker; it is ended at once if the others have been."""
+        """Add a worker; it is killed at once if the others have been."""
         with self._lock:
             self._workers.add(worker)
             if self.is_ended:
@@ -218,7 +218,7 @@ class _Held:
             self._workers.discard(worker)
 
     def end(self) -> None:
-        """End the workers, and those to come."""
+        """Kill the workers, and those that are added later."""
         with self._lock:
             self.is_ended = True
             for worker in self._workers:
@@ -226,7 +226,7 @@ class _Held:
 
 
 class _Worker:
-    """One process, and this end of the socket to it; it ends when this end is closed, and so with this process."""
+    """One process, and this end of the socket to it; it ends when this end is closed, so it never outlives this process."""
 
     def __init__(self, limits: _Limits) -> None:
         self.limits = limits
@@ -266,7 +266,7 @@ class _Worker:
         return None
 
     def messages(self, request: object) -> Iterator[Message]:
-        """Send a request and yield what comes back; that the process ends is one more message."""
+        """Send a request and yield the messages that come back; if the process ends, a failure is the last one."""
         try:
             send(self._connection, packed(Kind.RESULT, request))
             kind = Kind.RESULT
@@ -314,10 +314,10 @@ def warm(*, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload:
     with _idle_lock:
         is_there = any(worker.limits == limits for worker in _idle_workers.get(os.getpid(), []))
     if not is_there:
-        _keep(_Worker(limits))
+        _put_idle(_Worker(limits))
 
 
-def _keep(worker: _Worker) -> None:
+def _put_idle(worker: _Worker) -> None:
     with _idle_lock:
         if os.getpid() not in _idle_workers:
             _idle_workers[os.getpid()] = []
@@ -325,7 +325,7 @@ def _keep(worker: _Worker) -> None:
         _idle_workers[os.getpid()].append(worker)
 
 
-def _kept(limits: _Limits) -> _Worker | None:
+def _take_idle(limits: _Limits) -> _Worker | None:
     with _idle_lock:
         waiting = _idle_workers.get(os.getpid(), [])
         for worker in waiting:

@@ -13,7 +13,7 @@ from pipeline.errors import OctrayError, Reason, UnreadableError, is_lack_of_mem
 from pipeline.workers.messages import Kind, Message, packed, receive, send
 
 OUT_OF_MEMORY = 3
-"""Exit code of a worker that has no memory left to say so."""
+"""Exit code of a worker that lacks even the memory to say so."""
 
 
 _seconds = 0.0, 0.0
