@@ -293,7 +293,7 @@ def test_an_archive_that_is_gone_or_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.zip").unlink()
     assert {refusal(one)[0] for one in file.values()} == {Reason.MISSING}
     sentences = {refusal(one)[1] for one in file.values()}
-    assert sentences == {"There is no file any more, or a link that leads nowhere. Copy the file back."}
+    assert sentences == {"The file does not exist any more, or is a link to nowhere. Copy the file back."}
 
 
 def test_the_start_of_a_member_is_found_behind_any_number_of_empty_blocks(tmp_path: Path) -> None:

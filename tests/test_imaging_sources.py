@@ -57,7 +57,7 @@ def test_links_to_nothing_and_in_a_circle_are_found_and_cannot_be_read(tmp_path:
     assert refusals(discover(tmp_path)) == {
         "circle.dcm": "The file could not be read: Too many levels of symbolic links. "
         "Check its disk or network, and try again.",
-        "dangling.dcm": "There is no file any more, or a link that leads nowhere. Copy the file back.",
+        "dangling.dcm": "The file does not exist any more, or is a link to nowhere. Copy the file back.",
     }
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_image_is_told_from_one(content: bytes) -> None:
 
 
 def test_files_that_cannot_be_opened_or_are_too_large(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableError, match=r"^There is no file any more, or a link that leads nowhere\."):
+    with pytest.raises(UnreadableError, match=r"^The file does not exist any more, or is a link to nowhere\."):
         next(read_frames(StudyFile(tmp_path / "gone.dcm", "gone.dcm")))
     path = tmp_path / "a.dcm"
     path.write_bytes(make_dicom())
@@ -286,7 +286,7 @@ def test_stat_tells_size_and_times_without_reading(tmp_path: Path) -> None:
     assert looks["a.dcm"][:2] == (7, 1234567890123456789)
     assert looks["b.zip/c"][:2] == (1000, 1234567890123456789)
     assert all(0 < mark < 2**63 for _, _, mark in looks.values())
-    with pytest.raises(UnreadableError, match="There is no file any more"):
+    with pytest.raises(UnreadableError, match="The file does not exist any more"):
         StudyFile(tmp_path / "gone", "gone").stat()
 
 

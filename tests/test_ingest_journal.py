@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.imaging.files.study_file import appearance
+from pipeline.imaging.files.study_file import file_stamp
 from pipeline.imaging.sources import StudyFile
 from pipeline.ingest.journal import Journal
 
@@ -35,7 +35,7 @@ def begun(path: Path | None, bound_to: str = "one") -> Journal:
 @pytest.mark.parametrize("read", [READ, FAILED, ""])
 def test_what_is_put_comes_back(tmp_path: Path, file: StudyFile, read: str) -> None:
     with begun(tmp_path / "index" / "j") as journal:
-        journal.put(PLACE, appearance(file), read)
+        journal.put(PLACE, file_stamp(file), read)
         salt = journal.salt
     with Journal(tmp_path / "index" / "j", "one") as journal:
         assert journal.get(PLACE) == read
@@ -47,7 +47,7 @@ def test_what_is_put_comes_back(tmp_path: Path, file: StudyFile, read: str) -> N
 
 def test_a_file_that_looks_otherwise_is_not_known(tmp_path: Path, file: StudyFile) -> None:
     with begun(None) as journal:
-        journal.put(PLACE, appearance(file), READ)
+        journal.put(PLACE, file_stamp(file), READ)
         journal.put(("/data", "again"), None, FAILED)
         assert journal.knows(PLACE, file)
         assert not journal.knows(("/data", "again"), file)
@@ -61,7 +61,7 @@ def test_a_file_that_looks_otherwise_is_not_known(tmp_path: Path, file: StudyFil
 def test_files_that_are_gone_are_forgotten(file: StudyFile) -> None:
     with begun(None) as journal:
         for name in "abc":
-            journal.put(("/data", name), appearance(file), READ)
+            journal.put(("/data", name), file_stamp(file), READ)
         journal.keep_only([("/data", "b"), ("/data", "new")])
         assert journal.get(("/data", "b")) == READ
         with pytest.raises(KeyError):
@@ -70,7 +70,7 @@ def test_files_that_are_gone_are_forgotten(file: StudyFile) -> None:
 
 def test_another_way_of_reading_begins_anew(tmp_path: Path, file: StudyFile) -> None:
     with begun(tmp_path / "j") as journal:
-        journal.put(PLACE, appearance(file), READ)
+        journal.put(PLACE, file_stamp(file), READ)
         salt = journal.salt
     with Journal(tmp_path / "j", "two") as journal:
         assert not journal.knows(PLACE, file)
@@ -113,12 +113,12 @@ def test_what_somebody_else_keeps_there_is_left_alone(tmp_path: Path, make: Call
 def test_one_that_is_empty_or_cut_off_is_begun_anew(tmp_path: Path, file: StudyFile, left: int) -> None:
     with begun(tmp_path / "j") as journal:
         for number in range(200):
-            journal.put(("/data", str(number)), appearance(file), READ)
+            journal.put(("/data", str(number)), file_stamp(file), READ)
     with (tmp_path / "j").open("r+b") as written:
         written.truncate(left)
     with begun(tmp_path / "j") as journal:
         assert not journal.knows(("/data", "0"), file)
-        journal.put(PLACE, appearance(file), READ)
+        journal.put(PLACE, file_stamp(file), READ)
         assert journal.get(PLACE) == READ
 
 
@@ -165,7 +165,7 @@ def test_files_that_change_places_are_not_known(tmp_path: Path) -> None:
     files = [StudyFile(path, path.name) for path in paths]
     with begun(None) as journal:
         for one in files:
-            journal.put(("/data", one.source), appearance(one), READ)
+            journal.put(("/data", one.source), file_stamp(one), READ)
         paths[0].rename(tmp_path / "c")
         paths[1].rename(paths[0])
         (tmp_path / "c").rename(paths[1])

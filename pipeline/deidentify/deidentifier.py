@@ -17,7 +17,7 @@ from pipeline.deidentify.profile import Options, RefusalReason, RefusedError
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.names import as_text
-from pipeline.imaging.files.study_file import Look, StudyFile, appearance, settled
+from pipeline.imaging.files.study_file import FileStamp, StudyFile, file_stamp, lasting_stamp
 from pipeline.imaging.quality import ocr
 from pipeline.imaging.sources import discover
 from pipeline.progress import Progress, silent
@@ -234,7 +234,7 @@ class Deidentifier:
 
     def knows(self, file: StudyFile) -> bool:
         """Return whether an earlier run dealt with a file, and neither it nor the new file has changed since."""
-        return self._earlier_outcome(file, appearance(file)) is not None
+        return self._earlier_outcome(file, file_stamp(file)) is not None
 
     def deidentify(self, files: Sequence[StudyFile], progress: Progress = silent) -> list[WrittenFile | RefusedFile]:
         """De-identify the files that are not known yet, and return what became of each, in the same order.
@@ -244,8 +244,8 @@ class Deidentifier:
         InputError
             If no worker can be started within the limits, or the new files cannot be written.
         """
-        looks = [appearance(file) for file in files]
-        lasting = [settled(one) for one in looks]
+        looks = [file_stamp(file) for file in files]
+        lasting = [lasting_stamp(one) for one in looks]
         outcomes = {number: self._earlier_outcome(file, looks[number]) for number, file in enumerate(files)}
         unknown = [number for number, outcome in outcomes.items() if outcome is None]
         with closing(self._clean([files[number] for number in unknown])) as results:
@@ -271,7 +271,7 @@ class Deidentifier:
                 self._refused[entry["alias"]] = entry["sha256"]
             yield entry
 
-    def _earlier_outcome(self, file: StudyFile, looks: Look | None) -> WrittenFile | RefusedFile | None:
+    def _earlier_outcome(self, file: StudyFile, looks: FileStamp | None) -> WrittenFile | RefusedFile | None:
         """Return what became of a file in an earlier run; None if that does not hold any more."""
         noted = self._done.get(file, looks) if looks else None
         if noted is None:
@@ -284,7 +284,7 @@ class Deidentifier:
         name, has_patient, *looked = noted
         if name not in self._originals or self._allowed[name] != self._allowed_in(self._originals[name]):
             return None
-        is_unchanged = appearance(StudyFile(self.out / name, name)) == tuple(looked)
+        is_unchanged = file_stamp(StudyFile(self.out / name, name)) == tuple(looked)
         return WrittenFile(name, has_patient) if is_unchanged else None
 
     def _allowed_in(self, sha256: str) -> list[str]:
@@ -303,7 +303,7 @@ class Deidentifier:
             yield from pool.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
 
     def _finish(
-        self, file: StudyFile, looked: Look | None, part: Path, steps: Iterator[str | Deidentified | None]
+        self, file: StudyFile, looked: FileStamp | None, part: Path, steps: Iterator[str | Deidentified | None]
     ) -> WrittenFile | RefusedFile:
         """Record a file in the crosswalk, then give what a worker wrote to `part` its name; or record why it was refused."""
         sha256 = ""
@@ -321,7 +321,7 @@ class Deidentifier:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
             self._originals[made.name] = sha256
-            if looked and (looks := appearance(StudyFile(path, made.name))):
+            if looked and (looks := file_stamp(StudyFile(path, made.name))):
                 self._done.put(file, looked, [made.name, made.has_patient, *looks])
             return WrittenFile(made.name, made.has_patient)
         except (UnreadableError, RefusedError) as error:

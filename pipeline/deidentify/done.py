@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.profile import Options
-from pipeline.imaging.files.study_file import Look, StudyFile
+from pipeline.imaging.files.study_file import FileStamp, StudyFile
 from pipeline.settings import Reading
 from pipeline.version import reading_versions
 
@@ -56,7 +56,7 @@ class Done:
         if text and not text.endswith("\n"):
             self._file.write("\n")  # a killed run left half a line
 
-    def get(self, file: StudyFile, looks: Look) -> Sequence[Any] | None:
+    def get(self, file: StudyFile, looks: FileStamp) -> Sequence[Any] | None:
         """Return what was noted of a file, if it still looks as it did then."""
         try:
             before, *noted = json.loads(self._lines[self._digest(file)])
@@ -64,7 +64,7 @@ class Done:
             return None
         return noted if before == list(looks) else None
 
-    def put(self, file: StudyFile, looked: Look, noted: Sequence[Any]) -> None:
+    def put(self, file: StudyFile, looked: FileStamp, noted: Sequence[Any]) -> None:
         """Note what became of a file; `looked` is how it looked before it was read."""
         self._file.write(f"{self._digest(file)}{json.dumps([looked, *noted])}\n")
         self._file.flush()

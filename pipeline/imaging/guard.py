@@ -1,4 +1,4 @@
-"""Limits on what a file may demand, and the one place where a decoder's own exceptions become `UnreadableError`."""
+"""Limits on the size of an image, and the one place in which a decoder's own exceptions become `UnreadableError`."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ def check_size(rows: int, columns: int, frames: int, limits: Limits) -> None:
     Raises
     ------
     UnreadableError
-        `EMPTY_IMAGE` where a side is 0, `RESOURCE_LIMIT` where a frame or all of them have more pixels than the limits allow.
+        `EMPTY_IMAGE` if a side is 0, `RESOURCE_LIMIT` if a frame or all of them have more pixels than the limits allow.
     """
     if rows < 1 or columns < 1:
         raise UnreadableError(Reason.EMPTY_IMAGE, f"The image is empty: it has {rows} rows and {columns} columns.")
@@ -40,14 +40,14 @@ def check_size(rows: int, columns: int, frames: int, limits: Limits) -> None:
 
 
 def check_inflated(deflated: bytes, limits: Limits) -> None:
-    """Inflate a raw deflate stream (RFC 1951) piece by piece, and keep none of it, to find out its size.
+    """Inflate a raw deflate stream (RFC 1951) piece by piece, without keeping it, to find out its size.
 
     Raises
     ------
     UnreadableError
-        `RESOURCE_LIMIT` where there are more bytes in it than the limits allow.
+        `RESOURCE_LIMIT` if it holds more bytes than the limits allow.
     zlib.error
-        Where it is no such stream.
+        If it is not such a stream.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     size = 0
@@ -79,10 +79,10 @@ def translated(message: str) -> Iterator[None]:
 
 
 def silence_decoders() -> None:
-    """Keep warnings and log messages of the decoding libraries from the user, who gets `Frame.notes` or an error instead.
+    """Hide warnings and log messages of the decoding libraries from the user, who gets `Frame.notes` or an error instead.
 
     `warnings.catch_warnings` is not safe between threads before Python 3.14: two overlapping uses can leave its filters behind
-    for good. One filter that names only the decoders' modules, added where it is missing, is; nothing else is silenced.
+    for good. One filter that names only the decoders' modules, added if it is missing, is safe; nothing else is silenced.
     """
     with _lock:
         if not any(entry[3] is not None and getattr(entry[3], "pattern", "") == _DECODERS for entry in warnings.filters):

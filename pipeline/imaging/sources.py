@@ -1,4 +1,4 @@
-"""Turns files or bytes of any supported kind into `Frame`s; content decides the kind."""
+"""The door of the room: finds study files and reads their frames, whatever their kind; the content decides the kind."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,17 @@ from pipeline.imaging.vendor.topcon import TOPCON, read_topcon
 from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
 from pipeline.settings import DEFAULT_READING, Gate, Reading
 
-__all__ = ["StudyFile", "discover", "locate", "open_file", "read_bytes", "read_frames", "read_frames_from_bytes"]
+__all__ = [
+    "StudyFile",
+    "describe",
+    "describe_file",
+    "discover",
+    "locate",
+    "open_file",
+    "read_bytes",
+    "read_frames",
+    "read_frames_from_bytes",
+]
 
 HEAD = 512
 """Bytes from the start of a file that are enough to tell its kind."""
@@ -33,7 +43,7 @@ _READERS: tuple[tuple[bytes | tuple[bytes, ...], Reader], ...] = (
     (E2E, read_e2e),
     (TOPCON, read_topcon),
 )
-"""What the files of each kind begin with."""
+"""The first bytes of the files of each kind."""
 
 
 def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
@@ -42,14 +52,14 @@ def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator
     Raises
     ------
     UnreadableError
-        Where it cannot be opened, is no image, or is damaged. Frames before a damaged one have been yielded by then.
+        If it cannot be opened, is not an image, or is damaged. Frames before a damaged one have been yielded by then.
     """
     _, frames = open_file(file, reading)
     yield from frames
 
 
 def open_file(file: StudyFile, reading: Reading = DEFAULT_READING) -> tuple[bytes, Iterator[Frame]]:
-    """Read the content of a file that may be an image, for those who need it beside the frames.
+    """Read the content of a file that may be an image, for callers who need it beside the frames.
 
     Returns
     -------
@@ -59,7 +69,7 @@ def open_file(file: StudyFile, reading: Reading = DEFAULT_READING) -> tuple[byte
     Raises
     ------
     UnreadableError
-        Where it cannot be opened or is no image.
+        If it cannot be opened or is not an image.
     """
     reader = _reader(read_head(file, HEAD), file.source)
     content = read_bytes(file, reading)
@@ -103,7 +113,7 @@ def _reader(head: bytes, source: str) -> Reader:
 
 
 def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:
-    """Describe the frames of a file in their order; what a worker process does.
+    """Describe the frames of a file, in its order; made for worker processes.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.imaging.files.study_file import Look, appearance
+from pipeline.imaging.files.study_file import FileStamp, file_stamp
 from pipeline.imaging.sources import StudyFile
 
 JOURNAL = "journal.sqlite"
@@ -108,9 +108,9 @@ class Journal:
         if not self._database:
             return False
         rows = self._execute("SELECT size, mtime_ns, mark FROM files WHERE root = ? AND source = ?", place)
-        return bool(rows) and rows[0] == appearance(file)
+        return bool(rows) and rows[0] == file_stamp(file)
 
-    def put(self, place: Place, looked: Look | None, read: str) -> None:
+    def put(self, place: Place, looked: FileStamp | None, read: str) -> None:
         """Keep what was read of a file.
 
         Parameters
@@ -118,7 +118,7 @@ class Journal:
         place
             Which one.
         looked
-            What `appearance` said before it was read; where it is None, the file is not known afterwards.
+            What `file_stamp` said before it was read; where it is None, the file is not known afterwards.
         read
             What was read, as text.
         """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import PASSING, InputError, Reason, UnreadableError
 from pipeline.frames import Frame, InstanceKey, Quarantined, of_whole_file
 from pipeline.imaging.file_workers import file_workers
-from pipeline.imaging.files.study_file import Refusal, appearance, settled
+from pipeline.imaging.files.study_file import Refusal, file_stamp, lasting_stamp
 from pipeline.imaging.quality.gate import admit
 from pipeline.imaging.sources import StudyFile, discover, open_file
 from pipeline.ingest.journal import Journal
@@ -187,7 +187,7 @@ class FileReader:
         unread = {one: file for one, file in files.items() if one not in refused and not self.knows(one, file)}
         task = partial(read_file, reading=self._reading, gate=self._gate, salt=self._journal.salt)
         with file_workers(self._workers) as pool:
-            begun = pool.map(task, (((file_id, settled(appearance(file))), file) for file_id, file in unread.items()))
+            begun = pool.map(task, (((file_id, lasting_stamp(file_stamp(file))), file) for file_id, file in unread.items()))
             for (file_id, look), results in progress(begun, "reading studies", len(unread)):
                 read = collect(results)
                 self._journal.put(self._place(file_id), look if read.is_final else None, to_json(read))

@@ -26,6 +26,11 @@ DECODER_DEPENDENCIES = dict.fromkeys((*CODESTREAMS, uid.RLELossless), (PLUGIN,))
 
 OWN_CORRECTIONS = {"correct_unused_bits": False, "apply_jls_sign_correction": False, "apply_j2k_sign_correction": False}
 """Options of pydicom for the transfer syntaxes in `CODESTREAMS`."""
+_HEADER = 64
+_LARGEST = 15
+_SLACK = 256
+"""Bytes that a segment may decode to beyond its size: some writers pad segments with a run."""
+_CUT_RUN = "The last run of an RLE segment claims more bytes than there are; the frame was complete without them."
 
 _lock = threading.Lock()
 
@@ -154,13 +159,6 @@ def _decode(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:
     else:
         array = imagecodecs.jpeg8_decode(encoded)
     return array
-
-
-_HEADER = 64
-_LARGEST = 15
-_SLACK = 256
-"""Bytes that a segment may decode to beyond its size: some writers pad segments with a run."""
-_CUT_RUN = "The last run of an RLE segment claims more bytes than there are; the frame was complete without them."
 
 
 def rle_segments(encoded: bytes, expected: int) -> list[bytes]:

@@ -29,6 +29,25 @@ LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
 _SOP_CLASS, _MEDIA_SOP_CLASS = 0x00080016, 0x00020002
 _UID_CHARACTERS = frozenset("0123456789.")
+_HEAD = 2**16
+_STUDY_KEYWORD = "StudyInstanceUID"
+_PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_STUDY_KEYWORD)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Say whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
+
+    Without it (PS3.10 7.1 forbids that, yet such files exist), the first element must be of group 0002 or 0008 and have either
+    a value representation that exists or a short length.
+    """
+    if head[PREAMBLE : PREAMBLE + 4] == PREFIX:
+        return True
+    if len(head) < 16:
+        return False
+    little = head[:2] in (b"\x02\x00", b"\x08\x00")
+    if head[4:6] in _VALUE_REPRESENTATIONS:
+        return little or head[:2] == b"\x00\x08"
+    return little and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024
 
 
 def parse(content: bytes, limits: Limits) -> tuple[Dataset, UID, tuple[str, ...]]:
@@ -145,11 +164,6 @@ def _check_whole(dataset: Dataset) -> None:
         del dataset[tag]
 
 
-_HEAD = 2**16
-_STUDY_KEYWORD = "StudyInstanceUID"
-_PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_STUDY_KEYWORD)
-
-
 class Stated(NamedTuple):
     """What a file states of its study and its patient, the patient's in the bytes of the file; empty if it does not."""
 
@@ -213,19 +227,3 @@ def _raw(dataset: Dataset, tag: BaseTag) -> bytes:
 
 def _is_behind(tag: BaseTag, *_: object) -> bool:
     return bool(tag > _STUDY)
-
-
-def is_dicom(head: bytes) -> bool:
-    """Say whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
-
-    Without it (PS3.10 7.1 forbids that, yet such files exist), the first element must be of group 0002 or 0008 and have either
-    a value representation that exists or a short length.
-    """
-    if head[PREAMBLE : PREAMBLE + 4] == PREFIX:
-        return True
-    if len(head) < 16:
-        return False
-    little = head[:2] in (b"\x02\x00", b"\x08\x00")
-    if head[4:6] in _VALUE_REPRESENTATIONS:
-        return little or head[:2] == b"\x00\x08"
-    return little and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 1024

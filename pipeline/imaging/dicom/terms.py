@@ -22,6 +22,73 @@ _LONGEST_TERM = 2
 """Words in the longest term of `terms.csv`."""
 _TERM = re.compile(r"[A-Z0-9][A-Z0-9 ]{0,31}")
 
+TOMOGRAPHY, EN_FACE, PHOTOGRAPH = "OPT", "OPTENF", "OP"
+
+_BY_CLASS = MappingProxyType(
+    {
+        uid.OphthalmicPhotography8BitImageStorage: PHOTOGRAPH,
+        uid.OphthalmicPhotography16BitImageStorage: PHOTOGRAPH,
+        uid.WideFieldOphthalmicPhotographyStereographicProjectionImageStorage: PHOTOGRAPH,
+        uid.WideFieldOphthalmicPhotography3DCoordinatesImageStorage: PHOTOGRAPH,
+        uid.OphthalmicOpticalCoherenceTomographyEnFaceImageStorage: EN_FACE,
+        uid.OphthalmicOpticalCoherenceTomographyBscanVolumeAnalysisStorage: "OPTBSV",
+        uid.DigitalMammographyXRayImageStorageForPresentation: "MG",
+        uid.DigitalMammographyXRayImageStorageForProcessing: "MG",
+    }
+)
+"""SOP classes whose definition allows one Modality only; it counts, whatever the file says."""
+_WHERE_MISSING = MappingProxyType(
+    {
+        uid.OphthalmicTomographyImageStorage: TOMOGRAPHY,
+        uid.ComputedRadiographyImageStorage: "CR",
+        uid.DigitalXRayImageStorageForPresentation: "DX",
+        uid.DigitalXRayImageStorageForProcessing: "DX",
+    }
+)
+_FOR_PROCESSING = (uid.DigitalXRayImageStorageForProcessing, uid.DigitalMammographyXRayImageStorageForProcessing)
+_EN_FACE = re.compile(r"\b(EN[ _-]?FACE|TRANSVERSE|PROJECTION|C[ _-]?SCAN)\b")
+_PHOTOGRAPH = re.compile(r"\b(LOCALIZER|FUNDUS|SLO|IR|RED[ _-]?FREE)\b")
+
+
+_WITHOUT_PIXELS_BELOW = tuple(
+    f"1.2.840.10008.{root}."
+    for root in (
+        "1.3",  # Media Storage Directory
+        *("5.1.4.34", "5.1.4.38", "5.1.4.39", "5.1.4.43", "5.1.4.44", "5.1.4.45"),  # RT instructions, protocols, templates
+        "5.1.4.1.1.9",  # waveforms
+        "5.1.4.1.1.11",  # presentation states
+        *("5.1.4.1.1.78", "5.1.4.1.1.79", "5.1.4.1.1.80"),  # measurements of eyes
+        "5.1.4.1.1.88",  # structured reports and key object selections
+        "5.1.4.1.1.104",  # encapsulated documents
+        *("5.1.4.1.1.200", "5.1.4.1.1.201"),  # procedure protocols, inventories
+    )
+)
+"""Roots of SOP classes (PS3.4 B.5, PS3.6 Annex A) all of which are without Pixel Data (7FE0,0010) and the like."""
+_WITHOUT_PIXELS = frozenset(
+    (
+        uid.MRSpectroscopyStorage,
+        uid.RawDataStorage,
+        uid.SpatialRegistrationStorage,
+        uid.SpatialFiducialsStorage,
+        uid.DeformableSpatialRegistrationStorage,
+        uid.SurfaceSegmentationStorage,
+        uid.TractographyResultsStorage,
+        uid.RealWorldValueMappingStorage,
+        uid.SurfaceScanMeshStorage,
+        uid.SurfaceScanPointCloudStorage,
+        uid.StereometricRelationshipStorage,
+        uid.ContentAssessmentResultsStorage,
+        uid.MicroscopyBulkSimpleAnnotationsStorage,
+        uid.BasicStructuredDisplayStorage,
+        uid.DICOSThreatDetectionReportStorage,
+        *(f"1.2.840.10008.5.1.4.1.1.{number}" for number in (8, 9, 10, 11)),  # standalone overlays, curves, LUTs (retired)
+        *(f"1.2.840.10008.5.1.4.1.1.481.{number}" for number in (*range(3, 23), 25)),  # of radiotherapy, but images and doses
+        "1.2.840.10008.5.1.4.1.1.129",  # standalone PET curves (retired)
+        "1.2.840.10008.5.1.1.27",  # stored print (retired)
+        "1.3.12.2.1107.5.9.1",  # Siemens CSA Non-Image, which scanners send with every study
+    )
+)
+
 
 class Text(NamedTuple):
     """What the words of a text mean; `other` is the text, in plain capitals, if a word of it is not in the table."""
@@ -127,74 +194,6 @@ def _terms() -> dict[str, tuple[str, str]]:
 
 def _table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader((resources.files(__package__) / name).read_text(encoding="utf-8").splitlines()))
-
-
-TOMOGRAPHY, EN_FACE, PHOTOGRAPH = "OPT", "OPTENF", "OP"
-
-_BY_CLASS = MappingProxyType(
-    {
-        uid.OphthalmicPhotography8BitImageStorage: PHOTOGRAPH,
-        uid.OphthalmicPhotography16BitImageStorage: PHOTOGRAPH,
-        uid.WideFieldOphthalmicPhotographyStereographicProjectionImageStorage: PHOTOGRAPH,
-        uid.WideFieldOphthalmicPhotography3DCoordinatesImageStorage: PHOTOGRAPH,
-        uid.OphthalmicOpticalCoherenceTomographyEnFaceImageStorage: EN_FACE,
-        uid.OphthalmicOpticalCoherenceTomographyBscanVolumeAnalysisStorage: "OPTBSV",
-        uid.DigitalMammographyXRayImageStorageForPresentation: "MG",
-        uid.DigitalMammographyXRayImageStorageForProcessing: "MG",
-    }
-)
-"""SOP classes whose definition allows one Modality only; it counts, whatever the file says."""
-_WHERE_MISSING = MappingProxyType(
-    {
-        uid.OphthalmicTomographyImageStorage: TOMOGRAPHY,
-        uid.ComputedRadiographyImageStorage: "CR",
-        uid.DigitalXRayImageStorageForPresentation: "DX",
-        uid.DigitalXRayImageStorageForProcessing: "DX",
-    }
-)
-_FOR_PROCESSING = (uid.DigitalXRayImageStorageForProcessing, uid.DigitalMammographyXRayImageStorageForProcessing)
-_EN_FACE = re.compile(r"\b(EN[ _-]?FACE|TRANSVERSE|PROJECTION|C[ _-]?SCAN)\b")
-_PHOTOGRAPH = re.compile(r"\b(LOCALIZER|FUNDUS|SLO|IR|RED[ _-]?FREE)\b")
-
-
-_WITHOUT_PIXELS_BELOW = tuple(
-    f"1.2.840.10008.{root}."
-    for root in (
-        "1.3",  # Media Storage Directory
-        *("5.1.4.34", "5.1.4.38", "5.1.4.39", "5.1.4.43", "5.1.4.44", "5.1.4.45"),  # RT instructions, protocols, templates
-        "5.1.4.1.1.9",  # waveforms
-        "5.1.4.1.1.11",  # presentation states
-        *("5.1.4.1.1.78", "5.1.4.1.1.79", "5.1.4.1.1.80"),  # measurements of eyes
-        "5.1.4.1.1.88",  # structured reports and key object selections
-        "5.1.4.1.1.104",  # encapsulated documents
-        *("5.1.4.1.1.200", "5.1.4.1.1.201"),  # procedure protocols, inventories
-    )
-)
-"""Roots of SOP classes (PS3.4 B.5, PS3.6 Annex A) all of which are without Pixel Data (7FE0,0010) and the like."""
-_WITHOUT_PIXELS = frozenset(
-    (
-        uid.MRSpectroscopyStorage,
-        uid.RawDataStorage,
-        uid.SpatialRegistrationStorage,
-        uid.SpatialFiducialsStorage,
-        uid.DeformableSpatialRegistrationStorage,
-        uid.SurfaceSegmentationStorage,
-        uid.TractographyResultsStorage,
-        uid.RealWorldValueMappingStorage,
-        uid.SurfaceScanMeshStorage,
-        uid.SurfaceScanPointCloudStorage,
-        uid.StereometricRelationshipStorage,
-        uid.ContentAssessmentResultsStorage,
-        uid.MicroscopyBulkSimpleAnnotationsStorage,
-        uid.BasicStructuredDisplayStorage,
-        uid.DICOSThreatDetectionReportStorage,
-        *(f"1.2.840.10008.5.1.4.1.1.{number}" for number in (8, 9, 10, 11)),  # standalone overlays, curves, LUTs (retired)
-        *(f"1.2.840.10008.5.1.4.1.1.481.{number}" for number in (*range(3, 23), 25)),  # of radiotherapy, but images and doses
-        "1.2.840.10008.5.1.4.1.1.129",  # standalone PET curves (retired)
-        "1.2.840.10008.5.1.1.27",  # stored print (retired)
-        "1.3.12.2.1107.5.9.1",  # Siemens CSA Non-Image, which scanners send with every study
-    )
-)
 
 
 def is_without_pixels(sop_class: str) -> bool:

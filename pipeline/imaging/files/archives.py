@@ -1,4 +1,4 @@
-"""Finds the members of zip archives, nested ones too, and refuses what could do harm."""
+"""Finds the members of zip archives, nested ones too, and refuses those that could do harm."""
 
 import io
 import re
@@ -26,7 +26,7 @@ MOST_DEPTH = 3
 MOST_DIRECTORY = 2**25
 """Bytes of the central directory of an archive."""
 MOST_RATIO, RATIO_FROM = 250, 2**24
-"""How many times its packed size a member that inflates to this many bytes may have; radiographs seldom reach 5."""
+"""How many times its packed size a member may have if it inflates to so many bytes; radiographs seldom reach 5."""
 
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _END_RECORD = 22
@@ -51,7 +51,7 @@ _BOMB = Refusal(
 
 @dataclass(slots=True)
 class _Spent:
-    """What an archive, with all archives within it, has used up of the limits, and what was skipped in it."""
+    """How much of the limits an archive, with all archives within it, has used up, and what was skipped in it."""
 
     members: int = 0
     unpacked: int = 0
@@ -60,7 +60,7 @@ class _Spent:
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    """An archive that is being listed: `start` and `size` say where it lies in `stream`."""
+    """An archive that is being listed; it lies in `stream` from `start` on, and has `size` bytes."""
 
     stream: IO[bytes]
     start: int
@@ -104,8 +104,8 @@ class _Window(io.RawIOBase):
 def is_archive(head: bytes) -> bool:
     """Return whether a file that begins with `head` is a zip archive.
 
-    A DICOM file with the start of one in its preamble, which applications may use as they like (PS3.10 7.1), is none; nor is
-    an archive DICOM because a long name of its first member, which begins at byte 30, has these letters at that place.
+    A DICOM file is not one, even if its preamble, which applications may use as they like (PS3.10 7.1), begins like one. An
+    archive is not DICOM, even if a long name of its first member, which begins at byte 30, has the letters DICM at byte 128.
     """
     in_a_name = 30 + int.from_bytes(head[26:28], "little") >= _HEAD
     return head.startswith(ZIP) and (head[128:132] != b"DICM" or in_a_name)
@@ -114,9 +114,9 @@ def is_archive(head: bytes) -> bool:
 def find_members(file: StudyFile, skipped: Counter[str] | None = None) -> Iterator[StudyFile]:
     """Find the members of a zip archive; `source` of each is the archive's, a slash and the member's path.
 
-    What may not be read (a path that leads out, a link, an encrypted member, a bomb, two members of one name), and an archive
-    that is damaged, is found with its refusal. Folders, hidden files and what systems leave behind are left out. A document
-    that is a zip archive by its format only (an office file, a Java archive) is found as one file.
+    Members that may not be read (a path that leads out, a link, an encrypted member, a bomb, two members of one name) and
+    damaged archives are found with a refusal. Folders, hidden files and leftovers of systems are skipped. A document that is a
+    zip archive only by its format (an office file, a Java archive) is found as one file.
     """
     try:
         with file.path.open("rb") as stream:
@@ -168,9 +168,9 @@ def _directory(archive: _Archive, spent: _Spent) -> list[zipfile.ZipInfo]:
 
 
 def _check_end(window: _Window) -> None:
-    """Find out whether the end record that `ZipFile` found, the last one, is at the end, with its comment and zeros at most.
+    """Check that the end record that `ZipFile` found, the last one, is at the end, followed by its comment and zeros at most.
 
-    Where it is not, the archive is cut off, and the record that of an archive within it.
+    If it is not, the archive is cut off, and the record belongs to an archive within it.
     """
     size = window.seek(0, io.SEEK_END)
     window.seek(max(0, size - _END_RECORD - 2**16))
@@ -203,7 +203,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _leftover_path(name: str) -> tuple[str, ...]:
-    """Return the path of what a system left behind that a member is, or lies in; empty if it is none."""
+    """Return the path of the leftover of a system that a member is, or lies in; empty if it is none."""
     parts = _parts(name)
     return next((tuple(parts[: number + 1]) for number, part in enumerate(parts) if leftover(part)), ())
 
@@ -251,7 +251,7 @@ def _refusal(info: zipfile.ZipInfo) -> Refusal | None:
 
 
 def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[StudyFile]:
-    """List an archive within an archive: in place where it is stored as it is, in memory where it is deflated."""
+    """List an archive within an archive: in place if it is stored as it is, in memory if it is deflated."""
     member = found.inside[-1]
     try:
         if member.method == _STORED:
@@ -266,5 +266,5 @@ def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[Stud
         yield _refused(found, Refusal.of(error))
         return
     for one in _list(inner, spent):
-        # The archive itself, where it is refused or a document, is read as the member that it is.
+        # An archive that is refused, or is a document, is read as the member that it is.
         yield StudyFile(one.path, one.source, found.inside, one.refusal) if one.source == found.source else one

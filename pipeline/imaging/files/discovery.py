@@ -18,12 +18,12 @@ from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.names import as_name, as_text, harmless, leftover
-from pipeline.imaging.files.study_file import Refusal, StudyFile, read_bytes, read_head
+from pipeline.imaging.files.study_file import FileStamp, Refusal, StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders, translated
 from pipeline.settings import Limits, Reading, worker_limits
 
 MOST_DICOMDIR_BYTES = 2**27
-"""A larger DICOMDIR is not read; a record of one file takes about half a kilobyte."""
+"""A larger DICOMDIR is not read; the record of one file takes about half a kilobyte."""
 _MISSING = Refusal(Reason.MISSING, "The DICOMDIR names this file, but it is not there. Copy the disc or the folder again.")
 _NAMES_NOTHING = Refusal(Reason.NO_PIXELS, "The DICOMDIR names no file. Give the folder that it lies in instead.")
 _OUTSIDE = Refusal(Reason.UNSAFE_PATH, "The DICOMDIR names a file outside of its folder, which is not read. Copy it in.")
@@ -37,22 +37,22 @@ _FileId = tuple[str, ...]
 
 
 def _is_named_dicomdir(name: str) -> bool:
-    """Say whether a file of this name is a DICOMDIR (PS3.10 8.6), as discs spell it."""
+    """Return whether a file of this name is a DICOMDIR (PS3.10 8.6), as discs spell it."""
     return _as_key((name,)) == ("DICOMDIR",)
 
 
 def _is_dicomdir(head: bytes) -> bool:
-    """Say whether a file that begins with `head` is one: Media Storage SOP Class UID (0002,0002) is that of a directory."""
+    """Return whether a file that begins with `head` is a DICOMDIR, by its Media Storage SOP Class UID (0002,0002)."""
     return head[128:132] == b"DICM" and _DIRECTORY_CLASS in head
 
 
 def _referenced_files(content: bytes) -> tuple[_FileId, ...]:
-    """Return the files that the records in use name, in the order of the records, each once.
+    """Return the files that the records in use of a DICOMDIR name, in the order of the records, each once.
 
     Raises
     ------
     UnreadableError
-        Where it is damaged.
+        If it is damaged.
     """
     silence_decoders()
     with translated("The DICOMDIR is damaged and cannot be read. Give the folder that it lies in instead."):
@@ -70,17 +70,17 @@ def _is_in_use(record: Mapping[str, object]) -> bool:
 
 
 def _as_key(parts: Iterable[str]) -> _FileId:
-    """Return what is the same for all spellings of a path: capitals, no version (`;1`), no empty extension (ISO 9660)."""
+    """Return one form for all spellings of a path: capitals, no version (`;1`), no empty extension (ISO 9660)."""
     return tuple(_VERSION.sub("", part.upper()) for part in parts)
 
 
 def _is_inside(file_id: _FileId) -> bool:
-    """Say whether a File ID stays below its folder."""
+    """Return whether a File ID stays below its folder."""
     return all(part not in ("", ".", "..") and not set(part) & set("/\\:\0") for part in file_id)
 
 
 def _find_files(folder: Path, file_ids: Iterable[_FileId]) -> Iterator[tuple[_FileId, Path | None]]:
-    """Find files below a folder by their File IDs; None where there is none. Each folder is listed once."""
+    """Find files below a folder by their File IDs; None if there is none. Each folder is listed once."""
     listed: dict[Path, dict[_FileId, str]] = {}
     for file_id in file_ids:
         path: Path | None = folder
@@ -112,24 +112,24 @@ def discover(
     """Find the files to read, sorted by `source`: those of a folder of any depth, and the members of every zip archive in it.
 
     `root` may also be one file, an archive, or a DICOMDIR, which stands for the files that it names. Hidden files and folders
-    and what operating systems and network drives leave behind are left out; a DICOMDIR in a folder is no file of its own. What
-    cannot be looked at or may not be read (a folder that may not be listed, a link that leads out, a file that a DICOMDIR names
-    and that is missing, a damaged archive) is found as a file, so that reading it says why nothing of it was read.
+    and leftovers of operating systems and network drives are skipped; a DICOMDIR in a folder does not count as a file. What
+    cannot or may not be read (a folder that may not be listed, a link that leads out, a missing file that a DICOMDIR names, a
+    damaged archive) is found as a file, so that reading it gives the reason.
 
     Parameters
     ----------
     root
         A folder or a file.
     is_known
-        Says of a file that it was looked at before, is no archive and has not changed, so that it is not opened here; every
-        file is opened where this is None.
+        Returns whether a file was seen before, is not an archive and has not changed, so that it is not opened here; by default
+        every file is opened.
     skipped
-        Is told how often something was left out that a system leaves behind, by what it is; a folder counts once.
+        Counts the leftovers of systems that were skipped, by what they are; a folder counts once.
 
     Raises
     ------
     InputError
-        Where there is nothing at `root`, or it may not be opened.
+        If there is nothing at `root`, or it may not be opened.
     """
     try:
         if root.is_file():
@@ -175,7 +175,7 @@ def _named(file: StudyFile) -> Iterator[StudyFile]:
 
 
 def _file_ids(file: StudyFile) -> tuple[_FileId, ...]:
-    """Parse a DICOMDIR in a worker process: no file is found before it is done, so that a damaged one must not stop it."""
+    """Parse a DICOMDIR in a worker process, so that a damaged one cannot end the program before any file is found."""
     content = read_bytes(file, Reading(Limits(file_bytes=MOST_DICOMDIR_BYTES)))
     with file_workers(1, replace(worker_limits(), frame_seconds=_DICOMDIR_SECONDS)) as pool:
         return tuple(pool.run(_referenced, content))
@@ -192,9 +192,9 @@ def _absent(directory: StudyFile, file_id: _FileId) -> StudyFile:
 
 
 def _without_dicomdirs(files: list[StudyFile]) -> Iterator[StudyFile]:
-    """Leave the DICOMDIRs out, and add the files that they name and that are missing.
+    """Leave the DICOMDIRs out, and add the missing files that they name.
 
-    A file that only has the name of one is read as any other.
+    A file that is a DICOMDIR only by its name is read as any other.
     """
     named = (file for file in files if _is_named_dicomdir(file.source.rpartition("/")[2]))
     directories = [file for file in named if _is_dicomdir(_peek(file))]
@@ -215,7 +215,7 @@ def _expanded(file: StudyFile, skipped: Counter[str] | None) -> Iterable[StudyFi
 
 
 def _peek(file: StudyFile) -> bytes:
-    """Return the start of a file; nothing where it cannot be read, which reading it will say."""
+    """Return the start of a file; nothing if it cannot be read: reading it as a whole gives the reason."""
     try:
         return read_head(file, _HEAD)
     except UnreadableError:
@@ -241,7 +241,7 @@ def _below(root: Path, path: Path, refusal: Refusal | None = None) -> StudyFile:
 
 
 def _looked_at(root: Path, path: Path, inside: str) -> StudyFile | None:
-    """Return a file, a link that leads out with its refusal, or what cannot be looked at; None for a folder or a device."""
+    """Return a file, also one that cannot be looked at, or a link that leads out, with its refusal; None for other things."""
     try:
         if path.is_symlink() and _leads_out(path, inside):
             return _below(root, path, _LINK_OUT)
@@ -255,15 +255,15 @@ def _leads_out(path: Path, inside: str) -> bool:
 
 
 def _reached(root: Path, path: Path) -> StudyFile | None:
-    """Return what is at a path that was not walked to, so that any of its folders may be a link."""
+    """Return the file at a path that was not walked to, so that any of its folders may be a link."""
     inside = os.path.realpath(root)
     return _below(root, path, _LINK_OUT) if _leads_out(path, inside) else _looked_at(root, path, inside)
 
 
 def locate(root: Path, source: str) -> StudyFile:
-    """Return the file or the member that `discover` found below `root` under the name `source`; reading says where it is gone.
+    """Return the file or the member that `discover` found below `root` as `source`; reading it fails if it is gone.
 
-    The members of the archives that were asked for last are remembered, so that asking for all of them lists each once.
+    The members of the last archives are cached, so that locating all of them lists each archive once.
     """
     folder = root.parent if root.is_file() else root
     parts = source.split("/")
@@ -273,7 +273,7 @@ def locate(root: Path, source: str) -> StudyFile:
     for part in parts:
         name = as_name(part)
         path = path / name if name is not None else path
-        if name is None or os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a folder may not be entered
+        if name is None or os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises if a folder may not be entered
             break
     if name is None or not os.path.lexists(path):
         return _gone(path, source)
@@ -288,5 +288,5 @@ def _gone(path: Path, source: str) -> StudyFile:
 
 
 @lru_cache(maxsize=4)
-def _members(file: StudyFile, looks: tuple[int, int, int]) -> dict[str, StudyFile]:
+def _members(file: StudyFile, stamp: FileStamp) -> dict[str, StudyFile]:
     return {one.source: one for one in find_members(file)}

@@ -1,4 +1,4 @@
-"""Names of files: as text that is safe to show, and as what an operating system leaves behind."""
+"""Names of files: as text that is safe to show, and names of files that operating systems and network drives leave behind."""
 
 import os
 import re
@@ -36,13 +36,13 @@ _PATTERNS = {
 
 
 def leftover(name: str) -> str:
-    """Return what a file or folder of this name is; empty if it is nothing that a system leaves behind."""
+    """Return which leftover of a system a file or folder of this name is; empty if it is none."""
     name = name.lower()
     return _NAMES.get(name) or next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(name)), "")
 
 
 def skipped_line(counts: Mapping[str, int]) -> str:
-    """Return the line that says what was skipped, and how often; empty if nothing was."""
+    """Return the line that says what was skipped, and how often; empty if nothing was skipped."""
     if not counts:
         return ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
@@ -50,16 +50,16 @@ def skipped_line(counts: Mapping[str, int]) -> str:
 
 
 def as_text(name: str) -> str:
-    """Return a name of the file system as text that any terminal, table or page may show; what is none is escaped.
+    """Return a name of the file system as text that any terminal, table or page may show; the rest is escaped.
 
-    Escaped are bytes that are no UTF-8 (`\\xe9`), control characters, those that turn the direction of writing, by which
-    `gpj.exe` looks like `exe.jpg` (`\\x1b`, `\\u202e`), and the backslash itself (`\\\\`), so that no two names give one text.
+    Escaped are bytes that are not UTF-8 (`\\xe9`), control characters (`\\x1b`), characters that turn the direction of writing,
+    by which `gpj.exe` looks like `exe.jpg` (`\\u202e`), and the backslash itself (`\\\\`), so that no two names give one text.
     """
     return visible(os.fsencode(name).replace(b"\\", rb"\\").decode("utf-8", "backslashreplace"))
 
 
 def as_name(text: str) -> str | None:
-    """Return the name of the file system that `as_text` gives as `text`; None where it gives no name so."""
+    """Return the name of the file system that `as_text` turns into `text`; None if there is no such name."""
     try:
         name = os.fsdecode(_ESCAPE.sub(_unescaped, text).encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
@@ -80,11 +80,11 @@ def visible(text: str) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    """Write a character; one from 0x80 on has four digits, since two are those of a byte that is no UTF-8."""
+    """Escape a character; one from 0x80 on gets four digits, since two stand for a byte that is not UTF-8."""
     code = ord(found[0])
     return found[0].encode("unicode_escape").decode("ascii") if code < 0x80 else f"\\u{code:04x}"
 
 
 def harmless(parts: Iterable[str]) -> str:
-    """Join parts that come from inside a file to a path that leads nowhere else when it is joined to another."""
+    """Join parts of a path that come from inside a file, so that the result stays below any folder it is joined to."""
     return "/".join(r"\x2e\x2e" if part == ".." else as_text(part) for part in parts)

@@ -12,7 +12,18 @@ from typing import IO
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.guard import translated
-from pipeline.settings import DEFAULT_READING, Limits, Reading
+from pipeline.settings import DEFAULT_READING, Reading
+
+MOST_NESTED = 2**28
+"""Bytes of an archive that lies deflated in another, and is therefore held in memory."""
+DAMAGED = "The zip archive is damaged: it cannot be unpacked. Copy it again."
+
+_LOCAL_HEADER, _SIGNATURE = 30, b"PK\x03\x04"
+_HEAD = 2**14
+_FRESH_NS = 2_000_000_000
+
+FileStamp = tuple[int, int, int]
+"""Size in bytes, time of the last change in ns, and a mark: if they are the same, so is the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,7 @@ class Refusal:
 
     @staticmethod
     def of(error: UnreadableError) -> "Refusal":
-        """Return what an error says."""
+        """Return the refusal that an error stands for."""
         return Refusal(error.reason, str(error))
 
 
@@ -72,7 +83,7 @@ class StudyFile:
     inside
         The way to a member: each but the last is an archive that lies deflated in the one before; empty for a file.
     refusal
-        Why it is not read; None where it may be.
+        Why it is not read; None if it may be.
     """
 
     path: Path
@@ -80,17 +91,17 @@ class StudyFile:
     inside: tuple[Member, ...] = ()
     refusal: Refusal | None = None
 
-    def stat(self) -> tuple[int, int, int]:
-        """Return size in bytes, time of the last change in ns, and a mark, by which it is seen that a file is another.
+    def stat(self) -> FileStamp:
+        """Return size in bytes, time of the last change in ns, and a mark that tells files apart.
 
-        Of a member they are its own size and the archive's time. The mark is the time of the last change of the inode, in ns,
-        into which is folded which inode that is and, of a member, how large the archive is, where in it the member lies and
-        its CRC-32: two files of one size that were written at once and change places are told apart.
+        For a member they are its own size and the archive's time. The mark combines the time of the last change of the inode
+        with the inode's number and, for a member, the size of the archive, the member's position in it and its CRC-32: it tells
+        apart two files of one size that were written at once and change places.
 
         Raises
         ------
         UnreadableError
-            Where the file cannot be looked at.
+            If the file cannot be looked at.
         """
         try:
             found = self.path.stat()
@@ -101,14 +112,27 @@ class StudyFile:
         return size, found.st_mtime_ns, found.st_ctime_ns ^ identity
 
     def place(self) -> tuple[str, tuple[int, ...]]:
-        """Return what is the same for two ways to one file or one member, links followed."""
+        """Return where the file lies, links followed: the same for two ways to one file or one member."""
         return os.path.realpath(self.path), tuple(member.offset for member in self.inside)
+
+
+def file_stamp(file: StudyFile) -> FileStamp | None:
+    """Return the stamp of a file; None if it cannot be looked at, or may not be read."""
+    try:
+        return file.stat() if file.refusal is None else None
+    except UnreadableError:
+        return None
+
+
+def lasting_stamp(stamp: FileStamp | None) -> FileStamp | None:
+    """Return a stamp, or None if the file was just written: it may change once more and keep its stamp."""
+    return stamp if stamp and abs(time.time_ns() - stamp[1]) > _FRESH_NS else None
 
 
 def not_opened(error: OSError) -> UnreadableError:
     """Return the error that says why a file could not be opened or read, without its path."""
     if isinstance(error, FileNotFoundError):
-        return UnreadableError(Reason.MISSING, "There is no file any more, or a link that leads nowhere. Copy the file back.")
+        return UnreadableError(Reason.MISSING, "The file does not exist any more, or is a link to nowhere. Copy the file back.")
     if isinstance(error, PermissionError):
         return UnreadableError(Reason.NOT_OPENED, f"The file could not be opened: {error.strerror}. Check its permissions.")
     return UnreadableError(
@@ -116,59 +140,59 @@ def not_opened(error: OSError) -> UnreadableError:
     )
 
 
-MOST_NESTED = 2**28
-"""Bytes of an archive that lies deflated in another, and is therefore held in memory."""
-DAMAGED = "The zip archive is damaged: it cannot be unpacked. Copy it again."
-
-_LOCAL_HEADER, _SIGNATURE = 30, b"PK\x03\x04"
-_HEAD = 2**14
-
-
-def inflated(stream: IO[bytes], member: Member) -> bytes:
-    """Return the content of an archive that lies deflated in another.
+def read_bytes(file: StudyFile, reading: Reading = DEFAULT_READING) -> bytes:
+    """Read the whole content of a file or of a member of an archive.
 
     Raises
     ------
     UnreadableError
-        Where it is too large to be held in memory, or damaged.
+        If it may not be read, cannot be opened, is damaged, or is larger than the limits allow.
     """
-    if member.size > MOST_NESTED:
-        raise UnreadableError(
-            Reason.RESOURCE_LIMIT,
-            f"The zip archive lies in another and has more than {MOST_NESTED // 2**20} MiB. Unpack the outer one first.",
-        )
-    return _whole(stream, member)
+    _check_refusal(file)
+    most = reading.limits.file_bytes
+    if file.inside:
+        _check_size(file.inside[-1].size, most)
+        with _open_container(file) as stream:
+            return _whole(stream, file.inside[-1])
+    try:
+        with file.path.open("rb") as stream:
+            _check_size(stream.seek(0, os.SEEK_END), most)
+            stream.seek(0)
+            return stream.read()
+    except OSError as error:
+        raise not_opened(error) from None
 
 
-def read_member(file: StudyFile, limits: Limits) -> bytes:
-    """Read a member of an archive.
+def read_head(file: StudyFile, count: int) -> bytes:
+    """Read up to `count` bytes from the start of a file or of a member of an archive.
 
     Raises
     ------
     UnreadableError
-        Where it is larger than the limits allow, damaged, or the archive is gone.
+        If it may not be read or cannot be opened.
     """
-    if file.inside[-1].size > limits.file_bytes:
-        raise UnreadableError(
-            Reason.RESOURCE_LIMIT, f"The file is larger than {limits.file_bytes} bytes. Split it, or leave it out."
-        )
-    with _holding(file) as stream:
-        return _whole(stream, file.inside[-1])
+    _check_refusal(file)
+    if file.inside:
+        with _open_container(file) as stream:
+            return unpack(stream, file.inside[-1], count)
+    try:
+        with file.path.open("rb") as stream:
+            return stream.read(count)
+    except OSError as error:
+        raise not_opened(error) from None
 
 
-def read_member_head(file: StudyFile, count: int) -> bytes:
-    """Read up to `count` bytes from the start of a member of an archive.
-
-    Raises
-    ------
-    UnreadableError
-        Where it cannot be found any more.
-    """
-    with _holding(file) as stream:
-        return unpack(stream, file.inside[-1], count)
+def _check_refusal(file: StudyFile) -> None:
+    if file.refusal is not None:
+        raise UnreadableError(file.refusal.reason, file.refusal.message)
 
 
-def _holding(file: StudyFile) -> IO[bytes]:
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise UnreadableError(Reason.RESOURCE_LIMIT, f"The file is larger than {most} bytes. Split it, or leave it out.")
+
+
+def _open_container(file: StudyFile) -> IO[bytes]:
     """Open what holds the last member: the file, or the deflated archive in it."""
     try:
         if len(file.inside) > 1:
@@ -181,19 +205,35 @@ def _holding(file: StudyFile) -> IO[bytes]:
 
 @lru_cache(maxsize=1)
 def _outer(path: Path, inside: tuple[Member, ...], size: int, mtime_ns: int) -> bytes:
-    """Return the content of an archive within an archive; the last is kept, as its members are read one after another."""
+    """Return the content of an archive within an archive; the last is cached, as its members are read one after another."""
     outer = StudyFile(path, "", inside)
-    with _holding(outer) as stream:
+    with _open_container(outer) as stream:
         return inflated(stream, inside[-1])
 
 
-def data_start(stream: IO[bytes], member: Member) -> int:
-    """Return where the packed data of a member begin, behind its local header.
+def inflated(stream: IO[bytes], member: Member) -> bytes:
+    """Return the content of an archive that lies deflated in another.
 
     Raises
     ------
     UnreadableError
-        Where there is no such header.
+        If it is too large to be held in memory, or damaged.
+    """
+    if member.size > MOST_NESTED:
+        raise UnreadableError(
+            Reason.RESOURCE_LIMIT,
+            f"The zip archive lies in another and has more than {MOST_NESTED // 2**20} MiB. Unpack the outer one first.",
+        )
+    return _whole(stream, member)
+
+
+def data_start(stream: IO[bytes], member: Member) -> int:
+    """Return the position at which the packed data of a member begin, behind its local header.
+
+    Raises
+    ------
+    UnreadableError
+        If there is no such header.
     """
     with translated(DAMAGED):
         stream.seek(member.offset)
@@ -204,12 +244,12 @@ def data_start(stream: IO[bytes], member: Member) -> int:
 
 
 def unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
-    """Return the first `count` bytes of a member, or fewer where its packed data end before.
+    """Return the first `count` bytes of a member, or fewer if its packed data end before.
 
     Raises
     ------
     UnreadableError
-        Where they cannot be inflated.
+        If they cannot be inflated.
     """
     with translated(DAMAGED):
         stream.seek(data_start(stream, member))
@@ -229,69 +269,3 @@ def _whole(stream: IO[bytes], member: Member) -> bytes:
             Reason.DECODE_FAILED, "The member of the zip archive is damaged: its checksum is wrong. Copy the archive again."
         )
     return content
-
-
-def read_bytes(file: StudyFile, reading: Reading = DEFAULT_READING) -> bytes:
-    """Read the whole content of a file or of a member of an archive.
-
-    Raises
-    ------
-    UnreadableError
-        Where it may not be read, cannot be opened, is damaged, or is larger than the limits allow.
-    """
-    _admit(file)
-    if file.inside:
-        return read_member(file, reading.limits)
-    try:
-        with file.path.open("rb") as stream:
-            if stream.seek(0, os.SEEK_END) > reading.limits.file_bytes:
-                raise UnreadableError(
-                    Reason.RESOURCE_LIMIT,
-                    f"The file is larger than {reading.limits.file_bytes} bytes. Split it, or leave it out.",
-                )
-            stream.seek(0)
-            return stream.read()
-    except OSError as error:
-        raise not_opened(error) from None
-
-
-def _admit(file: StudyFile) -> None:
-    if file.refusal is not None:
-        raise UnreadableError(file.refusal.reason, file.refusal.message)
-
-
-def read_head(file: StudyFile, count: int) -> bytes:
-    """Read up to `count` bytes from the start of a file or of a member of an archive.
-
-    Raises
-    ------
-    UnreadableError
-        Where it may not be read or cannot be opened.
-    """
-    _admit(file)
-    if file.inside:
-        return read_member_head(file, count)
-    try:
-        with file.path.open("rb") as stream:
-            return stream.read(count)
-    except OSError as error:
-        raise not_opened(error) from None
-
-
-Look = tuple[int, int, int]
-"""As `StudyFile.stat`."""
-
-_FRESH_NS = 2_000_000_000
-
-
-def appearance(file: StudyFile) -> Look | None:
-    """Return what a file looks like; None where it cannot be looked at, or may not be read."""
-    try:
-        return file.stat() if file.refusal is None else None
-    except UnreadableError:
-        return None
-
-
-def settled(look: Look | None) -> Look | None:
-    """Return what a file looks like unless it was just written: it may change once more and look the same."""
-    return look if look and abs(time.time_ns() - look[1]) > _FRESH_NS else None
