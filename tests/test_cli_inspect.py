@@ -33,8 +33,8 @@ def test_an_object_without_pixels_is_no_failure(tmp_path: Path, capsys: pytest.C
     assert run(tmp_path) == 0
     said = capsys.readouterr()
     assert said.out == (
-        "report.dcm  NO IMAGE  no_image: The file is no image but an object without pixels (Basic Text SR Storage): there is "
-        "nothing to do with it.\n"
+        "report.dcm  NO IMAGE  no_image: The file is not an image but an object without pixels (Basic Text SR Storage): there "
+        "is nothing to do with it.\n"
     )
     assert said.err == (
         "Skipped what operating systems and network drives leave behind: 1 AppleDouble (._*), 1 Thumbs.db, 1 desktop.ini.\n"

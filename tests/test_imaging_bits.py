@@ -71,7 +71,7 @@ def test_overlays_among_the_stored_bits_are_left_out_and_said_so() -> None:
     content = make_dicom(words)
     frame = read(with_overlay(content, 12))
     assert frame.stored_sha256 == sha256(RAMP)
-    assert frame.notes[0] == "Overlays lie in bits that the file gives to the pixels: they were left out."
+    assert frame.notes[0] == "Overlays lie in bits that the file gives to the pixels: they were ignored."
 
 
 def test_overlays_with_data_of_their_own_change_nothing() -> None:

@@ -203,7 +203,7 @@ WINDOWS = {
         ("", 10, "has 3 VOI LUTs or windows: the first was used"),
         ("HARDER", 20, None),
         (" softer ", 30, None),
-        ("NONE SUCH", 10, "explanation that was asked for: the first was used"),
+        ("NONE SUCH", 10, "the requested explanation: the first was used"),
     ],
 )
 def test_one_of_several_windows_is_chosen_by_its_explanation(explanation: str, center: int, words: str | None) -> None:

@@ -194,7 +194,7 @@ def test_a_voi_lut_without_a_table_is_left_out_and_said_so(window: bool) -> None
     given = {"WindowCenter": 100, "WindowWidth": 50, "VOILUTFunction": "LINEAR_EXACT"} if window else {}
     content = make_dicom(stored, VOILUTSequence=Sequence([Dataset()]), **given)
     (frame,) = read_frames_from_bytes(content, "a.dcm")
-    assert frame.notes == ("A VOI LUT of the file has no table and was left out.",)
+    assert frame.notes == ("A VOI LUT of the file has no table and was ignored.",)
     np.testing.assert_array_equal(frame.pixels, read_one(stored, **given))
 
 
@@ -214,7 +214,7 @@ def test_a_modality_lut_without_a_table_is_left_out_and_the_rescale_counts(descr
     }
     content = make_dicom(stored, ModalityLUTSequence=Sequence([empty]), **given)
     (frame,) = read_frames_from_bytes(content, "a.dcm")
-    assert frame.notes == ("The Modality LUT of the file has no table and was left out.",)
+    assert frame.notes == ("The Modality LUT of the file has no table and was ignored.",)
     np.testing.assert_array_equal(frame.pixels, read_one(stored, **given))
 
 
@@ -274,13 +274,13 @@ def test_eight_bits_with_a_modality_lut_and_no_window_have_the_range_of_its_outp
 
 def test_a_window_that_is_not_valid_is_left_out_and_said_so() -> None:
     (frame,) = read_frames_from_bytes(make_dicom(WindowCenter=100, WindowWidth=0), "a.dcm")
-    assert frame.notes[0] == "The window in the file is not valid and was left out."
+    assert frame.notes[0] == "The window in the file is not valid and was ignored."
     assert frame.pixels.max() == 1
 
 
 def test_a_slope_of_zero_is_left_out_and_said_so() -> None:
     (frame,) = read_frames_from_bytes(make_dicom(RescaleSlope=0, RescaleIntercept=5), "a.dcm")
-    assert frame.notes[0] == "Rescale Slope is 0, which would leave no image: the rescale was left out."
+    assert frame.notes[0] == "Rescale Slope is 0, which would leave no image: the rescale was ignored."
     assert frame.pixels.std() > 0.1
 
 
@@ -295,7 +295,7 @@ def test_a_slope_of_zero_is_left_out_and_said_so() -> None:
 def test_a_rescale_that_is_no_number_is_left_out_and_said_so(keyword: str, name: str, written: bytes) -> None:
     content = make_dicom(**{keyword: "2.5000"}).replace(b"2.5000", written)
     (frame,) = read_frames_from_bytes(content, "a.dcm")
-    assert frame.notes[0] == f"{name} is no number: it was left out."
+    assert frame.notes[0] == f"{name} is not a number: it was ignored."
     np.testing.assert_array_equal(frame.pixels, next(read_frames_from_bytes(make_dicom(), "a.dcm")).pixels)
 
 
@@ -307,7 +307,7 @@ def test_a_rescale_that_is_too_long_or_empty() -> None:
         buffer = io.BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
         notes.append([note for frame in read_frames_from_bytes(buffer.getvalue(), "a.dcm") for note in frame.notes])
-    assert notes[0][0] == "Rescale Slope is no number: it was left out."
+    assert notes[0][0] == "Rescale Slope is not a number: it was ignored."
     assert "Rescale" not in "".join(notes[1])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.dataset import Stated, may_state_study, stated_study
+from pipeline.imaging.dicom.dataset import StatedStudy, may_state_study, stated_study
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
 from pipeline.job.shard import Shard
@@ -56,7 +56,7 @@ class Grouping:
     """Groups files by study; remembers what a file stated as long as it does not change, so that looking again is cheap."""
 
     def __init__(self) -> None:
-        self._stated: dict[_Place, Stated] = {}
+        self._stated: dict[_Place, StatedStudy] = {}
         self._patients: dict[str, tuple[set[bytes], set[bytes]]] = {}
 
     def is_known(self, file: StudyFile) -> bool:
@@ -78,7 +78,7 @@ class Grouping:
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
         with file_workers(_SCANNERS) as pool:
             stated = {place: _answered(answer) for place, answer in pool.map(stated_study, parsed)}
-        stated = {place: self._stated.get(place) or stated.get(place, Stated()) for _, place in found}
+        stated = {place: self._stated.get(place) or stated.get(place, StatedStudy()) for _, place in found}
         self._stated = {place: stated[place] for file, place in found if not file.refusal}  # a damaged archive is found as one
         groups: dict[str, list[tuple[StudyFile, str]]] = {}
         for file, place in found:
@@ -87,7 +87,7 @@ class Grouping:
                 groups.setdefault(key, []).append((file, _mark(file, place)))
         return [StudyFiles(key, *zip(*group, strict=True)) for key, group in groups.items()]
 
-    def _is_of_study(self, stated: Stated) -> bool:
+    def _is_of_study(self, stated: StatedStudy) -> bool:
         """Return whether a file belongs to the study that it states: that of the patient who was found first (PS3.3 7.3.1).
 
         A file of a patient with another ID and another name is a study of its own, whatever UID a faulty device gave it.
@@ -191,12 +191,12 @@ def current_mark(file: StudyFile) -> str:
     return _mark(file, (file.source, _looks(file)))
 
 
-def _answered(answer: Iterator[Stated]) -> Stated:
+def _answered(answer: Iterator[StatedStudy]) -> StatedStudy:
     """Return what a file states; one that no worker could parse states nothing, and reading it will say why."""
     try:
-        return next(answer, Stated())
+        return next(answer, StatedStudy())
     except UnreadableError:
-        return Stated()
+        return StatedStudy()
 
 
 def _looks(file: StudyFile) -> tuple[int, int, int] | None:

@@ -36,12 +36,12 @@ _lock = threading.Lock()
 
 
 def is_available(syntax: str) -> bool:
-    """Say whether this plugin decodes a transfer syntax; called by pydicom."""
+    """Return whether this plugin decodes a transfer syntax; called by pydicom."""
     return syntax in DECODER_DEPENDENCIES
 
 
 def register() -> None:
-    """Add the plugin to pydicom's decoders where it is missing; safe between threads, which pydicom's own method is not."""
+    """Add the plugin to pydicom's decoders if it is missing; safe between threads, unlike pydicom's own method."""
     with _lock:
         for syntax in DECODER_DEPENDENCIES:
             decoder = get_decoder(syntax)
@@ -52,8 +52,8 @@ def register() -> None:
 def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
     """Decode one frame into the container that the header promises; called by pydicom.
 
-    How many bits the values have is said by the codestream, not by Bits Stored (0028,0101) (PS3.5 8.2): none of them is cut off
-    or wrapped. pydicom's own corrections of bits and signs are to be switched off (`OWN_CORRECTIONS`).
+    The codestream decides how many bits the values have, not Bits Stored (0028,0101) (PS3.5 8.2): no value is cut off or
+    wrapped. pydicom's own corrections of bits and signs have to be switched off (`OWN_CORRECTIONS`).
 
     Raises
     ------
@@ -73,7 +73,8 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
         array = _decode(encoded, runner)
         if array.shape != (expected if expected[2] > 1 else expected[:2]):
             raise UnreadableError(
-                Reason.INCONSISTENT, "The compressed image holds another picture than its header says. Export the file again."
+                Reason.INCONSISTENT,
+                "The compressed image holds another picture than its header describes. Export the file again.",
             )
         if runner.pixel_representation == 1 and array.dtype.kind == "u":
             array = _signed(array, encoded, runner)
@@ -88,7 +89,7 @@ def decode_frame(encoded: bytes, runner: DecodeRunner) -> bytearray:
 def check_encoded(
     encoded: bytes, syntax: str, shape: tuple[int, int, int], bits_allocated: int, signed: bool, limits: Limits
 ) -> None:
-    """Hold one encoded frame against the limits and the header, without decoding it.
+    """Check one encoded frame against the limits and the header, without decoding it.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def check_encoded(
     signed
         Whether Pixel Representation (0028,0103) is 1.
     limits
-        What one frame may demand. They come first: an enormous picture is one, whatever the header says.
+        Checked first: an enormous picture is refused as such, whatever the header says.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def check_encoded(
 
 
 def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None:
-    """Decode at a reduced resolution where that is asked for and possible."""
+    """Decode at a reduced resolution, if that is asked for and possible."""
     side, stored = runner.get_option("side"), Stored(runner.bits_stored, runner.pixel_representation == 1)
     if side is None or runner.photometric_interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         return None
@@ -130,7 +131,7 @@ def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None
 
 
 def _signed(words: NDArray[np.generic], encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:
-    """Give words their sign, of which JPEG and JPEG-LS know nothing, and JPEG 2000 only if its writer told it.
+    """Give words their sign, which JPEG and JPEG-LS do not know, and JPEG 2000 only if its writer set it.
 
     The sign is the highest bit of the codestream's precision. If that is more than Bits Stored (0028,0101), writers either
     repeat the sign up to it, or leave 0 above the stored bits: then no word is larger than these.
@@ -174,7 +175,7 @@ def rle_segments(encoded: bytes, expected: int) -> list[bytes]:
     Raises
     ------
     UnreadableError
-        `DECODE_FAILED` where the header contradicts itself or the frame, `INCONSISTENT` where there are more or fewer segments.
+        `DECODE_FAILED` if the header contradicts itself or the frame, `INCONSISTENT` if there are more or fewer segments.
     """
     words = np.frombuffer(encoded[:_HEADER].ljust(_HEADER, b"\0"), "<u4").tolist()
     offsets = [*words[1 : words[0] + 1], len(encoded)]
@@ -206,7 +207,7 @@ def decode_rle(encoded: bytes, pixels: int, samples: int, bits_allocated: int) -
     -------
     tuple[NDArray[np.uint8], tuple[str, ...]]
         Shape (samples, pixels, bytes): one plane after the other, each value in little endian; single bits one a byte. And what
-        was wrong with a frame that is complete all the same, in sentences.
+        is wrong with a frame that is complete nevertheless, in sentences.
 
     Raises
     ------
@@ -229,7 +230,7 @@ def _unpacked(segment: bytes, size: int) -> tuple[NDArray[np.uint8], bool]:
     there = segment
     try:
         decoded = _packbits(segment, size)
-    except RuntimeError:  # of which the error of imagecodecs is one
+    except RuntimeError:  # the base of the error of imagecodecs
         there = _ending_in_a_whole_run(segment)
         if there == segment:
             raise
@@ -244,7 +245,7 @@ def _packbits(segment: bytes, size: int) -> NDArray[np.uint8]:
 
 
 def _ending_in_a_whole_run(segment: bytes) -> bytes:
-    """Shorten the last run (PS3.5 G.3.2) to the bytes that are there, or leave it out if there are none."""
+    """Shorten the last run (PS3.5 G.3.2) to the bytes that are there, or remove it if there are none."""
     start = at = 0
     while at < len(segment):
         start, code = at, segment[at]

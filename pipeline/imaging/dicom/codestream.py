@@ -1,4 +1,4 @@
-"""Reads what a JPEG, JPEG-LS or JPEG 2000 codestream says of its own size, and holds it against the header, before decoding."""
+"""Reads the header of a JPEG, JPEG-LS or JPEG 2000 codestream, and checks it against limits and the DICOM header."""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.settings import Limits
 
 MOST_SCANS = 100
-"""Scans of a JPEG: a decoder goes through the whole picture for each, and writers make about ten."""
+"""Most scans of a JPEG: a decoder goes through the whole picture for each, and writers make about ten."""
 SMALLEST_TILE = 1024
-"""Pixels that a tile of JPEG 2000 has on average at least; a decoder spends kilobytes on every tile, however small."""
+"""Least number of pixels of a tile of JPEG 2000, on average; a decoder spends kilobytes on every tile, however small."""
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -22,9 +22,9 @@ _MOST_SAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """What a codestream says of itself: size, samples per pixel, bits per sample, tiles, and of what kind its samples are.
+    """The header of a codestream: size, samples per pixel, bits per sample, tiles, and the kind of its samples.
 
-    `marker` is the second byte of the frame header of a JPEG, which names the kind (ISO/IEC 10918-1 B.1.1.3); 0 for JPEG 2000.
+    `marker` is the second byte of the frame header of a JPEG, which gives the kind (ISO/IEC 10918-1 B.1.1.3); 0 for JPEG 2000.
     """
 
     rows: int
@@ -40,9 +40,10 @@ class Codestream:
 def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated: int, signed: bool = False) -> None:
     """Compare a codestream with the header.
 
-    A codestream of JPEG 2000 that has signed values under a header that has none is refused. PS3.5 8.2.4 says that it counts
-    and not the header, so that the values would be the signed ones; other decoders shift them by half their range. Which of
-    the two a window of the file was made for, nobody can tell. Unsigned values under a signed header are common, and are read.
+    A JPEG 2000 codestream with signed values is refused if the header says that they are unsigned. By PS3.5 8.2.4 the
+    codestream counts and not the header, so that the values would be signed; other decoders shift them by half their range.
+    Nothing tells for which of the two the window of the file was made. Unsigned values under a signed header are common, and
+    are read.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated
     Raises
     ------
     UnreadableError
-        `INCONSISTENT` if they differ or there are several pictures, `DECODE_FAILED` if it is no such codestream, `TRUNCATED` if
+        `INCONSISTENT` if they differ or there are several pictures, `DECODE_FAILED` if it is not a codestream, `TRUNCATED` if
         its end is missing, `UNSUPPORTED_ENCODING` if its components have different sizes, `RESOURCE_LIMIT` if it has too many
         tiles or scans.
     """
@@ -88,12 +89,12 @@ def check_codestream(encoded: bytes, shape: tuple[int, int, int], bits_allocated
 
 
 def check_codestream_size(encoded: bytes, limits: Limits) -> None:
-    """Hold what a codestream says of its own size against the limits, whatever a header says of it.
+    """Check the size that a codestream gives against the limits, whatever the DICOM header says.
 
     Raises
     ------
     UnreadableError
-        `RESOURCE_LIMIT` where it has more pixels than the limits allow in a frame, or more samples than these have in colour.
+        `RESOURCE_LIMIT` if it has more pixels than the limits allow in a frame, or more samples than these have in colour.
     """
     found = read_codestream(encoded)
     if found is None or found.rows * found.columns * max(found.samples, _MOST_SAMPLES) <= _MOST_SAMPLES * limits.frame_pixels:
@@ -111,7 +112,7 @@ def check_scans(encoded: bytes) -> None:
     Raises
     ------
     UnreadableError
-        `RESOURCE_LIMIT` where there are more than `MOST_SCANS`.
+        `RESOURCE_LIMIT` if there are more than `MOST_SCANS`.
     """
     if encoded.startswith(b"\xff\xd8") and encoded.count(_START_OF_SCAN) > MOST_SCANS:
         raise UnreadableError(
@@ -139,13 +140,13 @@ def _check_samples(found: Codestream, bits_allocated: int) -> None:
 
 
 def codestream_shape(encoded: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and samples per pixel as a codestream gives them; None where there is no valid header."""
+    """Return rows, columns and samples per pixel as a codestream gives them; None if there is no valid header."""
     found = read_codestream(encoded)
     return None if found is None else (found.rows, found.columns, found.samples)
 
 
 def read_codestream(encoded: bytes) -> Codestream | None:
-    """Read the header of a codestream; None where there is no valid one.
+    """Read the header of a codestream; None if there is no valid one.
 
     Sources: ISO/IEC 10918-1 B.2.2 (frame header; JPEG-LS uses the same), ISO/IEC 15444-1 A.5.1 (SIZ).
     """
@@ -175,9 +176,9 @@ def _jpeg_2000(encoded: bytes) -> Codestream | None:
 
 
 def _jpeg_2000_start(encoded: bytes) -> int:
-    """Return where the codestream starts, past the boxes of a JP2 file; the end where they do not lead to one.
+    """Return the position of the codestream behind the boxes of a JP2 file; the end of the bytes if there is none.
 
-    pydicom 3.0.2 walks the same boxes and never ends at one of length 0, which therefore has to be found before.
+    pydicom 3.0.2 walks the same boxes and never ends at one of length 0, so that such a box has to be found before.
     """
     at = 12 if encoded.startswith(b"\x00\x00\x00\x0cjP  ") else 0
     while at and encoded[at + 4 : at + 8] != b"jp2c":

@@ -23,8 +23,6 @@ PREAMBLE = 128
 _VALUE_REPRESENTATIONS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
-
-
 LAST_PIXEL_TAG = 0x7FE00010
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
 _SOP_CLASS, _MEDIA_SOP_CLASS = 0x00080016, 0x00020002
@@ -35,7 +33,7 @@ _PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_
 
 
 def is_dicom(head: bytes) -> bool:
-    """Say whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
+    """Return whether a file that begins with `head` (at least 132 bytes of it) is DICOM, with or without the preamble.
 
     Without it (PS3.10 7.1 forbids that, yet such files exist), the first element must be of group 0002 or 0008 and have either
     a value representation that exists or a short length.
@@ -71,7 +69,7 @@ def parse(content: bytes, limits: Limits) -> tuple[Dataset, UID, tuple[str, ...]
 
 
 def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str], tuple[str, ...]]:
-    """Return Study, Series and SOP Instance UID; those that are missing or no UID are derived from the content, and said so."""
+    """Return Study, Series and SOP Instance UID, and a note if some are missing or invalid and derived from the content."""
     found, derived = [], []
     for keyword, role in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series"), ("SOPInstanceUID", "instance")):
         uid = uid_text(dataset, keyword)
@@ -86,7 +84,7 @@ def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str
 def stated_sop_class(content: bytes) -> str:
     """Return SOP Class UID (0008,0016), else (0002,0002), of a file that may be damaged behind it; empty if it has none.
 
-    One that is cut off is none: its start may be another class.
+    A UID that is cut off does not count: its start may be another class.
     """
     try:
         dataset = read_partial(io.BytesIO(content), stop_when=_is_behind_sop_class, force=True)
@@ -108,7 +106,7 @@ def _is_behind_sop_class(tag: BaseTag, *_: object) -> bool:
 
 
 def uid_text(dataset: Dataset, keyword: str) -> str:
-    """Return a UID, empty if it is missing or not valid (PS3.5 9.1): zeros and UIDs of the Standard are of no instance."""
+    """Return a UID; empty if it is missing, not valid (PS3.5 9.1), or a placeholder: zeros, or a UID of the Standard itself."""
     uid = str(value(dataset, keyword) or "").strip()
     is_valid = 0 < len(uid) <= 64 and _UID_CHARACTERS.issuperset(uid) and uid.strip(".")
     is_placeholder = keyword.endswith("InstanceUID") and (not uid.strip("0.") or "." not in uid or uid in UID_dictionary)
@@ -116,7 +114,7 @@ def uid_text(dataset: Dataset, keyword: str) -> str:
 
 
 def _check_deflated(content: bytes, limits: Limits) -> None:
-    """Find the deflated data set with the steps of `dcmread`, which inflates it whatever its size (PS3.5 A.5)."""
+    """Check the size of a deflated data set (PS3.5 A.5), found as by `dcmread`, which inflates it whatever its size."""
     stream = io.BytesIO(content)
     read_preamble(stream, force=True)
     syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
@@ -126,7 +124,7 @@ def _check_deflated(content: bytes, limits: Limits) -> None:
 
 
 def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
-    """Return Transfer Syntax UID (0002,0010), or the uncompressed one that the file was seen to be written in."""
+    """Return Transfer Syntax UID (0002,0010), or the uncompressed one that the file turned out to be written in."""
     named = value(dataset.file_meta, "TransferSyntaxUID")
     if named is not None:
         syntax = UID(str(named))
@@ -143,9 +141,9 @@ def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
 
 
 def is_cut_off(dataset: Dataset, tag: int) -> bool:
-    """Return whether the bytes ended within an element, whose value is then only the start of one; `dcmread` does not tell.
+    """Return whether the bytes ended within an element, so that its value is incomplete; `dcmread` does not tell.
 
-    To be asked before the value is, which leaves no trace of its length.
+    Call it before the value is read, since the length is lost then.
     """
     element = dataset.get_item(tag)
     declared, there = getattr(element, "length", None), getattr(element, "value", None)
@@ -153,7 +151,7 @@ def is_cut_off(dataset: Dataset, tag: int) -> bool:
 
 
 def _check_whole(dataset: Dataset) -> None:
-    """Find out whether the file ends within an element, and leave that one out if it lies behind whole pixels."""
+    """Check that the file does not end within an element, and remove such an element if it lies behind whole pixels."""
     if not dataset:
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
     cut = [tag for tag in dataset.keys() if is_cut_off(dataset, tag)]  # noqa: SIM118 - iterating would parse the elements
@@ -164,8 +162,8 @@ def _check_whole(dataset: Dataset) -> None:
         del dataset[tag]
 
 
-class Stated(NamedTuple):
-    """What a file states of its study and its patient, the patient's in the bytes of the file; empty if it does not."""
+class StatedStudy(NamedTuple):
+    """The study and the patient that a file names, the patient in the bytes of the file; empty if it does not name them."""
 
     study_instance_uid: str = ""
     patient_id: bytes = b""
@@ -173,54 +171,54 @@ class Stated(NamedTuple):
 
 
 def may_state_study(file: StudyFile) -> bool:
-    """Say whether `stated_study` has to look at a file: not where it plainly is no DICOM file, or cannot be read."""
+    """Return whether `stated_study` has to look at a file; it need not if it is clearly not DICOM, or cannot be read."""
     try:
         return bool(file.inside) or is_dicom(read_head(file, PREAMBLE + len(PREFIX)))
     except UnreadableError:
         return False
 
 
-def stated_study(file: StudyFile) -> Iterator[Stated]:
-    """Yield what a file states, once; made for worker processes, since it parses.
+def stated_study(file: StudyFile) -> Iterator[StatedStudy]:
+    """Yield once the study and the patient that a file names; made for worker processes, since it parses.
 
-    The Study Instance UID (0020,000D) is empty for what is no DICOM file, for one that states no valid UID, and for one that
-    cannot be read, which reading it as a whole will say.
+    Study Instance UID (0020,000D) is empty if the file is not DICOM, names no valid UID, or cannot be read; in the last case
+    reading it as a whole gives the reason.
     """
     try:
         head = read_head(file, _HEAD)
-        yield (_at_start(head) or _in_whole(file)) if is_dicom(head) else Stated()
+        yield (_at_start(head) or _in_whole(file)) if is_dicom(head) else StatedStudy()
     except UnreadableError:
-        yield Stated()
+        yield StatedStudy()
 
 
-def _at_start(head: bytes) -> Stated | None:
-    """Return what lies in `head` as a whole; the part of a longer UID would be that of another study."""
+def _at_start(head: bytes) -> StatedStudy | None:
+    """Return what lies in `head` completely; a UID that is cut off would name another study."""
     try:
         tags: list[BaseTag | int] = [_PATIENT_NAME, _PATIENT_ID, _STUDY]
         found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=tags)
         return None if is_cut_off(found, _STUDY) or not uid_text(found, _STUDY_KEYWORD) else _stated(found)
-    except Exception:  # pydicom has no common base for what it raises at a file's cut end, or where it is deflated
+    except Exception:  # pydicom has no common base for what it raises at a file's cut end, or if it is deflated
         return None
 
 
-def _in_whole(file: StudyFile) -> Stated:
+def _in_whole(file: StudyFile) -> StatedStudy:
     try:
         dataset, _, _ = parse(read_bytes(file), DEFAULT_READING.limits)
         return _stated(dataset)
     except UnreadableError:
         raise
     except Exception:  # the same, of a damaged file
-        return Stated()
+        return StatedStudy()
 
 
-def _stated(dataset: Dataset) -> Stated:
+def _stated(dataset: Dataset) -> StatedStudy:
     uid = uid_text(dataset, _STUDY_KEYWORD)
     patient_id, patient_name = (_raw(dataset, tag) for tag in (_PATIENT_ID, _PATIENT_NAME))
-    return Stated(uid, patient_id, patient_name)
+    return StatedStudy(uid, patient_id, patient_name)
 
 
 def _raw(dataset: Dataset, tag: BaseTag) -> bytes:
-    """Return the bytes of an element that was not decoded, without blanks and case."""
+    """Return the bytes of an element as they lie in the file, without blanks and case."""
     found = dataset.get_item(tag).value if tag in dataset else b""
     return found.strip(b" \0^").upper() if isinstance(found, bytes) else b""
 

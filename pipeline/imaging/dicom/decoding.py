@@ -1,4 +1,4 @@
-"""Decodes the stored values of a DICOM file, one frame at a time; what the values mean is said elsewhere."""
+"""Decodes the stored values of a DICOM file, one frame at a time."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +23,7 @@ Values = NDArray[Any]
 
 
 def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
-    """Decode the frames one at a time; as `decoded_values`, without what it says of them."""
+    """Decode the frames one at a time; as `decoded_values`, but only the values."""
     return (values for values, _, _ in decoded_values(dataset, layout, reading))
 
 
@@ -33,9 +33,9 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
     Yields
     ------
     tuple[NDArray, str, tuple[str, ...]]
-        Values of shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns where
-        `reading.side` allows it. They may be a view of the pixel data that cannot be written to. Then what decoded them, as
-        `Frame.decoder`, and what is wrong with the encoded frame, in sentences.
+        Values of shape (rows, columns), or (rows, columns, 3) in RGB, little endian; fewer rows and columns if
+        `reading.side` allows it. They may be a view of the pixel data that cannot be written to. Then the name of the decoder,
+        as in `Frame`, and what is wrong with the encoded frame, in sentences.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
 
 
 def _decoder(array: Values, layout: Layout) -> str:
-    """Name what decoded a frame; what is decoded at a reduced resolution is decoded by Pillow."""
+    """Return the name of what decoded a frame; at a reduced resolution it is Pillow."""
     if not layout.transfer_syntax.is_encapsulated:
         return "octray" if layout.bits_allocated == 1 else "pydicom"
     return PLUGIN if array.shape[:2] == (layout.rows, layout.columns) else "pillow"
@@ -72,12 +72,12 @@ def _decoder(array: Values, layout: Layout) -> str:
 def _averaged(values: Values, layout: Layout, side: int) -> Values:
     """Average blocks of pixels of a grey frame that its codec could not decode at a reduced resolution.
 
-    A frame of JPEG 2000 stays whole, since `whole_box` takes a reduced one for what its wavelets give; values of a few bits,
-    since averages would be rounded to them.
+    A frame of JPEG 2000 stays whole, since `whole_box` expects the samples of its wavelets in a reduced one. So do values of a
+    few bits, since averages would be rounded to them.
     """
     if layout.bits is None or values.shape != (layout.rows, layout.columns) or layout.transfer_syntax in JPEG_2000:
         return values
-    # What comes from a codec may exceed the bits that the header speaks of, which averages may no longer show.
+    # Values from a codec may exceed the bits of the header, and averages may no longer show it.
     bits = 8 * values.itemsize if layout.transfer_syntax in CODESTREAMS else layout.bits.stored
     if layout.bits.stored == 8 < bits and values.max() >= 2**8:
         return values
@@ -85,7 +85,7 @@ def _averaged(values: Values, layout: Layout, side: int) -> Values:
 
 
 def _options(layout: Layout) -> dict[str, Any]:
-    """Say which of pydicom's own corrections are left out: the codecs here place bits and signs, and `_placed` grey pixels.
+    """Return options that switch off corrections of pydicom: the codecs here place bits and signs, and `_placed` grey pixels.
 
     Photometric Interpretation (0028,0004) is given in capitals, whatever the file has.
     """
@@ -127,7 +127,7 @@ def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
 
 
 def frame_decoder(dataset: Dataset, layout: Layout, reading: Reading) -> Callable[[bytes], tuple[Values, tuple[str, ...]]]:
-    """Return what decodes one compressed frame of a data set, as `decode_frame` does."""
+    """Return a function that decodes one compressed frame of a data set, as `decode_frame` does."""
     register()
     counts = {"samples_per_pixel": layout.samples, "number_of_frames": 1}
     options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | counts
@@ -147,7 +147,7 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
         The image pixel attributes of the header, by the names that pydicom gives them.
     reading
         Its `side` reaches the plugin as an option of that name; a plugin that decodes at a reduced resolution sets the options
-        `rows` and `columns` to what it returns. Another option, `notes`, is a list for its sentences.
+        `rows` and `columns` to the size that it returns. Another option, `notes`, is a list for its sentences.
     """
     one, notes = encapsulate([encoded], has_bot=False), list[str]()
     array, _ = next(decoder.iter_array(one, decoding_plugin=PLUGIN, validate=False, side=reading.side, notes=notes, **options))
@@ -155,7 +155,7 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
 
 
 def notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
-    """Say that unsigned words hold something above High Bit that no overlay explains: Bits Stored may be too small for them."""
+    """Return a note if unsigned words hold values above High Bit that no overlay explains: Bits Stored may be too small."""
     above = (1 << bits.allocated) - (1 << bits.high + 1) & ~bits.overlays
     if words.dtype.kind != "u" or words.max(initial=0) < 1 << bits.high + 1:
         return ()
@@ -165,19 +165,19 @@ def notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
 
 
 def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
-    """Return the values of the stored bits, the same array where nothing else lies in it.
+    """Return the values of the stored bits; the same array if nothing else lies in it.
 
     Parameters
     ----------
     words
-        Integers of any shape, signed where the pixels are; `bits.allocated` bits wide.
+        Integers of any shape, signed if the pixels are; `bits.allocated` bits wide.
     bits
         Which of their bits are the pixels'.
 
     Raises
     ------
     UnreadableError
-        `INCONSISTENT` where bits under the stored ones hold something other than overlays: High Bit is then wrong, or Bits
+        `INCONSISTENT` if bits under the stored ones hold something other than overlays: High Bit is then wrong, or Bits
         Stored is.
     """
     if bits.overlays == 0 and bits.stored == bits.allocated:
@@ -185,9 +185,9 @@ def aligned(words: NDArray[Any], bits: Bits) -> NDArray[Any]:
     unsigned = words.view(f"u{words.itemsize}")
     if words.dtype.kind == "u" and bits.high == bits.stored - 1:
         if not bits.overlays and words.max(initial=0) < 1 << bits.stored:
-            return words  # as nearly always: there is nothing to clear
-        kept: NDArray[Any] = unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
-        return kept
+            return words  # the usual case: there is nothing to clear
+        cleared: NDArray[Any] = unsigned & np.asarray(~bits.overlays & ((1 << bits.stored) - 1), unsigned.dtype)
+        return cleared
     unsigned = unsigned & np.asarray(~bits.overlays % 2**bits.allocated, unsigned.dtype)
     if bits.below and (unsigned & np.asarray(bits.below, unsigned.dtype)).any():
         raise UnreadableError(

@@ -1,4 +1,4 @@
-"""From the header of a DICOM file to the way its stored values become grey levels: modality, VOI, palette, sense."""
+"""Reads from a DICOM header how stored values become grey levels: modality, VOI LUT or window, palette, sense."""
 
 import math
 from dataclasses import dataclass
@@ -47,19 +47,19 @@ SHOWN = 1 / 8
 
 
 def rendering(scope: Scope, explanation: str = "") -> tuple[Rendering, tuple[str, ...]]:
-    """Collect the way from stored values to grey levels; also what had to be left out, in sentences.
+    """Return the way from stored values to grey levels, and notes on parts of it that had to be ignored.
 
     Parameters
     ----------
     scope
         Of the frame.
     explanation
-        Of several VOI LUTs or windows the one that the file explains with this text is taken; the first where it is empty.
+        Of several VOI LUTs or windows, the one with this explanation in the file is used; the first if it is empty.
 
     Raises
     ------
     UnreadableError
-        `INCONSISTENT` where a lookup table contradicts its own description.
+        `INCONSISTENT` if a lookup table contradicts its own description.
     """
     dataset = scope.dataset
     modality, modality_notes = _modality(scope)
@@ -88,7 +88,7 @@ def _is_signed(dataset: Dataset) -> bool:
 
 
 def _lowest(modality: Lut | Rescale, low: int, high: int) -> float:
-    """Return a bound of the modality values from below."""
+    """Return a lower bound of the modality values."""
     if isinstance(modality, Lut):
         return 0
     return min(low * modality.slope, high * modality.slope) + modality.intercept
@@ -121,8 +121,8 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     """Modality LUT Sequence (0028,3000), else Rescale Slope and Intercept, those of the frame before those of the instance.
 
     Neither is for display in X-ray angiography and radiofluoroscopy: it leads back to the intensity of the X-rays, and windows
-    there are about stored values (PS3.3 C.8.7.1.1.2). What decides is the SOP class alone, as in DCMTK; Pixel Intensity
-    Relationship (0028,1040), which dcm4che asks instead, is often missing, and of other classes it says nothing of windows.
+    there refer to stored values (PS3.3 C.8.7.1.1.2). Only the SOP class decides, as in DCMTK; Pixel Intensity Relationship
+    (0028,1040), which dcm4che uses instead, is often missing, and says nothing about windows in other classes.
     """
     if uid_text(scope.dataset, "SOPClassUID") in _SHOWN_AS_STORED:
         return Rescale(), ()
@@ -130,9 +130,9 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
     table = next((one for one in tables if value(one, "LUTData") is not None), None)
     if table is not None:
         return _lut(table, _is_signed(scope.dataset))
-    notes: tuple[str, ...] = ("The Modality LUT of the file has no table and was left out.",) if tables else ()
+    notes: tuple[str, ...] = ("The Modality LUT of the file has no table and was ignored.",) if tables else ()
     notes += tuple(
-        f"{name} is no number: it was left out."
+        f"{name} is not a number: it was ignored."
         for keyword, name in (("RescaleSlope", "Rescale Slope"), ("RescaleIntercept", "Rescale Intercept"))
         if any(is_no_number(one, keyword) for one in scope.candidates("PixelValueTransformationSequence"))
     )
@@ -141,12 +141,12 @@ def _modality(scope: Scope) -> tuple[Lut | Rescale, tuple[str, ...]]:
         return Rescale(), notes
     slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
     if slope == 0:
-        return Rescale(), (*notes, "Rescale Slope is 0, which would leave no image: the rescale was left out.")
+        return Rescale(), (*notes, "Rescale Slope is 0, which would leave no image: the rescale was ignored.")
     return Rescale(1.0 if slope is None else slope, intercept or 0.0), notes
 
 
 def _voi(scope: Scope, explanation: str, negative: bool) -> tuple[Lut | Window | None, tuple[str, ...]]:
-    """Choose between the VOI LUTs and windows of the frame, or of the instance where the frame has none.
+    """Choose between the VOI LUTs and windows of the frame, or of the instance if the frame has none.
 
     `negative` says whether modality values can be negative.
     """
@@ -155,9 +155,9 @@ def _voi(scope: Scope, explanation: str, negative: bool) -> tuple[Lut | Window |
         return None, ()
     candidates = _candidates(holder)
     empty = len(items(holder, "VOILUTSequence")) - sum(isinstance(one, Dataset) for _, one in candidates)
-    left_out = ("A VOI LUT of the file has no table and was left out.",) if empty else ()
+    left_out = ("A VOI LUT of the file has no table and was ignored.",) if empty else ()
     if not candidates:
-        return None, left_out or ("The window in the file is not valid and was left out.",)
+        return None, left_out or ("The window in the file is not valid and was ignored.",)
     voi, notes = _chosen(candidates, explanation)
     if not isinstance(voi, Dataset):
         return voi, left_out + notes
@@ -169,7 +169,7 @@ def _chosen(candidates: list[tuple[str, Dataset | Window]], explanation: str) ->
     wanted = _normalised(explanation)
     chosen = next((one for one in candidates if wanted and _normalised(one[0]) == wanted), candidates[0])
     if wanted and _normalised(chosen[0]) != wanted:
-        return chosen[1], ("No VOI LUT or window of the file has the explanation that was asked for: the first was used.",)
+        return chosen[1], ("No VOI LUT or window of the file has the requested explanation: the first was used.",)
     if not wanted and len(candidates) > 1:
         return chosen[1], (f"The file has {len(candidates)} VOI LUTs or windows: the first was used.",)
     return chosen[1], ()
@@ -214,9 +214,9 @@ def _float(dataset: Dataset, keyword: str) -> float | None:
 
 
 def _lut(table: Dataset, negative: bool) -> tuple[Lut, tuple[str, ...]]:
-    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes; `negative`: whether inputs can be.
+    """Read LUT Descriptor (0028,3002) and LUT Data (0028,3006), as words or as bytes; inputs can be `negative`.
 
-    Entries that need more bits than the descriptor says are no rare fault: they count, and it is said.
+    Entries that need more bits than the descriptor says are not rare: they are used as they are, with a note.
     """
     descriptor = numbers(table, "LUTDescriptor")
     data = value(table, "LUTData")
@@ -326,7 +326,7 @@ def _integers(data: bytes, bits: int) -> NDArray[Any]:
 
 
 def expand_segments(segments: NDArray[Any], entries: int) -> tuple[NDArray[Any], int]:
-    """Expand a segmented table, no further than its descriptor says; an indirect segment repeats earlier ones (C.7.9.2.3).
+    """Expand a segmented table, up to the size in its descriptor; an indirect segment repeats earlier ones (C.7.9.2.3).
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def expand_segments(segments: NDArray[Any], entries: int) -> tuple[NDArray[Any],
 
 
 def _append(table: list[int], segments: NDArray[Any], at: int) -> int:
-    """Append the discrete or the linear segment that starts at `at`; returns where the next one starts."""
+    """Append the discrete or the linear segment that starts at `at`; return the start of the next one."""
     opcode, length = (int(one) for one in segments[at : at + 2])
     if opcode == _DISCRETE and length:
         table.extend(segments[at + 2 : at + 2 + length].tolist())

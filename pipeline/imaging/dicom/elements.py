@@ -14,14 +14,14 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 LONGEST = 2**16
-"""Bytes of an element that has one object for each of its values; an explicit length cannot say more (PS3.5 7.1.2)."""
+"""Most bytes of an element with one object for each of its values; an explicit length cannot be larger (PS3.5 7.1.2)."""
 _BLOCKS = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UT", "LT", "ST", "UR", "UN")
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where the attributes of one frame are looked up: its own functional group, the shared one, then the instance."""
+    """The places that describe one frame, first to last: its own functional group, the shared one, the instance."""
 
     dataset: Dataset
     groups: tuple[Dataset, ...]
@@ -43,7 +43,7 @@ class Scope:
 
 
 def value(dataset: Dataset, keyword: str | int) -> Any:
-    """Return an element's value, by its keyword or its tag; None where it is missing, empty, broken or endless."""
+    """Return an element's value, by its keyword or its tag; None if it is missing, empty, broken or endless."""
     try:
         tag = _tag(keyword)
         if tag not in dataset or _is_endless(dataset.get_item(tag)):
@@ -56,12 +56,12 @@ def value(dataset: Dataset, keyword: str | int) -> Any:
 
 @cache
 def _tag(keyword: str | int) -> BaseTag:
-    """Return a tag, which pydicom looks up and checks anew each time."""
+    """Return a tag; pydicom would look it up and check it again each time."""
     return Tag(keyword)
 
 
 def little_endian(dataset: Dataset, keyword: str) -> bytes:
-    """Return an element's bytes as a little-endian file has them; empty where it has none.
+    """Return an element's bytes as a little-endian file has them; empty if it has none.
 
     In a big-endian file OW is swapped as words, whatever is packed into them (PS3.5 7.3, 8.1.1); OB is not.
     """
@@ -74,7 +74,7 @@ def little_endian(dataset: Dataset, keyword: str) -> bytes:
 
 
 def is_no_number(dataset: Dataset, keyword: str) -> bool:
-    """Say whether an element has a value that is no number, or is too long to be one."""
+    """Return whether an element has a value that is not a number, or is too long to be one."""
     if keyword not in dataset or number(dataset, keyword) is not None:
         return False
     raw = dataset.get_item(keyword).value
@@ -82,27 +82,27 @@ def is_no_number(dataset: Dataset, keyword: str) -> bool:
 
 
 def _is_endless(raw: object) -> bool:
-    """Say whether pydicom would make millions of objects of an element that is not yet parsed."""
+    """Return whether pydicom would turn an element that is not yet parsed into millions of objects."""
     if not isinstance(raw, RawDataElement) or raw.value is None or len(raw.value) <= LONGEST:
         return False
     return (dictionary_VR(raw.tag) if raw.VR in (None, "UN") else raw.VR)[-2:] not in _BLOCKS
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence, none where it is missing or broken."""
+    """Return the items of a sequence; none if it is missing or broken."""
     sequence = value(dataset, keyword)
     return [one for one in sequence if isinstance(one, Dataset)] if isinstance(sequence, Sequence) else []
 
 
 def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
-    """Return one item of a sequence, None where there is none."""
+    """Return one item of a sequence; None if there is none."""
     sequence = value(dataset, keyword)
     present = isinstance(sequence, Sequence) and len(sequence) > index and isinstance(sequence[index], Dataset)
     return sequence[index] if present else None
 
 
 def numbers(dataset: Dataset, keyword: str | int) -> tuple[float, ...]:
-    """Return an element's finite numbers, nothing where one of them is not."""
+    """Return an element's numbers; none if one of them is not a finite number."""
     found = value(dataset, keyword)
     several = found if isinstance(found, MultiValue | list | tuple) else () if found is None else (found,)
     try:
@@ -118,27 +118,27 @@ def number(dataset: Dataset, keyword: str | int) -> float | None:
 
 
 def whole_number(dataset: Dataset, keyword: str) -> int | None:
-    """Return an element's first number where it is a whole one."""
+    """Return an element's first number; None if it is not a whole one."""
     found = number(dataset, keyword)
     return int(found) if found is not None and found == int(found) else None
 
 
 def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    """Return an element's texts, for comparison only: they are the file's own and are not checked."""
+    """Return an element's texts as they are in the file, unchecked: for comparison only."""
     found = value(dataset, keyword)
     several = found if isinstance(found, MultiValue | list | tuple) else () if found is None else (found,)
     return tuple(str(one) for one in several)
 
 
 def code(dataset: Dataset, keyword: str) -> str:
-    """Return the first value of a Code String in capitals; empty where it is no valid one (PS3.5 6.2)."""
+    """Return the first value of a Code String in capitals; empty if it is not valid (PS3.5 6.2)."""
     found = value(dataset, keyword)
     text = str(found[0] if isinstance(found, MultiValue) else found or "").strip().upper()
     return text if _CODE.fullmatch(text) else ""
 
 
 def as_signed(word: float, signed: bool) -> float:
-    """Return the first input value of a table or a padding value where such may be negative: some files write it unsigned."""
+    """Return a value that may be negative, such as the first input of a table: some files write it as unsigned."""
     return word - 2**16 if signed and word >= 2**15 else word
 
 

@@ -1,4 +1,4 @@
-"""What the header of a DICOM file says of an instance and its frames, read once into one record; what is broken is unknown."""
+"""What the header of a DICOM file says of the instance and its frames, read once into one record."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.imaging.dicom.terms import RADIOGRAPHY, body_part, intent_notes, m
 from pipeline.imaging.grayscale import Rendering
 
 OLDEST = 130
-"""Years; a greater age is a mistake or stands for an unknown one."""
+"""Years; a greater age is a mistake or means that it is unknown."""
 _UNKNOWN_BIRTH = date(1900, 1, 1)
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.IGNORECASE)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
@@ -26,16 +26,16 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What the header says of one frame: its functional groups first, then those of all frames, then the instance.
+    """What the header says of one frame: its own functional group counts first, then the shared one, then the instance.
 
     Parameters
     ----------
     modality, laterality, body_part, pixel_spacing_mm, slice_position_mm
         As in `Frame`.
     rendering
-        The way from its stored values to grey levels; not used for a frame with a palette.
+        The way from its stored values to grey levels; not used if there is a palette.
     notes
-        What had to be left out of that way, in sentences.
+        Parts of that way that had to be ignored, in sentences.
     """
 
     modality: str
@@ -54,7 +54,7 @@ class Header:
     Parameters
     ----------
     dataset
-        Where the pixel data are, and the functional groups of the frames.
+        Holds the pixel data, and the functional groups of the frames.
     layout
         How the pixel data are laid out.
     uids
@@ -72,7 +72,7 @@ class Header:
     is_reducible
         Whether averages of neighbouring stored values can stand for the values; see `display.is_reducible`.
     notes
-        What was assumed of the file, in sentences.
+        What was assumed about the file, in sentences.
     """
 
     dataset: Dataset
@@ -171,11 +171,11 @@ def _frame_header(scope: Scope, sop_class: str, palette: Palette | None, voi_exp
 
 
 def patient_age(dataset: Dataset) -> int | None:
-    """Return the patient's age in completed years, None if the file does not say it in a usable way.
+    """Return the patient's age in completed years; None if the file does not state it in a usable way.
 
     Patient's Age (0010,1010), in days, weeks, months or years (PS3.5 6.2, AS), else the time from Patient's Birth Date
-    (0010,0030) to Study Date (0008,0020). What is below zero or above `OLDEST` is not used, and neither are 000Y and the birth
-    date 1900-01-01, which stand for unknown ones.
+    (0010,0030) to Study Date (0008,0020). Ages below zero or above `OLDEST` are ignored, and so are 000Y and the birth date
+    1900-01-01, which mean that it is unknown.
     """
     stated = _AGE.fullmatch("".join(texts(dataset, "PatientAge")))
     if stated and (int(stated[1]) or stated[2].upper() != "Y"):

@@ -1,4 +1,4 @@
-"""Checks the pixel data of a DICOM file against its header, and splits them into frames, before anything is decoded."""
+"""How the pixel data of a DICOM file are laid out: checked against the header, and split into frames, before decoding."""
 
 import re
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")
 """How JPEG and JPEG-LS (ISO/IEC 10918-1 B.1), JPEG 2000 (ISO/IEC 15444-1 A.4) and a JP2 file (I.5.1) begin."""
 _RLE_START = re.compile(rb"[\x01-\x0f]\x00\x00\x00\x40\x00\x00\x00")
-"""How RLE begins: the number of segments, and where the first lies, which is behind a header of 64 bytes (PS3.5 G.5)."""
+"""How RLE begins: the number of segments, and the offset of the first, behind a header of 64 bytes (PS3.5 G.5)."""
 _END_OF_CODESTREAM = b"\xff\xd9"
 _MOST_FRAGMENTS = 2**20
 _TAIL = 16
-"""Bytes at the end of a fragment in which the end of its codestream is looked for; padding may follow it."""
+"""Bytes at the end of a fragment that are searched for the end of its codestream; padding may follow it."""
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 _OVERLAY_BIT_POSITION = 0x0102
 _OVERLAY_DATA = 0x3000
@@ -45,7 +45,7 @@ class Bits:
     stored
         Bits Stored (0028,0101).
     high
-        High Bit (0028,0102); that of the bits stored where it is missing.
+        High Bit (0028,0102); the highest of the stored bits if it is missing.
     overlays
         Mask of the bits that hold overlays: Overlay Bit Position (60xx,0102) without Overlay Data (60xx,3000), which older
         editions of the Standard allow.
@@ -63,18 +63,16 @@ class Bits:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said of overlays among the stored bits."""
+        """A note on overlays among the stored bits, if there are any."""
         stored = ((1 << self.stored) - 1) << (self.high + 1 - self.stored)
-        return (
-            ("Overlays lie in bits that the file gives to the pixels: they were left out.",) if self.overlays & stored else ()
-        )
+        return ("Overlays lie in bits that the file gives to the pixels: they were ignored.",) if self.overlays & stored else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the pixel data are laid out; checked, so that no half-valid one exists. Pixels in floating point have no `bits`.
+    """How the pixel data are laid out, already checked. Pixels in floating point have no `bits`.
 
-    `notes` says in sentences what the header leaves out and was assumed.
+    `notes` are sentences about what the header does not say and was assumed.
     """
 
     keyword: str
@@ -105,7 +103,7 @@ def read_layout(dataset: Dataset, syntax: UID, limits: Limits) -> Layout:
     present = [keyword for keyword in PIXEL_KEYWORDS if keyword in dataset]
     if not present:
         raise UnreadableError(
-            Reason.NO_PIXELS, "The DICOM file has no pixel data: it is no image, or it was cut off before them."
+            Reason.NO_PIXELS, "The DICOM file has no pixel data: it is not an image, or it was cut off before them."
         )
     keyword = present[0]
     rows, columns = _required(dataset, "Rows"), _required(dataset, "Columns")
@@ -200,7 +198,7 @@ def _check_header(dataset: Dataset, layout: Layout) -> None:
 
 
 def _bit_faults(bits: Bits, movable: bool) -> list[str]:
-    """Say what is wrong with Bits Stored and High Bit; only uncompressed pixels and RLE can have bits under the stored ones."""
+    """Return the faults of Bits Stored and High Bit; only uncompressed pixels and RLE can have bits below the stored ones."""
     if not 1 <= bits.stored <= bits.allocated:
         return [f"Bits Stored is {bits.stored} of {bits.allocated} allocated"]
     highest = bits.allocated - 1 if movable else bits.stored - 1
@@ -228,7 +226,7 @@ def _check_native(length: int, layout: Layout) -> None:
 
 
 def _check_encapsulated(dataset: Dataset, layout: Layout, limits: Limits) -> None:
-    """Check that every frame has its fragments, whole, and in them a codestream of the size that the header promises."""
+    """Check that every frame has all its fragments, and in them a codestream of the size that the header gives."""
     if layout.transfer_syntax not in DECODER_DEPENDENCIES:
         raise UnreadableError(
             Reason.UNSUPPORTED_ENCODING,
@@ -243,8 +241,8 @@ def _check_encapsulated(dataset: Dataset, layout: Layout, limits: Limits) -> Non
 def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> Iterator[bytes]:
     """Yield the encoded frames, all fragments of one frame joined.
 
-    Where there are as many fragments as frames, each is one, whatever a table says. Otherwise the fragments are put together
-    by the Basic or the Extended Offset Table where that points at fragments, else by the ends of their codestreams.
+    If there are as many fragments as frames, each is a frame, whatever a table says. Otherwise the fragments are joined by the
+    Basic or the Extended Offset Table if that points at fragments, else by the ends of their codestreams.
 
     Parameters
     ----------
@@ -258,15 +256,15 @@ def encoded_frames(data: bytes, frames: int, extended_offsets: bytes = b"") -> I
     Raises
     ------
     UnreadableError
-        `TRUNCATED` where a fragment is cut off, or there are not enough of them; `INCONSISTENT` where more frames begin in
-        them; `RESOURCE_LIMIT` where there are more than a million.
+        `TRUNCATED` if a fragment is cut off, or there are not enough of them; `INCONSISTENT` if more frames begin in them;
+        `RESOURCE_LIMIT` if there are more than a million.
     """
     for group in grouped_fragments(data, frames, extended_offsets)[:frames]:
         yield data[group[0]] if len(group) == 1 else b"".join(data[one] for one in group)
 
 
 def grouped_fragments(data: bytes, frames: int, extended_offsets: bytes = b"") -> list[list[slice]]:
-    """Return where the fragments of each frame lie in the data, and after them those that belong to none.
+    """Return the places of the fragments of each frame in the data, and after them those that belong to no frame.
 
     Parameters and errors are those of `encoded_frames`.
     """
@@ -295,7 +293,7 @@ def _check_excess(data: bytes, fragments: list[slice], frames: int) -> None:
 
 
 def _items(data: bytes) -> list[slice]:
-    """Find the values of the items; the first is the Basic Offset Table, empty where there is none."""
+    """Find the values of the items; the first is the Basic Offset Table, empty if there is none."""
     found, at = [], 0
     while data[at : at + 4] == _ITEM:
         start = at + 8
@@ -340,7 +338,7 @@ def _by_codestream(data: bytes, fragments: list[slice]) -> list[list[slice]]:
 
 
 def overlay_bits(dataset: Dataset) -> int:
-    """Return the mask of the bits that hold overlays; bit 0 is left alone, since overlays of their own say 0, too."""
+    """Return the mask of the bits that hold overlays; never bit 0, since overlays with data of their own say 0, too."""
     mask = 0
     for group in _OVERLAY_GROUPS:
         position = number(dataset, (group << 16) + _OVERLAY_BIT_POSITION)

@@ -1,4 +1,4 @@
-"""Reads DICOM files: from bytes to `Frame`s, one at a time, each with its key, its grey levels and its header."""
+"""Reads DICOM files: from bytes to frames, one at a time, each with its key, its grey levels and the facts of its header."""
 
 import hashlib
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
     content
         The whole file.
     source
-        Where it lies below what was given to read.
+        Path of the file below what was given to read.
     reading
         How it is read.
 
@@ -57,7 +57,7 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         if not is_without_pixels(sop_class):
             raise
         kind = UID(sop_class).name
-        message = f"The file is no image but an object without pixels ({kind}): there is nothing to do with it."
+        message = f"The file is not an image but an object without pixels ({kind}): there is nothing to do with it."
         raise UnreadableError(Reason.NO_IMAGE, message) from None
     with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
         header = read_header(dataset, layout, content, reading.voi_explanation, notes)
@@ -122,7 +122,7 @@ def _frame(header: Header, source: str, number: int, stored: NDArray[Any], decod
 
 
 def _stored_range(stored: NDArray[Any], padding: tuple[float, float] | None, number: int) -> tuple[float, float]:
-    """Return the smallest and the largest number that is stored; what is none, or infinite, must be padding."""
+    """Return the smallest and the largest stored value; NaN and infinite values must be padding."""
     if stored.dtype.kind == "f" and not (finite := np.isfinite(stored)).all():
         padded = False if padding is None else is_padding(stored, padding)
         if not finite.any() or not (finite | padded).all():

@@ -1,4 +1,10 @@
-"""What a frame shows, in DICOM's own terms: Modality, part of the body and view, from codes, words or the SOP class."""
+"""What a frame shows, in DICOM's own terms: Modality, part of the body and view.
+
+Codes decide if they are known: `codes.csv` holds those of PS3.16 CID 4010 (views) and CID 4031 (parts of the body). Otherwise
+the text of Body Part Examined (0018,0015) and View Position (0018,5101) decides, word by word, by `terms.csv`. A text means a
+part or a view only if each of its words is in that table: `CHEST PA` is a chest, `CHEST LORDOTIC` and `CHEST ABDOMEN` are not.
+Modality (0008,0060) is corrected by the SOP class and, in ophthalmic objects, by the frame's own type.
+"""
 
 import csv
 import re
@@ -15,7 +21,7 @@ from pydicom.dataset import Dataset
 from pipeline.imaging.dicom.elements import Scope, code, item, texts, value
 
 RADIOGRAPHY = frozenset({"CR", "DX", "RG", "DR"})
-"""Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1); DR is older files' word for DX."""
+"""Values of Modality (0008,0060) for projection radiographs (PS3.3 C.7.3.1.1.1); older files say DR for DX."""
 _ASKED_AS_RADIOGRAPHS = frozenset({"CR", "DX"})
 _STANDS_FOR = {"FRONTAL": frozenset({"AP", "PA"}), "LATERAL": frozenset({"LL", "RL"})}
 _LONGEST_TERM = 2
@@ -37,7 +43,7 @@ _BY_CLASS = MappingProxyType(
     }
 )
 """SOP classes whose definition allows one Modality only; it counts, whatever the file says."""
-_WHERE_MISSING = MappingProxyType(
+_IF_MISSING = MappingProxyType(
     {
         uid.OphthalmicTomographyImageStorage: TOMOGRAPHY,
         uid.ComputedRadiographyImageStorage: "CR",
@@ -63,7 +69,7 @@ _WITHOUT_PIXELS_BELOW = tuple(
         *("5.1.4.1.1.200", "5.1.4.1.1.201"),  # procedure protocols, inventories
     )
 )
-"""Roots of SOP classes (PS3.4 B.5, PS3.6 Annex A) all of which are without Pixel Data (7FE0,0010) and the like."""
+"""Roots of SOP classes (PS3.4 B.5, PS3.6 Annex A) none of which has Pixel Data (7FE0,0010) or the like."""
 _WITHOUT_PIXELS = frozenset(
     (
         uid.MRSpectroscopyStorage,
@@ -90,7 +96,7 @@ _WITHOUT_PIXELS = frozenset(
 )
 
 
-class Text(NamedTuple):
+class TextMeaning(NamedTuple):
     """What the words of a text mean; `other` is the text, in plain capitals, if a word of it is not in the table."""
 
     body_parts: frozenset[str]
@@ -127,8 +133,8 @@ def view_position(dataset: Dataset) -> str:
 
 
 @lru_cache(maxsize=1024)
-def read_text(text: str) -> Text:
-    """Read a part of the body and a view out of a text; a text that says `UNKNOWN` is read as one that says nothing."""
+def read_text(text: str) -> TextMeaning:
+    """Read a part of the body and a view from a text; `UNKNOWN` is read as an empty text."""
     plain = unicodedata.normalize("NFKD", text.upper().replace(".", ""))
     words = re.sub(r"[^\w]|_", " ", "".join(one for one in plain if not unicodedata.combining(one))).split()
     found: dict[str, set[str]] = {"body_part": set(), "view_position": set(), "neither": set(), "unknown": set()}
@@ -141,8 +147,8 @@ def read_text(text: str) -> Text:
                 break
         else:
             whole = " ".join(words)
-            return Text(frozenset(), frozenset(), whole if _TERM.fullmatch(whole) else "")
-    return Text(frozenset(found["body_part"]), frozenset(found["view_position"]), "")
+            return TextMeaning(frozenset(), frozenset(), whole if _TERM.fullmatch(whole) else "")
+    return TextMeaning(frozenset(found["body_part"]), frozenset(found["view_position"]), "")
 
 
 def is_expected_modality(modality: str, expected: Collection[str]) -> bool:
@@ -152,7 +158,7 @@ def is_expected_modality(modality: str, expected: Collection[str]) -> bool:
 
 
 def is_expected_body_part(part: str, expected: Collection[str]) -> bool:
-    """Return whether a part of the body is among those expected, in whatever words the configuration names these."""
+    """Return whether a part of the body is among those expected, whatever words the configuration uses for them."""
     return part in expected or any(part in read_text(one).body_parts for one in expected)
 
 
@@ -167,7 +173,7 @@ def _views(view: str) -> frozenset[str]:
 
 
 def _one_view(views: Collection[str]) -> str:
-    """Return the one view that a text names; both frontal views are FRONTAL, a frontal and a lateral one are not known."""
+    """Return the one view that a text names: FRONTAL for both frontal ones, empty for a frontal and a lateral one."""
     if len(views) == 1:
         return next(iter(views))
     return next((name for name, both in _STANDS_FOR.items() if views and set(views) <= both | {name}), "")
@@ -202,22 +208,22 @@ def is_without_pixels(sop_class: str) -> bool:
 
 
 def modality(scope: Scope, sop_class: str) -> str:
-    """Return the Modality (0008,0060) of a frame; OPT is said of B-scans only, never of en-face frames or of the fundus.
+    """Return the Modality (0008,0060) of a frame; only B-scans are OPT, never en-face frames or pictures of the fundus.
 
     Within Ophthalmic Tomography, Ophthalmic Image Orientation (0022,0039) and Frame Type (0008,9007), or Image Type
     (0008,0008), say which frames are no B-scans.
     """
-    named = _BY_CLASS.get(uid.UID(sop_class)) or code(scope.dataset, "Modality") or _WHERE_MISSING.get(uid.UID(sop_class), "")
+    named = _BY_CLASS.get(uid.UID(sop_class)) or code(scope.dataset, "Modality") or _IF_MISSING.get(uid.UID(sop_class), "")
     return _ophthalmic(scope) if named == TOMOGRAPHY else named
 
 
 def intent_notes(dataset: Dataset, sop_class: str) -> tuple[str, ...]:
-    """Say of pictures that are meant for processing what was assumed: Presentation Intent Type (0008,0068), SOP class."""
+    """Return a note if the picture is meant for processing, by Presentation Intent Type (0008,0068) or the SOP class."""
     if code(dataset, "PresentationIntentType") != "FOR PROCESSING" and sop_class not in _FOR_PROCESSING:
         return ()
     return (
         "The image is meant for processing, not for presentation: its values are shown as they are, without the processing "
-        "of the device. Use the image for presentation where there is one.",
+        "of the device. Use the image for presentation if there is one.",
     )
 
 
@@ -232,7 +238,7 @@ def _ophthalmic(scope: Scope) -> str:
 
 
 def _frame_type(scope: Scope) -> tuple[str, ...]:
-    """Return Frame Type, of whatever macro it stands in, or else Image Type; without their first two values."""
+    """Return Frame Type, whatever macro it is in, or else Image Type; without their first two values."""
     for group in scope.groups:
         macros = (item(group, element.keyword) for element in group if element.keyword.endswith("FrameTypeSequence"))
         for holder in (group, *macros):
