@@ -1,6 +1,7 @@
 """Small data for tests: every builder makes something valid, and takes what a test wants to be different."""
 
 import io
+import json
 import struct
 import zipfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -133,7 +134,13 @@ def make_support(failed: str = "", **overrides: Any) -> dict[str, Any]:
     return fields | overrides
 
 
-def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), size: int = 32, **overrides: Any) -> Bundle:
+def make_bundle(
+    path: Path,
+    labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"),
+    size: int = 32,
+    metrics: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Bundle:
     """A whole bundle around `make_graph`; the classifier's weights are `weight` and `bias` in the safetensors file."""
     from safetensors.numpy import save
 
@@ -142,7 +149,7 @@ def make_bundle(path: Path, labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"), s
     contents = {
         GRAPH: graph,
         WEIGHTS: save({"classifier.weight": initial["weight"].copy(), "classifier.bias": initial["bias"].copy()}),
-        METRICS: b"{}",
+        METRICS: json.dumps(metrics or {}).encode(),
         MODEL_CARD: b"# Tiny model\n",
         CONFIG: b"name: tiny\n",
     }

@@ -102,6 +102,14 @@ class Reader:
         """Return the value of an expression of JavaScript."""
         return self._ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def screenshot(self, width: int, last: str) -> str:
+        """Return what the page shows down to the end of an element, given by its selector, as a PNG file in base64."""
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        height = self.evaluate(f"document.querySelector('{last}').getBoundingClientRect().bottom + scrollY + 14")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        content: str = self._ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+        return content
+
     def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters} | self._session

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import Reason
+from pipeline.evaluate.metrics import evaluate
 from pipeline.frames import Quarantined
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import FramePrediction, Heatmap, State
@@ -27,7 +28,7 @@ from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.words import REASONS, moment, percent, rate, spelled_out
 from pipeline.results.worklist import NOT_SCORED, URGENT, Ranking, Study, Totals
 from pipeline.settings import Check, Flag
-from tests.builders import make_bundle, make_key, make_prediction, make_result, make_support
+from tests.builders import make_bundle, make_key, make_prediction, make_result, make_sample, make_support
 from tests.server_chromium import Chromium
 
 VOID = {"meta", "img", "br", "input"}
@@ -487,6 +488,13 @@ def test_abbreviations_are_spelled_out_once_a_page(tmp_path: Path) -> None:
         assert text.count(words) == 1
     assert "oculus dexter" not in text
     assert spelled_out("ECE of OPT, and of OCT") == {"ECE": "expected calibration error", "OPT": "ophthalmic tomography"}
+
+
+def test_abbreviations_of_the_model_card_are_spelled_out_below_it(tmp_path: Path) -> None:
+    evaluation = evaluate(make_sample(labels=("NORMAL", "PNEUMONIA")), 10).to_json()
+    bundle = make_bundle(tmp_path / "bundle", metrics={"evaluation": evaluation})
+    text = text_of(write(tmp_path, bundle, []))
+    assert "F1: harmonic mean of precision and sensitivity; MCC: Matthews correlation coefficient" in text
 
 
 def test_every_reason_and_check_has_plain_words() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -360,7 +361,8 @@ class _Page:
         """Spell out what the excerpt of the model card abbreviates and the page has not spelled out before."""
         use = self._manifest.intended_use
         before = {*words.spelled_out(" ".join((*use.modalities, *use.view_positions))), *self._manifest.labels}
-        return {term: text for term, text in words.spelled_out(card).items() if term not in before}
+        terms = words.spelled_out(re.sub("<[^>]*>", " ", card))
+        return {term: text for term, text in terms.items() if term not in before}
 
     def _side(self, laterality: str) -> str:
         return words.side(laterality, self._manifest.intended_use.modalities)
