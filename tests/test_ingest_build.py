@@ -22,10 +22,10 @@ from pipeline.errors import InputError, Reason
 from pipeline.frames import Split
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import build_index
+from pipeline.ingest.file_reader import NO_LABEL, UID_CLASH
 from pipeline.ingest.index import FILES, Index, load_index
 from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.ingest.reading import NO_LABEL, UID_CLASH
 from pipeline.phantoms.studies import write_phantom
 from pipeline.settings import Check, Policy, Preprocessing
 from tests.builders import make_dicom, make_gate

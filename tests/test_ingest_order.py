@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.frames import InstanceKey
 from pipeline.ingest.build import in_order
+from pipeline.ingest.file_reader import ReadFile, ReadFrame, clashes
 from pipeline.ingest.labels import FileId
-from pipeline.ingest.reading import ReadFile, ReadFrame, clashes
 
 
 def seen(instance: str, number: int = 1, series: str = "1", study: str = "1", pixels: str = "", **others: object) -> ReadFrame:

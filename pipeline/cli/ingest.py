@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar
     from pipeline.imaging.files.names import skipped_line
     from pipeline.ingest.build import build_index
-    from pipeline.ingest.reading import NO_LABEL
+    from pipeline.ingest.file_reader import NO_LABEL
     from pipeline.ingest.splits import parse_percent
 
     plan = _deidentify(args)

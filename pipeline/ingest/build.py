@@ -12,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
+from pipeline.ingest.file_reader import NO_LABEL, FileReader, ReadFile, ReadFrame, find_files, journal_key, usable
 from pipeline.ingest.index import FILES, Index, difference, write_index
 from pipeline.ingest.journal import JOURNAL, Journal
 from pipeline.ingest.labels import (
@@ -25,7 +26,6 @@ from pipeline.ingest.labels import (
     read_labels,
 )
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
-from pipeline.ingest.reading import NO_LABEL, FileReader, ReadFile, ReadFrame, find_files, journal_key, usable
 from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, LENIENT, Gate, Reading

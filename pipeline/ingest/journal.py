@@ -1,6 +1,7 @@
 """The journal of an ingest: what was read of each file, in SQLite beside the index, so that no file is read twice.
 
-It holds no pixels, no Patient ID and no name, and it is a store of results only: without it everything is read again.
+A file is known by its source folder and its path below that. The journal holds no pixels, no Patient ID and no name. It can be
+deleted: everything is then read again.
 """
 
 import os
@@ -28,24 +29,20 @@ _SCHEMA = (
     "PRIMARY KEY (root, source)) WITHOUT ROWID",
 )
 
-Place = tuple[str, str]
-"""A source folder, and the path of a file below it."""
-
-
 class Journal:
     """What was read of each file; nothing is written before `begin`.
 
     Parameters
     ----------
     path
-        Where it lies; None keeps it in memory.
+        The file; None keeps it in memory.
     bound_to
         All that decides what is read; a journal that is bound to something else, or is damaged, is emptied.
 
     Raises
     ------
     InputError
-        By every method, where the file cannot be used; by the first of them, where it is somebody else's.
+        By every method, if the file cannot be used; by the first of them, if octray did not make it.
     """
 
     def __init__(self, path: Path | None, bound_to: str) -> None:
@@ -91,7 +88,7 @@ class Journal:
             raise InputError(f"The index cannot be written: {error.strerror}. Give --out another folder.") from None
 
     def _replace(self) -> None:
-        """Begin a damaged journal anew."""
+        """Replace a damaged journal by an empty one."""
         self._close()
         if self._path:
             self._path.unlink()
@@ -103,47 +100,47 @@ class Journal:
         """Key of the hashes that stand for patients; drawn once for each journal."""
         return bytes.fromhex(self._about("salt"))
 
-    def knows(self, place: Place, file: StudyFile) -> bool:
-        """Say whether this file was read before and has not changed since, by what it looks like without being opened."""
+    def knows(self, place: tuple[str, str], file: StudyFile) -> bool:
+        """Return whether this file was read before and has not changed since, by its stamp, without opening it."""
         if not self._database:
             return False
         rows = self._execute("SELECT size, mtime_ns, mark FROM files WHERE root = ? AND source = ?", place)
         return bool(rows) and rows[0] == file_stamp(file)
 
-    def put(self, place: Place, looked: FileStamp | None, read: str) -> None:
+    def put(self, place: tuple[str, str], stamp: FileStamp | None, read: str) -> None:
         """Keep what was read of a file.
 
         Parameters
         ----------
         place
             Which one.
-        looked
-            What `file_stamp` said before it was read; where it is None, the file is not known afterwards.
+        stamp
+            What `file_stamp` returned before it was read; if it is None, the file is not known afterwards.
         read
             What was read, as text.
         """
-        values = (*place, *(looked or (None, None, None)), read)
+        values = (*place, *(stamp or (None, None, None)), read)
         self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self._execute("COMMIT")
             self._execute("BEGIN")
             self._committed = time.monotonic()
 
-    def get(self, place: Place) -> str:
+    def get(self, place: tuple[str, str]) -> str:
         """Return what was read of a file.
 
         Raises
         ------
         KeyError
-            Where nothing was.
+            If nothing was read of it.
         """
         rows = self._execute("SELECT outcome FROM files WHERE root = ? AND source = ?", place)
         if not rows:
             raise KeyError(place)
         return str(rows[0][0])
 
-    def keep_only(self, places: Collection[Place]) -> None:
-        """Forget the files that are not there any more."""
+    def keep_only(self, places: Collection[tuple[str, str]]) -> None:
+        """Remove all files but these."""
         gone = set(self._execute("SELECT root, source FROM files")).difference(places)
         for place in gone:
             self._execute("DELETE FROM files WHERE root = ? AND source = ?", place)
@@ -156,7 +153,7 @@ class Journal:
         self._database = sqlite3.connect(self._path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
 
     def _check(self) -> None:
-        """Take the file for this process alone, and empty it where it is bound to something else."""
+        """Lock the file for this process, and empty it if it is bound to something else."""
         for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA synchronous = NORMAL", "BEGIN EXCLUSIVE"):
             self._run(statement)
         tables = {name for (name,) in self._run("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -201,6 +198,6 @@ class Journal:
 
 
 def _check_owner(head: bytes) -> None:
-    """Find out from the first bytes of a file whether octray made it; an empty one belongs to nobody."""
+    """Check by the first bytes of a file that octray made it; an empty file counts as ours."""
     if head and not (head.startswith(_MAGIC) and head[68:72] == _APPLICATION.to_bytes(4)):
         raise InputError(f"The {JOURNAL} that is there was not made by octray. Give --out another folder.")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Kind(Enum):
+class MessageKind(Enum):
     """What a worker says: that it has started, one result of a task, the end of it, or that it failed."""
 
     READY = "ready"
@@ -35,7 +35,7 @@ class Message:
         One uint8 array for each; the content unpickled lies in them, without a copy.
     """
 
-    kind: Kind
+    kind: MessageKind
     pickled: bytes = b""
     buffers: Sequence[NDArray[np.uint8]] = ()
 
@@ -47,7 +47,7 @@ class Message:
         return pickle.loads(self.pickled, buffers=self.buffers)  # noqa: S301
 
 
-def packed(kind: Kind, content: object = None) -> Message:
+def packed(kind: MessageKind, content: object = None) -> Message:
     """Return a message whose buffers are those of the content itself."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(content, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
@@ -87,4 +87,4 @@ def receive(connection: Connection) -> Message:
             if not count:
                 raise EOFError
             rest = rest[count:]
-    return Message(Kind(kind), pickled, buffers)
+    return Message(MessageKind(kind), pickled, buffers)

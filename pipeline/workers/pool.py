@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from pipeline.errors import Reason, UnreadableError, WorkerError
 from pipeline.workers.ahead import ITEMS_AHEAD, stream_ahead
 from pipeline.workers.cores import usable_cores
-from pipeline.workers.messages import Kind, Message, packed, receive, send
+from pipeline.workers.messages import Message, MessageKind, packed, receive, send
 from pipeline.workers.process import OUT_OF_MEMORY
 
 Handle = TypeVar("Handle")
@@ -155,7 +155,7 @@ class WorkerPool:
             worker = worker or self._started(busy)
             busy.add(worker)
             for message in worker.messages((_working_folder(), task, item)):
-                done = message.kind is not Kind.RESULT
+                done = message.kind is not MessageKind.RESULT
                 yield message
         finally:
             if worker:
@@ -268,14 +268,14 @@ class _Worker:
     def messages(self, request: object) -> Iterator[Message]:
         """Send a request and yield the messages that come back; if the process ends, a failure is the last one."""
         try:
-            send(self._connection, packed(Kind.RESULT, request))
-            kind = Kind.RESULT
-            while kind is Kind.RESULT:
+            send(self._connection, packed(MessageKind.RESULT, request))
+            kind = MessageKind.RESULT
+            while kind is MessageKind.RESULT:
                 message = receive(self._connection)
                 kind = message.kind
                 yield message
         except (EOFError, ConnectionError):
-            yield packed(Kind.FAILED, self._failure(self._process.wait()))
+            yield packed(MessageKind.FAILED, self._failure(self._process.wait()))
 
     def _failure(self, code: int) -> UnreadableError:
         if code == -signal.SIGPROF:
@@ -342,9 +342,9 @@ def _end_idle() -> None:
 
 def _results(messages: Iterator[Message]) -> Iterator[Any]:
     for message in messages:
-        if message.kind is Kind.RESULT:
+        if message.kind is MessageKind.RESULT:
             yield message.content()
-        elif message.kind is Kind.FAILED:
+        elif message.kind is MessageKind.FAILED:
             raise message.content()
 
 

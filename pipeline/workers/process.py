@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipeline.errors import OctrayError, Reason, UnreadableError, is_lack_of_memory
-from pipeline.workers.messages import Kind, Message, packed, receive, send
+from pipeline.workers.messages import Message, MessageKind, packed, receive, send
 
 OUT_OF_MEMORY = 3
 """Exit code of a worker that lacks even the memory to say so."""
@@ -46,7 +46,7 @@ def serve(handle: int, cpu_seconds: float, wall_seconds: float, memory_bytes: in
     _limit_memory(memory_bytes)
     try:
         _import(preload)
-        send(connection, packed(Kind.READY))
+        send(connection, packed(MessageKind.READY))
         while True:
             for message in _messages(receive(connection)):
                 send(connection, message)
@@ -114,13 +114,13 @@ def _messages(request: Message) -> Iterator[Message]:
             os.chdir(folder)
         _start_clock(*_seconds)
         for result in task(item):
-            message = packed(Kind.RESULT, result)
+            message = packed(MessageKind.RESULT, result)
             _stop_clock()
             yield message
             _start_clock(*_seconds)
-        message = packed(Kind.DONE)
+        message = packed(MessageKind.DONE)
     except Exception as error:
-        message = packed(Kind.FAILED, _speakable(error))
+        message = packed(MessageKind.FAILED, _speakable(error))
     _stop_clock()
     yield message
 

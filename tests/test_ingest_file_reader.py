@@ -11,8 +11,7 @@ from PIL import Image
 from pipeline.errors import Reason
 from pipeline.imaging.files.study_file import Refusal
 from pipeline.imaging.sources import StudyFile
-from pipeline.ingest.patients import hash_patient
-from pipeline.ingest.reading import (
+from pipeline.ingest.file_reader import (
     ReadFile,
     ReadFrame,
     collect,
@@ -22,6 +21,7 @@ from pipeline.ingest.reading import (
     read_file,
     to_json,
 )
+from pipeline.ingest.patients import hash_patient
 from pipeline.settings import DEFAULT_READING, LENIENT, Check, Gate, Limits, Policy, Reading
 from tests.builders import make_dicom, make_gate, make_key
 

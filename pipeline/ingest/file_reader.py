@@ -188,9 +188,9 @@ class FileReader:
         task = partial(read_file, reading=self._reading, gate=self._gate, salt=self._journal.salt)
         with file_workers(self._workers) as pool:
             begun = pool.map(task, (((file_id, lasting_stamp(file_stamp(file))), file) for file_id, file in unread.items()))
-            for (file_id, look), results in progress(begun, "reading studies", len(unread)):
+            for (file_id, stamp), results in progress(begun, "reading studies", len(unread)):
                 read = collect(results)
-                self._journal.put(self._place(file_id), look if read.is_final else None, to_json(read))
+                self._journal.put(self._place(file_id), stamp if read.is_final else None, to_json(read))
         return {one: refused.get(one) or from_json(self._journal.get(self._place(one))) for one in files}
 
     def forget_others(self, files: Mapping[FileId, StudyFile]) -> None:
