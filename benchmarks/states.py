@@ -63,7 +63,7 @@ def main(bundle_path: Path, index_path: Path) -> int:
             bands=bands,
             normal_label=manifest.normal_label,
         )
-        found = {(label, kind): getattr(one, kind).value for label, one in coverage(sample, 0).items() for kind in KINDS}
+        found = {(label, kind): one[kind].value for label, one in coverage(sample, 0).items() for kind in KINDS}
         states = sample.states
         found["frames", "any label uncertain"] = float((states == State.UNCERTAIN).any(axis=1).mean())
         found["frames", "several labels positive"] = float(((states == State.POSITIVE).sum(axis=1) > 1).mean())

@@ -56,6 +56,15 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure of an evaluation with its 95 % interval; None if it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """The calibrated probability that best divides frames with a label from those without, chosen on the calibration split.
 

@@ -1,6 +1,7 @@
 """Fitting: loss and head against torch and scikit-learn, and a killed run against one that was not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipeline.evaluate.calibration import expected_calibration_error, probabilit
 from pipeline.model.networks import Network, create_network
 from pipeline.predictions import Activation
 from pipeline.progress import silent
-from pipeline.train.finetune import Augmentation, Fitting, FrameSet, finetune
+from pipeline.train.finetune import Augmentation, FrameSet, finetune
 from pipeline.train.head import Examples, class_weights, count_terms, fit_head, remove_class_weights, weighted_loss
 
 SIZE = 32
@@ -98,7 +99,7 @@ def test_features_that_are_not_numbers_stop_the_head() -> None:
         fit_head(broken, examples(20, 1), np.ones(3), Activation.SOFTMAX, HeadSection())
 
 
-def fitting(seed: int = 0, pixels: np.ndarray | None = None, **settings: object) -> Fitting:
+def fitting(seed: int = 0, pixels: np.ndarray | None = None, **settings: object) -> dict[str, Any]:
     rng = np.random.default_rng(7)
     classes = np.arange(24) % 2
     frames = rng.random((24, 1, SIZE, SIZE), dtype=np.float32) * 0.5 if pixels is None else pixels
@@ -109,7 +110,17 @@ def fitting(seed: int = 0, pixels: np.ndarray | None = None, **settings: object)
         AugmentSection(rotate_degrees=5, translate=0.05, flip_columns=True, gamma=0.1, noise=0.01), SIZE
     )
     train, tune = (FrameSet(frames, targets, rows) for rows in (np.arange(16), np.arange(16, 24)))
-    return Fitting(train, tune, torch.ones(2), Activation.SOFTMAX, FinetuneSection(**values), augmentation, seed)  # type: ignore[arg-type]
+    return {
+        "train": train,
+        "tune": tune,
+        "class_weights": torch.ones(2),
+        "activation": Activation.SOFTMAX,
+        "settings": FinetuneSection.model_validate(values),
+        "augmentation": augmentation,
+        "seed": seed,
+        "on_epoch": lambda *_: None,
+        "progress": silent,
+    }
 
 
 def fresh_network() -> Network:
@@ -119,15 +130,15 @@ def fresh_network() -> Network:
 
 def test_a_killed_run_ends_with_the_same_weights_as_one_that_was_not(tmp_path: Path) -> None:
     unbroken, killed, resumed = fresh_network(), fresh_network(), fresh_network()
-    course = finetune(unbroken, fitting(), tmp_path / "a.safetensors", lambda *_: None, silent)
+    course = finetune(unbroken, **fitting(), checkpoint=tmp_path / "a.safetensors")
 
     def kill(epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(killed, fitting(), tmp_path / "b.safetensors", kill, silent)
-    again = finetune(resumed, fitting(), tmp_path / "b.safetensors", lambda *_: None, silent)
+        finetune(killed, **fitting() | {"on_epoch": kill}, checkpoint=tmp_path / "b.safetensors")
+    again = finetune(resumed, **fitting(), checkpoint=tmp_path / "b.safetensors")
     assert again.history == course.history
     assert len(course.history) == 5
     for name, value in unbroken.state_dict().items():
@@ -137,7 +148,7 @@ def test_a_killed_run_ends_with_the_same_weights_as_one_that_was_not(tmp_path: P
 def test_the_best_weights_are_kept_and_training_stops_early(tmp_path: Path) -> None:
     network = fresh_network()
     job = fitting(epochs=30, learning_rate=0.3, patience=3)
-    course = finetune(network, job, tmp_path / "c.safetensors", lambda *_: None, silent)
+    course = finetune(network, **job, checkpoint=tmp_path / "c.safetensors")
     losses = [epoch["tune_loss"] for epoch in course.history]
     assert course.best_loss == min(losses)
     assert course.best_epoch == int(np.argmin(losses))
@@ -149,7 +160,7 @@ def test_only_the_last_groups_change_and_batch_statistics_stay(tmp_path: Path) -
     network = fresh_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     job = fitting(groups=1, epochs=3, learning_rate=0.001, backbone_factor=1.0)
-    finetune(network, job, tmp_path / "d.safetensors", lambda *_: None, silent)
+    finetune(network, **job, checkpoint=tmp_path / "d.safetensors")
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith(("body.layer4", "body.fc")) for name in changed)
@@ -158,7 +169,7 @@ def test_only_the_last_groups_change_and_batch_statistics_stay(tmp_path: Path) -
 
 def test_the_rate_falls_on_a_plateau(tmp_path: Path) -> None:
     job = fitting(epochs=4, learning_rate=1e-6, plateau_patience=1, plateau_factor=0.1)
-    course = finetune(fresh_network(), job, tmp_path / "e.safetensors", lambda *_: None, silent)
+    course = finetune(fresh_network(), **job, checkpoint=tmp_path / "e.safetensors")
     rates = [epoch["learning_rate"] for epoch in course.history[1:]]
     assert rates[0] == 1e-6
     assert rates[-1] < 1e-6
@@ -168,7 +179,7 @@ def test_a_loss_that_is_not_a_number_stops_training_with_advice(tmp_path: Path) 
     pixels = np.zeros((24, 1, SIZE, SIZE), np.float32)
     pixels[5] = np.nan
     with pytest.raises(TrainingError, match=r"The loss of epoch 1 is not a number. Lower train.finetune.learning_rate"):
-        finetune(fresh_network(), fitting(pixels=pixels), tmp_path / "f.safetensors", lambda *_: None, silent)
+        finetune(fresh_network(), **fitting(pixels=pixels), checkpoint=tmp_path / "f.safetensors")
 
 
 def test_augmentation_repeats_itself_for_a_seed_and_stays_in_range() -> None:

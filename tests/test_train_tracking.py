@@ -24,13 +24,13 @@ from pipeline.config import TrackingSection, load_config
 from pipeline.errors import ConfigError
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, load_bundle
-from pipeline.train.tracking import RunFacts, Tracker, _client_settings, flatten, tracking_uri
+from pipeline.train.tracking import Tracker, _client_settings, flatten, tracking_uri
 from pipeline.train.workspace import open_workspace
 from tests.builders import make_bundle
 from tests.conftest import Trained
 from tests.server_mlflow import Proxy, mlflow_server, proxy_of
 
-FACTS = RunFacts("tiny", {"train.seed": "0"}, "index", "a" * 64)
+FACTS = {"name": "tiny", "parameters": {"train.seed": "0"}, "dataset_name": "index", "dataset_sha256": "a" * 64}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_bundle_is_an_artefact_and_a_registered_version(client: MlflowClient
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_kept(store: Path) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS)
+    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS)
     tracker.log_metrics({"test_A+B (wet) / 1:2_auroc": 0.5})
     tracker.finish()
     found = MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id)
@@ -102,13 +102,13 @@ def test_a_store_below_a_new_folder_is_made(store: Path, tmp_path: Path) -> None
     uri = f"sqlite:///{tmp_path / 'new' / 'deep' / 'mlflow.db'}"
     (tmp_path / "new" / "deep").mkdir(parents=True)
     shutil.move(store, tmp_path / "new" / "deep")
-    assert Tracker(TrackingSection(uri=uri), FACTS).run_id
+    assert Tracker(TrackingSection(uri=uri), **FACTS).run_id
 
 
 def test_the_environment_is_left_as_it_was(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     before = dict(os.environ)
-    assert Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS).run_id
+    assert Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS).run_id
     assert dict(os.environ) == before
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_recorded_where_tracking_is_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tracker = Tracker(TrackingSection(enabled=False), FACTS)
+    tracker = Tracker(TrackingSection(enabled=False), **FACTS)
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert (tracker.run_id, capsys.readouterr().err, list(tmp_path.iterdir())) == ("", "", [])
@@ -187,7 +187,7 @@ def test_a_server_that_is_not_there_costs_one_sentence(capsys: pytest.CaptureFix
 
 def use(uri: str) -> None:
     """Do with a store that does not work what a run does."""
-    tracker = Tracker(TrackingSection(uri=uri), FACTS)
+    tracker = Tracker(TrackingSection(uri=uri), **FACTS)
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert tracker.run_id == ""
@@ -203,7 +203,7 @@ def test_a_store_that_cannot_be_opened_is_tried_once(uri: str, tmp_path: Path, c
 def test_a_store_that_dies_in_the_middle_costs_one_sentence(
     store: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS)
+    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS)
     tracker.log_metrics({"tune_loss": 1.0}, 1)
     assert tracker.run_id
     assert capsys.readouterr().err == ""
@@ -215,7 +215,7 @@ def test_a_store_that_dies_in_the_middle_costs_one_sentence(
 
 
 def test_a_run_that_is_no_longer_there_costs_one_sentence(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS, run_id="f" * 32)
+    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS, run_id="f" * 32)
     tracker.log_metrics({"tune_loss": 1.0})
     assert said_once(capsys.readouterr().err)
 
@@ -238,7 +238,7 @@ def settings(uri: object, **others: str) -> TrackingSection:
 def test_what_mlflow_refuses_is_said_in_its_own_words_and_the_run_ends(
     store: Path, trained: Trained, capsys: pytest.CaptureFixture[str], alias: str, name: str, sentence: str
 ) -> None:
-    tracker = Tracker(settings(f"sqlite:///{store}", alias=alias), FACTS)
+    tracker = Tracker(settings(f"sqlite:///{store}", alias=alias), **FACTS)
     tracker.log_bundle(trained.bundle, name)
     tracker.finish()
     said = capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_artefacts_that_cannot_be_written_leave_a_run_that_ends_and_can_be_regis
     uri = f"sqlite:///{store}"
     (store.parent / "artifacts").write_text("no folder")
     bundle = make_bundle(store.parent / "bundle")
-    tracker = Tracker(TrackingSection(uri=uri, experiment="blocked"), FACTS)
+    tracker = Tracker(TrackingSection(uri=uri, experiment="blocked"), **FACTS)
     tracker.log_bundle(bundle.path, "octray-blocked")
     tracker.finish("FAILED")
     said = capsys.readouterr().err
@@ -327,7 +327,8 @@ def test_a_killed_run_that_is_begun_again_ends_as_killed(store: Path, tmp_path: 
 
     def begin(resume: bool) -> Tracker:
         workspace = open_workspace(tmp_path / "bundle", "facts", resume)
-        return Tracker(place, FACTS, workspace.run_id, workspace.left_run_id, workspace.remember_run)
+        runs = {"run_id": workspace.run_id, "left_run": workspace.left_run_id}
+        return Tracker(place, **FACTS, **runs, remember=workspace.remember_run)
 
     killed, client = begin(resume=False), MlflowClient(place.uri)
     resumed = begin(resume=True)
@@ -346,7 +347,7 @@ def test_an_interrupt_while_a_run_begins_ends_it(store: Path) -> None:
 
     begun: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        Tracker(TrackingSection(uri=f"sqlite:///{store}"), FACTS, remember=interrupt)
+        Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS, remember=interrupt)
     assert MlflowClient(f"sqlite:///{store}").get_run(begun[0]).info.status == "KILLED"
 
 
@@ -436,7 +437,7 @@ def test_config_check_refuses_bad_names_all_at_once() -> None:
 
 @pytest.mark.parametrize("name", ["../../up", "/etc/octray", "a/b", "..", "x" * 400])
 def test_the_name_of_an_experiment_is_no_path(store: Path, trained: Trained, name: str) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}", experiment=name), FACTS)
+    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}", experiment=name), **FACTS)
     place = urlparse(MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id).info.artifact_uri).path
     assert Path(url2pathname(place)) == store.parent.resolve() / "artifacts" / tracker.run_id / "artifacts"
 
@@ -463,7 +464,7 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
     proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="away"), FACTS)
+    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="away"), **FACTS)
     for epoch in range(8):
         proxy.is_down = 2 <= epoch < 5
         tracker.log_metrics({"tune_loss": epoch}, epoch)
@@ -485,7 +486,7 @@ def test_an_upload_through_a_slow_proxy_has_the_time_that_the_user_gives_it(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="slow"), FACTS)
+    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="slow"), **FACTS)
     proxy.upload_seconds = 5.0
     tracker.log_bundle(bundle.path, "octray-slow")
     tracker.finish()

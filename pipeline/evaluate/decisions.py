@@ -8,7 +8,6 @@ hierarchical models", JASA 2023; Lee, Barber and Willett, "Distribution-free inf
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -180,27 +179,12 @@ def conformal_bands(
     return tuple(_band(point, chances, truth, patients, alpha, resamples, seed) for point, chances, truth in columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How often the states of one label held the truth, and how often they were uncertain.
+def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """Return how often the states of each label hold the truth and how often they are uncertain, with 95 % intervals.
 
-    Parameters
-    ----------
-    covered_positives
-        Of the frames with the label, the part that is not negative; each patient with such frames counts alike.
-    covered_negatives
-        Of the frames without the label, the part that is not positive, likewise.
-    uncertain
-        The part of all frames for which the label is known that is uncertain.
-    """
-
-    covered_positives: Estimate
-    covered_negatives: Estimate
-    uncertain: Estimate
-
-
-def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, Coverage]:
-    """Return for each label how well its states hold the truth, with 95 % intervals over resampled patients.
+    Each label has three figures: `covered_positives` is the part of its positive frames that are not called negative, and
+    `covered_negatives` the part of its negative frames that are not called positive, in both of which patients count alike;
+    `uncertain` is the part of all frames, for which the label is known, that is uncertain.
 
     Parameters
     ----------
@@ -227,7 +211,7 @@ def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, 
         return found
 
     estimates = bootstrap(statistic, sample.groups, resamples, seed)
-    return {label: Coverage(**{name: estimates[label, name] for name in questions}) for label in sample.labels}
+    return {label: {name: estimates[label, name] for name in questions} for label in sample.labels}
 
 
 def _band(
@@ -251,8 +235,8 @@ def _band(
     highest = _edge(chances[without], patients[without], alpha, -1)
     return ConformalBand(
         label=point.label,
-        present_from=float(np.nanmin([_below(seen, lowest), point.threshold, interval.low])),
-        absent_below=float(np.nanmax([_above(seen, highest), point.threshold, interval.high])),
+        present_from=min(one for one in (_below(seen, lowest), point.threshold, interval.low) if one is not None),
+        absent_below=max(one for one in (_above(seen, highest), point.threshold, interval.high) if one is not None),
         present_patients=len(set(patients[with_label])),
         absent_patients=len(set(patients[without])),
     )

@@ -5,7 +5,7 @@ of 95 % come from drawing patients with replacement, not frames, since the frame
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint, State
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, Interval, OperatingPoint, State
 
 
 class Curve(NamedTuple):
@@ -182,28 +182,16 @@ CELLS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval; nan where it is not defined.
+class Estimate(Interval):
+    """A figure with its 95 % interval: percentiles 2.5 and 97.5 over the resamples in which the figure is defined.
 
     Parameters
     ----------
-    value
-        On the frames themselves.
-    low, high
-        Percentiles 2.5 and 97.5 over the resamples in which the figure is defined.
     left_out
-        In how many resamples it is not, for example because none of the drawn patients has the finding.
+        In how many resamples it is not defined, for example because none of the drawn patients has the finding.
     """
 
-    value: float
-    low: float
-    high: float
     left_out: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """Return the figure for a JSON file, nan as None."""
-        figures = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if np.isnan(figure) else figure for name, figure in figures.items()} | {"left_out": self.left_out}
 
 
 def bootstrap(
@@ -242,8 +230,8 @@ def _draw(patients: int, resamples: int, at_once: int, seed: int) -> Iterator[Fl
 
 def _estimate(value: float, figures: Float64, enough: bool) -> Estimate:
     defined = figures[~np.isnan(figures)]
-    low, high = np.percentile(defined, PERCENTILES) if enough and len(defined) else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high), len(figures) - len(defined))
+    low, high = map(float, np.percentile(defined, PERCENTILES)) if enough and len(defined) else (None, None)
+    return Estimate(None if np.isnan(value) else value, low, high, len(figures) - len(defined))
 
 
 _ECE = "ece"
@@ -484,7 +472,7 @@ class Evaluation:
             },
             "macro": _figures(self.macro),
             "argmax": _figures(self.argmax),
-            "uncertain": self.uncertain.to_json(),
+            "uncertain": asdict(self.uncertain),
             "confusion": [list(row) for row in self.confusion],
         }
 
@@ -524,6 +512,21 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
     )
 
 
+def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
+    """Return the figures of `Evaluation.to_json` under one name each, for MLflow; figures that are not defined are left out.
+
+    The names are `<split>_<metric>` for the means over the labels, `<split>_argmax_<metric>`, `<split>_<label>_<metric>`, and
+    `<split>_uncertain_frames`. Nothing has no figures: of an empty mapping nothing comes back.
+    """
+    if not evaluation:
+        return {}
+    groups = {f"{split}_": evaluation["macro"] | {"uncertain_frames": evaluation["uncertain"]}}
+    groups[f"{split}_argmax_"] = evaluation["argmax"]
+    groups |= {f"{split}_{label}_": found["metrics"] for label, found in evaluation["labels"].items()}
+    figures = {prefix + name: figure["value"] for prefix, group in groups.items() for name, figure in group.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
     labels = [column.measure(weights) for column in columns]
     macro: dict[str, Float64] = {
@@ -537,7 +540,7 @@ def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float6
 def _calibration_errors(columns: Sequence[Column]) -> dict[_Key, Estimate]:
     errors = [expected_calibration_error(column.probabilities, column.targets) for column in columns]
     scopes: list[tuple[int | str, float]] = [*enumerate(errors), (_MACRO, float(np.mean(errors)))]
-    return {(scope, _ECE): Estimate(error, np.nan, np.nan, 0) for scope, error in scopes}
+    return {(scope, _ECE): Estimate(None if np.isnan(error) else error, None, None, 0) for scope, error in scopes}
 
 
 def _label_evaluation(column: Column, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
@@ -550,4 +553,4 @@ def _part(estimates: Mapping[_Key, Estimate], scope: int | str) -> dict[str, Est
 
 
 def _figures(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: estimate.to_json() for name, estimate in metrics.items()}
+    return {name: asdict(estimate) for name, estimate in metrics.items()}

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, OperatingPoint
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, Interval, OperatingPoint
 from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
 SCHEMA_VERSION = 3
@@ -101,14 +101,6 @@ class HeatmapSupport(_Part):
         found = [f"failed checks ({failed})"] if failed else []
         found += [f"could not be checked ({empty}), as they are the same everywhere"] if empty else []
         return f"The heatmaps of this bundle {' and '.join(found)}: do not take them as a reason." if found else ""
-
-
-class Interval(_Part):
-    """A figure with its 95 % interval; None if it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class LabelCoverage(_Part):

@@ -5,9 +5,11 @@ All of it is made from data: the manifest and `metrics.json` of the bundle. The 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pipeline.model.bundle import Interval, Manifest
+from pipeline.model.bundle import Manifest
+from pipeline.predictions import Interval
 
 _TITLES = {
     "auroc": "AUROC",
@@ -140,7 +142,7 @@ def _figures(evaluation: Mapping[str, Any], names: Sequence[str]) -> list[list[s
 
 def _interval(figure: Interval | Mapping[str, Any] | None) -> str:
     """Return a figure with its interval; a dash if it is not defined."""
-    values = figure.model_dump() if isinstance(figure, Interval) else figure
+    values = asdict(figure) if isinstance(figure, Interval) else figure
     if values is None or values["value"] is None:
         return UNDEFINED
     limits = "" if values["low"] is None else f" ({values['low']:.3f} to {values['high']:.3f})"

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
-from pipeline.evaluate.decisions import Coverage, choose_operating_points, conformal_bands, coverage
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.figures import plots
 from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, count, evaluate, sensitivity, specificity
 from pipeline.evaluate.outliers import Reference, fit_reference, pooled, reference_rows
 from pipeline.frames import FloatArray, Split
-from pipeline.model.bundle import Interval, LabelCoverage, MeasuredRefusals, MeasuredStates
+from pipeline.model.bundle import LabelCoverage, MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
-from pipeline.predictions import ConformalBand, OperatingPoint
+from pipeline.predictions import ConformalBand, Interval, OperatingPoint
 from pipeline.train.training_data import TrainingData
 
 
@@ -49,17 +49,6 @@ class Assessment:
     states: MeasuredStates | None = None
     refusals: MeasuredRefusals | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
-
-    def figures(self) -> dict[str, float]:
-        """Return the test figures as `test_<metric>` and `test_<label>_<metric>`; what is not defined is left out."""
-        if self.evaluation is None:
-            return {}
-        found = {f"test_{name}": estimate.value for name, estimate in self.evaluation.macro.items()}
-        found["test_uncertain_frames"] = self.evaluation.uncertain.value
-        found |= {f"test_argmax_{name}": estimate.value for name, estimate in self.evaluation.argmax.items()}
-        for label in self.evaluation.labels:
-            found |= {f"test_{label.label}_{name}": estimate.value for name, estimate in label.metrics.items()}
-        return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: FloatArray) -> Assessment:
@@ -144,7 +133,10 @@ def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
         frames=evaluation.frames,
         patients=evaluation.patients,
         uncertain=_interval(evaluation.uncertain),
-        labels={label: _label_coverage(one) for label, one in found.items()},
+        labels={
+            label: LabelCoverage(**{name: _interval(estimate) for name, estimate in one.items()})
+            for label, one in found.items()
+        },
     )
 
 
@@ -181,14 +173,5 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
-def _label_coverage(found: Coverage) -> LabelCoverage:
-    return LabelCoverage(
-        covered_positives=_interval(found.covered_positives),
-        covered_negatives=_interval(found.covered_negatives),
-        uncertain=_interval(found.uncertain),
-    )
-
-
 def _interval(estimate: Estimate) -> Interval:
-    value, low, high = (None if np.isnan(one) else one for one in (estimate.value, estimate.low, estimate.high))
-    return Interval(value=value, low=low, high=high)
+    return Interval(estimate.value, estimate.low, estimate.high)

@@ -56,17 +56,6 @@ class Course:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class State:
-    """Everything that changes while a network is fine-tuned."""
-
-    network: Network
-    optimiser: AdamW
-    scheduler: ReduceLROnPlateau
-    best: dict[str, Tensor]
-    course: Course
-
-
 class Augmentation:
     """Changes batches at random, and in the same way again for the same seed.
 
@@ -120,22 +109,16 @@ class FrameSet:
             yield torch.from_numpy(self.pixels[chosen]), torch.from_numpy(self.targets[chosen]).float()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitting:
-    """What stays the same over a fine-tuning run."""
-
-    train: FrameSet
-    tune: FrameSet
-    class_weights: Tensor
-    activation: Activation
-    settings: FinetuneSection
-    augmentation: Augmentation
-    seed: int
-
-
 def finetune(
     network: Network,
-    fitting: Fitting,
+    *,
+    train: FrameSet,
+    tune: FrameSet,
+    class_weights: Tensor,
+    activation: Activation,
+    settings: FinetuneSection,
+    augmentation: Augmentation,
+    seed: int,
     checkpoint: Path,
     on_epoch: Callable[[int, dict[str, float]], None],
     progress: Progress,
@@ -146,42 +129,46 @@ def finetune(
     ----------
     network
         With a fitted head.
-    fitting
-        Frames, loss and settings.
+    train, tune
+        Frames that the weights learn from, and frames that choose between the epochs.
+    class_weights
+        As from `head.class_weights`.
+    activation, settings, augmentation
+        As configured.
+    seed
+        Epochs draw their random numbers from it and their own number, so that a resumed run equals one that was never stopped.
     checkpoint
-        File to resume from where it exists; written after each epoch. Epochs draw their random numbers from the seed and their
-        own number, so that a resumed run equals one that was never stopped.
+        File to resume from if it exists; written after each epoch.
     on_epoch
-        Called with the number of each finished epoch and its metrics, 0 being the head alone; again with the last one where a
-        run is resumed, since the kill may have come before the first call.
+        Called with the number of each finished epoch and its metrics; epoch 0 is the head alone. When a run is resumed, it is
+        called again with the last epoch, since the kill may have come before the first call.
     progress
         Shows the batches of each epoch.
 
     Raises
     ------
     TrainingError
-        Where the loss is not a number.
+        If the loss is not a number.
     """
-    unfreeze(network, fitting.settings.groups)
+    unfreeze(network, settings.groups)
     network.to(memory_format=torch.channels_last)  # backward passes of depthwise convolutions are slow in the other layout
-    state = _start(network, fitting)
+    run = _FineTuning(network, train, tune, class_weights, activation, settings, augmentation, seed, progress)
+    course = run.course
     if checkpoint.is_file():
-        load_checkpoint(checkpoint, state)
+        run.load(checkpoint)
     else:
-        judged = judge_tune(network, fitting, progress)
-        state.course.best_loss = judged["tune_loss"]
-        state.course.history.append(judged)
-        save_checkpoint(checkpoint, state)
-    on_epoch(state.course.epoch, state.course.history[-1])
-    while not _finished(state.course, fitting.settings):
-        epoch = state.course.epoch + 1
-        train_loss = _train_epoch(state, fitting, epoch, progress)
-        _judge_epoch(state, fitting, train_loss, progress)
-        save_checkpoint(checkpoint, state)
-        on_epoch(epoch, state.course.history[-1])
-    network.load_state_dict(state.best, strict=False)
+        measured = run.measure_tune()
+        course.best_loss = measured["tune_loss"]
+        course.history.append(measured)
+        run.save(checkpoint)
+    on_epoch(course.epoch, course.history[-1])
+    while course.epoch < settings.epochs and course.epoch - course.best_epoch < settings.patience:
+        run.train_epoch()
+        run.save(checkpoint)
+        on_epoch(course.epoch, course.history[-1])
+    network.load_state_dict(run.best, strict=False)
     network.to(memory_format=torch.contiguous_format)
-    return state.course
+    return course
 
 
 def unfreeze(network: Network, groups: int) -> None:
@@ -193,26 +180,148 @@ def unfreeze(network: Network, groups: int) -> None:
         parameter.requires_grad_()
 
 
-def judge_tune(network: Network, fitting: Fitting, progress: Progress) -> dict[str, float]:
-    """Return the class-weighted loss on the tune split, and the mean AUROC of the labels where it is defined.
+class _FineTuning:
+    """A network on its way through the epochs: optimiser, rate, best weights and course, which a checkpoint keeps."""
 
-    The loss is the one at the temperature that suits these frames best: how certain the network is does not matter here, since
-    the calibration split sets that afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate", 2025).
-    """
-    network.eval()
-    frames = fitting.tune
-    with torch.no_grad():
-        size = fitting.settings.batch_size
-        batches = progress(frames.batches(frames.rows, size), "judging the tune split", math.ceil(len(frames.rows) / size))
-        logits = torch.cat([network(pixels)[0] for pixels, _ in batches])
-    truth = frames.targets[frames.rows]
-    targets = torch.from_numpy(truth).float()
-    terms = count_terms(truth, fitting.activation)
-    losses = [weighted_loss(logits / t, targets, fitting.class_weights, fitting.activation, terms).item() for t in TEMPERATURES]
-    judged = {"tune_loss": float(np.min(losses))}
-    if math.isfinite(judged["tune_loss"]) and math.isfinite(area := _mean_auroc(logits.numpy(), truth, fitting.activation)):
-        judged["tune_auroc"] = area
-    return judged
+    def __init__(
+        self,
+        network: Network,
+        train: FrameSet,
+        tune: FrameSet,
+        class_weights: Tensor,
+        activation: Activation,
+        settings: FinetuneSection,
+        augmentation: Augmentation,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self._network, self._train, self._tune = network, train, tune
+        self._class_weights, self._activation = class_weights, activation
+        self._settings, self._augmentation, self._seed, self._progress = settings, augmentation, seed, progress
+        head = list(network.classifier.parameters())
+        known = {id(parameter) for parameter in head}
+        backbone = [value for value in network.body.parameters() if value.requires_grad and id(value) not in known]
+        self._optimiser = AdamW(
+            [
+                {"params": head, "lr": settings.learning_rate},
+                {"params": backbone, "lr": settings.learning_rate * settings.backbone_factor},
+            ],
+            weight_decay=settings.weight_decay,
+        )
+        self._scheduler = ReduceLROnPlateau(
+            self._optimiser, factor=settings.plateau_factor, patience=settings.plateau_patience
+        )
+        self.best = _trainable(network)
+        self.course = Course()
+
+    def measure_tune(self) -> dict[str, float]:
+        """Return the class-weighted loss on the tune split, and the mean AUROC of the labels if it is defined.
+
+        The loss is the one at the temperature that suits these frames best: how certain the network is does not matter here,
+        since the calibration split sets that afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate",
+        2025).
+        """
+        self._network.eval()
+        frames, size = self._tune, self._settings.batch_size
+        with torch.no_grad():
+            count = math.ceil(len(frames.rows) / size)
+            batches = self._progress(frames.batches(frames.rows, size), "judging the tune split", count)
+            logits = torch.cat([self._network(pixels)[0] for pixels, _ in batches])
+        truth = frames.targets[frames.rows]
+        targets, terms = torch.from_numpy(truth).float(), count_terms(truth, self._activation)
+        losses = [
+            weighted_loss(logits / temperature, targets, self._class_weights, self._activation, terms).item()
+            for temperature in TEMPERATURES
+        ]
+        measured = {"tune_loss": float(np.min(losses))}
+        area = _mean_auroc(logits.numpy(), truth, self._activation) if math.isfinite(measured["tune_loss"]) else math.nan
+        return measured | ({"tune_auroc": area} if math.isfinite(area) else {})
+
+    def train_epoch(self) -> None:
+        """Go over the training frames once, measure the tune loss, keep the best weights, and lower the rate on a plateau."""
+        course, epoch = self.course, self.course.epoch + 1
+        train_loss = self._learn(epoch)
+        measured = self.measure_tune()
+        loss = measured["tune_loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate and train again."
+            )
+        rate = self._optimiser.param_groups[0]["lr"]
+        course.epoch = epoch
+        course.history.append({"train_loss": train_loss, **measured, "learning_rate": rate})
+        if loss < course.best_loss:
+            course.best_loss, course.best_epoch = loss, epoch
+            self.best = _trainable(self._network)
+        self._scheduler.step(loss)
+
+    def _learn(self, epoch: int) -> float:
+        """Take one step for each batch of training frames, and return the mean loss."""
+        self._network.eval()  # batch normalisation keeps its statistics, and there is no other layer that differs
+        torch.manual_seed(self._seed + epoch)
+        self._augmentation.seed(self._seed + epoch)
+        frames, size = self._train, self._settings.batch_size
+        order = np.random.default_rng((self._seed, epoch)).permutation(frames.rows)
+        terms = count_terms(frames.targets[frames.rows], self._activation)
+        divisor = terms * size / len(order)
+        total = 0.0
+        for pixels, targets in self._progress(frames.batches(order, size), f"epoch {epoch}", math.ceil(len(order) / size)):
+            logits, _ = self._network(self._augmentation(pixels))
+            smoothing = self._settings.label_smoothing
+            loss = weighted_loss(logits, targets, self._class_weights, self._activation, divisor, smoothing)
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "
+                    f"(now {self._settings.learning_rate}) and train again."
+                )
+            self._optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
+            total += loss.item() * divisor
+        return total / terms
+
+    def save(self, path: Path) -> None:
+        """Write everything that changes into one safetensors file; a reader finds either the old file or the new one."""
+        tensors = {f"network/{name}": value for name, value in _trainable(self._network).items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        optimiser = self._optimiser.state_dict()
+        for number, slots in optimiser["state"].items():
+            tensors |= {f"optimiser/{number}/{name}": value for name, value in slots.items()}
+        scalars = {
+            "course": asdict(self.course),
+            "groups": optimiser["param_groups"],
+            "scheduler": self._scheduler.state_dict(),
+        }
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with replacing(path, durable=True) as draft:
+            save_file(contiguous, draft, metadata={"state": json.dumps(scalars)})
+
+    def load(self, path: Path) -> None:
+        """Go on from what was saved for the same network and settings."""
+        with safe_open(path, framework="pt") as file:
+            scalars = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        slots: dict[int, dict[str, Tensor]] = {}
+        network: dict[str, Tensor] = {}
+        for key, value in tensors.items():
+            part, name = key.split("/", 1)
+            if part == "network":
+                network[name] = value
+            elif part == "best":
+                self.best[name] = value
+            else:
+                number, slot = name.split("/")
+                slots.setdefault(int(number), {})[slot] = value
+        self._network.load_state_dict(network, strict=False)
+        self._optimiser.load_state_dict({"state": slots, "param_groups": scalars["groups"]})
+        self._scheduler.load_state_dict(scalars["scheduler"])
+        for name, value in scalars["course"].items():
+            setattr(self.course, name, value)
+
+
+def _trainable(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters that are being trained."""
+    return {name: value.detach().clone() for name, value in network.named_parameters() if value.requires_grad}
 
 
 def _mean_auroc(logits: FloatArray, truth: NDArray[np.float64], activation: Activation) -> float:
@@ -221,73 +330,6 @@ def _mean_auroc(logits: FloatArray, truth: NDArray[np.float64], activation: Acti
         known = ~np.isnan(target)
         areas.append(float(auroc(curve(chance[known], target[known], np.ones(known.sum())))))
     return float(np.mean(areas))
-
-
-def _start(network: Network, fitting: Fitting) -> State:
-    head = list(network.classifier.parameters())
-    known = {id(parameter) for parameter in head}
-    backbone = [value for value in network.body.parameters() if value.requires_grad and id(value) not in known]
-    settings = fitting.settings
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": head, "lr": settings.learning_rate},
-            {"params": backbone, "lr": settings.learning_rate * settings.backbone_factor},
-        ],
-        weight_decay=settings.weight_decay,
-    )
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimiser, factor=settings.plateau_factor, patience=settings.plateau_patience
-    )
-    return State(network, optimiser, scheduler, trainable(network), Course())
-
-
-def _finished(course: Course, settings: FinetuneSection) -> bool:
-    return course.epoch >= settings.epochs or course.epoch - course.best_epoch >= settings.patience
-
-
-def _train_epoch(state: State, fitting: Fitting, epoch: int, progress: Progress) -> float:
-    """Go over the training frames once and return the mean loss."""
-    state.network.eval()  # batch normalisation keeps its statistics, and there is no other layer that differs
-    torch.manual_seed(fitting.seed + epoch)
-    fitting.augmentation.seed(fitting.seed + epoch)
-    order = np.random.default_rng((fitting.seed, epoch)).permutation(fitting.train.rows)
-    size = fitting.settings.batch_size
-    batches = fitting.train.batches(order, size)
-    terms = count_terms(fitting.train.targets[fitting.train.rows], fitting.activation)
-    divisor = terms * size / len(order)
-    total = 0.0
-    for pixels, targets in progress(batches, f"epoch {epoch}", math.ceil(len(order) / size)):
-        logits, _ = state.network(fitting.augmentation(pixels))
-        smoothing = fitting.settings.label_smoothing
-        loss = weighted_loss(logits, targets, fitting.class_weights, fitting.activation, divisor, smoothing)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "
-                f"(now {fitting.settings.learning_rate}) and train again."
-            )
-        state.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        state.optimiser.step()
-        total += loss.item() * divisor
-    return total / terms
-
-
-def _judge_epoch(state: State, fitting: Fitting, train_loss: float, progress: Progress) -> None:
-    """Measure the tune loss, keep the weights if they are the best, and lower the rate on a plateau."""
-    epoch = state.course.epoch + 1
-    judged = judge_tune(state.network, fitting, progress)
-    loss = judged["tune_loss"]
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"The tune loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate and train again."
-        )
-    rate = state.optimiser.param_groups[0]["lr"]
-    state.course.epoch = epoch
-    state.course.history.append({"train_loss": train_loss, **judged, "learning_rate": rate})
-    if loss < state.course.best_loss:
-        state.course.best_loss, state.course.best_epoch = loss, epoch
-        state.best = trainable(state.network)
-    state.scheduler.step(loss)
 
 
 def _compose(settings: AugmentSection, size: int) -> Any:
@@ -315,47 +357,3 @@ def _compose(settings: AugmentSection, size: int) -> Any:
     if settings.noise:
         changes.append(RandGaussianNoise(prob=1.0, std=settings.noise))
     return Compose(changes)
-
-
-def trainable(network: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the parameters that are being trained."""
-    return {name: value.detach().clone() for name, value in network.named_parameters() if value.requires_grad}
-
-
-def save_checkpoint(path: Path, state: State) -> None:
-    """Write the state; a reader finds either the old file or the new one."""
-    tensors = {f"network/{name}": value for name, value in trainable(state.network).items()}
-    tensors |= {f"best/{name}": value for name, value in state.best.items()}
-    optimiser = state.optimiser.state_dict()
-    for number, slots in optimiser["state"].items():
-        tensors |= {f"optimiser/{number}/{name}": value for name, value in slots.items()}
-    scalars = {
-        "course": asdict(state.course),
-        "groups": optimiser["param_groups"],
-        "scheduler": state.scheduler.state_dict(),
-    }
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path, durable=True) as draft:
-        save_file(contiguous, draft, metadata={"state": json.dumps(scalars)})
-
-
-def load_checkpoint(path: Path, state: State) -> None:
-    """Set `state` to what was saved for the same network and settings."""
-    with safe_open(path, framework="pt") as file:
-        scalars = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    slots: dict[int, dict[str, Tensor]] = {}
-    network: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        part, name = key.split("/", 1)
-        if part == "network":
-            network[name] = value
-        elif part == "best":
-            state.best[name] = value
-        else:
-            number, slot = name.split("/")
-            slots.setdefault(int(number), {})[slot] = value
-    state.network.load_state_dict(network, strict=False)
-    state.optimiser.load_state_dict({"state": slots, "param_groups": scalars["groups"]})
-    state.scheduler.load_state_dict(scalars["scheduler"])
-    state.course = Course(**scalars["course"])

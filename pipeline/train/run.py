@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
 from pipeline.evaluate.calibration import probabilities
+from pipeline.evaluate.metrics import flat_figures
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
@@ -43,9 +44,9 @@ from pipeline.progress import Progress, silent, working
 from pipeline.settings import Preprocessing
 from pipeline.train.assessment import Assessment, assess_network
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
-from pipeline.train.finetune import Augmentation, Course, Fitting, FrameSet, finetune
+from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
 from pipeline.train.head import Examples, class_weights, fit_head, remove_class_weights
-from pipeline.train.tracking import RunFacts, Tracker, flatten, model_name, provenance
+from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
@@ -107,10 +108,19 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     data = select_training_data(config, index)
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
-    run_facts = RunFacts(config.name, flatten(config.published()), index.name, index.sha256)
-    runs = {"run_id": workspace.run_id, "left_run": workspace.left_run_id}
     tracker = working(
-        progress, "opening MLflow", lambda: Tracker(config.tracking, run_facts, remember=workspace.remember_run, **runs)
+        progress,
+        "opening MLflow",
+        lambda: Tracker(
+            config.tracking,
+            name=config.name,
+            parameters=flatten(config.published()),
+            dataset_name=index.name,
+            dataset_sha256=index.sha256,
+            run_id=workspace.run_id,
+            left_run=workspace.left_run_id,
+            remember=workspace.remember_run,
+        ),
     )
     job = Job(config, data, workspace, tracker, progress)
     try:
@@ -144,7 +154,7 @@ def _run(job: Job, index: Index, out: Path) -> Bundle:
     check_graph(network, graph, checked)
     assessment = working(job.progress, "measuring the test split", lambda: assess_network(job.config, job.data, graph, pixels))
     if assessment.evaluation:
-        job.tracker.log_metrics(assessment.figures())
+        job.tracker.log_metrics(flat_figures(assessment.evaluation.to_json(), "test"))
     heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels, assessment))
     return _write(job, index, out, network, Fitted(graph, heatmap, assessment, course))
 
@@ -231,7 +241,8 @@ def _class_weights(job: Job) -> NDArray[np.float64]:
 def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
     settings, data = job.config.train, job.data
     train, tune = (FrameSet(pixels, data.targets, data.rows(split)) for split in (Split.TRAIN, Split.TUNE))
-    fitting = Fitting(
+    return finetune(
+        network,
         train=train,
         tune=tune,
         class_weights=torch.from_numpy(_class_weights(job)).float(),
@@ -239,12 +250,10 @@ def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
         settings=settings.finetune,
         augmentation=Augmentation(settings.augment, job.config.preprocessing.size),
         seed=settings.seed,
+        checkpoint=job.workspace.checkpoint,
+        on_epoch=lambda epoch, metrics: job.tracker.log_metrics(metrics, epoch),
+        progress=job.progress,
     )
-
-    def record(epoch: int, metrics: dict[str, float]) -> None:
-        job.tracker.log_metrics(metrics, epoch)
-
-    return finetune(network, fitting, job.workspace.checkpoint, record, job.progress)
 
 
 def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:

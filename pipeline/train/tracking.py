@@ -12,8 +12,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import yaml
 
 from pipeline.config import Config, TrackingSection
 from pipeline.errors import TrackingError
+from pipeline.evaluate.metrics import flat_figures
 from pipeline.ingest.index import Index
 from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
 
@@ -40,26 +41,6 @@ _BUNDLE_ID = "octray.bundle_id"
 """Tag of runs and versions of a model."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What is recorded of a run before it starts.
-
-    Parameters
-    ----------
-    name
-        The configuration's name.
-    parameters
-        The configuration, flattened.
-    dataset_name, dataset_sha256
-        Name and hash of the index.
-    """
-
-    name: str
-    parameters: Mapping[str, str]
-    dataset_name: str
-    dataset_sha256: str
-
-
 class Tracker:
     """Records one training run in MLflow. What fails is said once on standard error, and training goes on.
 
@@ -70,8 +51,10 @@ class Tracker:
     ----------
     settings
         Where to write.
-    facts
-        What the run is.
+    name, parameters
+        The configuration's name, and the configuration itself, flattened.
+    dataset_name, dataset_sha256
+        Name and hash of the index.
     run_id
         A run to go on with; empty starts a new one.
     left_run
@@ -83,14 +66,19 @@ class Tracker:
     def __init__(
         self,
         settings: TrackingSection,
-        facts: RunFacts,
+        *,
+        name: str,
+        parameters: Mapping[str, str],
+        dataset_name: str,
+        dataset_sha256: str,
         run_id: str = "",
         left_run: str = "",
         remember: Callable[[str], None] = lambda run_id: None,
     ) -> None:
         self.run_id = run_id
         self._settings = settings
-        self._facts = facts
+        self._name = name
+        self._describe = partial(_describe, parameters=parameters, dataset_name=dataset_name, dataset_sha256=dataset_sha256)
         self._remember = remember
         self._client: Any = None
         self._said: set[str] = set()
@@ -138,10 +126,10 @@ class Tracker:
             client.update_run(self.run_id, status="RUNNING")
             self._client = client
             return
-        self.run_id = _new_run(client, self._settings, self._facts)
+        self.run_id = _new_run(client, self._settings, self._name)
         self._client = client
         self._remember(self.run_id)
-        _describe(client, self.run_id, self._facts)
+        self._describe(client, self.run_id)
 
     def _send_metrics(self) -> bool:
         def send() -> None:
@@ -247,26 +235,13 @@ def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
     if found := client.search_runs([experiment], f"tags.`{_BUNDLE_ID}` = '{bundle_id}'", max_results=1):
         return str(found[0].info.run_id)
     settings = flatten(yaml.safe_load(bundle.read(CONFIG)))
-    facts = RunFacts(origin.config_name, settings, origin.dataset_name, origin.dataset_sha256)
-    run_id = _new_run(client, config.tracking, facts)
+    run_id = _new_run(client, config.tracking, origin.config_name)
     client.set_tag(run_id, _BUNDLE_ID, bundle_id)
-    _describe(client, run_id, facts)
-    figures = _as_metrics(_figures(json.loads(bundle.read(METRICS)).get("evaluation") or {}), 0)
+    _describe(client, run_id, settings, origin.dataset_name, origin.dataset_sha256)
+    figures = _as_metrics(flat_figures(json.loads(bundle.read(METRICS)).get("evaluation") or {}, "test"), 0)
     for start in range(0, len(figures), _METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=figures[start : start + _METRICS_AT_ONCE])
     return run_id
-
-
-def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Return the test figures of `metrics.json` under the names that a training run gives them."""
-    parts = {"test_": dict(evaluation.get("macro", {})), "test_argmax_": evaluation.get("argmax", {})}
-    if "uncertain" in evaluation:
-        parts["test_"]["uncertain_frames"] = evaluation["uncertain"]
-    parts |= {f"test_{label}_": one["metrics"] for label, one in evaluation.get("labels", {}).items()}
-    if "uncertain" in evaluation:
-        parts["test_"] = parts["test_"] | {"uncertain_frames": evaluation["uncertain"]}
-    found = {prefix + name: figure["value"] for prefix, figures in parts.items() for name, figure in figures.items()}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Any]:
@@ -285,15 +260,16 @@ def _connect(settings: TrackingSection) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _new_run(client: Any, settings: TrackingSection, facts: RunFacts) -> str:
-    return str(client.create_run(_experiment(client, settings), run_name=facts.name).info.run_id)
+def _new_run(client: Any, settings: TrackingSection, name: str) -> str:
+    return str(client.create_run(_experiment(client, settings), run_name=name).info.run_id)
 
 
-def _describe(client: Any, run_id: str, facts: RunFacts) -> None:
-    from mlflow.entities import Param
+def _describe(client: Any, run_id: str, parameters: Mapping[str, str], dataset_name: str, dataset_sha256: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-    client.log_batch(run_id, params=[Param(key, value[:_LONGEST_VALUE]) for key, value in facts.parameters.items()])
-    client.log_inputs(run_id, [_dataset(facts)])
+    client.log_batch(run_id, params=[Param(key, value[:_LONGEST_VALUE]) for key, value in parameters.items()])
+    dataset = Dataset(name=dataset_name, digest=dataset_sha256[:36], source_type="octray-index", source="{}")
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def _reason(error: Exception) -> str:
@@ -360,13 +336,6 @@ def _experiment(client: Any, settings: TrackingSection) -> str:
     if uri.startswith("sqlite:") and (database := sqlalchemy.make_url(uri).database):
         location = (Path(database).resolve().parent / "artifacts").as_uri()
     return str(client.create_experiment(settings.experiment, artifact_location=location))
-
-
-def _dataset(facts: RunFacts) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(name=facts.dataset_name, digest=facts.dataset_sha256[:36], source_type="octray-index", source="{}")
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 @contextmanager
