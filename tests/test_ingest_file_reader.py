@@ -102,7 +102,10 @@ def test_files_are_found_once_and_what_is_no_study_is_left_out(tmp_path: Path) -
     assert {(0, "a.png"), (1, "c.png")} <= set(asked)
 
 
-@pytest.mark.parametrize("read", [READ, FAILED, ReadFile()])
+ODD = ReadFile(failure=Refusal(Reason.TRUNCATED, "\udcff\0 is cut off."))
+
+
+@pytest.mark.parametrize("read", [READ, FAILED, ReadFile(), ODD])
 def test_what_was_read_comes_back_from_json(read: ReadFile) -> None:
     assert from_json(to_json(read)) == read
 

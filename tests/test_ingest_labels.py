@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.frames import Split
-from pipeline.ingest.labels import FileFacts, doubt, doubt_patients, folder_labels, match_files, read_labels
+from pipeline.ingest.labels import FileFacts, folder_labels, label_warning, match_files, patient_key_warning, read_labels
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -318,14 +318,14 @@ def test_what_names_no_folder_is_refused(text: str, message: str) -> None:
     ],
 )
 def test_labels_that_look_like_no_findings_are_named(labels: list[str], sentence: str) -> None:
-    said = doubt(labels, {label: {"p1", "p2"} for label in labels}, from_folders=True)
+    said = label_warning(labels, {label: {"p1", "p2"} for label in labels}, from_folders=True)
     assert said.startswith(sentence)
     assert bool(said) == bool(sentence)
 
 
 def test_one_label_for_each_patient_is_named() -> None:
-    assert doubt(["A", "B"], {"A": {"p1"}, "B": {"p1", "p2"}}, from_folders=False) == ""
-    said = doubt(["A", "B"], {"A": {"p1"}, "B": {"p2"}}, from_folders=False)
+    assert label_warning(["A", "B"], {"A": {"p1"}, "B": {"p1", "p2"}}, from_folders=False) == ""
+    said = label_warning(["A", "B"], {"A": {"p1"}, "B": {"p2"}}, from_folders=False)
     assert said == "The 2 labels look like patients, not like findings. Check the column label of the table."
 
 
@@ -351,5 +351,5 @@ def test_lines_of_a_comment_are_no_rows(tmp_path: Path) -> None:
     ],
 )
 def test_patient_keys_that_differ_only_in_their_spelling_are_counted_and_not_shown(keys: list[str], count: int) -> None:
-    said = doubt_patients(keys)
+    said = patient_key_warning(keys)
     assert said.startswith(f"{count} patient keys differ from another only in case") if count else not said

@@ -18,11 +18,11 @@ from pipeline.ingest.journal import JOURNAL, Journal
 from pipeline.ingest.labels import (
     FileFacts,
     FileId,
-    doubt,
-    doubt_patients,
     examples,
     folder_labels,
+    label_warning,
     match_files,
+    patient_key_warning,
     read_labels,
 )
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
@@ -169,13 +169,13 @@ def build_index(
     records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), names_of_labels)
     patients = {label: {record.patient_key for record in records if record.labels[label]} for label in names_of_labels}
     named = {record.patient_key for record in records if record.patient_key != record.key.study_instance_uid}
-    doubts = [one for one in (doubt(names_of_labels, patients, bool(label_from)), doubt_patients(named)) if one]
+    warnings = [one for one in (label_warning(names_of_labels, patients, bool(label_from)), patient_key_warning(named)) if one]
     try:
         divided, shares = _divided(records, files, percent, seed)
     except InputError as error:
-        raise InputError(" ".join((str(error), *doubts))) from None
+        raise InputError(" ".join((str(error), *warnings))) from None
     index = Index(divided, quarantine, homes, names_of_labels, seed=seed, percent=shares)
-    notes = [*([note] if note else ()), *doubts]
+    notes = [*([note] if note else ()), *warnings]
     if out is None:
         return index, notes
     if replaced := difference(out, index):

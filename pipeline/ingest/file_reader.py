@@ -1,6 +1,7 @@
 """Finds the files of an ingest, reads each once in worker processes, keeps what the index needs, and says which can be used."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -273,12 +274,12 @@ def collect(results: Iterator[str | ReadFrame]) -> ReadFile:
 
 def to_json(read: ReadFile) -> str:
     """Return a file that was read as the journal keeps it."""
-    return _adapter().dump_json(read, exclude_defaults=True).decode()
+    return json.dumps(_adapter().dump_python(read, mode="json", exclude_defaults=True))  # its own JSON has no lone surrogates
 
 
 def from_json(text: str) -> ReadFile:
     """Return the file that `to_json` was given."""
-    return _adapter().validate_json(text)
+    return _adapter().validate_python(json.loads(text))
 
 
 @cache

@@ -495,7 +495,7 @@ def _own_name(source: Path, file: str) -> str:
     return place.parent.name if place.is_file() and "/" not in file else place.name
 
 
-def doubt(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_folders: bool) -> str:
+def label_warning(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_folders: bool) -> str:
     """Return a sentence if labels look like eyes, patients or splits, or like each other; empty if they do not.
 
     Parameters
@@ -520,7 +520,7 @@ def doubt(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_f
     return " ".join(filter(None, said))
 
 
-def doubt_patients(keys: Collection[str]) -> str:
+def patient_key_warning(keys: Collection[str]) -> str:
     """Return a sentence if patient keys look like two spellings of one patient, who may then be in two splits."""
     twice = _alike_but_for_spelling(keys)
     if not twice:

@@ -1,4 +1,4 @@
-"""How many processor cores octray uses: the share of this process, unless the user says otherwise."""
+"""Counts the processor cores that octray uses: all that this process may use, unless the user sets another number."""
 
 import math
 import os
@@ -12,10 +12,10 @@ _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Return how many cores octray uses: what OCTRAY_CORES says, or else all that this process may use.
+    """Return how many cores octray uses: OCTRAY_CORES if it is set, otherwise all that this process may use.
 
-    Those are the cores that it is held to (its affinity), and no more than its control group and the groups around it may
-    use, as container engines, systemd and batch systems limit them; a part of a core counts as one.
+    Those are the cores of its affinity, limited by its control group and the groups around it, which is how container
+    engines, systemd and batch systems limit them; a fraction of a core counts as one.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class MessageKind(Enum):
-    """What a worker says: that it has started, one result of a task, the end of it, or that it failed."""
+    """What a worker reports: that it is ready, one result of a task, the end of the task, or its failure."""
 
     READY = "ready"
     RESULT = "result"
