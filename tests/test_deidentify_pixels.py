@@ -174,7 +174,7 @@ def test_single_bits_cannot_be_blanked() -> None:
 @pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
 @pytest.mark.parametrize("has_text", [False, True])
 def test_single_bits_stay_if_there_is_no_text_among_them(has_text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(0, 0, 4, 4, 5),) * has_text)
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.TextBox(0, 0, 4, 4, 5),) * has_text)
     data = np.random.default_rng(5).bytes(32)
     content = make_dicom(BitsAllocated=1, BitsStored=1, HighBit=0, Rows=16, Columns=16, PixelData=data)
     if has_text:
@@ -277,7 +277,7 @@ def test_text_is_found_and_blanked_and_the_rest_kept(depth: str) -> None:
 
 @pytest.mark.skipif(not ocr.is_installed(), reason="the extra ocr is not installed")
 def test_a_picture_that_is_taken_for_text_as_a_whole_is_refused_and_not_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(2, 2, 30, 30, 12),))
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.TextBox(2, 2, 30, 30, 12),))
     with pytest.raises(RefusedError, match="covers more than a quarter") as caught:
         deidentify(make_dicom(np.full((40, 48), 100, np.uint16), BurnedInAnnotation="YES"), Options(clean_pixels=True))
     assert caught.value.reason is RefusalReason.BURNED_IN
@@ -302,7 +302,7 @@ def test_values_beyond_the_stored_bits_of_a_compressed_image_are_kept(signed: bo
 def test_two_lungs_are_no_eleven(
     characters: int, values: dict[str, Any], is_written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.Box(0, 0, 40, 48, characters), ocr.Box(1, 1, 4, 6, 2)))
+    monkeypatch.setattr(ocr, "find_text", lambda pixels: (ocr.TextBox(0, 0, 40, 48, characters), ocr.TextBox(1, 1, 4, 6, 2)))
     content = make_dicom(np.full((40, 48), 100, np.uint16), **values)
     if not is_written:
         with pytest.raises(RefusedError, match="covers more than a quarter"):

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.frames import FloatArray
 from pipeline.imaging.quality import ocr
 from pipeline.imaging.quality.gate import assess, check_tools
-from pipeline.imaging.quality.ocr import Box, find_text
+from pipeline.imaging.quality.ocr import TextBox, find_text
 from pipeline.settings import Check, Gate, Policy
 from tests.builders import make_frame, make_gate
 
@@ -81,7 +81,7 @@ def test_the_gate_marks_text_but_no_side_marker(text: str, marked: bool) -> None
 
 
 def test_a_box_keeps_no_text() -> None:
-    assert set(Box.__slots__) == {"top", "left", "rows", "columns", "characters"}
+    assert set(TextBox.__slots__) == {"top", "left", "rows", "columns", "characters"}
 
 
 @pytest.mark.usefixtures("_extra")

@@ -104,7 +104,7 @@ def test_a_description_that_outlived_its_stack_is_noted(description: str) -> Non
     for options in ({}, {"compression": "zlib"}):
         (frame,) = read(tiff(STACK[0], description=description, **options))
         assert frame.stored_sha256 == hashes(STACK)[0]
-        assert "speaks of 5 pictures, but there is no room for more than 1" in frame.notes[0]
+        assert "says 5 pictures, but there is no room for more than 1" in frame.notes[0]
 
 
 def test_a_chain_of_pages_that_breaks_off_is_refused_with_the_numbers() -> None:
@@ -117,7 +117,7 @@ def test_a_chain_of_pages_that_breaks_off_is_refused_with_the_numbers() -> None:
     content[at : at + 4] = bytes(4)
     error = refused(bytes(content))
     assert error.reason is Reason.INCONSISTENT
-    assert "said to hold 5 pictures, but 3 were found" in str(error)
+    assert "should hold 5 pictures, but 3 were found" in str(error)
 
 
 def test_a_file_of_more_planes_than_pages_are_allowed_is_refused() -> None:
@@ -159,7 +159,7 @@ def test_sub_ifds_are_pictures_unless_they_are_reduced_copies() -> None:
     frames = read(sub_ifds((STACK[0], 0), (STACK[1], 0), (STACK[2][::2, ::2], 1), (STACK[3], 1)))
     assert [frame.stored_sha256 for frame in frames] == hashes([STACK[0], STACK[1], STACK[3]])
     for frame in frames:
-        assert frame.notes == ("Reduced copies that the TIFF file holds beside its pictures were left out: 1.",)
+        assert frame.notes == ("Reduced copies that the TIFF file holds beside its pictures were ignored: 1.",)
 
 
 def test_a_thumbnail_before_its_picture_is_left_out() -> None:
@@ -183,7 +183,7 @@ def test_the_older_tag_for_reduced_copies_counts() -> None:
         writer.write(STACK[1][::2, ::2], photometric="minisblack", metadata=None, extratags=[(255, 3, 1, 2, True)])
     (frame,) = read(buffer.getvalue())
     assert frame.stored_sha256 == hashes(STACK)[0]
-    assert "left out: 1." in frame.notes[0]
+    assert "ignored: 1." in frame.notes[0]
 
 
 def test_a_file_of_copies_alone_is_refused_with_their_number() -> None:
@@ -239,7 +239,7 @@ def test_previews_and_gain_maps_are_no_further_pictures() -> None:
     for content in (mpo(small, 0x010001), mpo(small, 0, b'http://ns.adobe.com/xap/1.0/\0 hdrgm:Version="1.0"')):
         (frame,) = read(content)
         assert frame.shape == STACK[0].shape
-        assert frame.notes == ("Smaller copies that the file holds beside its picture were left out: 1.",)
+        assert frame.notes == ("Smaller copies that the file holds beside its picture were ignored: 1.",)
     assert "holds 2 pictures" in str(refused(mpo(small, 0x020002)))
 
 
@@ -325,4 +325,4 @@ def test_inspect_says_how_many_pictures_there_are(tmp_path: Any, capsys: pytest.
     first, *frames = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["reason"], "holds 5 pictures" in first["message"]) == ("unsupported_encoding", True)
     assert [(one["frame_number"], one["frames"]) for one in frames] == [(1, 2), (2, 2)]
-    assert all("left out: 1." in one["notes"][0] for one in frames)
+    assert all("ignored: 1." in one["notes"][0] for one in frames)

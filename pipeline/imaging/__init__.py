@@ -1,1 +1,1 @@
-"""Files and bytes to frames: the one pixel path of training, batch and HTTP."""
+"""Turns files and bytes into frames, and frames into the network's input: the one pixel path of training, folders and HTTP."""

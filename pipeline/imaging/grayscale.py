@@ -64,7 +64,7 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """Everything that a header says of the way from stored values to grey levels.
+    """The way from stored values to grey levels, as a header describes it.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
     stored
         Array of shape (rows, columns), integers or floats; all but the padding are finite.
     rendering
-        What the header says.
+        The way to grey levels.
 
     Returns
     -------
@@ -106,8 +106,8 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
 
     Notes
     -----
-    A window that lies beside the values, all but those outside of `PERCENTILES`, would leave one grey. It is set aside, and the
-    percentiles are shown instead.
+    A window beside nearly all values (those within `PERCENTILES`) would leave one grey. It is ignored, and the percentiles are
+    shown instead.
     """
     padded = None if rendering.padding is None else is_padding(stored, rendering.padding)
     if padded is not None and (padded.all() or not padded.any()):
@@ -140,14 +140,14 @@ _SHOWN_INSTEAD = f"the grey levels run from percentile {PERCENTILES[0]} to {PERC
 
 
 def is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
-    """Say of every stored value whether it is padding, as `Rendering.padding` says."""
+    """Return for every stored value whether it is padding; `padding` as in `Rendering`."""
     if math.isnan(padding[0]):
         return np.isnan(stored)
     return (stored >= padding[0]) & (stored <= padding[1])
 
 
 def may_be_hidden(stored: Values, rendering: Rendering) -> bool:
-    """Say whether a window lies beside nearly all values, so that it may hide the picture of which they are the averages."""
+    """Return whether a window lies beside nearly all values, so that it may hide the picture of which they are averages."""
     if not isinstance(rendering.voi, Window):
         return False
     grey = apply_window(apply_modality(stored, rendering.modality), rendering.voi)
@@ -162,7 +162,7 @@ def _through(values: Values, voi: Lut | Window) -> FloatArray:
 
 
 def _is_hidden(grey: FloatArray, values: Values, padded: NDArray[np.bool_] | None, voi: Lut | Window) -> bool:
-    """Say whether next to nothing lies within a window, or the entries of a table: all the rest has its first or last grey."""
+    """Return whether nearly all values lie beside a window, or the entries of a table, and get its first or last grey."""
     low, high = grey < _HALF_A_LEVEL, grey > 1 - _HALF_A_LEVEL
     if isinstance(voi, Lut):
         low, high = low | (values <= voi.first), high | (values >= voi.first + voi.data.size - 1)
@@ -212,7 +212,7 @@ def apply_range(values: Values, low: float, high: float) -> FloatArray:
 
 
 def _full_bounds(full_range: tuple[float, float], modality: Lut | Rescale) -> tuple[float, float]:
-    """Return black and white for values of up to 8 bits, or of a palette: all that they can become."""
+    """Return black and white for values of up to 8 bits, or of a palette: the full range that they can take."""
     low, high = full_range
     every = np.arange(low, high + 1) if isinstance(modality, Lut) else np.asarray((low, high))
     shown = apply_modality(every, modality)
@@ -224,14 +224,14 @@ def _percentile_bounds(measured: Values) -> tuple[float, float]:
     return (low, high) if high > low else (float(measured.min()), float(measured.max()))
 
 
-def percentiles(values: Values, wanted: tuple[float, float]) -> tuple[float, float]:
-    """Return two percentiles as `np.percentile` does; those of words from their histogram, which is several times as fast."""
+def percentiles(values: Values, ranks: tuple[float, float]) -> tuple[float, float]:
+    """Return two percentiles as `np.percentile` does; for words from their histogram, which is several times as fast."""
     if values.dtype.kind not in "iu" or values.itemsize > 2:
-        low, high = np.percentile(values, wanted).tolist()
+        low, high = np.percentile(values, ranks).tolist()
         return low, high
     first = int(values.min())
     below = np.cumsum(np.bincount(values.ravel().astype(np.intp) - first))
-    places = np.asarray(wanted) / 100 * (values.size - 1)
+    places = np.asarray(ranks) / 100 * (values.size - 1)
     floors = np.floor(places)
     lower, upper = (np.searchsorted(below, place, side="right") + first for place in (floors, np.ceil(places)))
     low, high = (lower + (upper - lower) * (places - floors)).tolist()
@@ -255,13 +255,13 @@ def to_grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
     Returns
     -------
     NDArray
-        Shape (rows, columns), same type: the common value where the channels are equal, otherwise their middle one, which is
+        Shape (rows, columns), same type: the common value if the channels are equal, otherwise their middle one, which is
         never further than `tolerance` from any of them.
 
     Raises
     ------
     UnreadableError
-        `COLOURED` where the channels differ by more.
+        `COLOURED` if the channels differ by more.
     """
     red, green, blue = (array[..., channel] for channel in range(3))
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
@@ -276,12 +276,12 @@ def to_grey(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
 
 
 def drop_opaque_alpha(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of shape (rows, columns, channels) without its last channel, alpha, where that is opaque everywhere.
+    """Return an array of shape (rows, columns, channels) without its last channel, alpha, if that is opaque everywhere.
 
     Raises
     ------
     UnreadableError
-        `COLOURED` where a pixel is transparent.
+        `COLOURED` if a pixel is transparent.
     """
     alpha = array[..., -1]
     if int(alpha.min(initial=np.iinfo(alpha.dtype).max)) < np.iinfo(alpha.dtype).max:

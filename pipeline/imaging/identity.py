@@ -1,4 +1,4 @@
-"""Hashes of stored values, and the UIDs of files that carry none."""
+"""Hashes of stored values, and UIDs for files that have none."""
 
 import hashlib
 from typing import Any

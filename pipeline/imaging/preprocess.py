@@ -28,7 +28,7 @@ GAP = 9
 STRETCH = 16
 """A wedge takes at least one part in this of the edge that it lies on."""
 RIM = 2
-"""Pixels beyond a wedge that are blackened with it; measured on real B-scans, those after them are no brighter than others."""
+"""Pixels beyond a wedge that are blackened with it; on real B-scans, those behind them are no brighter than others."""
 _ROWS_AT_ONCE = 32
 PANEL_GAP = 8
 """Columns between a frame and the same frame with its heatmap, in a picture of both."""
@@ -41,7 +41,7 @@ class Placement:
     Parameters
     ----------
     top, left
-        Of the frame's first pixel's outer corner; negative where the frame is cropped.
+        Of the frame's first pixel's outer corner; negative if the frame is cropped.
     rows, columns
         Size of the whole frame.
     """
@@ -53,7 +53,7 @@ class Placement:
 
 
 def placement(rows: int, columns: int, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
-    """Say where a frame of `rows` x `columns` pixels comes to lie on the network's grid.
+    """Return the place of a frame of `rows` x `columns` pixels on the network's grid.
 
     With `Fit.PAD` all four values are whole numbers, and no side is shorter than one pixel, however long the frame is. `height`
     is that of `bright_height`; only `Fit.FOCUS` needs it.
@@ -71,7 +71,7 @@ def placement(rows: int, columns: int, preprocessing: Preprocessing, height: flo
 def bright_height(pixels: FloatArray, preprocessing: Preprocessing) -> float:
     """Return the height at which a frame is bright, from 0 at its top to 1 at its bottom; white borders do not count.
 
-    It is the centre of what is brighter than the frame's median; 0.5 where nothing is, and where `fit` has no use for it.
+    It is the centre of what is brighter than the frame's median; 0.5 if nothing is, or if `fit` does not use it.
     """
     if preprocessing.fit is not Fit.FOCUS:
         return 0.5
@@ -85,13 +85,13 @@ def _height(pixels: FloatArray) -> float:
 
 
 def reading_for(preprocessing: Preprocessing, limits: Limits) -> Reading:
-    """Say how files are to be read for a network: at the resolution that it needs, where they may be, and without hashes.
+    """Return how to read files for a network: at the resolution that it needs, if that is allowed, and without hashes.
 
     Parameters
     ----------
     preprocessing
-        As it stands in the bundle. Frames are read whole where it says so, and where it looks at single pixels: for white
-        borders, and for the height at which a frame is bright.
+        As in the bundle. Frames are read whole if it says so, and if it looks at single pixels: for white borders, and for the
+        height at which a frame is bright.
     limits
         What one file may demand.
     """
@@ -103,24 +103,24 @@ def reading_for(preprocessing: Preprocessing, limits: Limits) -> Reading:
 def prepare(
     pixels: FloatArray, preprocessing: Preprocessing, whole_box: Box | None = None, whole_shape: tuple[int, int] | None = None
 ) -> FloatArray:
-    """Bring a frame onto the network's grid.
+    """Turn a frame into the network's input.
 
     Parameters
     ----------
     pixels
         float32 array of shape (rows, columns) in [0, 1].
     preprocessing
-        As it stands in the bundle.
+        As in the bundle.
     whole_box
-        As in `Frame`: top, left, rows and columns of the whole frame on `pixels`; None where they are the whole frame.
+        As in `Frame`: top, left, rows and columns of the whole frame on `pixels`; None if they are the whole frame.
     whole_shape
-        As in `Frame`: rows and columns of the frame in its file; those of `pixels` where it is None.
+        As in `Frame`: rows and columns of the frame in its file; those of `pixels` if it is None.
 
     Returns
     -------
     FloatArray
-        C-contiguous float32 array of shape (1, size, size) in [0, 1]; equal input gives equal bytes. It is resized with an
-        anti-aliased triangle filter, its aspect ratio kept: with black bars, or as a square of it.
+        C-contiguous float32 array of shape (1, size, size) in [0, 1]; equal input gives equal bytes. The frame is resized with
+        an anti-aliased triangle filter, its aspect ratio kept: with black bars, or as a square of it.
     """
     if preprocessing.mask_white_borders:
         pixels = mask_white_borders(pixels)
@@ -186,7 +186,7 @@ def mask_white_borders(pixels: FloatArray) -> FloatArray:
     Returns
     -------
     FloatArray
-        The same array where there is no wedge, otherwise a copy.
+        The same array if there is no wedge, otherwise a copy.
     """
     wedges = white_borders(pixels)
     if not wedges.any():
@@ -199,7 +199,7 @@ def mask_white_borders(pixels: FloatArray) -> FloatArray:
 def white_borders(pixels: FloatArray, doubt: float = 0.0) -> NDArray[np.bool_]:
     """Return a mask of shape (rows, columns) that is true inside the wedges, without their rim.
 
-    With a `doubt`, in [0, 1], so much darker pixels may be a wedge's, and so much less of it need be fully white.
+    With a `doubt`, in [0, 1], pixels of a wedge may be so much darker, and so much less of it has to be fully white.
     """
     wedges = np.zeros(pixels.shape, bool)
     for turned, wedges_turned in zip(_turns(pixels), _turns(wedges), strict=True):
@@ -214,7 +214,7 @@ def _turns(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 
 def _wedge_at_top(pixels: FloatArray, doubt: float) -> NDArray[np.bool_]:
-    """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep, none where there is none."""
+    """Return a mask of the wedge that hangs on the first row, of as many rows as it is deep; no rows if there is none."""
     columns = pixels.shape[1]
     white = pixels[0] >= NEARLY_WHITE - doubt
     if not white.any() or not _long(white, columns).any():
@@ -225,7 +225,7 @@ def _wedge_at_top(pixels: FloatArray, doubt: float) -> NDArray[np.bool_]:
 
 
 def _depth(pixels: FloatArray, white: NDArray[np.bool_], doubt: float) -> NDArray[np.int64]:
-    """Return for each column how many rows are nearly white from the first one on; it is looked at where `white` is true."""
+    """Return for each column how many rows are nearly white from the first one on; 0 in columns in which `white` is false."""
     depth = np.zeros(pixels.shape[1], np.int64)
     columns = np.flatnonzero(white)
     for start in range(0, len(pixels), _ROWS_AT_ONCE):
@@ -255,7 +255,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     values
         float32 array of shape (map_rows, map_columns); its cells tile the square that the network sees.
     box
-        Where the whole frame lies on that square, in network pixels.
+        Place of the whole frame on that square, in network pixels.
     size
         Side of the square, in network pixels.
     shape
@@ -264,7 +264,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     Returns
     -------
     FloatArray
-        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 where the network saw nothing.
+        float32 array of shape `shape`: bilinear between the centres of the cells, and 0 outside of what the network saw.
     """
     rows = _interpolation(values.shape[0], box.top, box.rows, size, shape[0])
     columns = _interpolation(values.shape[1], box.left, box.columns, size, shape[1])
@@ -272,7 +272,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
 
 
 def seen_square(box: Placement, size: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Return which part of a frame the network saw: top, left, bottom and right in pixels of a grid that covers the frame.
+    """Return the part of a frame that the network saw: top, left, bottom and right in pixels of a grid that covers the frame.
 
     Parameters
     ----------

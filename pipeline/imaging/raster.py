@@ -105,7 +105,7 @@ def _check_kind_of_jpeg(content: bytes) -> None:
 
 
 def _exif_of_picture(image: Image.Image) -> tuple[tuple[str, ...], bool]:
-    """Return what is to be said of the EXIF data of a picture, and whether they are those of a camera."""
+    """Return notes on the EXIF data of a picture, and whether they show that a camera took it."""
     try:
         exif = image.getexif()
         by_camera = not OF_A_CAMERA.isdisjoint(exif.get_ifd(ExifTags.IFD.Exif))
@@ -115,7 +115,7 @@ def _exif_of_picture(image: Image.Image) -> tuple[tuple[str, ...], bool]:
 
 
 def orientation_notes(kind: str, orientation: object) -> tuple[str, ...]:
-    """Say that a file asks for another orientation than the one that its pixels have (TIFF 6.0 and EXIF, tag 274)."""
+    """Return a note if a file asks for another orientation than its pixels have (TIFF 6.0 and EXIF, tag 274)."""
     if orientation not in range(2, 9):
         return ()
     return (f"The file asks to be turned or mirrored ({kind} orientation {orientation}); the pixels are as stored.",)
@@ -221,7 +221,7 @@ def to_frame(
 
 
 def _check_single(content: bytes, image: Image.Image) -> tuple[str, ...]:
-    """Refuse a file that holds several pictures, and say in sentences what it holds besides its one picture.
+    """Refuse a file that holds several pictures; return notes on what it holds besides its one picture.
 
     Parameters
     ----------
@@ -248,11 +248,11 @@ def _check_single(content: bytes, image: Image.Image) -> tuple[str, ...]:
             Reason.UNSUPPORTED_ENCODING,
             f"The {kind} file holds {pictures} pictures, of which octray would read one. Save each as a file of its own.",
         )
-    return (f"Smaller copies that the file holds beside its picture were left out: {copies}.",) if copies else ()
+    return (f"Smaller copies that the file holds beside its picture were ignored: {copies}.",) if copies else ()
 
 
 def _entries(content: bytes, image: Image.Image) -> dict[int, str]:
-    """Return where the further pictures of an MPO begin, as far as they are there, and what its index calls them."""
+    """Return the positions of the further pictures of an MPO, as far as they are there, with their types in its index."""
     base = content.find(b"MPF\0") + 4
     entries: list[dict[str, Any]] = (getattr(image, "mpinfo", None) or {}).get(_ENTRIES, [])
     starts = {base + one["DataOffset"]: str(one["Attribute"]["MPType"]) for one in entries if one["DataOffset"]}
@@ -260,7 +260,7 @@ def _entries(content: bytes, image: Image.Image) -> dict[int, str]:
 
 
 def _followers(content: bytes) -> dict[int, str]:
-    """Return where JPEGs begin that follow the first and each other without anything but zeros between them."""
+    """Return the positions of JPEGs that follow the first one and each other with nothing but zeros between them."""
     starts: dict[int, str] = {}
     end = _end_of_jpeg(content, 0)
     while end is not None and (gap := _NEXT_JPEG.match(content, end)):
@@ -270,7 +270,7 @@ def _followers(content: bytes) -> dict[int, str]:
 
 
 def _end_of_jpeg(content: bytes, start: int) -> int | None:
-    """Walk through the segments of a JPEG (T.81 B.1.1); return None if it is cut off or damaged."""
+    """Return the end of a JPEG, by walking through its segments (T.81 B.1.1); None if it is cut off or damaged."""
     at = start + 2
     while at + 4 <= len(content) or content[at : at + 2] == b"\xff\xd9":
         if content[at] != 0xFF:
@@ -291,5 +291,5 @@ def _end_of_jpeg(content: bytes, start: int) -> int | None:
 
 
 def _is_copy(content: bytes, start: int, kind: str) -> bool:
-    """Return whether a further picture is a preview, or the map by which brighter displays show the first."""
+    """Return whether a further picture is a preview, or a gain map by which brighter displays show the first."""
     return kind.startswith("Large Thumbnail") or _GAIN_MAP.search(content, start, start + _HEADER) is not None

@@ -1,8 +1,8 @@
 """Decodes pictures at a half, a quarter ... of their resolution, which costs a fraction of the time.
 
-JPEG 2000 and JPEG carry smaller pictures within them; of what does not, blocks of pixels are averaged. The samples of a reduced
-picture do not lie where a plain division by the factor would put them, so whoever resizes one has to ask `whole_box` where the
-whole picture lies on it; without that the error is several times as large (DECISIONS.md).
+JPEG 2000 and JPEG contain smaller pictures; in other encodings, blocks of pixels are averaged. The samples of a reduced picture
+are not at the positions that a plain division by the factor gives, so whoever resizes one needs the box of the whole picture on
+it from `whole_box`; without that the error is several times as large (DECISIONS.md).
 """
 
 import io
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 
 Values = NDArray[Any]
-Box = tuple[float, float, float, float]
 
 JPEG_2000_OFFSET = 0.5
 """The low-pass samples of a wavelet transformation lie at every second pixel's centre, the first at the first (T.800 F.3)."""
@@ -27,7 +26,7 @@ _SOC, _SIZ, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF52, 0xFF53, 0xFF90
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How the header says that grey pixels are stored: Bits Stored (0028,0101) and Pixel Representation (0028,0103)."""
+    """How grey pixels are stored by the header: Bits Stored (0028,0101) and Pixel Representation (0028,0103)."""
 
     bits: int
     signed: bool
@@ -53,8 +52,8 @@ def reduced_shape(shape: tuple[int, int], count: int) -> tuple[int, int]:
     return -(-shape[0] >> count), -(-shape[1] >> count)
 
 
-def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -> Box:
-    """Say where a whole picture lies on its reduced one.
+def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -> tuple[float, float, float, float]:
+    """Return the box of a whole picture on its reduced one.
 
     Parameters
     ----------
@@ -67,13 +66,13 @@ def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -
 
     Returns
     -------
-    Box
+    tuple[float, float, float, float]
         Top, left, rows and columns, in pixels of the reduced picture; it reaches beyond it by less than one.
 
     Raises
     ------
     ValueError
-        Where the reduced picture has another shape than halving gives.
+        If the reduced picture has another shape than halving gives.
     """
     count = next((count for count in range(33) if reduced_shape(whole, count) == decoded), None)
     if count is None:
@@ -97,7 +96,7 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
     Returns
     -------
     Values or None
-        Integers of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None where the picture has to be decoded whole: it is
+        Integers of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None if the picture has to be decoded whole: it is
         small or damaged, has too few resolution levels, is not grey, or its samples are not stored as the header says.
     """
     try:
@@ -106,7 +105,7 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
         if found is None or count == 0 or found.stored != stored or stored.bits > 16:
             return None
         values = _openjpeg(encoded, count, found)
-    except Exception:  # whatever a decoder raises on damaged bytes, decoding the picture whole says it in octray's words
+    except Exception:  # whatever a decoder raises on damaged bytes: decoding the picture whole gives octray's own message
         return None
     return values if values.shape == reduced_shape((found.rows, found.columns), count) else None
 
@@ -114,11 +113,11 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
 def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
     """Decode by way of Pillow, and undo that Pillow shifts samples to 8 or 16 bits and makes signed ones positive.
 
-    OpenJPH would be faster for HTJ2K, but lets samples that a reduced resolution takes below 0 turn up at the other end.
+    OpenJPH would be faster for HTJ2K, but wraps samples that fall below 0 at a reduced resolution to the other end.
     """
     image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(encoded))
     rows, columns = reduced_shape((found.rows, found.columns), count)
-    # Pillow's own `reduce` rounds the size to the nearest where OpenJPEG rounds up, and then fails.
+    # Pillow's own `reduce` rounds the size to the nearest while OpenJPEG rounds up, and then fails.
     image._size = (columns, rows)
     image.tile = [image.tile[0]._replace(extents=(0, 0, columns, rows), args=("j2k", count, 0, -1, len(encoded)))]
     shifted = np.asarray(image)
@@ -130,7 +129,7 @@ def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
 
 
 def _wavelets(encoded: bytes) -> _Wavelets | None:
-    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2); None where it is not a plain one."""
+    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2); None if it is not a plain one."""
     segments = list(_segments(encoded))
     siz = next((body for marker, body in segments if marker == _SIZ), b"")
     counts = [body[5] for marker, body in segments if marker == _COD] + [body[2] for marker, body in segments if marker == _COC]
@@ -158,7 +157,7 @@ def decode_jpeg(encoded: bytes, side: int) -> Values | None:
     Returns
     -------
     Values or None
-        uint8 array of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None where the picture has to be decoded whole: it is
+        uint8 array of shape (ceil(rows / 2**n), ceil(columns / 2**n)); None if the picture has to be decoded whole: it is
         small or damaged, is not grey, or is a JPEG of another kind.
     """
     try:
@@ -189,8 +188,8 @@ def block_averages(values: Values, side: int, bits: int) -> Values:
     Returns
     -------
     Values
-        Integers of the same type, rounded, of shape (ceil(rows / 2**n), ceil(columns / 2**n)); the last blocks repeat the last
-        row and column where they are not whole. The values themselves where n is 0.
+        Integers of the same type, rounded, of shape (ceil(rows / 2**n), ceil(columns / 2**n)); incomplete last
+        blocks repeat the last row and column. The values themselves if n is 0.
     """
     count = levels((values.shape[0], values.shape[1]), side)
     if not count:

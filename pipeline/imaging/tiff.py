@@ -25,26 +25,27 @@ from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 MOST_STRIPS = 2**18
-"""Strips or tiles of a page of a TIFF file."""
+"""Most strips or tiles of a page of a TIFF file."""
 _XMP, _XMP_ORIENTATION = 700, re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 _TIFF_TYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 MOST_PAGES = 2**14
-"""Pages and planes of a TIFF file."""
+"""Most pages and planes of a TIFF file."""
 
 Picture = tuple[Any, int]
-"""A page, as tifffile reads it, and the number of a plane: 0 for the page's own, others follow it without a gap."""
+"""A page, as tifffile reads it, and the number of a plane: 0 for the page's own; others follow it without a gap."""
 
 _IMAGEJ = re.compile(r"^images=(\d{1,9})\s*$", re.MULTILINE)
 _UIC2 = 33629
-"""Tag of MetaMorph, which has one value for each plane."""
+"""Tag of MetaMorph with one value for each plane."""
 
 
 def find_pictures(tiff: tifffile.TiffFile, length: int) -> tuple[list[Picture], tuple[str, ...]]:
-    """Find the pictures of a TIFF file of `length` bytes; also what has to be said of them, in sentences.
+    """Find the pictures of a TIFF file of `length` bytes, and return notes on them.
 
-    Left out are pages that are marked as reduced copies (NewSubfileType or SubfileType), if the file holds a larger picture.
-    ImageJ (for more than 4 GB), tifffile and MetaMorph write stacks with one page only, and say how many planes lie behind it.
+    Pages that are marked as reduced copies (NewSubfileType or SubfileType) are ignored, if the file holds a larger picture.
+    ImageJ (for more than 4 GB), tifffile and MetaMorph write stacks with only one page, and state the number of planes behind
+    it.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def find_pictures(tiff: tifffile.TiffFile, length: int) -> tuple[list[Picture], 
     if len(pictures) > len(kept):
         notes += (f"The TIFF file has {len(pictures)} pictures on {len(kept)} of its pages: all of them were read.",)
     if left_out := len(pages) - len(kept):
-        notes += (f"Reduced copies that the TIFF file holds beside its pictures were left out: {left_out}.",)
+        notes += (f"Reduced copies that the TIFF file holds beside its pictures were ignored: {left_out}.",)
     return pictures, notes
 
 
@@ -87,7 +88,7 @@ def plane_values(picture: Picture, content: bytes) -> NDArray[Any]:
 
 
 def _every_page(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """Yield each page, which names the next, and after it its SubIFDs (330); tifffile does not see every circle of pages."""
+    """Yield each page, which names the next, and after it its SubIFDs (330); tifffile does not detect every circle of pages."""
     seen: set[int] = set()
     chained = 0
     while (page := _page_or_none(tiff, chained)) is not None:
@@ -104,9 +105,7 @@ def _every_page(tiff: tifffile.TiffFile) -> Iterator[Any]:
 
 def _unseen(page: Any, seen: set[int]) -> Any:
     if page.offset in seen:
-        raise UnreadableError(
-            Reason.INCONSISTENT, "The pages of the TIFF file come round to one that was there already. Export it again."
-        )
+        raise UnreadableError(Reason.INCONSISTENT, "The pages of the TIFF file form a circle. Export it again.")
     seen.add(page.offset)
     if len(seen) > MOST_PAGES:
         raise UnreadableError(Reason.RESOURCE_LIMIT, f"The TIFF file has more than {MOST_PAGES} pages. Split it.")
@@ -126,7 +125,7 @@ def _is_larger(page: Any, other: Any) -> bool:
 
 
 def _stated_pictures(page: Any) -> tuple[int, bool]:
-    """Return how many pictures begin at a page, as its writer says, 1 if it says nothing, and if the others have no page."""
+    """Return how many pictures begin at a page by its description, 1 if it has none, and whether the others have no page."""
     if page.is_imagej and (found := _IMAGEJ.search(page.imagej_description or "")):
         return max(1, int(found[1])), False
     if page.is_shaped:
@@ -137,7 +136,7 @@ def _stated_pictures(page: Any) -> tuple[int, bool]:
 
 
 def _shaped_pictures(page: Any) -> tuple[int, bool]:
-    """Read the description of tifffile, the shape of all pictures that begin at a page."""
+    """Return the same by the description of tifffile, the shape of all pictures that begin at a page."""
     try:
         described = json.loads(page.shaped_description)
         count, rest = divmod(math.prod(described["shape"]), math.prod(page.shape))
@@ -147,16 +146,16 @@ def _shaped_pictures(page: Any) -> tuple[int, bool]:
 
 
 def _holds(page: Any, count: int, length: int) -> bool:
-    """Return whether `count` planes lie in the file, one behind the other; those of compressed pages cannot."""
+    """Return whether `count` planes lie in the file, one behind the other, which those of compressed pages cannot."""
     return count == 1 or (bool(page.is_final) and int(page.dataoffsets[0] + count * page.nbytes) <= length)
 
 
 def _missing_notes(pages: list[Any], found: int, stated: int, length: int) -> tuple[str, ...]:
-    """Compare the pictures that were found with those that are stated; a description may have outlived the others."""
+    """Compare the pictures that were found with the stated number; a description may have outlived other pictures."""
     if found >= stated:
         return ()
     if _end(pages) >= length:
-        return (f"The description of the TIFF file speaks of {stated} pictures, but there is no room for more than {found}.",)
+        return (f"The description of the TIFF file says {stated} pictures, but there is no room for more than {found}.",)
     page = pages[0]
     if len(pages) == 1 and page.is_final:
         raise UnreadableError(
@@ -166,12 +165,12 @@ def _missing_notes(pages: list[Any], found: int, stated: int, length: int) -> tu
         )
     raise UnreadableError(
         Reason.INCONSISTENT,
-        f"The TIFF file is said to hold {stated} pictures, but {found} were found. Export each as a page or a file of its own.",
+        f"The TIFF file should hold {stated} pictures, but {found} were found. Export each as a page or a file of its own.",
     )
 
 
 def _end(pages: list[Any]) -> int:
-    """Return where the last byte lies that a page names: its pixels, its tags, or their values."""
+    """Return the end of all bytes that pages refer to: their pixels, their tags, or the values of these."""
     ends = [0]
     for page in pages:
         ends += [at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
@@ -226,7 +225,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
 
 
 def _exif_of_page(page: Any) -> tuple[tuple[str, ...], bool]:
-    """Return what is to be said of the orientation of a page, and whether a camera took it, as its tags or EXIF data tell."""
+    """Return notes on the orientation of a page, and whether a camera took it, by its tags or EXIF data."""
     try:
         packet, exif = page.tags.valueof(_XMP), page.tags.valueof(ExifTags.IFD.Exif)
         in_packet = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
@@ -262,7 +261,7 @@ def _check_page(page: Any, length: int, pages: int, limits: Limits) -> None:
 
 
 def _grey_samples(page: Any) -> int:
-    """Return how many samples of a pixel of a grey page are no alpha, which ExtraSamples (338) tells; 1 for other pages."""
+    """Return how many samples of a pixel of a grey page are not alpha, by ExtraSamples (338); 1 for other pages."""
     if page.photometric.name not in ("MINISBLACK", "MINISWHITE"):
         return 1
     return int(page.samplesperpixel) - sum(int(kind) in (1, 2) for kind in page.extrasamples)
@@ -283,7 +282,7 @@ def _page_values(page: Any, array: NDArray[Any]) -> NDArray[Any]:
         array = np.moveaxis(array, 0, -1)
     if array.shape[:2] != (page.imagelength, page.imagewidth):
         raise UnreadableError(
-            Reason.INCONSISTENT, "A page of the TIFF file does not have the size that it says. Export it again."
+            Reason.INCONSISTENT, "A page of the TIFF file does not have the size in its header. Export it again."
         )
     if (several := _grey_samples(page)) > 1 and (array[..., 1:several] != array[..., :1]).any():
         raise _several_on_a_page(several)
@@ -307,7 +306,7 @@ def _colour_map(page: Any) -> NDArray[Any]:
 
 
 def _full_range(page: Any, grey: NDArray[Any]) -> tuple[float, float] | None:
-    """Return what a palette, or up to 8 bits, can hold; None for what is shown between percentiles."""
+    """Return the range that a palette, or up to 8 bits, can hold; None if the page is shown between percentiles."""
     bits = 8 * grey.itemsize if page.photometric.name == "PALETTE" else page.bitspersample
     known = grey.dtype.kind == "u" and (bits <= 8 or page.photometric.name == "PALETTE")
     return (0.0, 2.0**bits - 1) if known else None

@@ -1,1 +1,1 @@
-"""Says of a frame what speaks against using it."""
+"""Checks whether a frame can be used."""

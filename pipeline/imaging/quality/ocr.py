@@ -13,12 +13,12 @@ from pipeline.errors import ConfigError, is_lack_of_memory
 from pipeline.frames import FloatArray
 
 _NARROWEST = 4
-"""How many times longer than wide a frame may be; the reader enlarges the shorter side to 736 pixels, so others are padded."""
+"""How many times longer than wide a frame may be; others are padded, as the reader enlarges the shorter side to 736 pixels."""
 _reading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class TextBox:
     """An upright rectangle around a line of text, in pixels.
 
     Parameters
@@ -28,7 +28,7 @@ class Box:
     rows, columns
         Its size; it lies within the frame.
     characters
-        How many characters were read in it, spaces left out. What they are is not kept, since they may name a patient.
+        Number of characters without spaces. The text itself is not kept, since it may name a patient.
     """
 
     top: int
@@ -39,12 +39,12 @@ class Box:
 
 
 def is_installed() -> bool:
-    """Say whether the extra is there."""
+    """Return whether the extra is installed."""
     return find_spec("rapidocr") is not None
 
 
-def find_text(pixels: FloatArray) -> tuple[Box, ...]:
-    """Return where text stands, from top to bottom; side markers (R, L) count as text, too.
+def find_text(pixels: FloatArray) -> tuple[TextBox, ...]:
+    """Return the boxes of text, from top to bottom; side markers (R, L) count as text, too.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def find_text(pixels: FloatArray) -> tuple[Box, ...]:
 
 
 def _read(picture: NDArray[np.uint8]) -> Any:
-    """Read a picture; the runtime says in its own words that it got no memory."""
+    """Read a picture; the runtime has an error of its own for a lack of memory."""
     try:
         return _reader()(picture, use_cls=False)
     except Exception as error:
@@ -81,11 +81,11 @@ def _read(picture: NDArray[np.uint8]) -> Any:
         raise
 
 
-def _box(corners: NDArray[Any], text: str, shape: tuple[int, ...]) -> Box:
+def _box(corners: NDArray[Any], text: str, shape: tuple[int, ...]) -> TextBox:
     """Return the smallest whole rectangle around four corners, given as (column, row)."""
     left, top = (max(0, int(value)) for value in np.floor(corners.min(axis=0)))
     right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 1, (shape[1], shape[0]))
-    return Box(top, left, int(bottom) - top, int(right) - left, len("".join(text.split())))
+    return TextBox(top, left, int(bottom) - top, int(right) - left, len("".join(text.split())))
 
 
 @cache

@@ -90,7 +90,7 @@ _Key = tuple[int, int, int]
 
 @dataclass(slots=True)
 class _Series:
-    """The folders of one series: where its images begin, by their slice, and what names its eye."""
+    """One series of an `.e2e` file: the slice and the position of each image, and the eyes that its folders name."""
 
     images: set[tuple[int, int]] = field(default_factory=set)
     eyes: set[str] = field(default_factory=set)
@@ -149,7 +149,7 @@ def _index(content: bytes) -> dict[_Key, _Series]:
 
 
 def _file(content: bytes, folder: tuple[int, ...], found: dict[_Key, _Series]) -> None:
-    """Put a folder with its series, if it holds a B-scan or names an eye; unused ones begin nowhere."""
+    """Add a folder to its series, if it holds a B-scan or names an eye; unused folders have no start."""
     position, start, _, _, patient, study, series, slice_id, _, _, kind, _ = folder
     if start <= position or kind not in (_EYE, _IMAGE):
         return

@@ -1,4 +1,4 @@
-"""Reads Topcon `.fda` and `.fds` files; the fundus pictures in them are no B-scans and are passed over.
+"""Reads Topcon `.fda` and `.fds` files; the fundus pictures in them are no B-scans and are skipped.
 
 Layout as the project uocte found it (Topcon publishes none), little endian: "FOCT", three letters, two numbers; then blocks,
 each with the length of its name, the name, the length of its data and the data; a name of length 0 ends the file.
@@ -119,7 +119,7 @@ def _volume(content: bytes, source: str, blocks: Mapping[bytes, memoryview], sca
 
 
 def _lengths(blocks: Mapping[bytes, memoryview]) -> tuple[float, float, float]:
-    """Return the width and the height of the scanned area in mm, and the depth of a pixel in micrometres; NaN where unknown."""
+    """Return the width and the height of the scanned area in mm, and the depth of a pixel in micrometres; NaN if unknown."""
     for name, at in _SCALES.items():
         if name in blocks and len(blocks[name]) >= at + 24:
             x_mm, y_mm, z_um = struct.unpack_from("<3d", blocks[name], at)
@@ -154,7 +154,7 @@ def _decoded(encoded: bytes, scans: _Scans, limits: Limits) -> NDArray[Any]:
     shape = codestream_shape(encoded)
     if shape != (scans.rows, scans.columns, 1):
         raise UnreadableError(
-            Reason.INCONSISTENT, "A B-scan of the Topcon file does not have the size that its header says. Export it again."
+            Reason.INCONSISTENT, "A B-scan of the Topcon file does not have the size in its header. Export it again."
         )
     decode = imagecodecs.jpeg8_decode if encoded.startswith(b"\xff\xd8") else imagecodecs.jpeg2k_decode
     stored: NDArray[Any] = decode(encoded)

@@ -1,4 +1,4 @@
-"""What the files of all devices have in common: a volume of B-scans, and the way from one of them to a `Frame`."""
+"""What the files of all OCT devices have in common: a volume of B-scans, and the frame that is made of each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ LARGEST_SPACING_MM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What a file says of all B-scans of a volume.
+    """The facts of a file that hold for all B-scans of a volume.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ class Volume:
     number_of_frames
         How many B-scans it has.
     laterality
-        R, L, or empty where the file names no eye.
+        R, L, or empty if the file names no eye.
     pixel_spacing_mm
         As in `Frame`: along the A-scan, then across it.
     distance_mm
-        Between two B-scans, where they are parallel; None where unknown.
+        Between two B-scans, if they are parallel; None if unknown.
     notes
         What was assumed, in sentences.
     decoder
@@ -49,13 +49,13 @@ class Volume:
 
 
 def spacing(axial_mm: float, lateral_mm: float) -> tuple[float, float] | None:
-    """Return both distances, None where one of them cannot be true."""
+    """Return both distances; None if one of them cannot be true."""
     possible = all(np.isfinite(one) and 0 < one <= LARGEST_SPACING_MM for one in (axial_mm, lateral_mm))
     return (axial_mm, lateral_mm) if possible else None
 
 
 def fourth_root(reflectivity: NDArray[Any], unmeasured: float) -> FloatArray:
-    """Turn reflectivity as Heidelberg stores it, in [0, 1], into grey levels; values from `unmeasured` on become black."""
+    """Turn reflectivity as Heidelberg stores it, in [0, 1], into grey levels; values of `unmeasured` or more become black."""
     measured = np.where((reflectivity >= 0) & (reflectivity < unmeasured), reflectivity, 0)
     return np.minimum(measured, 1).astype(np.float32) ** np.float32(0.25)
 
@@ -66,7 +66,7 @@ def to_frame(volume: Volume, number: int, stored: NDArray[Any], pixels: FloatArr
     Parameters
     ----------
     volume
-        What it belongs to.
+        The volume that it belongs to.
     number
         From 1.
     stored

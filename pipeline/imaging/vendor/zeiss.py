@@ -1,4 +1,4 @@
-"""Reads Zeiss Cirrus `.img` files: bytes without any header, whose size and eye stand in the name that the device gave them."""
+"""Reads Zeiss Cirrus `.img` files: bytes without a header; their size and eye are in the name that the device gave them."""
 
 import re
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ _LINE_COLUMNS = (1024, 4096)
 """Columns that a B-scan of such a protocol may have, as the retimat project found them; the number of bytes says which."""
 _KIND = re.compile(r"(?<![a-z])(?:cube|lines?)_?(?:z|raw|enhanced)(?:_copy|_?\(\d+\))*\.img$")
 _FLOW = "flowcube"
-"""What the device calls blood flow, which is no picture of structure."""
+"""The device's name for blood flow, which is not a picture of structure."""
 _EYE = re.compile(r"_(od|os)(?=_)")
 _EYES = {"od": "R", "os": "L"}
 _NOTE = "The file has no header: the size and the eye are those in its name, and the distances of its pixels are not known."
 
 
 def is_named_img(source: str) -> bool:
-    """Return whether a file bears the ending of Zeiss."""
+    """Return whether the name of a file has the ending of Zeiss."""
     return source.lower().endswith(".img")
 
 
@@ -62,7 +62,7 @@ def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
         described = " or ".join(f"{scans} B-scans of {DEPTH} x {columns}" for columns, scans in sizes)
         raise UnreadableError(
             Reason.INCONSISTENT,
-            f"The .img file has {len(content)} bytes, and not {described}, as its name says. Copy it again.",
+            f"The .img file has {len(content)} bytes, not those of {described}, as its name says. Copy it again.",
         )
     stored = np.frombuffer(content, np.uint8).reshape(scans, DEPTH, columns)[:, ::-1, ::-1]
     volume = Volume(derived_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
@@ -77,7 +77,7 @@ def _normalised(source: str) -> str:
 
 
 def _sizes(source: str) -> list[tuple[int, int]]:
-    """Return the columns and the B-scans that the protocol in a name stands for; several if it leaves a choice."""
+    """Return the columns and the B-scans of the protocol in a name; several if it leaves a choice."""
     name = _normalised(source)
     if _FLOW in name:
         return []
