@@ -168,12 +168,12 @@ class _Cleaner:
     def _apply(self, dataset: Dataset, tag: BaseTag, action: Action, representation: str) -> None:
         """Remove, empty, clean or replace a value."""
         values = as_list(dataset[tag].value)
-        made: list[Any] | None = None
+        replaced: list[Any] | None = None
         if action is Action.UID:
-            made = [self._new_uid(str(one)) for one in values]
+            replaced = [self._new_uid(str(one)) for one in values]
         elif action is Action.CLEAN:
-            made = self._cleaned(tag, values, representation)
-            if made is None:
+            replaced = self._cleaned(tag, values, representation)
+            if replaced is None:
                 row = find_row(tag)
                 action = row.action(()) if row else Action.DUMMY
         if action is Action.REMOVE:
@@ -181,8 +181,8 @@ class _Cleaner:
             return
         if action is Action.DUMMY and values:
             is_patient_id = tag == _PATIENT_ID  # of another patient, who is named in an item
-            made = [self._secret.pseudonym(patient_of(dataset)) if is_patient_id else dummy(representation)]
-        dataset[tag] = DataElement(tag, representation, as_value(made or []))
+            replaced = [self._secret.pseudonym(patient_of(dataset)) if is_patient_id else dummy(representation)]
+        dataset[tag] = DataElement(tag, representation, as_value(replaced or []))
 
     def _new_uid(self, uid: str) -> str:
         """Return the UID that replaces another; registered ones identify no instance and stay."""

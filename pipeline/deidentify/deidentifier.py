@@ -309,21 +309,21 @@ class Deidentifier:
         sha256 = ""
         try:
             sha256 = str(next(steps))
-            (made,) = (step for step in steps if isinstance(step, Deidentified))
-            if self._originals.get(made.name, sha256) != sha256:
+            (new,) = (step for step in steps if isinstance(step, Deidentified))
+            if self._originals.get(new.name, sha256) != sha256:
                 raise RefusedError(
                     RefusalReason.SAME_UID,
                     "Another file with the same SOP Instance UID and other content was de-identified with this key. Leave one "
                     "out.",
                 )
-            self._crosswalk.add(_original(file, sha256) | _entry(made))
-            path = self.out / made.name
+            self._crosswalk.add(_original(file, sha256) | _entry(new))
+            path = self.out / new.name
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
-            self._originals[made.name] = sha256
-            if looked and (looks := file_stamp(StudyFile(path, made.name))):
-                self._done.put(file, looked, [made.name, made.has_patient, *looks])
-            return WrittenFile(made.name, made.has_patient)
+            self._originals[new.name] = sha256
+            if looked and (looks := file_stamp(StudyFile(path, new.name))):
+                self._done.put(file, looked, [new.name, new.has_patient, *looks])
+            return WrittenFile(new.name, new.has_patient)
         except (UnreadableError, RefusedError) as error:
             if looked and sha256 and error.reason not in _TRANSIENT:
                 self._done.put(file, looked, [error.reason.value, str(error)])
@@ -359,15 +359,15 @@ def _original(file: StudyFile, sha256: str) -> dict[str, object]:
     return {"path": str(file.path.resolve()), "source": file.source, "sha256": sha256}
 
 
-def _entry(made: Deidentified) -> dict[str, object]:
-    study, series, instance = made.uids
+def _entry(new: Deidentified) -> dict[str, object]:
+    study, series, instance = new.uids
     return {
-        "name": made.name,
-        "patient_id": made.patient_id,
-        "pseudonym": made.pseudonym,
+        "name": new.name,
+        "patient_id": new.patient_id,
+        "pseudonym": new.pseudonym,
         "study_instance_uid": study,
         "series_instance_uid": series,
         "sop_instance_uid": instance,
-        "offset_days": made.offset_days,
-        "allowed": list(made.allowed),
+        "offset_days": new.offset_days,
+        "allowed": list(new.allowed),
     }

@@ -127,8 +127,8 @@ def deidentify_bytes(content: bytes, secret: Secret, options: Options, limits: L
     RefusedError
         If it is not DICOM, may show identity in its pixels, is of a kind that cannot be cleaned, or fails the verifier.
     """
-    (made,) = (step for step in _steps(content, secret, options, limits) if step is not None)
-    return made
+    (result,) = (step for step in _steps(content, secret, options, limits) if step is not None)
+    return result
 
 
 def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> Iterator[Deidentified | None]:
@@ -156,10 +156,10 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
         clean(dataset, secret, patient, options.keep)
         _replace_repeated_identity(dataset, identity, options, allowed)
         record_method(dataset, options, layout is not None)
-        made = _written(dataset)
-    verify(made, identity, pseudonym, options, allowed)
+        new_content = _written(dataset)
+    verify(new_content, identity, pseudonym, options, allowed)
     yield Deidentified(
-        content=made,
+        content=new_content,
         name="/".join((pseudonym, *(secret.uid(uid) for uid in uids))) + ".dcm",
         patient_id=patient_id,
         pseudonym=pseudonym,

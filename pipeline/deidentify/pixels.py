@@ -229,20 +229,20 @@ def clear_surplus(dataset: Dataset, layout: Layout) -> Iterator[None]:
                 Reason.UNSUPPORTED_ENCODING,
                 "An overlay is stored in the compressed bits of the pixels. Export the file uncompressed.",
             )
-        table, made = value(dataset, "ExtendedOffsetTable"), b""
+        table, cleaned = value(dataset, "ExtendedOffsetTable"), b""
         decode = frame_decoder(dataset, layout, DEFAULT_READING)
-        for made in without_surplus(  # noqa: B007 - the last one is the pixel data
+        for cleaned in without_surplus(  # noqa: B007 - the last one is the pixel data
             dataset.PixelData, layout, table if isinstance(table, bytes) else b"", lambda encoded: decode(encoded)[0]
         ):
             yield None
-        right = extended_offset_tables(made, layout.frames)
+        right = extended_offset_tables(cleaned, layout.frames)
     else:
-        made, right = _cleared_native(dataset, layout), (b"", b"")
+        cleaned, right = _cleared_native(dataset, layout), (b"", b"")
     if tuple(value(dataset, keyword) for keyword in _OFFSETS) != right:
         for keyword in _OFFSETS:
             dataset.pop(keyword, None)
-    if made != dataset[layout.keyword].value:
-        dataset[layout.keyword].value = made
+    if cleaned != dataset[layout.keyword].value:
+        dataset[layout.keyword].value = cleaned
     for keyword in PIXEL_KEYWORDS.keys() - {layout.keyword}:
         dataset.pop(keyword, None)
 

@@ -276,13 +276,13 @@ def _years(digits: str) -> Iterable[int]:
 
 
 def _valid(found: Iterable[tuple[int, int | str, int | str]]) -> set[date]:
-    made = set()
+    days = set()
     for year, month, day in found:
         try:
-            made.add(date(year, int(month), int(day)))
+            days.add(date(year, int(month), int(day)))
         except ValueError:
             continue
-    return made
+    return days
 
 
 @cache

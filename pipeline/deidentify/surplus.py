@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import RLELossless
 
+from pipeline.deidentify.values import as_value
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
 from pipeline.imaging.dicom.display import expand_segments
@@ -60,20 +61,20 @@ def without_surplus(data: bytes, layout: Layout, extended_offsets: bytes, decode
         `UNSUPPORTED_ENCODING` if a frame has parts of unknown meaning; everything that `decode` raises.
     """
     table = data[8 : 8 + int.from_bytes(data[4:8], "little")]
-    starts, made = [], bytearray()
+    starts, cleaned = [], bytearray()
     for number, group in enumerate(grouped_fragments(data, layout.frames, extended_offsets)):
         encoded = b"".join(data[one] for one in group)
-        starts += [len(made)] * (number < layout.frames)
-        cleared = _cleared(encoded, layout, decode) if number < layout.frames else bytes(len(encoded))
+        starts += [len(cleaned)] * (number < layout.frames)
+        new = _cleared(encoded, layout, decode) if number < layout.frames else bytes(len(encoded))
         at = 0
         for one in group:
             size = one.stop - one.start
-            made += _ITEM + size.to_bytes(4, "little") + cleared[at : at + size]
+            cleaned += _ITEM + size.to_bytes(4, "little") + new[at : at + size]
             at += size
         yield b""
     right = b"".join(start.to_bytes(4, "little") for start in starts if start < 2**32)
     offsets = table if table == right else b""
-    yield b"".join((_ITEM, len(offsets).to_bytes(4, "little"), offsets, made))
+    yield b"".join((_ITEM, len(offsets).to_bytes(4, "little"), offsets, cleaned))
 
 
 def extended_offset_tables(data: bytes, frames: int) -> tuple[bytes, bytes]:
@@ -87,20 +88,20 @@ def extended_offset_tables(data: bytes, frames: int) -> tuple[bytes, bytes]:
 
 
 def _cleared(encoded: bytes, layout: Layout, decode: Decode) -> bytes:
-    made = bytearray(encoded)
+    stream = bytearray(encoded)
     try:
         if layout.transfer_syntax == RLELossless:
-            _clear_rle(made, layout.rows * layout.columns, layout.bits_allocated)
-            return bytes(made)
+            _clear_rle(stream, layout.rows * layout.columns, layout.bits_allocated)
+            return bytes(stream)
         if layout.transfer_syntax in JPEG_2000:
-            parts = _clear_jpeg_2000(made)
+            parts = _clear_jpeg_2000(stream)
         else:
-            scans = _clear_jpeg(made, _LS_MARKER if layout.transfer_syntax in JPEG_LS else _MARKER)
+            scans = _clear_jpeg(stream, _LS_MARKER if layout.transfer_syntax in JPEG_LS else _MARKER)
             parts = [(*scan, (0, layout.rows, 0, layout.columns)) for scan in scans]
     except (IndexError, struct.error):
         raise _unclear() from None
-    _clear_tails(made, encoded, parts, decode)
-    return bytes(made)
+    _clear_tails(stream, encoded, parts, decode)
+    return bytes(stream)
 
 
 def _unclear() -> UnreadableError:
@@ -113,7 +114,7 @@ def _unclear() -> UnreadableError:
 # Ends of scans and tiles
 
 
-def _clear_tails(made: bytearray, encoded: bytes, parts: Sequence[Part], decode: Decode) -> None:
+def _clear_tails(stream: bytearray, encoded: bytes, parts: Sequence[Part], decode: Decode) -> None:
     """Clear the bytes at the end of each part that no pixel depends on, and check that all pixels are as before.
 
     Parts with different pixels are searched together, since a frame may have hundreds of tiles.
@@ -121,17 +122,17 @@ def _clear_tails(made: bytearray, encoded: bytes, parts: Sequence[Part], decode:
     with translated("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
         pixels = decode(encoded)
     for group in _rounds(parts):
-        changed = _unneeded(made, [(part, *_other_tail(made, *part[:2])) for part in group], pixels, decode)
+        changed = _unneeded(stream, [(part, *_other_tail(stream, *part[:2])) for part in group], pixels, decode)
         needed, free = {part: part[0] for part in changed}, {part: part[1] for part in changed}
         # A binary search: zeros from `free` on change nothing, and earlier ones may not either.
         while middles := {part: (needed[part] + free[part]) // 2 for part in changed if needed[part] < free[part]}:
             zeros = [(part, middle, bytes(part[1] - middle)) for part, middle in middles.items()]
-            unneeded = _unneeded(made, zeros, pixels, decode)
+            unneeded = _unneeded(stream, zeros, pixels, decode)
             free |= {part: middles[part] for part in unneeded}
             needed |= {part: middle + 1 for part, middle in middles.items() if part not in unneeded}
         for part, start in free.items():
-            made[start : part[1]] = bytes(part[1] - start)
-    if made != encoded and not _is_same(made, pixels, decode):
+            stream[start : part[1]] = bytes(part[1] - start)
+    if stream != encoded and not _is_same(stream, pixels, decode):
         raise _unclear()
 
 
@@ -145,22 +146,24 @@ def _rounds(parts: Sequence[Part]) -> Iterator[list[Part]]:
         rest = [part for part in rest if by_pixels[part[2]] is not part]
 
 
-def _other_tail(made: bytearray, start: int, stop: int) -> tuple[int, bytes]:
+def _other_tail(stream: bytearray, start: int, stop: int) -> tuple[int, bytes]:
     """Return where the end of a part begins, and other bytes for it, without 0xff, which would begin a marker."""
-    first = stop - _TAIL - (made[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
-    return first, bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in made[first:stop])
+    first = stop - _TAIL - (stream[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
+    return first, bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in stream[first:stop])
 
 
-def _unneeded(made: bytearray, changes: Sequence[tuple[Part, int, bytes]], pixels: NDArray[Any], decode: Decode) -> list[Part]:
+def _unneeded(
+    stream: bytearray, changes: Sequence[tuple[Part, int, bytes]], pixels: NDArray[Any], decode: Decode
+) -> list[Part]:
     """Return the parts in which the changed bytes change no pixel."""
-    changed = bytearray(made)
+    changed = bytearray(stream)
     for _, start, other in changes:
         changed[start : start + len(other)] = other
     try:
         decoded = decode(bytes(changed))
     except Exception:  # whatever a decoder raises: some of the bytes are needed
         halves = (changes[: len(changes) // 2], changes[len(changes) // 2 :]) if len(changes) > 1 else ()
-        return [part for some in halves for part in _unneeded(made, some, pixels, decode)]
+        return [part for some in halves for part in _unneeded(stream, some, pixels, decode)]
     if decoded.shape != pixels.shape:
         return []
     return [part for part, _, _ in changes if np.array_equal(decoded[_slices(part)], pixels[_slices(part)])]
@@ -193,88 +196,88 @@ _ADOBE, _HP_COLOUR = b"Adobe", b"mrfx"
 _PRESETS, _PRESETS_LENGTH = 1, 13
 
 
-def _clear_jpeg(made: bytearray, marker_in_data: re.Pattern[bytes]) -> list[Range]:
+def _clear_jpeg(stream: bytearray, marker_in_data: re.Pattern[bytes]) -> list[Range]:
     """Clear a codestream and return the ranges of its entropy-coded data."""
-    if made[:2] != b"\xff\xd8":
+    if stream[:2] != b"\xff\xd8":
         raise _unclear()
     scans: list[Range] = []
     frame, components = 0, dict[int, int]()
     defined, used, segments = dict[tuple[int, int], int](), set[int](), list[tuple[int, int, list[Range]]]()
     at = 2
     while True:
-        following = _MARKER.search(made, at)
+        following = _MARKER.search(stream, at)
         if following is None:
             raise _unclear()
-        made[at : following.start()] = b"\xff" * (following.start() - at)
-        at, marker = following.start(), made[following.start() + 1]
+        stream[at : following.start()] = b"\xff" * (following.start() - at)
+        at, marker = following.start(), stream[following.start() + 1]
         if marker == _EOI:
-            made[at + 2 :] = bytes(len(made) - at - 2)
+            stream[at + 2 :] = bytes(len(stream) - at - 2)
             break
         if marker < 0x02 or marker == _SOI:
             raise _unclear()
-        stop = at + 2 + int.from_bytes(made[at + 2 : at + 4], "big")
-        if stop < at + 4 or stop > len(made):
+        stop = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stop < at + 4 or stop > len(stream):
             raise _unclear()
-        if marker in _FRAMES and not frame and stop - at == 10 + 3 * made[at + 9]:
+        if marker in _FRAMES and not frame and stop - at == 10 + 3 * stream[at + 9]:
             frame = marker
-            components = {made[one]: made[one + 2] for one in range(at + 10, stop, 3)}
+            components = {stream[one]: stream[one + 2] for one in range(at + 10, stop, 3)}
         elif marker in (_DHT, _DQT):
-            definitions = list(_definitions(made, marker, at + 4, stop))
+            definitions = list(_definitions(stream, marker, at + 4, stop))
             defined |= {(kind, number): start for kind, number, start, _ in definitions}
             segments.append((at, stop, [(start, end) for _, _, start, end in definitions]))
         elif marker == _SOS and frame:
-            used |= {defined[table] for table in _tables_of_scan(made, at, stop, frame, components) if table in defined}
-        elif not _is_needed(made, marker, at, stop, frame):
-            _to_comment(made, at, stop)
+            used |= {defined[table] for table in _tables_of_scan(stream, at, stop, frame, components) if table in defined}
+        elif not _is_needed(stream, marker, at, stop, frame):
+            _to_comment(stream, at, stop)
         at = stop
         if marker == _SOS:
-            end = marker_in_data.search(made, stop)
-            at = end.start() if end else len(made)
+            end = marker_in_data.search(stream, stop)
+            at = end.start() if end else len(stream)
             scans.append((stop, at))
     for start, stop, definitions_in in segments:
-        _keep_definitions(made, start, stop, [one for one in definitions_in if one[0] in used])
+        _keep_definitions(stream, start, stop, [one for one in definitions_in if one[0] in used])
     return scans
 
 
-def _definitions(made: bytearray, marker: int, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def _definitions(stream: bytearray, marker: int, at: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield the tables of a segment: kind, number, start, stop."""
     while at < stop:
-        high, number = divmod(made[at], 16)
-        size = 1 + 64 * (1 + high) if marker == _DQT else 17 + sum(made[at + 1 : at + 17])
+        high, number = divmod(stream[at], 16)
+        size = 1 + 64 * (1 + high) if marker == _DQT else 17 + sum(stream[at + 1 : at + 17])
         if at + size > stop or high > 1:
             raise _unclear()
         yield _DQT if marker == _DQT else high, number, at, at + size
         at += size
 
 
-def _tables_of_scan(made: bytearray, at: int, stop: int, frame: int, components: dict[int, int]) -> set[tuple[int, int]]:
+def _tables_of_scan(stream: bytearray, at: int, stop: int, frame: int, components: dict[int, int]) -> set[tuple[int, int]]:
     """Return the tables that a scan uses, as (kind, number); fields without a choice get their only value."""
-    count = made[at + 4]
+    count = stream[at + 4]
     if stop - at != 8 + 2 * count:
         raise _unclear()
     used = set[tuple[int, int]]()
-    first, last, steps = made[stop - 3 : stop]
+    first, last, steps = stream[stop - 3 : stop]
     for one in range(at + 5, at + 5 + 2 * count, 2):
         if frame == _LS_FRAME:
-            made[one + 1] = 0  # a mapping table, which DICOM does not use (PS3.5 A.4.3)
+            stream[one + 1] = 0  # a mapping table, which DICOM does not use (PS3.5 A.4.3)
             continue
-        direct, alternating = divmod(made[one + 1], 16)
+        direct, alternating = divmod(stream[one + 1], 16)
         if frame == _LOSSLESS:
             used.add((0, direct))
             continue
-        used.add((_DQT, components.get(made[one], -1)))
+        used.add((_DQT, components.get(stream[one], -1)))
         if frame != _PROGRESSIVE or (first == 0 and steps < 16):
             used.add((0, direct))
         if frame != _PROGRESSIVE or last > 0:
             used.add((1, alternating))
     if frame in (0xC0, 0xC1):
-        made[stop - 3 : stop] = b"\x00\x3f\x00"
+        stream[stop - 3 : stop] = b"\x00\x3f\x00"
     return used
 
 
-def _is_needed(made: bytearray, marker: int, at: int, stop: int, frame: int) -> bool:
+def _is_needed(stream: bytearray, marker: int, at: int, stop: int, frame: int) -> bool:
     """Return whether decoders need a segment, and clear what they do not need within it."""
-    content = made[at + 4 : stop]
+    content = stream[at + 4 : stop]
     if marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= len(_JFIF):
         kept = _JFIF
     elif marker == 0xEE and content.startswith(_ADOBE) and len(content) >= 12:
@@ -287,25 +290,25 @@ def _is_needed(made: bytearray, marker: int, at: int, stop: int, frame: int) -> 
             or (marker == _DAC and frame in _ARITHMETIC)
             or (marker == _LSE and content[0] == _PRESETS and stop - at - 2 == _PRESETS_LENGTH)
         )
-    made[at + 4 : stop] = kept + bytes(stop - at - 4 - len(kept))
+    stream[at + 4 : stop] = kept + bytes(stop - at - 4 - len(kept))
     return True
 
 
-def _to_comment(made: bytearray, start: int, stop: int) -> None:
-    made[start:stop] = bytes([0xFF, _COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
+def _to_comment(stream: bytearray, start: int, stop: int) -> None:
+    stream[start:stop] = bytes([0xFF, _COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
 
 
-def _keep_definitions(made: bytearray, start: int, stop: int, used: Sequence[Range]) -> None:
+def _keep_definitions(stream: bytearray, start: int, stop: int, used: Sequence[Range]) -> None:
     """Keep the used tables of a segment, and fill the space of the others with a comment."""
-    kept = b"".join(made[one:end] for one, end in used)
+    kept = b"".join(stream[one:end] for one, end in used)
     if len(kept) == stop - start - 4:
         return
     if not kept:
-        _to_comment(made, start, stop)
+        _to_comment(stream, start, stop)
         return
     middle = start + 4 + len(kept)
-    made[start + 2 : middle] = (2 + len(kept)).to_bytes(2, "big") + kept
-    _to_comment(made, middle, stop)
+    stream[start + 2 : middle] = (2 + len(kept)).to_bytes(2, "big") + kept
+    _to_comment(stream, middle, stop)
 
 
 # JPEG 2000 (ISO/IEC 15444-1 Annex A and I, 15444-15)
@@ -318,54 +321,54 @@ _BRANDS = frozenset({b"jp2 ", b"jph ", b"jpx "})
 _GREY, _SRGB, _COLOUR_BOX = 17, 16, 15
 
 
-def _clear_jpeg_2000(made: bytearray) -> list[Part]:
+def _clear_jpeg_2000(stream: bytearray) -> list[Part]:
     """Clear a codestream and the boxes around it, and return the data of its tiles."""
-    at = _clear_boxes(made) if made.startswith(_SIGNATURE) else 0
-    if made[at : at + 4] != b"\xff\x4f\xff\x51":
+    at = _clear_boxes(stream) if stream.startswith(_SIGNATURE) else 0
+    if stream[at : at + 4] != b"\xff\x4f\xff\x51":
         raise _unclear()
-    components = int.from_bytes(made[at + 40 : at + 42], "big")
+    components = int.from_bytes(stream[at + 40 : at + 42], "big")
     segments, tiles = list[tuple[int, int, int]](), list[Part]()
-    size = bytes(made[at + 8 : at + 42 + 3 * components])
+    size = bytes(stream[at + 8 : at + 42 + 3 * components])
     at, tile, tile_stop = at + 2, 0, 0
-    while made[at + 1] != _EOC:
-        marker, stop = made[at + 1], at + 2 + int.from_bytes(made[at + 2 : at + 4], "big")
-        if made[at] != 0xFF or (marker != _SOD and (stop < at + 4 or 0x30 <= marker < 0x40)):
+    while stream[at + 1] != _EOC:
+        marker, stop = stream[at + 1], at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at] != 0xFF or (marker != _SOD and (stop < at + 4 or 0x30 <= marker < 0x40)):
             raise _unclear()
         if marker == _SOD:
-            if not at + 2 <= tile_stop <= len(made) - 2:
+            if not at + 2 <= tile_stop <= len(stream) - 2:
                 raise _unclear()
             tiles.append((at + 2, tile_stop, _pixels_of_tile(size, tile)))
             at = tile_stop
             continue
         if marker == _SOT:
-            tile, length = struct.unpack_from(">HI", made, at + 4)
-            tile_stop = at + length if length else made.rindex(b"\xff\xd9")
+            tile, length = struct.unpack_from(">HI", stream, at + 4)
+            tile_stop = at + length if length else stream.rindex(b"\xff\xd9")
         else:
             segments.append((marker, at, stop))
         at = stop
-    made[at + 2 :] = bytes(len(made) - at - 2)
+    stream[at + 2 :] = bytes(len(stream) - at - 2)
     levels = max(
         (
-            made[one + (9 if marker == _COD else 5 + _width(components))]
+            stream[one + (9 if marker == _COD else 5 + _width(components))]
             for marker, one, _ in segments
             if marker in (_COD, _COC)
         ),
         default=0,
     )
     for marker, start, stop in segments:
-        needed = start + _needed(made, marker, start, components, levels) if marker in _PARTS else 0
+        needed = start + _needed(stream, marker, start, components, levels) if marker in _PARTS else 0
         if (
             needed
             and marker in (_COC, _QCC, _RGN)
-            and int.from_bytes(made[start + 4 : start + 4 + _width(components)], "big") >= components
+            and int.from_bytes(stream[start + 4 : start + 4 + _width(components)], "big") >= components
         ):
             needed = 0
         if needed > stop:
             raise _unclear()
         if needed:
-            made[needed:stop] = bytes(stop - needed)
+            stream[needed:stop] = bytes(stop - needed)
         else:
-            made[start:stop] = bytes([0xFF, _J2K_COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
+            stream[start:stop] = bytes([0xFF, _J2K_COM]) + (stop - start - 2).to_bytes(2, "big") + bytes(stop - start - 4)
     return tiles
 
 
@@ -385,70 +388,72 @@ def _width(components: int) -> int:
     return 1 if components < 257 else 2
 
 
-def _needed(made: bytearray, marker: int, at: int, components: int, levels: int) -> int:
+def _needed(stream: bytearray, marker: int, at: int, components: int, levels: int) -> int:
     """Return how many bytes of a segment, its marker included, have a meaning (ISO/IEC 15444-1 A.5, A.6)."""
-    length, width = 2 + int.from_bytes(made[at + 2 : at + 4], "big"), _width(components)
+    length, width = 2 + int.from_bytes(stream[at + 2 : at + 4], "big"), _width(components)
     if marker == _SIZ:
         return 40 + 3 * components
     if marker == _COD:
-        return 14 + (made[at + 9] + 1) * (made[at + 4] & 1)
+        return 14 + (stream[at + 9] + 1) * (stream[at + 4] & 1)
     if marker == _COC:
-        return 10 + width + (made[at + 5 + width] + 1) * (made[at + 4 + width] & 1)
+        return 10 + width + (stream[at + 5 + width] + 1) * (stream[at + 4 + width] & 1)
     if marker in (_QCD, _QCC):
         start = at + 4 + width * (marker == _QCC)
-        steps = {0: 3 * levels + 1, 1: 2, 2: 2 * (3 * levels + 1)}.get(made[start] & 0x1F, length)
+        steps = {0: 3 * levels + 1, 1: 2, 2: 2 * (3 * levels + 1)}.get(stream[start] & 0x1F, length)
         return min(length, start - at + 1 + steps)
     if marker == _RGN:
         return 6 + width
-    return 8 + 2 * int.from_bytes(made[at + 4 : at + 8], "big").bit_count() if marker == _CAP else length
+    return 8 + 2 * int.from_bytes(stream[at + 4 : at + 8], "big").bit_count() if marker == _CAP else length
 
 
-def _clear_boxes(made: bytearray) -> int:
+def _clear_boxes(stream: bytearray) -> int:
     """Clear the boxes of a JP2 file; return where its codestream starts."""
     at = len(_SIGNATURE)
-    while made[at + 4 : at + 8] != b"jp2c":
-        stop = at + int.from_bytes(made[at : at + 4], "big")
-        if stop < at + 8 or stop > len(made):
+    while stream[at + 4 : at + 8] != b"jp2c":
+        stop = at + int.from_bytes(stream[at : at + 4], "big")
+        if stop < at + 8 or stop > len(stream):
             raise _unclear()
-        kind = bytes(made[at + 4 : at + 8])
+        kind = bytes(stream[at + 4 : at + 8])
         if kind == b"ftyp":
-            brands = (bytes(made[one : one + 4]) for one in range(at + 16, stop - 3, 4))
-            kept = b"".join(one if one in _BRANDS else b"jp2 " for one in (bytes(made[at + 8 : at + 12]), b"\0\0\0\0", *brands))
+            brands = (bytes(stream[one : one + 4]) for one in range(at + 16, stop - 3, 4))
+            kept = b"".join(
+                one if one in _BRANDS else b"jp2 " for one in (bytes(stream[at + 8 : at + 12]), b"\0\0\0\0", *brands)
+            )
             kept = kept[:4] + bytes(4) + kept[8:]
-            made[at + 8 : stop] = kept + bytes(stop - at - 8 - len(kept))
+            stream[at + 8 : stop] = kept + bytes(stop - at - 8 - len(kept))
         elif kind == b"jp2h":
-            _clear_header_boxes(made, at + 8, stop)
+            _clear_header_boxes(stream, at + 8, stop)
         else:
-            _to_free(made, at, stop)
+            _to_free(stream, at, stop)
         at = stop
-    return at + (16 if made[at : at + 4] == b"\0\0\0\1" else 8)
+    return at + (16 if stream[at : at + 4] == b"\0\0\0\1" else 8)
 
 
-def _clear_header_boxes(made: bytearray, at: int, stop: int) -> None:
+def _clear_header_boxes(stream: bytearray, at: int, stop: int) -> None:
     """Keep size, bits and colour. A colour profile becomes the number of its colour space; a palette is refused."""
     components, has_colour = 1, False
     while at < stop:
-        end = at + int.from_bytes(made[at : at + 4], "big")
-        kind = bytes(made[at + 4 : at + 8])
+        end = at + int.from_bytes(stream[at : at + 4], "big")
+        kind = bytes(stream[at + 4 : at + 8])
         if end < at + 8 or end > stop or kind in (b"pclr", b"cmap"):
             raise _unclear()
         if kind == b"ihdr" and end - at == 22:
-            components = int.from_bytes(made[at + 16 : at + 18], "big")
+            components = int.from_bytes(stream[at + 16 : at + 18], "big")
         elif kind == b"colr" and not has_colour and (end - at == _COLOUR_BOX or end - at >= _COLOUR_BOX + 8):
             enumerated = (
-                made[at + 11 : at + 15] if made[at + 8] == 1 else (_SRGB if components > 2 else _GREY).to_bytes(4, "big")
+                stream[at + 11 : at + 15] if stream[at + 8] == 1 else (_SRGB if components > 2 else _GREY).to_bytes(4, "big")
             )
-            made[at : at + _COLOUR_BOX] = _COLOUR_BOX.to_bytes(4, "big") + b"colr\1\0\0" + enumerated
+            stream[at : at + _COLOUR_BOX] = _COLOUR_BOX.to_bytes(4, "big") + b"colr\1\0\0" + enumerated
             if end - at > _COLOUR_BOX:
-                _to_free(made, at + _COLOUR_BOX, end)
+                _to_free(stream, at + _COLOUR_BOX, end)
             has_colour = True
         elif not ((kind == b"bpcc" and end - at == 8 + components) or (kind == b"cdef" and end - at == 10 + 6 * components)):
-            _to_free(made, at, end)
+            _to_free(stream, at, end)
         at = end
 
 
-def _to_free(made: bytearray, start: int, stop: int) -> None:
-    made[start:stop] = (stop - start).to_bytes(4, "big") + b"free" + bytes(stop - start - 8)
+def _to_free(stream: bytearray, start: int, stop: int) -> None:
+    stream[start:stop] = (stop - start).to_bytes(4, "big") + b"free" + bytes(stop - start - 8)
 
 
 # RLE (PS3.5 Annex G)
@@ -456,24 +461,24 @@ def _to_free(made: bytearray, start: int, stop: int) -> None:
 _RLE_HEADER, _NOTHING = 64, 0x80
 
 
-def _clear_rle(made: bytearray, pixels: int, bits_allocated: int) -> None:
+def _clear_rle(stream: bytearray, pixels: int, bits_allocated: int) -> None:
     """Clear the unused words of the header, the end of a segment's last run if it is too long, and what follows it."""
-    words = struct.unpack_from("<16I", made)
-    made[4 * (words[0] + 1) : _RLE_HEADER] = bytes(_RLE_HEADER - 4 * (words[0] + 1))
+    words = struct.unpack_from("<16I", stream)
+    stream[4 * (words[0] + 1) : _RLE_HEADER] = bytes(_RLE_HEADER - 4 * (words[0] + 1))
     size = (pixels + 7) // 8 if bits_allocated == 1 else pixels
-    for start, stop in pairwise([*words[1 : words[0] + 1], len(made)]):
+    for start, stop in pairwise([*words[1 : words[0] + 1], len(stream)]):
         at, left = start, size
         while left > 0 and at < stop:
-            count = made[at]
+            count = stream[at]
             if count < _NOTHING:
                 run = min(at + count + 2, stop)
                 if count + 1 > left:
-                    made[at + 1 + left : run] = bytes(max(0, run - at - 1 - left))
+                    stream[at + 1 + left : run] = bytes(max(0, run - at - 1 - left))
                 left, at = left - count - 1, run
             else:
                 left, at = left - (257 - count) * (count > _NOTHING), at + 1 + (count > _NOTHING)
         at = min(at, stop)
-        made[at:stop] = bytes([_NOTHING if stop - at > 1 else 0]) * (stop - at)
+        stream[at:stop] = bytes([_NOTHING if stop - at > 1 else 0]) * (stop - at)
 
 
 # Lookup tables (PS3.3 C.7.6.3.1.5, C.7.9.2, C.11.1)
@@ -515,8 +520,8 @@ def _cut_table(dataset: Dataset, keyword: str, entries: int, bits: int) -> None:
     if not entries or not (words or isinstance(found, bytes)):
         del dataset[keyword]
     elif words:
-        made = words[: entries if len(words) >= entries else (entries + 1) // 2]
-        dataset[keyword].value = made if len(made) > 1 else made[0]
+        kept = words[: entries if len(words) >= entries else (entries + 1) // 2]
+        dataset[keyword].value = as_value(kept)
     elif keyword.startswith("Segmented"):
         kind = np.dtype("<u2" if bits == 16 else "u1")
         data = little_endian(dataset, keyword)
