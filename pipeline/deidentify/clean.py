@@ -103,7 +103,7 @@ def clean(dataset: Dataset, secret: Secret, patient: str, keep: frozenset[Keep])
 
 
 class _Cleaner:
-    """Applies the table to the data sets of one file; `offset_days` is by how many days the patient's dates are moved."""
+    """Applies the table to the data sets of one file; the patient's dates are moved by `offset_days`."""
 
     def __init__(self, secret: Secret, offset_days: int, keep: frozenset[Keep]) -> None:
         self._secret, self._offset_days, self._keep = secret, offset_days, keep
@@ -189,7 +189,7 @@ class _Cleaner:
         return uid if not uid or is_registered(uid) else self._secret.uid(str(UID(uid.strip())))
 
     def _cleaned(self, tag: BaseTag, values: list[Any], representation: str) -> list[Any] | None:
-        """Return the values without what identifies; None if it cannot be separated."""
+        """Return the values without identifying parts; None if these cannot be separated."""
         if representation in ("DA", "DT"):
             shift = shift_date if representation == "DA" else shift_date_time
             moved = [shift(str(one), self._offset_days) for one in values]

@@ -1,4 +1,4 @@
-"""The secret key, what is derived from it, and the encrypted crosswalk from original to new files that only it can read."""
+"""The secret key, what is derived from it, and the encrypted crosswalk from original to new files that only it opens."""
 
 import fcntl
 import hashlib
@@ -50,7 +50,7 @@ class Secret:
         return self._digest("mark", place).hex()[:32]
 
     def offset_days(self, patient: str) -> int:
-        """Return by how many days a patient's dates are moved: 1 to 3650 days to the past, so it is always negative."""
+        """Return the number of days by which a patient's dates are moved: to the past, from -1 to -3650."""
         return -1 - int.from_bytes(self._digest("dates", patient)[:8], "big") % _LONGEST_OFFSET
 
     def crosswalk_key(self) -> bytes:

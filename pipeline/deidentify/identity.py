@@ -165,9 +165,9 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d_]+")
 _SHORTEST = 4
 _SHORTEST_PART = 5
-"""Characters from which on a part of an identifier is an identifier."""
+"""Shortest part of an identifier that counts as one itself, in characters."""
 _SHORTEST_BYTES = 6
-"""Characters, and bytes, from which on a text is searched for in the bytes of a file."""
+"""Shortest text that is searched for in the bytes of a file, in characters and in bytes."""
 
 
 @dataclass(frozen=True, slots=True)

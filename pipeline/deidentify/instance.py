@@ -1,4 +1,4 @@
-"""De-identifies one DICOM file in memory: from its bytes to verified bytes, with what the crosswalk records."""
+"""De-identifies one DICOM file in memory: from its bytes to verified bytes and an entry for the crosswalk."""
 
 import hashlib
 import io

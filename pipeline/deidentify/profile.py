@@ -1,4 +1,4 @@
-"""The profile of PS3.15 Annex E: its table, its options, what is kept of other attributes, and why a file is refused."""
+"""The profile of PS3.15 Annex E: its options, its table, the other attributes that are kept, and why a file is refused."""
 
 import csv
 from collections.abc import Iterable, Mapping

@@ -15,13 +15,13 @@ PLACEHOLDERS = frozenset({"", "ANONYMIZED", "0", "000Y", "19000101", "1900010100
 """Values that may replace something identifying."""
 _NO_IDENTITY = frozenset({"NONE", "UNKNOWN", "ANONYMOUS", "ANON", "NA", "N/A"})
 _ANYWHERE = 5
-"""Letters from which on a name, and characters from which on an identifier, is also searched for inside other words."""
+"""Shortest name and shortest identifier that are also searched for inside other words, in characters."""
 _COMPRESSION_METHODS = frozenset(
     f"ISO_{one}" for one in ("10918_1", "13818_2", "14495_1", "14496_10", "15444_1", "15444_15", "18181_1")
 )
 """Defined terms of Lossy Image Compression Method (0028,2114)."""
 _LEAST_IDENTIFIER, _LEAST_DAY, _SIGNED = 1000, 100_000, 10_000
-"""Numbers from which on identifiers and days are searched for in numbers, and from which on the sign is ignored."""
+"""Smallest numbers that are searched for as identifiers and as days, and the smallest one whose sign is ignored."""
 _FIRST_IDEOGRAPH = "⺀"
 _CYRILLIC = re.compile(r"[Ѐ-ӿ]+")
 _CYRILLIC_ENDINGS = "АЯЫИЙОЕУЮЬ"
@@ -160,7 +160,7 @@ def number_of(text: str) -> Decimal | None:
 
 
 def _as_numbers(texts: Iterable[str], least: int) -> frozenset[Decimal]:
-    """Return texts of digits as numbers, without small numbers, which every file contains."""
+    """Return texts of digits as numbers, without small ones, which every file contains."""
     found = (Decimal(text) for text in texts if text.isascii() and text.isdigit())
     return frozenset(number for number in found if number >= least)
 

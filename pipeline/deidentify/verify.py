@@ -1,4 +1,4 @@
-"""The verifier: reads a new file again, with a list of its own instead of the table, and searches it for what identifies."""
+"""The verifier: reads a new file again and searches it for anything identifying, by a list of its own instead of the table."""
 
 import io
 import re
