@@ -150,7 +150,7 @@ def test_what_the_ledger_could_not_take_is_not_taken_for_results_of_another_bund
     monkeypatch.setattr(Ledger, "finish", fail)
     assert main(arguments(studies, bundle, out)) == 2
     monkeypatch.undo()
-    assert (out / ".octray" / "pending-results.jsonl").exists()
+    assert len(list((out / ".octray").glob("pending-results-*.jsonl"))) == 1
     assert len(list((out / "heatmaps").iterdir())) == 60
     main(arguments(studies, other, out))
     main(arguments(studies, other, tmp_path / "fresh"))
@@ -167,34 +167,21 @@ def test_a_heatmap_that_is_gone_is_drawn_again(studies: Path, bundle: Bundle, tm
     assert contents(out) == before
 
 
-def test_a_second_run_on_one_folder_is_refused(
+def test_a_second_process_that_wants_something_else_of_a_folder_is_refused(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "results"
-    (out / ".octray").mkdir(parents=True)
-    with (out / ".octray" / "lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert main(arguments(studies, bundle, out)) == 2
-    assert "Another octray writes to results. Wait until it is done, or give another --out." in capsys.readouterr().err
     assert main(arguments(studies, bundle, out)) == 1
-
-
-def test_shards_share_the_studies(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
-    main(arguments(studies, bundle, tmp_path / "whole"))
-    parts = []
-    for number in (1, 2, 3):
-        main(arguments(studies, bundle, tmp_path / f"part{number}", "--shard", f"{number}/3"))
-        parts += rows(tmp_path / f"part{number}" / "predictions.csv")
-    whole = rows(tmp_path / "whole" / "predictions.csv")
-    assert sorted(map(str, parts)) == sorted(map(str, whole))
-
-
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", ""])
-def test_a_wrong_shard_is_said(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["score", "x", "--bundle", "x", "--out", "x", "--shard", shard])
-    assert caught.value.code == 2
-    assert "must read I/N" in capsys.readouterr().err
+    with (out / ".octray" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as a process that scores
+        assert main(arguments(studies, bundle, out, "--no-heatmaps", "--dicom", "sr")) == 2
+        assert "works in results, with another value of: --no-heatmaps, --dicom. Give the same" in capsys.readouterr().err
+        assert main(arguments(studies, bundle, out, "--watch", "1")) == 2
+        assert "Another octray works in results, and with --watch only one may." in capsys.readouterr().err
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as one that watches
+        assert main(arguments(studies, bundle, out)) == 2
+        assert "Another octray works in results, and with --watch only one may." in capsys.readouterr().err
+    assert main(arguments(studies, bundle, out)) == 1
 
 
 def test_dicom_objects_go_into_the_study_of_their_source_and_pictures_get_none(
@@ -326,14 +313,6 @@ def test_a_folder_that_is_empty_for_a_moment_costs_no_results(studies: Path, bun
     assert contents(out) == before
 
 
-def test_a_shard_without_studies_is_done(bundle: Bundle, tmp_path: Path) -> None:
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    (studies / "a.dcm").write_bytes(make_dicom(StudyInstanceUID="1.2.1"))
-    codes = [main(arguments(studies, bundle, tmp_path / f"{part}", "--shard", f"{part}/2")) for part in (1, 2)]
-    assert codes == [0, 0]
-
-
 def there(folder: Path) -> Callable[[Output], bool]:
     return lambda output: (folder / output.name).is_file()
 
@@ -346,7 +325,7 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
     monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.0)
     works = [Unit(f"study:{number}", number, "f", b"[]") for number in range(4)]
     first, second = StudyRecord("1.2.3", ()).to_json(), StudyRecord("", ()).to_json()
-    path, unchanged = tmp_path / "pending-results.jsonl", works[:3]
+    path, unchanged = tmp_path / "pending-results", works[:3]
     (tmp_path / "study:0").write_bytes(b"abc")
     (tmp_path / "study:2").write_bytes(b"abc")  # and of study:1 what was written is gone
     with ExitStack() as server:
@@ -360,8 +339,9 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
                 yield Done(claim, Outcome(claim.id, first, 2, 0.9, (Output(claim.key, "", 3),)))
 
         with ledger, pytest.raises(LedgerError, match="cannot be reached"):
-            Loop(ledger, PendingResults(path, there(tmp_path)), lambda record: None).work(score_and_lose)
-    with path.open("a") as file:
+            Loop(ledger, "me", PendingResults(path, there(tmp_path)), lambda record: None).work(score_and_lose)
+    (left,) = tmp_path.glob("pending-results-*.jsonl")
+    with left.open("a") as file:
         file.write('{"key": "study:9", "cut')
     kept = PendingResults(path, there(tmp_path))
     assert kept.names() == {work.key for work in works}
@@ -374,11 +354,11 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
 
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
         other.add([*unchanged, Unit("study:3", 3, "changed", b"[]")])
-        Loop(other, kept, lambda record: None).work(score)
+        Loop(other, "me", kept, lambda record: None).work(score)
         records = {outcome.key: outcome.record for outcome in other.outcomes(Order.POSITION)}
     assert scored == ["study:1", "study:3"]
     assert records == {"study:0": first, "study:1": second, "study:2": first, "study:3": second}
-    assert not path.exists()
+    assert list(tmp_path.glob("pending-results*")) == []
     assert kept.names() == set()
 
 
@@ -498,7 +478,7 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as ledger:
         ledger.add([Unit("study:1.2.3", 0, "f", files_to_json(StudyFiles("study:1.2.3", (file,), ("f",)), tmp_path))])
         told: list[StudyRecord] = []
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", there(tmp_path)), told.append).work(dies)
+        Loop(ledger, "me", PendingResults(tmp_path / "pending-results", there(tmp_path)), told.append).work(dies)
     assert tried == [1, 2, 3]
     (record,) = told
     assert record.study_instance_uid == "1.2.3"

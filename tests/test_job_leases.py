@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, select
 
-from pipeline.job import loop
 from pipeline.job.loop import Loop, PendingResults
 from pipeline.job.scorer import Done
 from pipeline.predictions import StudyRecord
-from pipeline.store.database import HELD, studies
+from pipeline.store import sharing
+from pipeline.store.database import HELD, units
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome
+from pipeline.store.sharing import Member
 from tests.ledgers import works
 
 LEASE_SECONDS = 6.0
@@ -22,16 +23,16 @@ RECORD = StudyRecord("1.2.3", ()).to_json()
 
 
 def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LEASE_SECONDS", LEASE_SECONDS)
+    monkeypatch.setattr(sharing, "LEASE_SECONDS", LEASE_SECONDS)
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     engine = create_engine(url)
     taken_by_another: list[list[Claim]] = []
 
     def lease_ends() -> list[float]:
         with engine.connect() as connection:
-            return list(connection.execute(select(studies.c.lease_until).where(studies.c.state == HELD)).scalars())
+            return list(connection.execute(select(units.c.lease_until).where(units.c.state == HELD)).scalars())
 
-    with Ledger(url, "run") as ledger, Ledger(url, "run") as other:
+    with Ledger(url, "job") as ledger, Ledger(url, "job") as other:
         ledger.add(works(3))
 
         def score(claims: Iterable[Claim]) -> Iterator[Done]:
@@ -44,7 +45,9 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
             yield from (Done(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
 
         told: list[StudyRecord] = []
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), told.append).work(score)
+        with Member(ledger) as member:
+            pending_results = PendingResults(tmp_path / "pending-results", lambda output: True)
+            Loop(ledger, member.owner, pending_results, told.append).work(score)
         assert taken_by_another == [[]]
         assert (len(told), ledger.unfinished()) == (3, 0)
         assert [outcome.key for outcome in ledger.outcomes(Order.POSITION)] == ["study:0", "study:1", "study:2"]
@@ -53,9 +56,9 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
 
 
 def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LEASE_SECONDS", LEASE_SECONDS)
+    monkeypatch.setattr(sharing, "LEASE_SECONDS", LEASE_SECONDS)
     url, deadline = f"sqlite:///{tmp_path / 'ledger.sqlite'}", time.monotonic() + DEADLINE_SECONDS
-    with Ledger(url, "run") as ledger, Ledger(url, "run") as other:
+    with Ledger(url, "job") as ledger, Ledger(url, "job") as other:
         ledger.add(works(1))
         monkeypatch.setattr(ledger, "beat", lambda owner, seconds: None)
 
@@ -68,5 +71,7 @@ def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, mon
                 yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
         told: list[StudyRecord] = []
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), told.append).work(score)
+        with Member(ledger) as member:
+            pending_results = PendingResults(tmp_path / "pending-results", lambda output: True)
+            Loop(ledger, member.owner, pending_results, told.append).work(score)
         assert (told, ledger.unfinished()) == ([], 1)

@@ -40,7 +40,7 @@ def test_a_process_claims_what_it_finishes_in_a_second(
             return claim(owner, count, lease)
 
         monkeypatch.setattr(ledger, "claim", note)
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(score)
+        Loop(ledger, "me", PendingResults(tmp_path / "pending-results", lambda output: True), lambda record: None).work(score)
         assert len(list(ledger.outcomes(Order.POSITION))) == 2000
     assert asked[:3] == ([8, 8, 8] if seconds > 1 else [8, 16, 32])
     assert max(asked) == expected
@@ -75,7 +75,7 @@ def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path,
                 tried.append(claim.key)
                 yield from score([claim]) if claim.attempt == 2 else (Done(claim, None),)
 
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(
+        Loop(ledger, "me", PendingResults(tmp_path / "pending-results", lambda output: True), lambda record: None).work(
             score_at_second_sight
         )
         assert ledger.unfinished() == 0
@@ -95,5 +95,5 @@ def test_studies_whose_claim_was_lost_on_its_way_are_scored(tmp_path: Path, monk
             return claims
 
         monkeypatch.setattr(ledger, "claim", lose_the_first)
-        Loop(ledger, PendingResults(tmp_path / "pending-results.jsonl", lambda output: True), lambda record: None).work(score)
+        Loop(ledger, "me", PendingResults(tmp_path / "pending-results", lambda output: True), lambda record: None).work(score)
         assert ledger.unfinished() == 0

@@ -13,7 +13,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Exp
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.dataset import stated_study
 from pipeline.imaging.sources import StudyFile, discover, read_frames_from_bytes
-from pipeline.job.shard import Shard
 from pipeline.job.study_files import Grouping, StudyFiles, files_from_json, files_to_json
 from tests.builders import make_dataset, make_dicom, make_zip
 
@@ -34,8 +33,8 @@ def studies(tmp_path: Path) -> Path:
     return root
 
 
-def grouped(root: Path, grouping: Grouping | None = None, shard: Shard = Shard()) -> list[StudyFiles]:  # noqa: B008
-    return (grouping or Grouping()).studies(discover(root), shard)
+def grouped(root: Path, grouping: Grouping | None = None) -> list[StudyFiles]:
+    return (grouping or Grouping()).studies(discover(root))
 
 
 def test_files_of_one_study_come_together_wherever_they_lie(studies: Path) -> None:
@@ -53,12 +52,6 @@ def test_files_of_one_study_come_together_wherever_they_lie(studies: Path) -> No
 def test_files_are_the_same_after_they_were_stored(studies: Path) -> None:
     for study in grouped(studies):
         assert files_from_json(files_to_json(study, studies), studies) == study.files
-
-
-def test_every_study_is_in_one_shard(studies: Path) -> None:
-    whole = [study.key for study in grouped(studies)]
-    parts = [[study.key for study in grouped(studies, shard=Shard(number, 3))] for number in (1, 2, 3)]
-    assert sorted(key for part in parts for key in part) == sorted(whole)
 
 
 def test_a_fingerprint_changes_with_the_files_of_its_study_alone(studies: Path) -> None:

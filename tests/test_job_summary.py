@@ -14,7 +14,6 @@ from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.imaging.files.discovery import discover
-from pipeline.job.shard import Shard
 from pipeline.job.study_files import Grouping, files_to_json
 from pipeline.job.summary import patient_of
 from pipeline.model.bundle import Bundle
@@ -140,7 +139,7 @@ def test_a_report_written_after_its_sources_are_gone_says_so(tmp_path: Path, mon
 
 
 def asked(folder: Path, name: str) -> tuple[str, str, bytes, Path]:
-    (study,) = Grouping().studies([file for file in discover(folder) if file.source == name], Shard())
+    (study,) = Grouping().studies([file for file in discover(folder) if file.source == name])
     return name, study.key.removeprefix("study:"), files_to_json(study, folder), folder
 
 

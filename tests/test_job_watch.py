@@ -12,9 +12,8 @@ from pydicom.uid import BasicTextSRStorage
 
 from pipeline.job import job as job_module
 from pipeline.job.folder import ResultsFolder
-from pipeline.job.job import Job, Request
+from pipeline.job.job import Job
 from pipeline.predictions import StudyRecord
-from pipeline.progress import silent
 from pipeline.score import study as scoring
 from pipeline.score.predictor import Predictor
 from tests.builders import make_bundle, make_dicom
@@ -78,7 +77,7 @@ def watch(
 
     loaded = make_bundle(bundle)
     with ResultsFolder(out) as folder:
-        job = Job(Request(inbox, out, **more), Predictor(loaded, threads=1), loaded, folder, listener, silent)
+        job = Job(inbox, folder, loaded, Predictor(loaded, threads=1), listener, **more)
         with pytest.raises(KeyboardInterrupt):
             job.watch(QUIET_SECONDS, pause)
 

@@ -60,7 +60,7 @@ def test_a_server_that_does_not_answer_in_time_is_said_and_takes_the_same_afterw
         (claim,) = ledger.claim("a", 1, LONG)
         with administrator(postgres_url) as other:
             other.execute(text("BEGIN"))
-            other.execute(text("LOCK TABLE octray_studies"))
+            other.execute(text("LOCK TABLE octray_units"))
             with pytest.raises(LedgerError, match="too slow: it has not answered in time"):
                 ledger.finish("a", [outcome(claim)])
         assert ledger.finish("a", [outcome(claim)]) == {claim.id}
@@ -85,7 +85,7 @@ def test_a_full_disk_is_said_and_what_was_kept_stays(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="disk of the ledger is full"), database.writing(engine) as writer:
         writer.exec_driver_sql(fill)
     with engine.connect() as reader:
-        assert reader.exec_driver_sql("SELECT version FROM octray_ledger").all() == [(2,)]
+        assert reader.exec_driver_sql("SELECT version FROM octray_ledger").all() == [(3,)]
     engine.dispose()
 
 

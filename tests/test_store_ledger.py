@@ -152,11 +152,11 @@ def test_studies_that_are_gone_are_forgotten(ledger: Ledger) -> None:
     assert [claim.key for claim in ledger.claim("a", 9, LONG)] == ["study:3"]
 
 
-def test_who_starts_alone_takes_over_and_may_open_studies_again(ledger: Ledger) -> None:
+def test_finished_units_may_be_opened_again(ledger: Ledger) -> None:
     ledger.add(works(3))
-    done, *_ = ledger.claim("dead", 3, LONG)
-    ledger.finish("dead", [outcome(done)])
-    ledger.take_over()
+    done, *_ = ledger.claim("a", 3, LONG)
+    ledger.finish("a", [outcome(done)])
+    ledger.release("a")
     ledger.reopen([done.id])
     assert [claim.key for claim in ledger.claim("a", 9, LONG)] == ["study:0", "study:1", "study:2"]
     assert keys(ledger) == []
@@ -166,7 +166,6 @@ def test_runs_do_not_see_each_other(ledger: Ledger, url: str) -> None:
     ledger.add(works(2))
     with Ledger(url, uuid.uuid4().hex) as other:
         assert other.add(works(3)) == 3
-        other.take_over()
         assert len(other.claim("a", 9, LONG)) == 3
         other.remove()
         assert other.unfinished() == 0
@@ -247,7 +246,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(url: str, run: str) -
                 said += sum(int(process.stdout.readline()) for _ in range(5))
                 os.kill(process.pid, signal.SIGKILL)
                 said += sum(int(line) for line in process.stdout if line.endswith("\n"))
-            ledger.take_over()
+            ledger.release("killed")
         finished = len(keys(ledger))
         assert said <= finished < count
         while claims := ledger.claim("a", 100, LONG):

@@ -108,12 +108,6 @@ class Machine(RuleBasedStateMachine):
         for study in self.held(owner):
             study.owner, study.lost = "", False
 
-    @rule()
-    def take_over(self) -> None:
-        self.ledger.take_over()
-        for study in self.model.values():
-            study.owner, study.lost = "", False
-
     @rule(data=st.data())
     def reopen(self, data: Any) -> None:
         finished = [one for one in self.model.values() if one.outcome is not None]

@@ -15,7 +15,6 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.cli.progress import Advance
     from pipeline.job.job import Job
-    from pipeline.job.shard import Shard
     from pipeline.predictions import StudyRecord
     from pipeline.results.dicom import Kind
     from pipeline.results.patient import Detail
@@ -25,6 +24,7 @@ EXAMPLE = "octray score studies/ --bundle bundle/ --out results/"
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 DETAILS = "name,id,birth_date,accession_number,study_date,device"
 _FAULTS_SHOWN = 10
+_LONGEST_JOB = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("studies", type=Path, metavar="STUDIES", help="folder of studies, or one file")
     parser.add_argument("--bundle", type=Path, required=True, help="folder that `octray train` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a frame on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per frame on standard output")
     parser.add_argument("--no-heatmaps", action="store_true", help="draw no heatmaps")
     parser.add_argument("--dicom", type=_kinds, default="", metavar="KINDS", help="also write DICOM objects: sr,pm,sc")
-    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="go on; score a study that was quiet for so long")
-    parser.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="score the I-th of N parts of the studies")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="score here, or on a Ray cluster")
-    parser.add_argument("--address", default="auto", help="of the Ray cluster, HOST:PORT; auto finds one on this machine")
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        metavar="SECONDS",
+        help="keep running: score each study once its files have not changed for SECONDS",
+    )
+    parser.add_argument(
+        "--ledger", default="", metavar="URL", help="PostgreSQL database to keep the results in, instead of a file in RESULTS"
+    )
+    parser.add_argument(
+        "--job",
+        type=_job,
+        default="",
+        metavar="NAME",
+        help="share the work with other processes that give the same NAME",
+    )
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="score on this machine or on a Ray cluster")
+    parser.add_argument(
+        "--address", default="auto", help="HOST:PORT of the Ray cluster; auto finds one on this machine"
+    )
     parser.add_argument(
         "--identity",
         type=_details,
@@ -46,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DETAILS",
         help=f"name patients in the report: all, or some of {DETAILS}",
     )
-    parser.add_argument("--ledger", default="", metavar="URL", help="database of the ledger instead of a file in RESULTS")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,27 +73,35 @@ def run(args: argparse.Namespace) -> int:
         warm_file_worker()
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
-    from pipeline.job.job import Job, Request
+    from pipeline.job.job import Job
     from pipeline.job.outputs import Wanted
     from pipeline.model.bundle import load_bundle
     from pipeline.score.predictor import Predictor
 
     bundle = load_bundle(args.bundle)
-    cluster = args.address if args.engine == "ray" else ""
-    request = Request(
-        args.studies, args.out, Wanted(not args.no_heatmaps, args.dicom), args.shard, args.ledger, cluster, args.identity
-    )
     predictor = Predictor(bundle, threads=1)
     try:
         with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
-            job = Job(request, predictor, bundle, folder, _Audience(advance, args.json), bar)
+            job = Job(
+                args.studies,
+                folder,
+                bundle,
+                predictor,
+                _Audience(advance, args.json),
+                bar,
+                wanted=Wanted(not args.no_heatmaps, args.dicom),
+                name=args.job,
+                ledger=args.ledger,
+                cluster=args.address if args.engine == "ray" else "",
+                details=args.identity,
+            )
             interrupted = _run(job, args.watch)
     except OSError as error:
         if not _is_of(error, args.out):
             raise
         raise InputError(f"The results folder {_name(args.out)} cannot be written: {error.strerror}.") from None
     _say(args.out, job)
-    if interrupted:
+    if interrupted or job.totals is None:
         return INTERRUPTED
     if job.totals.failures and not job.totals.frames:
         told = f"failures.csv says why for each of the {job.totals.failures}"
@@ -143,6 +166,10 @@ def _say(out: Path, job: "Job") -> None:
     from pipeline.job.folder import FAILURES, HEATMAPS, OBJECTS, PREDICTIONS, REPORT
 
     totals = job.totals
+    if totals is None:
+        told = f"Studies and single files looked at in this run: {job.scored}. "
+        sys.stderr.write(f"{told}Other processes go on with this job: the last of them writes tables and report.\n")
+        return
     sys.stderr.write(
         f"Frames scored: {totals.frames}. Studies: {totals.studies}, with a finding: {totals.urgent}. "
         f"Files or frames not scored: {totals.failures}. Studies and single files looked at in this run: {job.scored}.\n"
@@ -155,7 +182,7 @@ def _say(out: Path, job: "Job") -> None:
     if line := skipped_line(job.skipped):
         sys.stderr.write(f"{line}\n")
     if job.replaced:
-        sys.stderr.write("The results of another bundle, folder, shard or octray, which were there before, were removed.\n")
+        sys.stderr.write("The results of another bundle, folder, job or octray, which were there before, were removed.\n")
     if job.faults:
         sys.stderr.write(f"Heatmaps or DICOM objects that could not be written: {len(job.faults)}. The tables are complete.\n")
         for fault in job.faults[:_FAULTS_SHOWN]:
@@ -217,10 +244,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _shard(text: str) -> "Shard":
-    from pipeline.job.shard import Shard
-
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} must read I/N, with I from 1 to N")
-    return Shard(int(number), int(of))
+def _job(text: str) -> str:
+    if len(text) > _LONGEST_JOB or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} must have at most {_LONGEST_JOB} printable characters")
+    return text

@@ -1,12 +1,15 @@
-"""The folder of results: one run writes to it at a time, and one that was ended goes on where it was."""
+"""The results folder: which job its results belong to, and which processes may write into it at the same time."""
 
 import fcntl
 import hashlib
 import json
 import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +26,9 @@ REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
 PICTURES = f"{STATE}/pictures"
 """Folder of pictures that DICOM objects are still to be made of."""
-_LEDGER, _RUN, _LOCK, _PENDING_RESULTS = "ledger.sqlite", "run.json", "lock", "pending-results.jsonl"
+_LEDGER, _RUN, _LOCK, _STARTING, _PENDING_RESULTS = "ledger.sqlite", "run.json", "lock", "starting", "pending-results"
+_STARTING_SECONDS = 60.0
+"""How long a process waits for others that are about to start in the same folder."""
 _PIECES = re.compile(
     rf"{HEATMAPS}/(.+_f\d{{4,}}_.+_[0-9a-f]{{16}}\.jpg|\..+\.part)"
     rf"|{TRACES}/(.+_[0-9a-f]{{16}}\.trace\.json|\..+\.part)"
@@ -35,44 +40,48 @@ _WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, R
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of work in a folder.
+    """The results that a folder holds.
 
     Parameters
     ----------
-    key
-        Names it in the ledger.
+    id
+        Drawn when the results are begun.
+    job
+        Name of their job in the ledger.
     goes_on
-        Whether an earlier run with the same facts was ended, or finished, in this folder.
+        Whether an earlier process with the same facts has begun them.
     replaced
-        Key of the run whose results were removed for this one; empty where there was none.
+        Name of the job whose results were removed for these; empty if there was none.
     reported_at
-        When the report of this run was last written, in seconds since 1970; 0 if it never was.
+        When their report was last written, in seconds since 1970; 0 if it never was.
     """
 
-    key: str
+    id: str
+    job: str
     goes_on: bool
     replaced: str = ""
     reported_at: float = 0.0
 
 
 class ResultsFolder:
-    """A folder of results that this process alone writes to, as long as the `with` block lasts.
+    """A results folder that only processes of one job write to, as long as the `with` block lasts.
+
+    Which of them are alive is known by a lock on a file, which the operating system gives back when a process ends.
 
     Parameters
     ----------
     path
-        Made where it is missing.
+        Made if it does not exist.
 
     Raises
     ------
     InputError
-        On entering it, where another process writes to it, or where it holds files that octray would take for its own,
-        although it has never written there.
+        On entering it, if it holds files that octray would take for its own although it has never written there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
+        self._lock: IO[str] | None = None
 
     def __enter__(self) -> "ResultsFolder":
         if not (self.path / STATE / _LOCK).exists() and (foreign := next(self._own(), None)):
@@ -81,22 +90,52 @@ class ResultsFolder:
                 "belongs to. Move it away, or give another --out."
             )
         (self.path / STATE).mkdir(parents=True, exist_ok=True)
-        lock = (self.path / STATE / _LOCK).open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise InputError(
-                f"Another octray writes to {self.path.resolve().name}. Wait until it is done, or give another --out."
-            ) from None
-        self._lock = lock
-        shutil.rmtree(self.path / PICTURES, ignore_errors=True)  # a kill leaves them
+        self._lock = (self.path / STATE / _LOCK).open("a+", encoding="utf-8")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock:
             self._lock.close()
             self._lock = None
+
+    @contextmanager
+    def starting(self, *, is_watch: bool = False, is_one_machine: bool = False) -> Iterator[bool]:
+        """Let this process start while no other does, and tell whether it is alone in the folder; it stays in it afterwards.
+
+        Parameters
+        ----------
+        is_watch
+            Whether it must stay alone.
+        is_one_machine
+            Whether the ledger is of one machine only, so that processes of others cannot join.
+
+        Raises
+        ------
+        InputError
+            If it cannot join the processes that are there.
+        """
+        assert self._lock is not None  # noqa: S101 - for mypy
+        with (self.path / STATE / _STARTING).open("a") as turn:
+            if not _locked(turn, fcntl.LOCK_EX, _STARTING_SECONDS):
+                raise InputError(f"{self._name} is in use by another octray that does not get ready. Wait, or end that one.")
+            if is_alone := _locked(self._lock, fcntl.LOCK_EX):
+                self._lock.truncate(0)
+                self._lock.write(socket.gethostname())
+                self._lock.flush()
+                shutil.rmtree(self.path / PICTURES, ignore_errors=True)  # a killed process leaves them
+            elif is_watch or not _locked(self._lock, fcntl.LOCK_SH):
+                raise InputError(
+                    f"Another octray works in {self._name}, and with --watch only one may. Wait until it is done, or give "
+                    "another --out."
+                )
+            elif is_one_machine and (self.path / STATE / _LOCK).read_text(encoding="utf-8") != socket.gethostname():
+                raise InputError(
+                    f"Another machine works in {self._name}, with a ledger in a file, which machines cannot share. Give each "
+                    "of them the same --ledger postgresql://USER:PASSWORD@HOST/DATABASE."
+                )
+            yield is_alone
+            if is_alone and not is_watch:
+                _locked(self._lock, fcntl.LOCK_SH)
 
     @property
     def ledger(self) -> str:
@@ -105,39 +144,54 @@ class ResultsFolder:
 
     @property
     def pending_results(self) -> Path:
-        """Where results are kept that the ledger could not take."""
+        """Where results are kept that the ledger could not take; each process adds an ending of its own."""
         return self.path / STATE / _PENDING_RESULTS
 
-    def begin(self, facts: Mapping[str, Any], keep: bool = False) -> Run:
-        """Return the run that has these facts; where the folder holds another's results, they are removed first.
+    @property
+    def _name(self) -> str:
+        return self.path.resolve().name
+
+    def begin(self, facts: Mapping[str, Any], job: str = "", *, is_alone: bool = True, keep: bool = False) -> Run:
+        """Return the results that have these facts; if the folder holds others, they are removed first.
 
         Parameters
         ----------
         facts
-            All that results depend on beside the studies themselves: JSON values.
+            All that results depend on, beside the studies themselves: JSON values by their names for people.
+        job
+            Name of the job; empty draws one.
+        is_alone
+            Whether no other process works in the folder; while one does, its results are not removed.
         keep
-            Whether another's results are not removed, since their studies may be gone.
+            Whether other results are never removed, since their studies may be gone.
 
         Raises
         ------
         InputError
-            Where another's results are not to be removed.
+            If the folder holds other results, and they are not to be removed.
         """
         path = self.path / STATE / _RUN
-        told = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        before, same, reported_at = _run_in(path, told)
-        if same:
-            return Run(before, goes_on=True, reported_at=reported_at)
-        if keep and before:
+        hashes = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest() for name, fact in facts.items()}
+        before, hashes_before = _run_in(path)
+        if before and hashes == hashes_before:
+            return before
+        if before and not is_alone:
+            others = ", ".join(name for name in hashes if hashes[name] != hashes_before.get(name))
             raise InputError(
-                f"{self.path.resolve().name} holds results of another bundle, folder, --dicom or version of octray, whose "
+                f"Another octray works in {self._name}, with another value of: {others}. Give the same to share its work; or "
+                "wait until it is done, or give another --out."
+            )
+        if before and keep:
+            raise InputError(
+                f"{self._name} holds results of another bundle, folder, --dicom or version of octray, whose "
                 "studies may have been taken away. Give another --out."
             )
         path.unlink(missing_ok=True)
         self.clear()
-        run = Run(uuid.uuid4().hex, goes_on=False, replaced=before)
+        drawn = uuid.uuid4().hex
+        run = Run(drawn, job or drawn, goes_on=False, replaced=before.job if before else "")
         with replacing_text(path) as file:
-            json.dump({"run": run.key, "facts_sha256": told}, file)
+            json.dump({"id": run.id, "job": run.job, "facts_sha256": hashes}, file)
         return run
 
     def reported(self, seconds: float) -> None:
@@ -149,7 +203,8 @@ class ResultsFolder:
 
     def clear(self) -> None:
         """Remove what octray wrote here, and nothing else."""
-        for path in (*self._own(), *(self.path / STATE).glob(f"{_LEDGER}*"), self.pending_results):
+        state = self.path / STATE
+        for path in (*self._own(), *state.glob(f"{_LEDGER}*"), *state.glob(f"{_PENDING_RESULTS}*")):
             path.unlink(missing_ok=True)
 
     def keep_pieces(self, names: Collection[str]) -> None:
@@ -170,13 +225,27 @@ class ResultsFolder:
                     yield name, path
 
 
-def _run_in(path: Path, facts_sha256: str) -> tuple[str, bool, float]:
-    """Return the key of the run in a folder, empty if there is none, whether it has these facts, and when it was reported."""
+def _run_in(path: Path) -> tuple[Run | None, dict[str, str]]:
+    """Return the results that a folder holds, if any, and the hashes of their facts."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return str(run["run"]), run["facts_sha256"] == facts_sha256, float(run.get("reported_at", 0.0))
+        found = Run(str(run["id"]), str(run["job"]), goes_on=True, reported_at=float(run.get("reported_at", 0.0)))
+        return found, dict(run["facts_sha256"])
     except (OSError, ValueError, TypeError, KeyError):
-        return "", False, 0.0
+        return None, {}
+
+
+def _locked(file: IO[str], how: int, seconds: float = 0.0) -> bool:
+    """Lock a file, or return that others keep it locked for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        time.sleep(0.02)
 
 
 def base_of(studies: Path) -> Path:

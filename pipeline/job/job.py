@@ -1,12 +1,14 @@
 """A folder of studies into a folder of results: plans the studies, has them scored, and writes what people read."""
 
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -17,28 +19,34 @@ from pipeline.job.folder import ResultsFolder, base_of
 from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
 from pipeline.job.outputs import Wanted
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
-from pipeline.job.shard import Shard
 from pipeline.job.study_files import (
     Grouping,
     Inbox,
     StudyFiles,
     changed_at,
+    current_mark,
     files_from_json,
     files_to_json,
     files_without,
     is_there,
+    marks_from_json,
 )
 from pipeline.job.summary import summarise
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import StudyRecord
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
 from pipeline.results.patient import Detail
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.database import without_password
 from pipeline.store.ledger import Ledger, Order, Output, Unit
+from pipeline.store.sharing import Member, wait_for
 from pipeline.version import scoring_versions, software_versions
 from pipeline.workers.cores import usable_cores
+
+_POLL_SECONDS = 0.5
+_FILES_COMPARED = 20
+"""Studies of which a process that joins compares the files with those that were listed."""
 
 
 class Audience(Protocol):
@@ -51,120 +59,106 @@ class Audience(Protocol):
         """A study is finished: what it says is in the ledger, and its pictures are written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be scored, and what is to be written.
+class Job:
+    """A folder of studies and its results; `score` once, or `watch` a folder in which studies arrive.
+
+    Any number of processes may work on the same job at the same time, on one machine or on several. They are those that give
+    the same results folder, ledger, job name and bundle.
 
     Parameters
     ----------
     studies
         A folder, or one file.
-    out
-        Folder of the results.
-    wanted
-        What is written beside tables and report.
-    shard
-        Which part of the studies.
-    ledger
-        Address of the database that holds the ledger; empty: a file among the results.
-    cluster
-        Address of the Ray cluster that scores; empty: this process does.
-    details
-        What the report says of patients and examinations; no result depends on it.
-    """
-
-    studies: Path
-    out: Path
-    wanted: Wanted = field(default_factory=Wanted)
-    shard: Shard = field(default_factory=Shard)
-    ledger: str = ""
-    cluster: str = ""
-    details: frozenset[Detail] = frozenset()
-
-    def facts(self, bundle_id: str) -> dict[str, object]:
-        """Return all that results depend on beside the studies themselves: results with other facts are begun anew."""
-        return {
-            "bundle": bundle_id,
-            "studies": os.fsencode(self.studies.absolute()).hex(),
-            "heatmaps": self.wanted.heatmaps,
-            "objects": sorted(self.wanted.objects),
-            "shard": [self.shard.number, self.shard.of],
-            "ledger": without_password(self.ledger),
-            "versions": dict(scoring_versions()),
-        }
-
-
-class Job:
-    """One request on its way; `score` once for a folder, or again and again for one in which studies arrive.
-
-    Parameters
-    ----------
-    request
-        What to do.
+    folder
+        The results folder, entered already.
     bundle, predictor
         What scores.
-    folder
-        Entered already.
     audience
         Who is told.
     progress
         Shows how the report is written.
+    wanted
+        What is written beside tables and report.
+    name
+        Name of the job in the ledger. If it is given, other processes may find the studies under other paths.
+    ledger
+        Address of the database that holds the ledger; empty: a file in the results folder.
+    cluster
+        Address of the Ray cluster that scores; empty: this process does.
+    details
+        What the report says of patients and examinations; no result depends on it.
 
     Attributes
     ----------
     totals
-        Of the last time that tables and report were written.
+        Of the last time that tables and report were written; None if that is left to other processes.
     skipped
-        What was skipped when the folder was last looked at, since systems leave it behind, and how often.
+        Files that systems leave behind, which were skipped when the folder was last looked at, and how often.
     replaced
-        Whether results of another run were removed for this one.
+        Whether results of another job were removed for this one.
     scored
-        How many studies were finished since it began.
+        How many studies this process has finished.
     faults
         Names of files of studies that could not be drawn or written, each with the reason.
     """
 
     def __init__(
         self,
-        request: Request,
-        predictor: Predictor,
-        bundle: Bundle,
+        studies: Path,
         folder: ResultsFolder,
+        bundle: Bundle,
+        predictor: Predictor,
         audience: Audience,
-        progress: Progress,
+        progress: Progress = silent,
+        *,
+        wanted: Wanted | None = None,
+        name: str = "",
+        ledger: str = "",
+        cluster: str = "",
+        details: frozenset[Detail] = frozenset(),
     ) -> None:
-        self._request = request
-        self._bundle = bundle
+        self._root = studies
         self._folder = folder
+        self._bundle = bundle
         self._audience = audience
         self._progress = progress
-        self._scorer = Scorer(predictor, base_of(request.studies), folder.path, request.wanted, usable_cores())
+        self._wanted = wanted or Wanted()
+        self._name = name
+        self._url = ledger
+        self._cluster = cluster
+        self._details = details
+        self._scorer = Scorer(predictor, base_of(studies), folder.path, self._wanted, usable_cores())
         self._grouping = Grouping()
         self.skipped: Counter[str] = Counter()
         self.replaced = False
         self.scored = 0
         self.faults: list[str] = []
-        self.totals = Totals()
+        self.totals: Totals | None = Totals()
         self._reported_at = 0.0
 
     def score(self) -> None:
-        """Score everything that is there and not finished yet, and write tables and report, even where that is interrupted.
+        """Score everything that is there and not finished yet, and write tables and report, even if that is interrupted.
 
         Raises
         ------
         InputError
-            Where there is no file at all; what was scored before stays as it is.
+            If there is no file at all; what was scored before stays as it is.
         """
-        files = list(discover(self._request.studies, skipped=self.skipped))
-        if not files:
-            name = self._request.studies.resolve().name
+        if next(iter(discover(self._root)), None) is None:
+            name = self._root.resolve().name
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
-        with self._ledger() as ledger:
-            studies = self._studies(ledger, files)
-            self._plan(ledger, studies, 0)
-            ledger.keep({study.key for study in studies})
-            self._try_again(ledger)
-            self._work(ledger)
+        with self._joined() as (ledger, member):
+            if wait_for(lambda: with_retries(member.take_planning)):
+                _reopen(ledger, self._scorer.base, self._folder.path)
+                files = list(discover(self._root, skipped=self.skipped))
+                studies = self._studies(ledger, member, files)
+                self._plan(ledger, studies, 0)
+                ledger.keep({study.key for study in studies})
+                self._try_again(ledger)
+                member.planned()
+            else:
+                self._check_files(ledger)
+            self._work(ledger, member)
 
     def watch(self, quiet: float, pause: Callable[[float], None] = time.sleep) -> None:
         """Score studies as they arrive, each once nothing of it has changed for `quiet` seconds, until interrupted.
@@ -172,46 +166,77 @@ class Job:
         Results of files that have been taken away stay, and a folder that is away is waited for. A file that is gone before it
         could be read was never scored and is not listed: whatever it was renamed to is found, and so is the file if it is back.
         """
-        with self._ledger(keep=True) as ledger:
+        with self._joined(is_watch=True) as (ledger, member):
+            with_retries(member.take_planning)
+            _reopen(ledger, self._scorer.base, self._folder.path)
             inbox, is_begun = Inbox(ledger.works()), bool(len(ledger))
             while True:
                 try:
                     self.skipped.clear()
-                    found = list(discover(self._request.studies, self._grouping.is_known, self.skipped))
+                    found = list(discover(self._root, self._grouping.is_known, self.skipped))
                 except InputError:  # a share that is away comes back
                     found = []
-                settled = [study for study in self._studies(ledger, found) if _is_quiet(study.files, quiet)]
+                settled = [study for study in self._studies(ledger, member, found) if _is_quiet(study.files, quiet)]
                 replaced = [key for study in settled for key in inbox.replaced(study)]
                 with_retries(partial(ledger.forget, replaced))
                 if studies := [new for study in settled if (new := inbox.new(study))]:
                     with_retries(partial(self._plan, ledger, studies, with_retries(ledger.__len__)))
                 again = with_retries(partial(self._try_again, ledger, quiet))
-                if (studies or again or is_begun) and self._work(ledger, is_watched=True):
-                    inbox = Inbox(ledger.works())
+                if studies or again or is_begun:
+                    with_retries(member.take_planning)
+                    with_retries(member.planned)
+                    if self._work(ledger, member, is_watched=True):
+                        inbox = Inbox(ledger.works())
                 is_begun = False
                 pause(max(1.0, quiet / 4))
 
     @contextmanager
-    def _ledger(self, keep: bool = False) -> Iterator[Ledger]:
-        run = self._folder.begin(self._request.facts(self._bundle.manifest.bundle_id), keep)
-        self.replaced = bool(run.replaced)
-        self._reported_at = run.reported_at
-        url = self._request.ledger or self._folder.ledger
-        if run.replaced and self._request.ledger:
-            with Ledger(url, run.replaced) as old:
-                old.remove()
-        with Ledger(url, run.key) as ledger:
-            if run.goes_on:
-                ledger.take_over()
-                _reopen(ledger, self._scorer.base, self._folder.path)
-            yield ledger
+    def _joined(self, is_watch: bool = False) -> Iterator[tuple[Ledger, Member]]:
+        """Begin the results of this job, go on with them, or join the processes that work on them."""
+        url = self._url or self._folder.ledger
+        with ExitStack() as stack:
+            with self._folder.starting(is_watch=is_watch, is_one_machine=url.startswith("sqlite")) as is_alone:
+                run = self._folder.begin(self._facts(), self._name, is_alone=is_alone, keep=is_watch)
+                self.replaced = bool(run.replaced)
+                self._reported_at = run.reported_at
+                if run.replaced and self._url:
+                    with Ledger(url, run.replaced) as old:
+                        old.remove()
+                ledger = stack.enter_context(Ledger(url, run.job))
+                member = stack.enter_context(Member(ledger, run.id))
+                member.join(is_alone)
+            yield ledger, member
 
-    def _studies(self, ledger: Ledger, files: list[StudyFile]) -> list[StudyFiles]:
+    def _facts(self) -> dict[str, object]:
+        """Return all that results depend on, beside the studies themselves, by names for people."""
+        return {
+            "the bundle": self._bundle.manifest.bundle_id,
+            "STUDIES or --job": self._name or os.fsencode(self._root.absolute()).hex(),
+            "--no-heatmaps": self._wanted.heatmaps,
+            "--dicom": sorted(self._wanted.objects),
+            "--ledger": without_password(self._url),
+            "the version of octray or its libraries": dict(scoring_versions()),
+        }
+
+    def _check_files(self, ledger: Ledger) -> None:
+        """Find out whether this process sees the files that another one has listed."""
+        works = [work for _, work in islice(ledger.works(), _FILES_COMPARED)]
+        marks = [marks_from_json(work) for work in works]
+        files = [files_from_json(work, self._scorer.base) for work in works]
+        same = (current_mark(file) == mark[file.source] for mark, study in zip(marks, files, strict=True) for file in study)
+        if works and not any(same):
+            raise InputError(
+                f"{self._root.resolve().name} does not hold the files that the other processes of this job score. Mount the "
+                "same share on each machine; a copy is not enough."
+            )
+
+    def _studies(self, ledger: Ledger, member: Member, files: list[StudyFile]) -> list[StudyFiles]:
         """Group files by study; if nothing can be read, write the tables of what is known all the same."""
         try:
-            return self._grouping.studies(files, self._request.shard)
+            return self._grouping.studies(files)
         except Exception as error:
-            self._write(ledger, _not_begun(ledger, files, error), self._pending_results().names())
+            if member.take_writing():
+                self._write(ledger, _not_begun(ledger, files, error))
             raise
 
     def _plan(self, ledger: Ledger, studies: list[StudyFiles], first: int) -> None:
@@ -227,30 +252,44 @@ class Job:
         ledger.retry_failed(ids)
         return len(ids)
 
-    def _work(self, ledger: Ledger, is_watched: bool = False) -> bool:
-        """Score what is not finished, and write tables and report, whatever ends it.
+    def _work(self, ledger: Ledger, member: Member, is_watched: bool = False) -> bool:
+        """Score what is not finished, and write tables and report, whatever ends it, unless another process of the job does.
 
         Returns whether files of a watched folder were gone before they could be read; the ledger then forgets them.
         """
         finished = (StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes(Order.POSITION))
         self._audience.planned(len(ledger), finished)
-        pending_results = self._pending_results()
-        loop = Loop(ledger, pending_results, self._tell)
-        some_gone = False
+        loop = Loop(ledger, member.owner, self._pending_results(), self._tell)
+        some_gone, is_ended = False, False
         not_begun: list[Quarantined] = []
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
+                while with_retries(ledger.unfinished) and with_retries(member.summary) is None:
+                    time.sleep(_POLL_SECONDS)  # what others hold is finished by them, or claimed here once their leases run out
+                    loop.work(outcomes)
+            is_ended = True
         except Exception as error:
             files = (file for _, work in ledger.works() for file in files_from_json(work, self._scorer.base))
             not_begun = _not_begun(ledger, files, error)
             raise
         finally:
             self.faults += loop.faults
+            self.totals = None
             with delayed_interrupts():
-                if is_watched:
-                    some_gone = _forget_gone(ledger, self._scorer.base)
-                self._write(ledger, not_begun, pending_results.names())
+                if member.take_writing():
+                    some_gone = is_watched and _forget_gone(ledger, self._scorer.base)
+                    self._write(ledger, not_begun)
+                    member.finish(json.dumps(asdict(self.totals or Totals())))
+        while is_ended and self.totals is None:  # another process writes, unless it dies
+            if (summary := with_retries(member.summary)) is not None:
+                self.totals = Totals(**json.loads(summary))
+            elif with_retries(member.take_writing):
+                with delayed_interrupts():
+                    self._write(ledger, ())
+                    member.finish(json.dumps(asdict(self.totals or Totals())))
+            else:
+                time.sleep(_POLL_SECONDS)
         return some_gone
 
     def _pending_results(self) -> PendingResults:
@@ -263,7 +302,7 @@ class Job:
     @contextmanager
     def _outcomes(self) -> Iterator[Outcomes]:
         """Give what scores: this process, or a cluster."""
-        if not self._request.cluster:
+        if not self._cluster:
             yield self._scorer.outcomes
             return
         try:
@@ -272,22 +311,23 @@ class Job:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
         bundle_id, code = self._bundle.manifest.bundle_id, dict(software_versions())
         folder = self._folder.path.absolute()
-        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._request.wanted)
-        with Cluster(self._request.cluster, place) as cluster:
+        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._wanted)
+        with Cluster(self._cluster, place) as cluster:
             yield cluster.outcomes
 
-    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined], pending: Collection[str]) -> None:
+    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined]) -> None:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
-        self._folder.keep_pieces(names.union(pending))  # not those of studies that changed, or that a kill cut off
+        names |= self._pending_results().names()
+        self._folder.keep_pieces(names)  # not those of studies that changed, or that a kill cut off
         self.totals = summarise(
             self._folder.path,
             ledger,
             self._bundle,
             self._progress,
             not_begun,
-            studies=self._request.studies,
+            studies=self._root,
             since=self._reported_at,
-            details=self._request.details,
+            details=self._details,
         )
         self._folder.reported(time.time())
 

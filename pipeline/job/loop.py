@@ -2,10 +2,7 @@
 
 import base64
 import json
-import os
 import signal
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +15,12 @@ from typing import Any, TypeVar
 from pipeline.errors import LedgerError
 from pipeline.job.scorer import Done
 from pipeline.predictions import StudyRecord
+from pipeline.store import sharing
 from pipeline.store.ledger import Claim, Ledger, Outcome, Output
 
 _FEWEST, _MOST_AT_FIRST, _MOST = 8, 64, 256
 """Studies claimed at once: those of about a second, so that a process neither asks often nor keeps long ones from others. As
 long as it is not known how many these are, each time twice as many, up to 64."""
-_LEASE_SECONDS = 60.0
 _SAVE_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
@@ -55,23 +52,25 @@ def with_retries(ask: Callable[[], Result]) -> Result:
 
 
 class PendingResults:
-    """A file of JSON lines, one for each outcome that no ledger has taken yet.
+    """Files of JSON lines, one line for each outcome that the ledger has not taken yet.
 
     Parameters
     ----------
     path
-        Read once; a line that a kill has cut off is left out, since its study is scored again.
+        Where they lie: the start of their names, to which each process adds its own ending. Those of earlier processes are read
+        once; a line that was cut off by a kill is left out, and its study is scored again.
     is_there
-        Says whether a file that was written is still there.
+        Tells whether a file that was written is still there.
     """
 
     def __init__(self, path: Path, is_there: Callable[[Output], bool]) -> None:
-        self._path = path
+        self._path = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}.jsonl")
+        self._earlier = list(path.parent.glob(f"{path.name}-*.jsonl"))
         self._is_there = is_there
-        self._kept = {(line["key"], line["fingerprint"]): line for line in _lines(path)}
+        self._kept = {(line["key"], line["fingerprint"]): line for earlier in self._earlier for line in _lines(earlier)}
 
     def take(self, claim: Claim) -> Outcome | None:
-        """Return what was made of a study, if it is kept here, and its files and what was written are still the same."""
+        """Return what came of a study, if it is kept here, and its files and what was written are still the same."""
         line = self._kept.get((claim.key, claim.fingerprint))
         if line is None or not all(map(self._is_there, _outputs(line))):
             return None
@@ -102,7 +101,8 @@ class PendingResults:
     def clear(self) -> None:
         """Forget everything, once the ledger has all of it."""
         self._kept.clear()
-        self._path.unlink(missing_ok=True)
+        for path in (*self._earlier, self._path):
+            path.unlink(missing_ok=True)
 
 
 class Loop:
@@ -112,18 +112,22 @@ class Loop:
     ----------
     ledger
         Holds the studies.
+    owner
+        Name of this process in the ledger; a heartbeat extends its leases meanwhile.
     pending_results
         Keeps what the ledger cannot take.
     tell
         Is called with the record of every study that was saved.
     """
 
-    def __init__(self, ledger: Ledger, pending_results: PendingResults, tell: Callable[[StudyRecord], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, owner: str, pending_results: PendingResults, tell: Callable[[StudyRecord], None]
+    ) -> None:
         self.faults: list[str] = []
         self._ledger = ledger
         self._pending_results = pending_results
         self._tell = tell
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = owner
         self._ready: list[tuple[Claim, Outcome]] = []
         self._saved_at = time.monotonic()
         self._pace = _FEWEST
@@ -138,10 +142,9 @@ class Loop:
             Where the ledger cannot be reached for a minute; what was done until then is kept beside it.
         """
         try:
-            with self._beating():
+            self._work(outcomes)
+            while with_retries(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
                 self._work(outcomes)
-                while with_retries(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
-                    self._work(outcomes)
             self._pending_results.clear()
         finally:
             with delayed_interrupts():
@@ -158,7 +161,7 @@ class Loop:
 
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
-        while claims := with_retries(lambda: self._ledger.claim(self._owner, self._pace, _LEASE_SECONDS)):
+        while claims := with_retries(lambda: self._ledger.claim(self._owner, self._pace, sharing.LEASE_SECONDS)):
             if not self._is_paced:
                 self._pace = min(2 * self._pace, _MOST_AT_FIRST)
             for claim in claims:
@@ -193,24 +196,6 @@ class Loop:
         except LedgerError:
             self._pending_results.keep(self._ready)
             raise
-
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Extend the leases from time to time, as long as this process lives."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(_LEASE_SECONDS / 4):
-                with suppress(LedgerError):  # a lease outlasts three beats, and saving says what is wrong for good
-                    self._ledger.beat(self._owner, _LEASE_SECONDS)
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 @contextmanager

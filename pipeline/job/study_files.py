@@ -14,7 +14,6 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.dataset import StatedStudy, may_state_study, stated_study
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
-from pipeline.job.shard import Shard
 
 _SCANNERS = 2
 
@@ -63,15 +62,13 @@ class Grouping:
         """Say whether a file was read before and has not changed since; satisfies what `discover` asks."""
         return (file.source, _looks(file)) in self._stated
 
-    def studies(self, files: Iterable[StudyFile], shard: Shard) -> list[StudyFiles]:
-        """Return the studies of one part, in the order of their first files.
+    def studies(self, files: Iterable[StudyFile]) -> list[StudyFiles]:
+        """Return the studies, in the order of their first files.
 
         Parameters
         ----------
         files
             As `discover` finds them.
-        shard
-            Which part.
         """
         found = [(file, (file.source, _looks(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
@@ -83,8 +80,7 @@ class Grouping:
         groups: dict[str, list[tuple[StudyFile, str]]] = {}
         for file, place in found:
             key = f"study:{one.study_instance_uid}" if self._is_of_study(one := stated[place]) else file_key(file.source)
-            if shard.has(key):
-                groups.setdefault(key, []).append((file, _mark(file, place)))
+            groups.setdefault(key, []).append((file, _mark(file, place)))
         return [StudyFiles(key, *zip(*group, strict=True)) for key, group in groups.items()]
 
     def _is_of_study(self, stated: StatedStudy) -> bool:

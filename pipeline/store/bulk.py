@@ -1,4 +1,4 @@
-"""Writes many studies at once: by one statement on PostgreSQL, where each would be a round trip of its own otherwise."""
+"""Writes many units of work at once: by one statement on PostgreSQL, where each would be a round trip of its own otherwise."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,21 +24,21 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
-from pipeline.store.database import studies
+from pipeline.store.database import units
 
 Rows = Sequence[Mapping[str, Any]]
 """Values by the names of their columns, the same names in each."""
 
 
 def insert(connection: Connection, rows: Rows, constants: Mapping[str, Any]) -> int:
-    """Enter studies, but none whose key is in the run already; return how many were entered.
+    """Enter units, but none whose key is in the job already; return how many were entered.
 
     Parameters
     ----------
     connection
         Within a transaction.
     rows
-        What differs between the studies.
+        What differs between the units.
     constants
         What is the same for all of them, by the names of the columns.
     """
@@ -46,23 +46,23 @@ def insert(connection: Connection, rows: Rows, constants: Mapping[str, Any]) -> 
         return 0
     if connection.dialect.name == "postgresql":
         given, values = _given(rows)
-        chosen = select(*(literal(value, studies.c[name].type) for name, value in constants.items()), *values.values())
-        entered = postgresql.insert(studies).from_select([*constants, *values], chosen.select_from(given))
+        chosen = select(*(literal(value, units.c[name].type) for name, value in constants.items()), *values.values())
+        entered = postgresql.insert(units).from_select([*constants, *values], chosen.select_from(given))
         return connection.execute(entered.on_conflict_do_nothing()).rowcount
     own: dict[str, Any] = {name: bindparam(name) for name in rows[0]}
-    statement = sqlite.insert(studies).values({**constants, **own}).on_conflict_do_nothing()
+    statement = sqlite.insert(units).values({**constants, **own}).on_conflict_do_nothing()
     return connection.execute(statement, rows).rowcount
 
 
 def change(connection: Connection, rows: Rows, constants: Mapping[str, Any], only: ColumnElement[bool]) -> set[int]:
-    """Change studies that fulfil a condition, and return their ids.
+    """Change the units that fulfil a condition, and return their ids.
 
     Parameters
     ----------
     connection
         Within a transaction; on SQLite one that nobody else can write beside.
     rows
-        What differs between the studies; `study` is the id of the one that a row belongs to.
+        What differs between the units; `unit` is the id of the one that a row belongs to.
     constants
         What is the same for all of them.
     only
@@ -72,23 +72,23 @@ def change(connection: Connection, rows: Rows, constants: Mapping[str, Any], onl
         return set()
     if connection.dialect.name == "postgresql":
         _, values = _given(rows)
-        study = values.pop("study")
+        unit = values.pop("unit")
         fits = case((only, True), else_=False)  # a guess at how many fit would make PostgreSQL look for them in the whole table
-        changed = update(studies).where(studies.c.id == study, fits).values(**constants, **values).returning(studies.c.id)
+        changed = update(units).where(units.c.id == unit, fits).values(**constants, **values).returning(units.c.id)
         return set(connection.execute(changed).scalars())
-    fit = select(studies.c.id).where(studies.c.id.in_([row["study"] for row in rows]), only)
+    fit = select(units.c.id).where(units.c.id.in_([row["unit"] for row in rows]), only)
     ids = set(connection.execute(fit).scalars())
-    values = {name: bindparam(name) for name in rows[0] if name != "study"}
-    statement = update(studies).where(studies.c.id == bindparam("study")).values(**constants, **values)
+    values = {name: bindparam(name) for name in rows[0] if name != "unit"}
+    statement = update(units).where(units.c.id == bindparam("unit")).values(**constants, **values)
     if ids:
-        connection.execute(statement, [row for row in rows if row["study"] in ids])
+        connection.execute(statement, [row for row in rows if row["unit"] in ids])
     return ids
 
 
 def remove(connection: Connection, ids: list[int]) -> None:
-    """Remove studies by their ids."""
+    """Remove units by their ids."""
     if ids:
-        connection.execute(studies.delete().where(among(connection, studies.c.id, ids)))
+        connection.execute(units.delete().where(among(connection, units.c.id, ids)))
 
 
 def among(connection: Connection, what: Column[Any], values: list[Any]) -> ColumnElement[bool]:
@@ -103,7 +103,7 @@ def _given(rows: Rows) -> tuple[Any, dict[str, Any]]:
 
     Text goes there as bytes, which the driver writes several times as fast.
     """
-    types: dict[str, TypeEngine[Any]] = {name: BigInteger() if name == "study" else studies.c[name].type for name in rows[0]}
+    types: dict[str, TypeEngine[Any]] = {name: BigInteger() if name == "unit" else units.c[name].type for name in rows[0]}
     texts = {name for name, kind in types.items() if isinstance(kind, Text)}
     sent = {name: LargeBinary() if name in texts else kind for name, kind in types.items()}
     arrays = {name: [row[name].encode() if name in texts else row[name] for row in rows] for name in types}

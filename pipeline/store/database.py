@@ -33,18 +33,18 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
 
-VERSION = 2
+VERSION = 3
 PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
 
 metadata = MetaData()
 
 about = Table("octray_ledger", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
-studies = Table(
-    "octray_studies",
+units = Table(
+    "octray_units",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("run", Text, nullable=False),
+    Column("job", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("fingerprint", Text, nullable=False),
@@ -58,9 +58,30 @@ studies = Table(
     Column("probability", Double),
     Column("outputs", Text),
     Column("scored_at", Double),
-    Index("octray_studies_key", "key", "run", unique=True),  # the run last: by it alone, the index below is the one to use
-    Index("octray_studies_state", "run", "state", "position"),
+    Index("octray_units_key", "key", "job", unique=True),  # the job last: by it alone, the index below is the one to use
+    Index("octray_units_state", "job", "state", "position"),
     sqlite_autoincrement=True,  # an id is never used again, so that a late outcome finds no other study
+)
+
+jobs = Table(
+    "octray_jobs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("folder", Text, nullable=False),
+    Column("phase", SmallInteger, nullable=False),
+    Column("leader", Text, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("summary", Text, nullable=False),
+)
+
+processes = Table(
+    "octray_processes",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("lease_until", Double, nullable=False),
 )
 
 _SECONDS = 15.0
@@ -156,7 +177,7 @@ def now(engine: Engine) -> ColumnElement[float]:
     """Return the seconds since 1970 by the clock of the database, on which all owners agree."""
     if engine.dialect.name == "sqlite":
         return literal_column("((julianday('now') - 2440587.5) * 86400.0)")
-    return func.extract("epoch", func.clock_timestamp()).cast(studies.c.lease_until.type)
+    return func.extract("epoch", func.clock_timestamp()).cast(units.c.lease_until.type)
 
 
 def _create(engine: Engine) -> None:

@@ -1,4 +1,8 @@
-"""The ledger: one table of studies that many workers claim from, in SQLite or PostgreSQL, and that survives any of them."""
+"""The ledger of a job: units of work that many processes claim from one table, in SQLite or PostgreSQL.
+
+A unit is pending, held by one process until its lease runs out, finished, or failed for a reason that may pass. What a process
+holds when it dies is claimed again by another.
+"""
 
 import json
 import zlib
@@ -15,7 +19,7 @@ from sqlalchemy import ColumnElement, func, select, true, update
 from sqlalchemy.engine import Connection
 
 from pipeline.store import bulk
-from pipeline.store.database import FAILED, FINISHED, HELD, PENDING, connect, now, studies, translated, writing
+from pipeline.store.database import FAILED, FINISHED, HELD, PENDING, connect, jobs, now, processes, translated, units, writing
 
 _ROWS = 1000
 _PAGE = 500
@@ -26,7 +30,7 @@ Item = TypeVar("Item")
 
 
 class Order(StrEnum):
-    """In which order outcomes are read: as the studies were found, or the most urgent first."""
+    """In which order outcomes are read: as the units were listed, or the most urgent first."""
 
     POSITION = "position"
     URGENCY = "urgency"
@@ -34,18 +38,18 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A study that is to be worked on.
+    """A unit of work, such as a study that is to be scored.
 
     Parameters
     ----------
     key
-        Names it within its run.
+        Names it within its job.
     position
         Its place among the others.
     fingerprint
-        Changes where the study does.
+        Changes if what is to be worked on does.
     work
-        What the worker has to know; the ledger does not look into it.
+        What the worker has to know; the store does not look into it.
     """
 
     key: str
@@ -56,7 +60,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A study that one owner works on until its lease runs out; the rest as in `Unit`.
+    """A unit that one owner works on until its lease runs out; the rest as in `Unit`.
 
     Parameters
     ----------
@@ -131,35 +135,35 @@ class StoredOutcome(Outcome):
 
 
 class Ledger:
-    """One run of work in a database; may be used by several threads at once, and by many processes.
+    """The units of one job; may be used by several threads and by many processes at once.
 
     Parameters
     ----------
     url
         As in `connect`.
-    run
-        Names the run; runs do not see each other.
+    job
+        Name of the job; jobs do not see each other.
 
     Raises
     ------
     LedgerError
-        By every method, where the database cannot be used.
+        By every method, if the database cannot be used.
     """
 
-    def __init__(self, url: str, run: str) -> None:
-        self._engine = connect(url)
-        self._run = run
+    def __init__(self, url: str, job: str) -> None:
+        self.engine = connect(url)
+        self.job = job
 
     def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     def add(self, works: Iterable[Unit]) -> int:
-        """Enter studies; return how many are new, or have changed since and are to be worked on again.
+        """Enter units; return how many are new, or have changed and are to be worked on again.
 
-        What came of a study that has changed is dropped. A study that is there already takes its new position. What was
+        What came of a unit that has changed is dropped. A unit that is there already takes its new position. What was
         entered before this is interrupted stays, and entering it again does nothing.
         """
         changes = 0
@@ -169,7 +173,7 @@ class Ledger:
         return changes
 
     def keep(self, keys: Collection[str]) -> None:
-        """Forget all studies but these."""
+        """Forget all units but these."""
         there = self._select("id", "key")
         with self._writing() as connection:
             rows = connection.execute(there, execution_options={"yield_per": _ROWS})
@@ -178,7 +182,7 @@ class Ledger:
                 bulk.remove(connection, ids)
 
     def claim(self, owner: str, count: int, lease_seconds: float) -> list[Claim]:
-        """Take studies that nobody holds, in their order; then those whose holder has let its lease run out.
+        """Take units that nobody holds, in their order; then those whose lease has run out.
 
         Parameters
         ----------
@@ -190,9 +194,9 @@ class Ledger:
             How long they are held, unless `beat` extends that.
         """
         with self._writing() as connection:
-            claims = self._claim(connection, studies.c.state == PENDING, owner, count, lease_seconds)
+            claims = self._claim(connection, units.c.state == PENDING, owner, count, lease_seconds)
             if not claims:
-                lost = (studies.c.state == HELD) & (studies.c.lease_until < now(self._engine)) & (studies.c.owner != owner)
+                lost = (units.c.state == HELD) & (units.c.lease_until < now(self.engine)) & (units.c.owner != owner)
                 claims = self._claim(connection, lost, owner, count, lease_seconds)
         return claims
 
@@ -201,12 +205,12 @@ class Ledger:
         mine = self._select("id").where(_held_by(owner)).with_for_update(skip_locked=True)  # waits for nobody
         with self._writing() as connection:
             ids = connection.execute(mine).scalars().all()
-            connection.execute(_these(connection, ids).values(lease_until=now(self._engine) + lease_seconds))
+            connection.execute(_these(connection, ids).values(lease_until=now(self.engine) + lease_seconds))
 
     def finish(self, owner: str, outcomes: Sequence[Outcome]) -> set[int]:
-        """Keep what came of studies; return the ids of those that the owner still held, since the others are dropped.
+        """Keep what came of units; return the ids of those that the owner still held. Outcomes of the others are dropped.
 
-        May be called again with the same outcomes where it is not known whether they were kept: the answer is the same.
+        May be called again with the same outcomes if it is not known whether they were kept: the answer is the same.
         """
         rows = {outcome.id: _outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.id)}
         with self._writing() as connection:
@@ -216,21 +220,17 @@ class Ledger:
         return taken | {row.id for row in kept if row.owner == owner and _is_same(row, rows[row.id])}
 
     def retry(self, owner: str, ids: Sequence[int]) -> None:
-        """Give studies back that killed their worker: this attempt counts."""
-        self._update(_held_by(owner) & studies.c.id.in_(ids), state=PENDING, owner="", attempts=studies.c.attempts + 1)
+        """Give back units that killed their worker: this attempt counts."""
+        self._update(_held_by(owner) & units.c.id.in_(ids), state=PENDING, owner="", attempts=units.c.attempts + 1)
 
     def release(self, owner: str) -> int:
         """Give back all that an owner holds, uncounted; return how many these were."""
         return self._update(_held_by(owner), state=PENDING, owner="")
 
-    def take_over(self) -> None:
-        """Give back all that anybody holds, uncounted; for the only process that works on the run, when it starts."""
-        self._update(studies.c.state == HELD, state=PENDING, owner="")
-
     def reopen(self, ids: Iterable[int]) -> None:
-        """Have finished studies worked on again; when they were first scored is kept."""
+        """Have finished units worked on again; when they were first scored is kept."""
         for group in _groups(ids, _ROWS):
-            self._update(studies.c.id.in_(group), **_NOTHING)
+            self._update(units.c.id.in_(group), **_NOTHING)
 
     def failed(self, attempts: int | None = None) -> Iterator[StoredOutcome]:
         """Read the outcomes that are not final, as they were when this was called.
@@ -238,39 +238,42 @@ class Ledger:
         Parameters
         ----------
         attempts
-            Only of studies that were tried fewer times; None reads all.
+            Only of units that were tried fewer times; None reads all.
         """
-        few = studies.c.attempts + 1 < attempts if attempts is not None else true()
-        with translated(), self._engine.connect() as connection:
-            found = self._select("id").where(studies.c.state == FAILED, few).order_by(studies.c.position)
+        few = units.c.attempts + 1 < attempts if attempts is not None else true()
+        with translated(), self.engine.connect() as connection:
+            found = self._select("id").where(units.c.state == FAILED, few).order_by(units.c.position)
             ids = array("q", connection.execute(found).scalars())
         yield from map(_stored, self._rows(ids))
 
     def retry_failed(self, ids: Iterable[int]) -> None:
-        """Have studies worked on again whose outcome is not final: the attempt that gave it counts."""
+        """Have units worked on again whose outcome is not final: the attempt that gave it counts."""
         for group in _groups(ids, _ROWS):
-            which = studies.c.id.in_(group) & (studies.c.state == FAILED)
-            self._update(which, **_NOTHING | {"attempts": studies.c.attempts + 1})
+            which = units.c.id.in_(group) & (units.c.state == FAILED)
+            self._update(which, **_NOTHING | {"attempts": units.c.attempts + 1})
 
     def replace(self, outcome: Outcome, work: bytes) -> None:
-        """Put another outcome in the place of a study's, and other work in the place of what it was made of."""
+        """Replace the outcome of a unit, and the work that it was made of."""
         row = _outcome_row(outcome)
-        self._update(studies.c.id == row.pop("study"), work=work, **row)
+        self._update(units.c.id == row.pop("unit"), work=work, **row)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Forget these studies."""
+        """Forget these units."""
         for group in _groups(keys, _ROWS):
             with self._writing() as connection:
-                there = self._select("id").where(bulk.among(connection, studies.c.key, group))
+                there = self._select("id").where(bulk.among(connection, units.c.key, group))
                 bulk.remove(connection, list(connection.execute(there).scalars()))
 
     def remove(self) -> None:
-        """Forget the whole run."""
+        """Forget the whole job."""
         self.keep(())
+        with self._writing() as connection:
+            connection.execute(processes.delete().where(processes.c.job == self.job))
+            connection.execute(jobs.delete().where(jobs.c.name == self.job))
 
     def works(self) -> Iterator[tuple[str, bytes]]:
-        """Read the keys of all studies, and what their workers have to know."""
-        with translated(), self._engine.connect() as connection:
+        """Read the keys of all units, and what their workers have to know."""
+        with translated(), self.engine.connect() as connection:
             rows = connection.execute(self._select("key", "work"), execution_options={"yield_per": _ROWS})
             yield from ((row.key, bytes(row.work)) for row in rows)
 
@@ -278,68 +281,66 @@ class Ledger:
         return self._count(true())
 
     def unfinished(self) -> int:
-        """Return how many studies are not finished."""
-        return self._count(studies.c.state.in_((PENDING, HELD)))
+        """Return how many units are not finished."""
+        return self._count(units.c.state.in_((PENDING, HELD)))
 
     def outcomes(self, order: Order) -> Iterator[StoredOutcome]:
-        """Read what came of the studies, final or not, a page at a time, as it was when this was called.
+        """Read what came of the units, final or not, a page at a time, as it was when this was called.
 
         All that is held in memory of the others is their number: eight bytes for each.
         """
-        place = (studies.c.position, studies.c.id)
-        by = place if order is Order.POSITION else (studies.c.rank.desc(), studies.c.probability.desc(), *place)
-        finished = self._select("id").where(studies.c.state.in_((FINISHED, FAILED))).order_by(*by)
-        with translated(), self._engine.connect() as connection:
+        place = (units.c.position, units.c.id)
+        by = place if order is Order.POSITION else (units.c.rank.desc(), units.c.probability.desc(), *place)
+        finished = self._select("id").where(units.c.state.in_((FINISHED, FAILED))).order_by(*by)
+        with translated(), self.engine.connect() as connection:
             ids = array("q", connection.execute(finished, execution_options={"yield_per": _ROWS}).scalars())
         yield from map(_stored, self._rows(ids))
 
     def _rows(self, ids: Iterable[int]) -> Iterator[Any]:
-        """Read studies that have an outcome, a page at a time, in the order of their ids as given."""
+        """Read units that have an outcome, a page at a time, in the order of their ids as given."""
         for page in _groups(ids, _PAGE):
-            with translated(), self._engine.connect() as connection:
+            with translated(), self.engine.connect() as connection:
                 rows = _found(connection, page, "key", "state", "work", *_OUTCOME)
             found = {row.id: row for row in rows if row.record is not None}
             yield from (found[one] for one in page if one in found)
 
     def _writing(self) -> AbstractContextManager[Connection]:
-        return writing(self._engine)
+        return writing(self.engine)
 
     def _count(self, which: ColumnElement[bool]) -> int:
-        with translated(), self._engine.connect() as connection:
-            return int(connection.execute(select(func.count()).where(studies.c.run == self._run, which)).scalar_one())
+        with translated(), self.engine.connect() as connection:
+            return int(connection.execute(select(func.count()).where(units.c.job == self.job, which)).scalar_one())
 
     def _select(self, *names: str) -> Any:
-        return select(*(studies.c[name] for name in names)).where(studies.c.run == self._run)
+        return select(*(units.c[name] for name in names)).where(units.c.job == self.job)
 
     def _add(self, connection: Connection, works: dict[str, Unit]) -> int:
-        """Enter studies; one that has changed is entered as another, so that what comes late of the old one is not taken."""
-        there = self._select("id", "key", "fingerprint", "position").where(bulk.among(connection, studies.c.key, list(works)))
+        """Enter units; one that has changed is entered as another, so that what comes late of the old one is not taken."""
+        there = self._select("id", "key", "fingerprint", "position").where(bulk.among(connection, units.c.key, list(works)))
         known = [(row, works[row.key]) for row in connection.execute(there)]
         same = [(row, work) for row, work in known if work.fingerprint == row.fingerprint]
         changed = [row.id for row, work in known if work.fingerprint != row.fingerprint]
-        moved = [{"position": work.position, "study": row.id} for row, work in same if work.position != row.position]
+        moved = [{"position": work.position, "unit": row.id} for row, work in same if work.position != row.position]
         bulk.change(connection, moved, {}, true())
         bulk.remove(connection, changed)
         rest = works.keys() - {row.key for row, _ in same}
         new = [_row(work) for key, work in works.items() if key in rest]
-        return bulk.insert(connection, new, _NOTHING | {"run": self._run})
+        return bulk.insert(connection, new, _NOTHING | {"job": self.job})
 
     def _claim(
         self, connection: Connection, which: ColumnElement[bool], owner: str, count: int, lease_seconds: float
     ) -> list[Claim]:
-        free = (
-            self._select("id", "key", "fingerprint", "attempts", "work", "scored_at").where(which).order_by(studies.c.position)
-        )
+        free = self._select("id", "key", "fingerprint", "attempts", "work", "scored_at").where(which).order_by(units.c.position)
         rows = connection.execute(free.limit(count).with_for_update(skip_locked=True)).all()
         taken = _these(connection, [row.id for row in rows])
-        connection.execute(taken.values(state=HELD, owner=owner, lease_until=now(self._engine) + lease_seconds))
+        connection.execute(taken.values(state=HELD, owner=owner, lease_until=now(self.engine) + lease_seconds))
         return [
             Claim(row.id, row.key, row.fingerprint, row.attempts + 1, bytes(row.work), row.scored_at or 0.0) for row in rows
         ]
 
     def _update(self, which: ColumnElement[bool], **values: Any) -> int:
         with self._writing() as connection:
-            return connection.execute(update(studies).where(studies.c.run == self._run, which).values(**values)).rowcount
+            return connection.execute(update(units).where(units.c.job == self.job, which).values(**values)).rowcount
 
 
 _NOTHING: dict[str, Any] = {
@@ -362,7 +363,7 @@ def _row(work: Unit) -> dict[str, Any]:
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     outputs = [(output.name, output.sha256, output.size) for output in outcome.outputs]
     return {
-        "study": outcome.id,
+        "unit": outcome.id,
         "record": zlib.compress(outcome.record, _COMPRESSION),
         "rank": outcome.rank,
         "probability": outcome.probability,
@@ -380,17 +381,17 @@ def _stored(row: Any) -> StoredOutcome:
 
 
 def _found(connection: Connection, ids: Collection[int], *names: str) -> Sequence[Any]:
-    wanted = select(studies.c.id, *(studies.c[name] for name in names))
-    return connection.execute(wanted.where(bulk.among(connection, studies.c.id, list(ids)))).all()
+    wanted = select(units.c.id, *(units.c[name] for name in names))
+    return connection.execute(wanted.where(bulk.among(connection, units.c.id, list(ids)))).all()
 
 
 def _these(connection: Connection, ids: Sequence[int]) -> Any:
-    """Return an update of studies by their ids alone: PostgreSQL would evaluate a subquery again for each of them."""
-    return update(studies).where(bulk.among(connection, studies.c.id, list(ids)))
+    """Return an update of units by their ids alone: PostgreSQL would evaluate a subquery again for each of them."""
+    return update(units).where(bulk.among(connection, units.c.id, list(ids)))
 
 
 def _held_by(owner: str) -> ColumnElement[bool]:
-    return (studies.c.owner == owner) & (studies.c.state == HELD)
+    return (units.c.owner == owner) & (units.c.state == HELD)
 
 
 def _is_same(row: Any, outcome: dict[str, Any]) -> bool:
