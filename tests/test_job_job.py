@@ -93,7 +93,7 @@ def test_a_kill_in_the_middle_keeps_what_was_finished(studies: Path, bundle: Bun
         process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)
     state = json.loads((out / ".octray" / "run.json").read_text())
-    with Ledger(f"sqlite:///{out / '.octray' / 'ledger.sqlite'}", state["run"]) as ledger:
+    with Ledger(f"sqlite:///{out / '.octray' / 'ledger.sqlite'}", state["job"]) as ledger:
         assert 0 < ledger.unfinished() < 631  # of the studies and the text
     assert main(arguments(studies, bundle, out)) == 1
     assert len(rows(out / "predictions.csv")) == 2 * 660
@@ -147,6 +147,7 @@ def test_what_the_ledger_could_not_take_is_not_taken_for_results_of_another_bund
 
     out, other = tmp_path / "results", make_bundle(tmp_path / "other", temperature=3.0)
     monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", 1000.0)
     monkeypatch.setattr(Ledger, "finish", fail)
     assert main(arguments(studies, bundle, out)) == 2
     monkeypatch.undo()

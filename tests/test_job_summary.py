@@ -74,7 +74,7 @@ def everything(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield path.relative_to(folder).as_posix(), path.read_bytes()
         if path.suffix == ".sqlite":
             with sqlite3.connect(path) as database:
-                for record, work in database.execute("SELECT record, work FROM octray_studies"):
+                for record, work in database.execute("SELECT record, work FROM octray_units"):
                     yield path.name, zlib.decompress(record) + work
             database.close()
 
@@ -213,7 +213,7 @@ def test_a_study_that_is_scored_again_keeps_the_time_of_the_first(studies: Path,
     scored = re.compile(r'<td class="of-scored"><span class="when">(<time.*?</time>)')
     first = scored.findall(score(studies, bundle, out))
     with sqlite3.connect(out / ".octray" / "ledger.sqlite") as database:
-        database.execute("UPDATE octray_studies SET scored_at = scored_at - 86400")
+        database.execute("UPDATE octray_units SET scored_at = scored_at - 86400")
     database.close()
     before = scored.findall(score(studies, bundle, out))
     assert not set(before) & set(first)

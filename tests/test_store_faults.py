@@ -80,12 +80,12 @@ def test_a_full_disk_is_said_and_what_was_kept_stays(tmp_path: Path) -> None:
     with engine.connect() as full:
         full.exec_driver_sql("PRAGMA max_page_count = 20")  # holds for this connection, which the pool gives back
     fill = (
-        "INSERT INTO octray_ledger WITH RECURSIVE n(i) AS (VALUES (1000) UNION SELECT i + 1 FROM n) SELECT * FROM n LIMIT 99999"
+        "INSERT INTO octray_schema WITH RECURSIVE n(i) AS (VALUES (1000) UNION SELECT i + 1 FROM n) SELECT * FROM n LIMIT 99999"
     )
     with pytest.raises(LedgerError, match="disk of the ledger is full"), database.writing(engine) as writer:
         writer.exec_driver_sql(fill)
     with engine.connect() as reader:
-        assert reader.exec_driver_sql("SELECT version FROM octray_ledger").all() == [(3,)]
+        assert reader.exec_driver_sql("SELECT version_num FROM octray_schema").all() == [(database.VERSION,)]
     engine.dispose()
 
 

@@ -272,16 +272,3 @@ def test_a_file_that_is_no_ledger_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.sqlite").write_bytes(b"this is no database at all" * 100)
     with pytest.raises(LedgerError, match="damaged"):
         Ledger(f"sqlite:///{tmp_path / 'x.sqlite'}", "run")
-
-
-@pytest.mark.parametrize("version", [1, 99])
-def test_a_ledger_of_another_version_is_refused(tmp_path: Path, version: int) -> None:
-    import sqlite3
-
-    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
-    Ledger(url, "run").__exit__(None, None, None)
-    with sqlite3.connect(tmp_path / "x.sqlite") as database:
-        database.execute("UPDATE octray_ledger SET version = ?", (version,))
-    database.close()
-    with pytest.raises(LedgerError, match="another version of octray"):
-        Ledger(url, "run")

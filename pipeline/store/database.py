@@ -1,11 +1,13 @@
 """The database behind every ledger: its tables, how to connect within a bounded time, and its errors as sentences."""
 
 import logging
+import os
 import socket
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -19,12 +21,15 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
+    String,
     Table,
     Text,
     create_engine,
     event,
     func,
+    inspect,
     literal_column,
     select,
 )
@@ -33,12 +38,18 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
 
-VERSION = 3
+VERSION, VERSION_TABLE = "0002", "octray_schema"
+"""Number of the last migration in `migrations/versions`, and where a database says how far it is."""
 PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
 
 metadata = MetaData()
 
-about = Table("octray_ledger", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+schema = Table(
+    VERSION_TABLE,
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),  # as Alembic makes it
+)
 
 units = Table(
     "octray_units",
@@ -92,7 +103,7 @@ _TABLES = 0x6F637472
 
 
 def connect(url: str) -> Engine:
-    """Return an engine whose tables exist and have this octray's schema version.
+    """Return an engine whose tables exist and are those of this octray.
 
     Parameters
     ----------
@@ -102,7 +113,7 @@ def connect(url: str) -> Engine:
     Raises
     ------
     LedgerError
-        Where it is no such address, or the database cannot be reached, or was made by another version of octray.
+        If it is no such address, or the database cannot be reached, or was made by a newer octray.
     """
     try:
         address = make_url(url)
@@ -133,7 +144,7 @@ def without_password(url: str) -> str:
     Raises
     ------
     LedgerError
-        Where it is no address.
+        If it is no address.
     """
     try:
         return make_url(url).set(password=None).render_as_string() if url else ""
@@ -150,7 +161,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises
     ------
     LedgerError
-        Where anything was raised by the database.
+        If the database raised anything.
     """
     with translated(), engine.begin() as connection:
         if engine.dialect.name == "sqlite":
@@ -165,7 +176,7 @@ def translated() -> Iterator[None]:
     Raises
     ------
     LedgerError
-        Always where anything was raised by the database.
+        If the database raised anything.
     """
     try:
         yield
@@ -180,17 +191,55 @@ def now(engine: Engine) -> ColumnElement[float]:
     return func.extract("epoch", func.clock_timestamp()).cast(units.c.lease_until.type)
 
 
+def migrate(connection: Connection, target: str = VERSION) -> None:
+    """Bring the tables to another version, within the transaction of a connection; imports Alembic, which takes long.
+
+    Parameters
+    ----------
+    connection
+        As `writing` gives it.
+    target
+        Number of a migration; `base` removes all tables.
+
+    Raises
+    ------
+    LedgerError
+        If the tables have a version that this octray does not know.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", os.fspath(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    is_back = target == "base" or target < _version(connection)
+    try:
+        (command.downgrade if is_back else command.upgrade)(config, target)
+    except CommandError:
+        raise LedgerError(
+            "The ledger was made by another version of octray. Install that one, or give another ledger."
+        ) from None
+
+
 def _create(engine: Engine) -> None:
-    """Make the tables where there are none, one process after the other."""
+    """Make the tables of a new database, or bring those of an older octray up to date, one process after the other."""
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TABLES})")
-        metadata.create_all(connection)
-        versions = connection.execute(select(about.c.version)).scalars().all()
-        if not versions:
-            connection.execute(about.insert().values(version=VERSION))
-        elif set(versions) != {VERSION}:
-            raise LedgerError("The ledger was made by another version of octray. Install that one, or give another ledger.")
+        version = _version(connection)
+        if not version:
+            metadata.create_all(connection)
+            connection.execute(schema.insert().values(version_num=VERSION))
+        elif version != VERSION:
+            migrate(connection)
+
+
+def _version(connection: Connection) -> str:
+    """Return the version of the tables; empty if there are none."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return ""
+    return connection.execute(select(schema.c.version_num)).scalar_one_or_none() or ""
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
@@ -199,7 +248,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:  # for this alone SQLite does not wait where others have it open
+        except sqlite3.OperationalError:  # for this alone SQLite does not wait while others have it open
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
