@@ -16,7 +16,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ComprehensiveSRStorage, RTStructureSetStorage
 
 from pipeline.deidentify.crosswalk import Secret
-from pipeline.deidentify.identity import _IDENTIFYING_CODES, _PERSON_NAMES, IDENTIFIERS
+from pipeline.deidentify.identifiers import _IDENTIFYING_CODES, _PERSON_NAMES, IDENTIFIERS
 from pipeline.deidentify.instance import deidentify_bytes
 from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS, days_in, is_common

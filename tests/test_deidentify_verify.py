@@ -11,7 +11,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.deidentify import values
 from pipeline.deidentify.crosswalk import Secret
-from pipeline.deidentify.identity import Identity
+from pipeline.deidentify.identifiers import Identity
 from pipeline.deidentify.instance import deidentify_bytes
 from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS

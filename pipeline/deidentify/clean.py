@@ -65,7 +65,7 @@ _VALID_FORMS = {
 }
 
 
-def patient_of(dataset: Dataset) -> str:
+def patient_identity(dataset: Dataset) -> str:
     """Return what distinguishes the patient from others: Patient ID and its issuer (0010,0021), else name and birth date.
 
     It is empty if the file has neither Patient ID (0010,0020) nor Patient's Name (0010,0010).
@@ -87,7 +87,7 @@ def clean(dataset: Dataset, secret: Secret, patient: str, keep: frozenset[Keep])
     secret
         The key from which replacements are derived.
     patient
-        What distinguishes the patient from others, as `patient_of` returns it.
+        What distinguishes the patient from others, as `patient_identity` returns it.
     keep
         Options of the profile.
 
@@ -136,7 +136,8 @@ class _Cleaner:
         keyword, representations = keyword_for_tag(tag), frozenset(dictionary_VR(tag).split(" or "))
         if keyword in REFUSED_BYTES:
             raise RefusedError(
-                RefusalReason.NOT_SUPPORTED, "The file is signals or surfaces in bytes that no rule can clean. Leave it out."
+                RefusalReason.NOT_SUPPORTED,
+                "The file contains signals or surfaces as bytes, which no rule can clean. Leave it out.",
             )
         if representations & BINARY:
             return Action.KEEP if keyword in allowed_bytes else Action.REMOVE
@@ -181,7 +182,7 @@ class _Cleaner:
             return
         if action is Action.DUMMY and values:
             is_patient_id = tag == _PATIENT_ID  # of another patient, who is named in an item
-            replaced = [self._secret.pseudonym(patient_of(dataset)) if is_patient_id else dummy(representation)]
+            replaced = [self._secret.pseudonym(patient_identity(dataset)) if is_patient_id else dummy(representation)]
         dataset[tag] = DataElement(tag, representation, as_value(replaced or []))
 
     def _new_uid(self, uid: str) -> str:

@@ -37,7 +37,7 @@ _WORKER_BYTES, _COPIES = 2**30, 6
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where de-identified files and their key go, and what is kept.
+    """The output folder, the key and the options of a de-identification.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def deidentify_folder(
     sources
         Files and folders.
     plan
-        Where the new files and the key go, and what is kept.
+        The output folder, the key and the options.
     progress
         Shows how many files are done.
     reading
@@ -200,7 +200,7 @@ class Deidentifier:
     Parameters
     ----------
     plan
-        Where the new files and the key go, and what is kept.
+        The output folder, the key and the options.
     reading
         Its limits apply to every file.
     workers
@@ -313,8 +313,8 @@ class Deidentifier:
             if self._originals.get(new.name, sha256) != sha256:
                 raise RefusedError(
                     RefusalReason.SAME_UID,
-                    "Another file with the same SOP Instance UID and other content was de-identified with this key. Leave one "
-                    "out.",
+                    "Another file with the same SOP Instance UID but different content was de-identified with this key. Leave "
+                    "one of them out.",
                 )
             self._crosswalk.add(_original(file, sha256) | _entry(new))
             path = self.out / new.name

@@ -13,9 +13,9 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from pipeline.deidentify.clean import clean, patient_of, record_method, replace_file_meta
+from pipeline.deidentify.clean import clean, patient_identity, record_method, replace_file_meta
 from pipeline.deidentify.crosswalk import Secret
-from pipeline.deidentify.identity import Identity, as_text
+from pipeline.deidentify.identifiers import Identity, value_text
 from pipeline.deidentify.pixels import blank, clear_surplus, find_text_rectangles, may_show_identity
 from pipeline.deidentify.profile import Keep, Options, Rectangle, RefusalReason, RefusedError
 from pipeline.deidentify.surplus import cut_lookup_tables
@@ -32,7 +32,7 @@ from pipeline.settings import Limits, Reading
 
 _HEAD = 512
 _DAMAGED = "The DICOM file is damaged: its header cannot be read. Copy or export it again."
-_UNWRITABLE = "The DICOM file breaks the Standard, so that it cannot be written again. Export it again."
+_UNWRITABLE = "The DICOM file violates the Standard and cannot be written again. Export it again."
 _REFUSED_CLASSES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR, which names every file",
     "1.2.840.10008.5.1.4.1.1.66": "raw data of unknown content",
@@ -143,7 +143,7 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
     _check_kind(dataset)
     with translated(_DAMAGED):
         layout = read_layout(dataset, syntax, limits) if _is_image(dataset) else None
-        named_patient = patient_of(dataset)
+        named_patient = patient_identity(dataset)
         patient = named_patient or uids[0]
         pseudonym = secret.pseudonym(patient)
         patient_id = str(value(dataset, "PatientID") or "")
@@ -213,7 +213,7 @@ def _replace_repeated_identity(dataset: Dataset, identity: Identity, options: Op
     """
     for element, text in list(repeated_identity(dataset, identity, options, allowed)):
         if element.VR in REPLACEABLE or (element.VR in NUMERIC and is_free_number(element.tag)):
-            element.value = as_value([dummy(element.VR) if as_text(one) == text else one for one in as_list(element.value)])
+            element.value = as_value([dummy(element.VR) if value_text(one) == text else one for one in as_list(element.value)])
 
 
 def _written(dataset: Dataset) -> bytes:

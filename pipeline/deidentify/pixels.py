@@ -280,7 +280,7 @@ def _cleared(words: NDArray[Any], bits: Bits, signed: bool, padding_word: int) -
     if (words & kind(bits.below)).any():
         raise UnreadableError(
             Reason.INCONSISTENT,
-            f"High Bit is {bits.high} with {bits.stored} bits stored, but the bits below hold values, too. Export it again.",
+            f"High Bit is {bits.high} with {bits.stored} bits stored, but the bits below hold values too. Export it again.",
         )
     only = words & kind(stored)
     negative = (only & kind(1 << bits.high)) != 0

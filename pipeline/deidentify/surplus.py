@@ -147,7 +147,7 @@ def _rounds(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def _other_tail(stream: bytearray, start: int, stop: int) -> tuple[int, bytes]:
-    """Return where the end of a part begins, and other bytes for it, without 0xff, which would begin a marker."""
+    """Return the first byte of the end of a part, and other bytes for it without 0xff, which would begin a marker."""
     first = stop - _TAIL - (stream[stop - _TAIL - 1] == 0xFF and stop - _TAIL > start)
     return first, bytes(one ^ (0x54 if one == 0xAA else 0x55) for one in stream[first:stop])
 
@@ -407,7 +407,7 @@ def _needed(stream: bytearray, marker: int, at: int, components: int, levels: in
 
 
 def _clear_boxes(stream: bytearray) -> int:
-    """Clear the boxes of a JP2 file; return where its codestream starts."""
+    """Clear the boxes of a JP2 file and return the start of its codestream."""
     at = len(_SIGNATURE)
     while stream[at + 4 : at + 8] != b"jp2c":
         stop = at + int.from_bytes(stream[at : at + 4], "big")

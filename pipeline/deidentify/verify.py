@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from pipeline.deidentify.identity import IDENTIFIERS, Identity, TagPath, texts_of, walk
+from pipeline.deidentify.identifiers import IDENTIFIERS, Identity, TagPath, texts_of, walk
 from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS, Search, is_defined_term, number_of
 from pipeline.deidentify.values import NUMERIC, code_meanings, is_registered
@@ -67,8 +67,7 @@ def verify(content: bytes, identity: Identity, pseudonym: str, options: Options,
     if found:
         raise RefusedError(
             RefusalReason.IDENTITY_LEFT,
-            f"Something that identifies would be left in {', '.join(dict.fromkeys(found))}. Please report this as a fault of "
-            "octray.",
+            f"Something identifying would remain in {', '.join(dict.fromkeys(found))}. Please report it as a fault of octray.",
         )
 
 

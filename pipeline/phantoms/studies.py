@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from pipeline.errors import InputError
-from pipeline.phantoms.drawing import DME, DRUSEN, PNEUMONIA, Drawing, draw_chest, draw_volume
+from pipeline.phantoms.drawing import DME, DRUSEN, PNEUMONIA, SyntheticFrame, draw_chest, draw_volume
 from pipeline.progress import Progress, silent
 
 NORMAL = "NORMAL"
@@ -117,7 +117,7 @@ def _plan(modality: Modality, studies: int, seed: int) -> list[_Study]:
     return plan
 
 
-def _write_chest(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[Drawing, ...]]:
+def _write_chest(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[SyntheticFrame, ...]]:
     drawing = draw_chest(rng, study.label)
     if rng.random() < _PNG_SHARE:
         file = study.path(".png")
@@ -130,7 +130,7 @@ def _write_chest(out: Path, rng: np.random.Generator, study: _Study) -> tuple[st
     return file, (drawing,)
 
 
-def _write_volume(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[Drawing, ...]]:
+def _write_volume(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[SyntheticFrame, ...]]:
     drawings = draw_volume(rng, study.label)
     file = study.path("/volume-1.dcm")
     _tomogram(rng, drawings, study).save_as(_target(out, file), enforce_file_format=True)
@@ -143,7 +143,7 @@ def _target(out: Path, file: str) -> Path:
     return target
 
 
-def _truth(label: str, drawings: Sequence[Drawing]) -> dict[str, object]:
+def _truth(label: str, drawings: Sequence[SyntheticFrame]) -> dict[str, object]:
     frames = [
         {"frame_number": number, "boxes": [asdict(box) for box in drawing.boxes]}
         for number, drawing in enumerate(drawings, start=1)
@@ -154,7 +154,7 @@ def _truth(label: str, drawings: Sequence[Drawing]) -> dict[str, object]:
 # DICOM data sets
 
 
-def _radiograph(rng: np.random.Generator, drawing: Drawing, study: _Study) -> Dataset:
+def _radiograph(rng: np.random.Generator, drawing: SyntheticFrame, study: _Study) -> Dataset:
     """Return a CR or DX dataset of 12 bits stored in 16.
 
     Photometric Interpretation (0028,0004), window (0028,1050) and (0028,1051), rescale (0028,1052) and (0028,1053) and View
@@ -181,7 +181,7 @@ def _radiograph(rng: np.random.Generator, drawing: Drawing, study: _Study) -> Da
     return dataset
 
 
-def _tomogram(rng: np.random.Generator, drawings: Sequence[Drawing], study: _Study) -> Dataset:
+def _tomogram(rng: np.random.Generator, drawings: Sequence[SyntheticFrame], study: _Study) -> Dataset:
     """Return a multi-frame Ophthalmic Tomography dataset of 8 bits (PS3.3 A.52.4), one frame a B-scan.
 
     Pixel measures, frame anatomy and plane orientation are shared; frame content and plane position belong to each frame.

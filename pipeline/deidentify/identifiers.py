@@ -247,10 +247,10 @@ def texts_of(element: DataElement, encodings: Iterable[str] = ()) -> list[str]:
     value = element.value
     values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
     own = encodings if isinstance(value, bytes) and _representations(element) & _TEXTUAL else ()
-    return [text for one in values if (text := as_text(one, own))]
+    return [text for one in values if (text := value_text(one, own))]
 
 
-def as_text(value: Any, encodings: Iterable[str] = ()) -> str:
+def value_text(value: Any, encodings: Iterable[str] = ()) -> str:
     """Return one value as a stripped text; a tag is a number."""
     if isinstance(value, bytes):
         short = value[:4096].rstrip(b"\0 ")
