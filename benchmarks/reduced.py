@@ -20,7 +20,6 @@ from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
     BLOCK_OFFSET,
     JPEG_2000_OFFSET,
-    Stored,
     block_averages,
     decode_jpeg,
     decode_jpeg_2000,
@@ -110,7 +109,7 @@ def _decode(name: str, encoded: bytes, whole: Values, size: int, bits: int) -> V
     if name == _BLOCKS:
         averages = block_averages(whole, side, bits)
         return None if averages is whole else averages
-    return decode_jpeg(encoded, side) if name == "JPEG" else decode_jpeg_2000(encoded, side, Stored(bits, signed=False))
+    return decode_jpeg(encoded, side) if name == "JPEG" else decode_jpeg_2000(encoded, side, bits, signed=False)
 
 
 if __name__ == "__main__":

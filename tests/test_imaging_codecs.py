@@ -12,8 +12,8 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtend
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
+from pipeline.imaging.codestream import check_codestream, codestream_shape
 from pipeline.imaging.dicom.codecs import PLUGIN, register
-from pipeline.imaging.dicom.codestream import check_codestream, codestream_shape
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.sources import read_frames_from_bytes
 from tests.builders import make_dataset, make_dicom

@@ -13,8 +13,8 @@ from pydicom.sequence import Sequence
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
+from pipeline.imaging.codestream import check_codestream_size, read_codestream
 from pipeline.imaging.dicom.codecs import decode_rle
-from pipeline.imaging.dicom.codestream import check_codestream_size, read_codestream
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_encapsulated

@@ -18,7 +18,6 @@ from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.reduced import (
     BLOCK_OFFSET,
     JPEG_2000_OFFSET,
-    Stored,
     block_averages,
     decode_jpeg,
     decode_jpeg_2000,
@@ -30,7 +29,7 @@ from pipeline.phantoms.drawing import draw_chest
 from pipeline.settings import Fit, Limits, Preprocessing, Reading
 from tests.builders import make_dicom, make_encapsulated
 
-U12 = Stored(12, signed=False)
+U12 = (12, False)
 SIZE = 96
 
 
@@ -81,7 +80,7 @@ def read(content: bytes, reading: Reading) -> Frame:
 @given(st.integers(16, 150), st.integers(16, 150), st.integers(4, 60), st.booleans())
 def test_any_shape_is_halved_as_often_as_asked(rows: int, columns: int, side: int, fast: bool) -> None:
     pixels = np.random.default_rng(rows).integers(0, 2**16, (rows, columns), np.uint16)
-    values = decode_jpeg_2000((htj2k if fast else j2k)(pixels, *([] if fast else [16])), side, Stored(16, signed=False))
+    values = decode_jpeg_2000((htj2k if fast else j2k)(pixels, *([] if fast else [16])), side, 16, signed=False)
     if values is None:
         assert min(rows, columns) < 2 * side or min(rows, columns) < 32
     else:
@@ -93,7 +92,7 @@ def test_any_shape_is_halved_as_often_as_asked(rows: int, columns: int, side: in
 @pytest.mark.parametrize("columns", [256, 250, 243])
 def test_samples_of_wavelets_lie_where_the_box_says(encode: Any, columns: int) -> None:
     encoded = encode(ramp(80, columns))
-    values = decode_jpeg_2000(encoded, 20, Stored(16, signed=False) if encode is htj2k else U12)
+    values = decode_jpeg_2000(encoded, 20, *((16, False) if encode is htj2k else U12))
     assert values is not None
     _, left, _, wide = whole_box((80, columns), values.shape, JPEG_2000_OFFSET)
     centres = (np.arange(values.shape[1]) + 0.5 - left) * columns / wide - 0.5
@@ -118,7 +117,7 @@ def test_values_keep_their_bits_and_their_sign(bits: int, signed: bool) -> None:
     low = -(2 ** (bits - 1)) if signed else 0
     coarse = np.random.default_rng(bits).integers(low, low + 2**bits, (4, 4))
     pixels = np.kron(coarse, np.ones((64, 64), int)).astype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
-    values = decode_jpeg_2000(j2k(pixels, bits), 64, Stored(bits, signed))
+    values = decode_jpeg_2000(j2k(pixels, bits), 64, bits, signed)
     assert values is not None
     assert values.dtype == pixels.dtype
     np.testing.assert_array_equal(values[8::16, 8::16], coarse)
@@ -128,7 +127,7 @@ def test_values_keep_their_bits_and_their_sign(bits: int, signed: bool) -> None:
 def test_overshoot_at_an_edge_ends_at_black_and_at_white(encode: Any) -> None:
     pixels = np.zeros((128, 128), np.uint16)
     pixels[:, 61:] = 2**16 - 1
-    values = decode_jpeg_2000(encode(pixels), 64, Stored(16, signed=False))
+    values = decode_jpeg_2000(encode(pixels), 64, 16, signed=False)
     assert values is not None
     assert values[:, :30].max() < 2**15
     assert values[:, 32:].min() > 2**15
@@ -136,27 +135,27 @@ def test_overshoot_at_an_edge_ends_at_black_and_at_white(encode: Any) -> None:
 
 def test_too_few_levels_give_what_there_is() -> None:
     pixels = ramp(256, 256)
-    two = decode_jpeg_2000(j2k(pixels, resolutions=2), 16, U12)
+    two = decode_jpeg_2000(j2k(pixels, resolutions=2), 16, *U12)
     assert two is not None
     assert two.shape == (128, 128)
-    assert decode_jpeg_2000(j2k(pixels, resolutions=1), 16, U12) is None
+    assert decode_jpeg_2000(j2k(pixels, resolutions=1), 16, *U12) is None
 
 
 @pytest.mark.parametrize(
     ("encoded", "stored"),
     [
-        (j2k(ramp(64, 64)), Stored(11, signed=False)),
-        (j2k(ramp(64, 64)), Stored(12, signed=True)),
-        (j2k(np.zeros((64, 64, 3), np.uint8), 8), Stored(8, signed=False)),
+        (j2k(ramp(64, 64)), (11, False)),
+        (j2k(ramp(64, 64)), (12, True)),
+        (j2k(np.zeros((64, 64, 3), np.uint8), 8), (8, False)),
         (b"", U12),
         (b"\xff\x4f\xff\x51", U12),
         (j2k(ramp(64, 64))[:90], U12),
-        (htj2k(ramp(64, 64))[:90], Stored(16, signed=False)),
-        (jpeg(np.zeros((64, 64), np.uint8)), Stored(8, signed=False)),
+        (htj2k(ramp(64, 64))[:90], (16, False)),
+        (jpeg(np.zeros((64, 64), np.uint8)), (8, False)),
     ],
 )
-def test_what_is_not_as_expected_is_left_to_be_decoded_whole(encoded: bytes, stored: Stored) -> None:
-    assert decode_jpeg_2000(encoded, 16, stored) is None
+def test_what_is_not_as_expected_is_left_to_be_decoded_whole(encoded: bytes, stored: tuple[int, bool]) -> None:
+    assert decode_jpeg_2000(encoded, 16, *stored) is None
 
 
 @pytest.mark.parametrize(

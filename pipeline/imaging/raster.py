@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame, InstanceKey
-from pipeline.imaging.dicom.codestream import check_scans, codestream_shape, read_codestream
+from pipeline.imaging.codestream import check_scans, codestream_shape, read_codestream
 from pipeline.imaging.grayscale import TOLERANCE, Rendering, drop_opaque_alpha, render, to_grey
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uids, pixel_sha256, stored_sha256

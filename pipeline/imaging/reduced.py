@@ -6,13 +6,13 @@ it from `whole_box`; without that the error is several times as large (DECISIONS
 """
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
+
+from pipeline.imaging.codestream import Codestream, halvings, read_codestream
 
 Values = NDArray[Any]
 
@@ -21,25 +21,6 @@ JPEG_2000_OFFSET = 0.5
 BLOCK_OFFSET = 0.0
 """Averages of blocks begin at the corner of the first pixel; a scaled inverse DCT gives such averages (T.81 A.3.3)."""
 _JPEG_LEVELS = 3
-_SOC, _SIZ, _COD, _COC, _SOT = b"\xff\x4f", 0xFF51, 0xFF52, 0xFF53, 0xFF90
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """How grey pixels are stored by the header: Bits Stored (0028,0101) and Pixel Representation (0028,0103)."""
-
-    bits: int
-    signed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Wavelets:
-    """The main header of a JPEG 2000 codestream of one component that starts at the origin of its grid."""
-
-    rows: int
-    columns: int
-    stored: Stored
-    levels: int
 
 
 def levels(shape: tuple[int, int], side: int) -> int:
@@ -81,7 +62,7 @@ def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -
     return start, start, whole[0] / 2**count, whole[1] / 2**count
 
 
-def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None:
+def decode_jpeg_2000(encoded: bytes, side: int, bits: int, signed: bool) -> Values | None:
     """Decode a grey JPEG 2000 or HTJ2K codestream at the lowest resolution whose shorter side has at least `side` pixels.
 
     Parameters
@@ -90,8 +71,8 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
         The codestream, without the boxes of a JP2 file.
     side
         Least pixels of the shorter side.
-    stored
-        What the header says of the pixels.
+    bits, signed
+        Bits Stored (0028,0101), and whether Pixel Representation (0028,0103) is 1.
 
     Returns
     -------
@@ -100,9 +81,11 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
         small or damaged, has too few resolution levels, is not grey, or its samples are not stored as the header says.
     """
     try:
-        found = _wavelets(encoded)
-        count = min(found.levels, levels((found.rows, found.columns), side)) if found else 0
-        if found is None or count == 0 or found.stored != stored or stored.bits > 16:
+        found = read_codestream(encoded) if encoded.startswith(b"\xff\x4f") else None
+        if found is None or found.samples != 1 or found.subsampled or not found.is_at_origin:
+            return None
+        count = min(halvings(encoded), levels((found.rows, found.columns), side))
+        if count == 0 or (found.precision, found.signed) != (bits, signed) or bits > 16:
             return None
         values = _openjpeg(encoded, count, found)
     except Exception:  # whatever a decoder raises on damaged bytes: decoding the picture whole gives octray's own message
@@ -110,7 +93,7 @@ def decode_jpeg_2000(encoded: bytes, side: int, stored: Stored) -> Values | None
     return values if values.shape == reduced_shape((found.rows, found.columns), count) else None
 
 
-def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
+def _openjpeg(encoded: bytes, count: int, found: Codestream) -> Values:
     """Decode by way of Pillow, and undo that Pillow shifts samples to 8 or 16 bits and makes signed ones positive.
 
     OpenJPH would be faster for HTJ2K, but wraps samples that fall below 0 at a reduced resolution to the other end.
@@ -121,34 +104,10 @@ def _openjpeg(encoded: bytes, count: int, found: _Wavelets) -> Values:
     image._size = (columns, rows)
     image.tile = [image.tile[0]._replace(extents=(0, 0, columns, rows), args=("j2k", count, 0, -1, len(encoded)))]
     shifted = np.asarray(image)
-    bits = found.stored.bits
-    values: Values = shifted >> (8 * shifted.itemsize - bits)
-    if found.stored.signed:
-        values = (values.astype(np.int32) - 2 ** (bits - 1)).astype(f"i{shifted.itemsize}")
+    values: Values = shifted >> (8 * shifted.itemsize - found.precision)
+    if found.signed:
+        values = (values.astype(np.int32) - 2 ** (found.precision - 1)).astype(f"i{shifted.itemsize}")
     return values
-
-
-def _wavelets(encoded: bytes) -> _Wavelets | None:
-    """Read the main header (ISO/IEC 15444-1 A.5.1, A.6.1, A.6.2); None if it is not a plain one."""
-    segments = list(_segments(encoded))
-    siz = next((body for marker, body in segments if marker == _SIZ), b"")
-    counts = [body[5] for marker, body in segments if marker == _COD] + [body[2] for marker, body in segments if marker == _COC]
-    columns, rows, left, top = (int.from_bytes(siz[at : at + 4], "big") for at in (2, 6, 10, 14))
-    if siz[34:36] != b"\0\1" or siz[37:39] != b"\1\1" or left or top or not counts:
-        return None
-    stored = Stored(bits=(siz[36] & 0x7F) + 1, signed=siz[36] >= 0x80)
-    return _Wavelets(rows, columns, stored, min(counts))
-
-
-def _segments(encoded: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield marker and body of the segments of the main header."""
-    at = 2 if encoded.startswith(_SOC) else len(encoded)
-    while at + 4 <= len(encoded):
-        marker, length = (int.from_bytes(encoded[at + offset : at + offset + 2], "big") for offset in (0, 2))
-        if marker == _SOT or length < 2:
-            return
-        yield marker, encoded[at + 4 : at + 2 + length]
-        at += 2 + length
 
 
 def decode_jpeg(encoded: bytes, side: int) -> Values | None:

@@ -11,8 +11,8 @@ from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.dicom.codestream import check_codestream, check_codestream_size, read_codestream
-from pipeline.imaging.reduced import Stored, decode_jpeg, decode_jpeg_2000
+from pipeline.imaging.codestream import check_codestream, check_codestream_size, read_codestream
+from pipeline.imaging.reduced import decode_jpeg, decode_jpeg_2000
 from pipeline.settings import Limits
 
 PLUGIN = "imagecodecs"
@@ -120,12 +120,12 @@ def check_encoded(
 
 def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None:
     """Decode at a reduced resolution, if that is asked for and possible."""
-    side, stored = runner.get_option("side"), Stored(runner.bits_stored, runner.pixel_representation == 1)
+    side, bits, signed = runner.get_option("side"), runner.bits_stored, runner.pixel_representation == 1
     if side is None or runner.photometric_interpretation not in ("MONOCHROME1", "MONOCHROME2"):
         return None
     if runner.transfer_syntax in JPEG_2000:
-        return decode_jpeg_2000(encoded, side, stored)
-    if runner.transfer_syntax in JPEG and stored == Stored(8, signed=False):
+        return decode_jpeg_2000(encoded, side, bits, signed)
+    if runner.transfer_syntax in JPEG and (bits, signed) == (8, False):
         return decode_jpeg(encoded, side)
     return None
 

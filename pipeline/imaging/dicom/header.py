@@ -1,4 +1,4 @@
-"""What the header of a DICOM file says of the instance and its frames, read once into one record."""
+"""The facts in the header of a DICOM file, about the instance and its frames, read once into one record."""
 
 import re
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What the header says of one frame: its own functional group counts first, then the shared one, then the instance.
+    """The facts in a header about one frame: its own functional group counts first, then the shared one, then the instance.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class FrameHeader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Header:
-    """What the header of a DICOM file says.
+    """The facts in the header of a DICOM file.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Header:
     _of_every_frame: FrameHeader | None
 
     def frame(self, number: int) -> FrameHeader:
-        """Return what the header says of a frame; `number` counts from 1.
+        """Return the facts about a frame; `number` counts from 1.
 
         Raises
         ------

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
-from pipeline.imaging.dicom.codestream import check_codestream_size, codestream_shape
+from pipeline.imaging.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uids

@@ -15,6 +15,8 @@ _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _TAIL = 64
+_SOT, _LEVELS_AT = 0xFF90, {0xFF52: 5, 0xFF53: 2}
+"""Markers of JPEG 2000: the start of a tile, and the position of the number of levels in COD and COC."""
 _NEXT_PICTURE = re.compile(rb"\xff\xd9\0*(?:\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP  )")
 """The end of a codestream, which its data never contain, and the start of another."""
 _MOST_SAMPLES = 3
@@ -24,6 +26,7 @@ _MOST_SAMPLES = 3
 class Codestream:
     """The header of a codestream: size, samples per pixel, bits per sample, tiles, and the kind of its samples.
 
+    `is_at_origin` is whether the picture of JPEG 2000 starts at the origin of its grid; a JPEG always does.
     `marker` is the second byte of the frame header of a JPEG, which gives the kind (ISO/IEC 10918-1 B.1.1.3); 0 for JPEG 2000.
     """
 
@@ -34,6 +37,7 @@ class Codestream:
     tiles: int = 1
     subsampled: bool = False
     signed: bool = False
+    is_at_origin: bool = True
     marker: int = 0
 
 
@@ -153,6 +157,22 @@ def read_codestream(encoded: bytes) -> Codestream | None:
     return _jpeg(encoded) if encoded[:2] == b"\xff\xd8" else _jpeg_2000(encoded)
 
 
+def halvings(encoded: bytes) -> int:
+    """Return how often every component of a JPEG 2000 codestream can be halved; 0 if its main header does not say.
+
+    Sources: ISO/IEC 15444-1 A.6.1, A.6.2 (COD, COC: number of decomposition levels).
+    """
+    at, found = 2, list[int]()
+    while at + 4 <= len(encoded):
+        marker, length = (int.from_bytes(encoded[at + offset : at + offset + 2], "big") for offset in (0, 2))
+        if marker == _SOT or length < 2:
+            break
+        if marker in _LEVELS_AT:
+            found += encoded[at + 4 : at + 2 + length][_LEVELS_AT[marker] :][:1] or b"\0"
+        at += 2 + length
+    return min(found, default=0)
+
+
 def _jpeg_2000(encoded: bytes) -> Codestream | None:
     start = _jpeg_2000_start(encoded)
     if encoded[start : start + 4] != b"\xff\x4f\xff\x51":
@@ -172,6 +192,7 @@ def _jpeg_2000(encoded: bytes) -> Codestream | None:
         signed=any(one[0] & 0x80 for one in components),
         tiles=-(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height),
         subsampled=any(one[1:] != b"\1\1" for one in components),
+        is_at_origin=(left, top) == (0, 0),
     )
 
 
