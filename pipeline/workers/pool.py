@@ -282,7 +282,7 @@ class _Worker:
             return UnreadableError(
                 Reason.TIME_LIMIT,
                 f"Reading the file took more than {self.limits.cpu_seconds:g} seconds of processor time. Try again; if that "
-                "does not help, convert it to a transfer syntax that is read faster, or scale it down.",
+                "does not help, save it in an encoding that is read faster, or make it smaller.",
             )
         if code == -signal.SIGALRM:
             return UnreadableError(
@@ -293,11 +293,11 @@ class _Worker:
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
                 Reason.MEMORY_LIMIT,
-                "Reading the file needs more memory than there is. Free some, scale the image down, or split the file.",
+                "Reading the file needs more memory than there is. Free some, make the file smaller, or split it.",
             )
         return UnreadableError(
             Reason.DECODER_CRASH,
-            "The decoder crashed on this file. Copy or export it again, in another transfer syntax if that does not help.",
+            "The decoder crashed on this file. Copy or export it again, in another encoding if that does not help.",
         )
 
 

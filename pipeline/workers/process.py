@@ -131,7 +131,7 @@ def _speakable(error: Exception) -> OctrayError:
     if isinstance(error, MemoryError):
         return UnreadableError(
             Reason.MEMORY_LIMIT,
-            "Reading the file needs more memory than octray gives it. Scale the image down, or split the file.",
+            "Reading the file needs more memory than octray gives it. Make the file smaller, or split it.",
         )
     return UnreadableError(
         Reason.DECODE_FAILED,
