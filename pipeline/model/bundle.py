@@ -89,13 +89,8 @@ class HeatmapSupport(_Part):
         return EXACT_EVIDENCE if self.is_part_of_logit else f"evidence by {self.method}"
 
     @property
-    def trusted(self) -> bool:
-        """Whether every check was passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
     def caveat(self) -> str:
-        """A sentence for whoever sees the heatmaps; empty where they are trusted."""
+        """A sentence for whoever sees the heatmaps; empty if every check was passed."""
         failed = ", ".join(check.name for check in self.checks if check.frames and not check.passed)
         empty = ", ".join(check.name for check in self.checks if not check.frames)
         found = [f"failed checks ({failed})"] if failed else []

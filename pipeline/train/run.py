@@ -1,8 +1,7 @@
-"""One training run, from an index to a bundle: the whole story in the order in which it happens."""
+"""One training run, from an index to a bundle, with its steps in the order in which they happen."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from pipeline.model.export import check_feature_map, check_graph, export_graph, 
 from pipeline.model.networks import Network, create_network, load_weights
 from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
-from pipeline.settings import Preprocessing
 from pipeline.train.assessment import Assessment, assess_network
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
@@ -54,32 +52,6 @@ from pipeline.workers.cores import usable_cores
 _CHECKED_FRAMES = 4
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """What every step of a run needs."""
-
-    config: Config
-    data: TrainingData
-    workspace: Workspace
-    tracker: Tracker
-    progress: Progress
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """From a frame to the network's input."""
-        return self.config.network_preprocessing()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What training leaves behind beside the network itself."""
-
-    graph: bytes
-    heatmap: HeatmapSupport
-    assessment: Assessment
-    course: Course
-
-
 def train(config: Config, index: Index, out: Path, resume: bool = False, progress: Progress = silent) -> Bundle:
     """Train a network on an index and write the bundle.
 
@@ -90,20 +62,20 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     index
         Frames with labels and splits.
     out
-        The bundle's folder; while training runs, its neighbour `NAME.work` holds what a killed run needs to go on.
+        The bundle's folder. While training runs, `NAME.work` beside it holds what a killed run needs to resume.
     resume
-        Go on with a run that was killed; the result is the same as without the kill.
+        Resume a run that was killed; the result is the same as without the kill.
     progress
-        Shows what takes long.
+        Shows the progress of long steps.
 
     Raises
     ------
     ConfigError
-        Where configuration and index do not go together.
+        If configuration and index do not fit together.
     InputError
-        Where the index cannot be learned from, or its files have changed.
+        If the index cannot be learned from, or its files have changed.
     TrainingError
-        Where the loss is not a number.
+        If the loss is not a number.
     """
     data = select_training_data(config, index)
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
@@ -122,10 +94,10 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
             remember=workspace.remember_run,
         ),
     )
-    job = Job(config, data, workspace, tracker, progress)
+    training = _Training(config, index, data, workspace, tracker, progress)
     try:
         with threadpool_limits(config.train.threads or usable_cores(), "blas"):
-            bundle = _run(job, index, out)
+            bundle = training.run(out)
         working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, model_name(config)))
     except KeyboardInterrupt:
         tracker.finish("KILLED")
@@ -138,170 +110,179 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     return bundle
 
 
-def _run(job: Job, index: Index, out: Path) -> Bundle:
-    settings = job.config.train
-    torch.set_num_threads(settings.threads or usable_cores())
-    torch.manual_seed(settings.seed)
-    network = create_network(job.config.model.architecture, len(job.data.labels)).eval()
-    load_weights(network, job.config.model.architecture, job.config.model.weights)
-    check_feature_map(network, job.preprocessing.size)
-    pixels = _decode(job)
-    _fit_head(job, network, pixels)
-    course = _finetune(job, network, pixels) if settings.finetune.epochs else Course()
-    remove_class_weights(network.classifier, _class_weights(job))
-    graph = working(job.progress, "exporting the network", lambda: export_graph(network, job.preprocessing.size))
-    checked = np.ascontiguousarray(pixels[job.data.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
-    check_graph(network, graph, checked)
-    assessment = working(job.progress, "measuring the test split", lambda: assess_network(job.config, job.data, graph, pixels))
-    if assessment.evaluation:
-        job.tracker.log_metrics(flat_figures(assessment.evaluation.to_json(), "test"))
-    heatmap = working(job.progress, "checking the heatmaps", lambda: _checked_heatmaps(job, network, graph, pixels, assessment))
-    return _write(job, index, out, network, Fitted(graph, heatmap, assessment, course))
+class _Training:
+    """The steps of one run, and what all of them need."""
 
+    def __init__(
+        self, config: Config, index: Index, data: TrainingData, workspace: Workspace, tracker: Tracker, progress: Progress
+    ) -> None:
+        self._config, self._index, self._data = config, index, data
+        self._workspace, self._tracker, self._progress = workspace, tracker, progress
+        self._preprocessing = config.network_preprocessing()
 
-def _checked_heatmaps(job: Job, network: Network, graph: bytes, pixels: FloatArray, assessment: Assessment) -> HeatmapSupport:
-    """Say how heatmaps are made, on which scale, and what the checks of them found, on frames of the calibration split."""
-    rows = job.data.rows(Split.CALIBRATION)
-    frames = np.ascontiguousarray(pixels[rows[:LESION_FRAMES]])
-    support = heatmap_support(network, frames[:_CHECKED_FRAMES], job.config.heatmap.method)
-    examined = Examined(network, Engine(graph, job.config.train.threads), support, frames, job.config.train.seed)
-    known = rows[:LESION_FRAMES]
-    checks = check_explanations(examined, lambda cells: lesion_masks(job.data, known, job.preprocessing, cells))
-    has, found = _found(job, examined.engine, pixels, rows, assessment)
-    full = full_scale(examined, pixels, rows, found if found.any() else has)
-    return support.model_copy(update={"checks": checks, "full_scale": full, "true_positives": int(found.sum())})
+    def run(self, out: Path) -> Bundle:
+        """Take every step from the frames of the index to the bundle."""
+        settings = self._config.train
+        torch.set_num_threads(settings.threads or usable_cores())
+        torch.manual_seed(settings.seed)
+        network = create_network(self._config.model.architecture, len(self._data.labels)).eval()
+        load_weights(network, self._config.model.architecture, self._config.model.weights)
+        check_feature_map(network, self._preprocessing.size)
+        pixels = self._decode()
+        self._fit_head(network, pixels)
+        course = self._finetune(network, pixels) if settings.finetune.epochs else Course()
+        remove_class_weights(network.classifier, self._class_weights())
+        graph = working(self._progress, "exporting the network", lambda: export_graph(network, self._preprocessing.size))
+        checked = np.ascontiguousarray(pixels[self._data.rows(Split.CALIBRATION)[:_CHECKED_FRAMES]])
+        check_graph(network, graph, checked)
+        assessment = working(
+            self._progress, "measuring the test split", lambda: assess_network(self._config, self._data, graph, pixels)
+        )
+        if assessment.evaluation:
+            self._tracker.log_metrics(flat_figures(assessment.evaluation.to_json(), "test"))
+        heatmap = working(
+            self._progress, "checking the heatmaps", lambda: self._check_heatmaps(network, graph, pixels, assessment)
+        )
+        return self._write(out, network, graph, assessment, heatmap, course)
 
+    def _decode(self) -> FloatArray:
+        """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
+        records, size = self._data.records, self._preprocessing.size
+        frames = prepared_frames(records, self._data.sources, self._preprocessing, self._config.limits)
+        rows = self._progress(frames, "reading frames", len(records))
+        return self._workspace.array("frames", rows, (len(records), 1, size, size))
 
-def _found(
-    job: Job, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], assessment: Assessment
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which of some frames have which findings, and which of these are true positives: of shape (rows, labels)."""
-    labels, config = job.data.labels, job.config
-    has = (job.data.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
-    chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, assessment.temperature)
-    rule = DecisionRule.of(labels, assessment.points, assessment.bands, config.model.activation, config.data.normal_label)
-    return has, has & np.asarray(rule.states(chances) == State.POSITIVE, bool)
+    def _fit_head(self, network: Network, pixels: FloatArray) -> None:
+        """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
 
+        If training mirrors frames at random, the head learns from every frame and from its mirror image.
+        """
+        data, everything = self._data, np.arange(len(pixels))
+        train, tune = data.rows(Split.TRAIN), data.rows(Split.TUNE)
+        graph = working(self._progress, "exporting the frozen network", lambda: export_graph(network, self._preprocessing.size))
+        engine = Engine(graph, self._config.train.threads)
+        features = self._workspace.array("features", *self._features(network, engine, pixels, everything))
+        seen, truth = features[train], data.targets[train]
+        if self._config.train.augment.flip_columns:
+            mirrored = self._workspace.array("mirrored", *self._features(network, engine, pixels[..., ::-1], train))
+            seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
+        examples = Examples(np.asarray(seen, np.float64), truth)
+        others = Examples(np.asarray(features[tune], np.float64), data.targets[tune])
+        activation, settings = self._config.model.activation, self._config.train.head
+        weights = self._class_weights()
+        head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, weights, activation, settings))
+        with torch.no_grad():
+            network.classifier.weight.copy_(torch.from_numpy(head.weight))
+            network.classifier.bias.copy_(torch.from_numpy(head.bias))
+        self._tracker.log_metrics({"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
 
-def _decode(job: Job) -> FloatArray:
-    """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
-    records, size = job.data.records, job.preprocessing.size
-    frames = prepared_frames(records, job.data.sources, job.preprocessing, job.config.limits)
-    rows = job.progress(frames, "reading frames", len(records))
-    return job.workspace.array("frames", rows, (len(records), 1, size, size))
+    def _features(
+        self, network: Network, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]
+    ) -> tuple[Iterator[FloatArray], tuple[int, int]]:
+        """Return the pooled features of some frames, computed when they are first read, and their shape."""
 
+        def compute() -> Iterator[FloatArray]:
+            parts = engine.parts(len(rows))
+            for part in self._progress(parts, "computing features", len(parts)):
+                _, features = engine.run(pixels[rows[part]])
+                with torch.no_grad():
+                    yield from network.pooled(torch.from_numpy(features)).numpy()
 
-def _fit_head(job: Job, network: Network, pixels: FloatArray) -> None:
-    """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
+        return compute(), (len(rows), network.classifier.in_features)
 
-    Where training mirrors frames at random, the head learns from every frame and from its mirror image.
-    """
-    data, everything = job.data, np.arange(len(pixels))
-    train, tune = data.rows(Split.TRAIN), data.rows(Split.TUNE)
-    graph = working(job.progress, "exporting the frozen network", lambda: export_graph(network, job.preprocessing.size))
-    engine = Engine(graph, job.config.train.threads)
-    features = job.workspace.array("features", *_features(job, network, engine, pixels, everything))
-    seen, truth = features[train], data.targets[train]
-    if job.config.train.augment.flip_columns:
-        mirrored = job.workspace.array("mirrored", *_features(job, network, engine, pixels[..., ::-1], train))
-        seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
-    examples = Examples(np.asarray(seen, np.float64), truth)
-    judged = Examples(np.asarray(features[tune], np.float64), data.targets[tune])
-    activation, settings = job.config.model.activation, job.config.train.head
-    weights = _class_weights(job)
-    head = working(job.progress, "fitting the head", lambda: fit_head(examples, judged, weights, activation, settings))
-    with torch.no_grad():
-        network.classifier.weight.copy_(torch.from_numpy(head.weight))
-        network.classifier.bias.copy_(torch.from_numpy(head.bias))
-    job.tracker.log_metrics({"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
+    def _class_weights(self) -> NDArray[np.float64]:
+        targets = self._data.targets[self._data.rows(Split.TRAIN)]
+        if not self._config.train.class_weights:
+            return np.ones(targets.shape[1])
+        return class_weights(targets, self._config.model.activation)
 
+    def _finetune(self, network: Network, pixels: FloatArray) -> Course:
+        settings, data = self._config.train, self._data
+        train, tune = (FrameSet(pixels, data.targets, data.rows(split)) for split in (Split.TRAIN, Split.TUNE))
+        return finetune(
+            network,
+            train=train,
+            tune=tune,
+            class_weights=torch.from_numpy(self._class_weights()).float(),
+            activation=self._config.model.activation,
+            settings=settings.finetune,
+            augmentation=Augmentation(settings.augment, self._config.preprocessing.size),
+            seed=settings.seed,
+            checkpoint=self._workspace.checkpoint,
+            on_epoch=lambda epoch, metrics: self._tracker.log_metrics(metrics, epoch),
+            progress=self._progress,
+        )
 
-def _features(
-    job: Job, network: Network, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]
-) -> tuple[Iterator[FloatArray], tuple[int, int]]:
-    """Return the pooled features of some frames, computed only when they are asked for, and the shape they will have."""
+    def _check_heatmaps(self, network: Network, graph: bytes, pixels: FloatArray, assessment: Assessment) -> HeatmapSupport:
+        """Choose how heatmaps are made and on which scale, and check them, all on frames of the calibration split."""
+        rows = self._data.rows(Split.CALIBRATION)
+        frames = np.ascontiguousarray(pixels[rows[:LESION_FRAMES]])
+        support = heatmap_support(network, frames[:_CHECKED_FRAMES], self._config.heatmap.method)
+        examined = Examined(network, Engine(graph, self._config.train.threads), support, frames, self._config.train.seed)
+        known = rows[:LESION_FRAMES]
+        checks = check_explanations(examined, lambda cells: lesion_masks(self._data, known, self._preprocessing, cells))
+        has, found = self._found(examined.engine, pixels, rows, assessment)
+        full = full_scale(examined, pixels, rows, found if found.any() else has)
+        return support.model_copy(update={"checks": checks, "full_scale": full, "true_positives": int(found.sum())})
 
-    def compute() -> Iterator[FloatArray]:
-        parts = engine.parts(len(rows))
-        for part in job.progress(parts, "computing features", len(parts)):
-            _, features = engine.run(pixels[rows[part]])
-            with torch.no_grad():
-                yield from network.pooled(torch.from_numpy(features)).numpy()
+    def _found(
+        self, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], assessment: Assessment
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which of some frames have which findings, and which of these are true positives: of shape (rows, labels)."""
+        labels, config = self._data.labels, self._config
+        has = (self._data.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
+        chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, assessment.temperature)
+        rule = DecisionRule.of(labels, assessment.points, assessment.bands, config.model.activation, config.data.normal_label)
+        return has, has & np.asarray(rule.states(chances) == State.POSITIVE, bool)
 
-    return compute(), (len(rows), network.classifier.in_features)
-
-
-def _class_weights(job: Job) -> NDArray[np.float64]:
-    targets = job.data.targets[job.data.rows(Split.TRAIN)]
-    if not job.config.train.class_weights:
-        return np.ones(targets.shape[1])
-    return class_weights(targets, job.config.model.activation)
-
-
-def _finetune(job: Job, network: Network, pixels: FloatArray) -> Course:
-    settings, data = job.config.train, job.data
-    train, tune = (FrameSet(pixels, data.targets, data.rows(split)) for split in (Split.TRAIN, Split.TUNE))
-    return finetune(
-        network,
-        train=train,
-        tune=tune,
-        class_weights=torch.from_numpy(_class_weights(job)).float(),
-        activation=job.config.model.activation,
-        settings=settings.finetune,
-        augmentation=Augmentation(settings.augment, job.config.preprocessing.size),
-        seed=settings.seed,
-        checkpoint=job.workspace.checkpoint,
-        on_epoch=lambda epoch, metrics: job.tracker.log_metrics(metrics, epoch),
-        progress=job.progress,
-    )
-
-
-def _write(job: Job, index: Index, out: Path, network: Network, fitted: Fitted) -> Bundle:
-    config, data, assessment = job.config, job.data, fitted.assessment
-    origin = provenance(config, index, job.tracker.run_id)
-    metrics = {
-        "splits": {split.value: data.counts(split) for split in Split},
-        "frames_without_patient": data.frames_without_patient(),
-        "split": Split.TEST.value,
-        "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
-        "states": assessment.states.model_dump(mode="json") if assessment.states else None,
-        "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
-        "epochs": fitted.course.history,
-        "best_epoch": fitted.course.best_epoch,
-    }
-    fields: dict[str, Any] = {
-        "architecture": config.model.architecture,
-        "labels": data.labels,
-        "normal_label": config.data.normal_label,
-        "urgency": tuple(label for label in config.data.urgency if label in data.labels),
-        "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
-        "activation": config.model.activation,
-        "preprocessing": job.preprocessing,
-        "normalisation": Normalisation(mean=tuple(network.mean.flatten().tolist()), std=tuple(network.std.flatten().tolist())),
-        "temperature": assessment.temperature,
-        "operating_points": assessment.points,
-        "heatmap": fitted.heatmap,
-        "intended_use": config.intended_use(),
-        "quality": config.quality,
-        "limits": config.limits,
-        "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=assessment.bands, measured=assessment.states),
-        "outliers": Outliers(
-            threshold=assessment.reference.threshold,
-            calibration_frames=assessment.reference.calibration_frames,
-            calibration_patients=assessment.reference.calibration_patients,
-            measured=assessment.refusals,
-        ),
-        "provenance": origin,
-    }
-    card = model_card(
-        draft_manifest(**fields), metrics, weights=config.published()["model"]["weights"], ranked_patients=RANKED_PATIENTS
-    )
-    contents = {
-        GRAPH: fitted.graph,
-        WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
-        METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
-        MODEL_CARD: card.encode(),
-        REFERENCE: assessment.reference.to_bytes(),
-        CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
-    }
-    return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in assessment.plots.items()}, **fields)
+    def _write(
+        self, out: Path, network: Network, graph: bytes, assessment: Assessment, heatmap: HeatmapSupport, course: Course
+    ) -> Bundle:
+        config, data, reference = self._config, self._data, assessment.reference
+        mean, std = (tuple(values.flatten().tolist()) for values in (network.mean, network.std))
+        metrics = {
+            "splits": {split.value: data.counts(split) for split in Split},
+            "frames_without_patient": data.frames_without_patient(),
+            "split": Split.TEST.value,
+            "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
+            "states": assessment.states.model_dump(mode="json") if assessment.states else None,
+            "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
+            "epochs": course.history,
+            "best_epoch": course.best_epoch,
+        }
+        fields: dict[str, Any] = {
+            "architecture": config.model.architecture,
+            "labels": data.labels,
+            "normal_label": config.data.normal_label,
+            "urgency": tuple(label for label in config.data.urgency if label in data.labels),
+            "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
+            "activation": config.model.activation,
+            "preprocessing": self._preprocessing,
+            "normalisation": Normalisation(mean=mean, std=std),
+            "temperature": assessment.temperature,
+            "operating_points": assessment.points,
+            "heatmap": heatmap,
+            "intended_use": config.intended_use(),
+            "quality": config.quality,
+            "limits": config.limits,
+            "conformal": Conformal(alpha=config.evaluate.conformal_alpha, bands=assessment.bands, measured=assessment.states),
+            "outliers": Outliers(
+                threshold=reference.threshold,
+                calibration_frames=reference.calibration_frames,
+                calibration_patients=reference.calibration_patients,
+                measured=assessment.refusals,
+            ),
+            "provenance": provenance(config, self._index, self._tracker.run_id),
+        }
+        card = model_card(
+            draft_manifest(**fields), metrics, weights=config.published()["model"]["weights"], ranked_patients=RANKED_PATIENTS
+        )
+        contents = {
+            GRAPH: graph,
+            WEIGHTS: safetensors.torch.save(dict(network.body.state_dict())),
+            METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
+            MODEL_CARD: card.encode(),
+            REFERENCE: reference.to_bytes(),
+            CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
+        }
+        return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in assessment.plots.items()}, **fields)
