@@ -36,7 +36,7 @@ def test_files_are_written_and_counted(source: Path, capsys: pytest.CaptureFixtu
     assert run(source, "--profile", "basic", "--keep", "dates", "--keep", "patient") == 0
     said = capsys.readouterr()
     assert said.out == ""
-    assert "1 files of 1 patients were de-identified and verified." in said.err
+    assert "De-identified and verified: 1 file of 1 patient." in said.err
     assert "my.key" in said.err
     assert len(written(source)) == 1
 

@@ -150,7 +150,8 @@ def _report(result: "FolderResult", key: Path, skipped: str) -> None:
     """Say how many files were written and, without naming them, why others were not."""
     from rich.console import Console
 
-    lines = [f"{len(result.names)} files of {result.patients} patients were de-identified and verified."]
+    files, patients = len(result.names), result.patients
+    lines = [f"De-identified and verified: {files} file{'s' * (files != 1)} of {patients} patient{'s' * (patients != 1)}."]
     counts = Counter((file.reason, file.message) for file in result.refused)
     lines += [f"{count} refused: {reason}: {message}" for (reason, message), count in sorted(counts.items())]
     if counts:

@@ -244,9 +244,9 @@ class Deidentifier:
         InputError
             If no worker can be started within the limits, or the new files cannot be written.
         """
-        looks = [file_stamp(file) for file in files]
-        lasting = [lasting_stamp(one) for one in looks]
-        outcomes = {number: self._earlier_outcome(file, looks[number]) for number, file in enumerate(files)}
+        stamps = [file_stamp(file) for file in files]
+        lasting = [lasting_stamp(stamp) for stamp in stamps]  # now, before the files are read
+        outcomes = {number: self._earlier_outcome(file, stamps[number]) for number, file in enumerate(files)}
         unknown = [number for number, outcome in outcomes.items() if outcome is None]
         with closing(self._clean([files[number] for number in unknown])) as results:
             for number, (part, steps) in zip(unknown, progress(results, "de-identifying", len(unknown)), strict=True):
@@ -271,9 +271,9 @@ class Deidentifier:
                 self._refused[entry["alias"]] = entry["sha256"]
             yield entry
 
-    def _earlier_outcome(self, file: StudyFile, looks: FileStamp | None) -> WrittenFile | RefusedFile | None:
+    def _earlier_outcome(self, file: StudyFile, stamp: FileStamp | None) -> WrittenFile | RefusedFile | None:
         """Return what became of a file in an earlier run; None if that does not hold any more."""
-        noted = self._done.get(file, looks) if looks else None
+        noted = self._done.get(file, stamp) if stamp else None
         if noted is None:
             return None
         if len(noted) == 2:
@@ -281,10 +281,10 @@ class Deidentifier:
             refused = RefusedFile(file.source, reason, message, self._alias(file))
             holds = refused.alias in self._refused and not self._allowed_in(self._refused[refused.alias])
             return refused if holds else None
-        name, has_patient, *looked = noted
+        name, has_patient, *new_stamp = noted
         if name not in self._originals or self._allowed[name] != self._allowed_in(self._originals[name]):
             return None
-        is_unchanged = file_stamp(StudyFile(self.out / name, name)) == tuple(looked)
+        is_unchanged = file_stamp(StudyFile(self.out / name, name)) == tuple(new_stamp)
         return WrittenFile(name, has_patient) if is_unchanged else None
 
     def _allowed_in(self, sha256: str) -> list[str]:
@@ -303,7 +303,7 @@ class Deidentifier:
             yield from pool.map(task, ((part, (file, part)) for file, part in zip(files, parts, strict=True)))
 
     def _finish(
-        self, file: StudyFile, looked: FileStamp | None, part: Path, steps: Iterator[str | Deidentified | None]
+        self, file: StudyFile, stamp: FileStamp | None, part: Path, steps: Iterator[str | Deidentified | None]
     ) -> WrittenFile | RefusedFile:
         """Record a file in the crosswalk, then give what a worker wrote to `part` its name; or record why it was refused."""
         sha256 = ""
@@ -321,12 +321,12 @@ class Deidentifier:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
             self._originals[new.name] = sha256
-            if looked and (looks := file_stamp(StudyFile(path, new.name))):
-                self._done.put(file, looked, [new.name, new.has_patient, *looks])
+            if stamp and (new_stamp := file_stamp(StudyFile(path, new.name))):
+                self._done.put(file, stamp, [new.name, new.has_patient, *new_stamp])
             return WrittenFile(new.name, new.has_patient)
         except (UnreadableError, RefusedError) as error:
-            if looked and sha256 and error.reason not in _TRANSIENT:
-                self._done.put(file, looked, [error.reason.value, str(error)])
+            if stamp and sha256 and error.reason not in _TRANSIENT:
+                self._done.put(file, stamp, [error.reason.value, str(error)])
             return self.leave_out(file, error.reason.value, str(error), sha256)
         finally:
             part.unlink(missing_ok=True)
