@@ -114,7 +114,7 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
         padded = None
     if padded is not None:
         stored = np.where(padded, stored[~padded][0], stored)  # so that it neither counts nor overflows
-    values = apply_modality(stored, rendering.modality)
+    values = _apply_modality(stored, rendering.modality)
     measured = values if padded is None else values[~padded]
     notes: tuple[str, ...] = ()
     if rendering.voi is not None:
@@ -150,7 +150,7 @@ def may_be_hidden(stored: Values, rendering: Rendering) -> bool:
     """Return whether a window lies beside nearly all values, so that it may hide the picture of which they are averages."""
     if not isinstance(rendering.voi, Window):
         return False
-    grey = apply_window(apply_modality(stored, rendering.modality), rendering.voi)
+    grey = apply_window(_apply_modality(stored, rendering.modality), rendering.voi)
     low, high = np.count_nonzero(grey < _HALF_A_LEVEL), np.count_nonzero(grey > 1 - _HALF_A_LEVEL)
     return bool(max(low, high) >= _NEARLY_ALL * grey.size)
 
@@ -158,7 +158,7 @@ def may_be_hidden(stored: Values, rendering: Rendering) -> bool:
 def _through(values: Values, voi: Lut | Window) -> FloatArray:
     if isinstance(voi, Window):
         return apply_window(values, voi)
-    return apply_lut(values, voi).astype(np.float32) / np.float32(2**voi.bits - 1)
+    return _apply_lut(values, voi).astype(np.float32) / np.float32(2**voi.bits - 1)
 
 
 def _is_hidden(grey: FloatArray, values: Values, padded: NDArray[np.bool_] | None, voi: Lut | Window) -> bool:
@@ -171,16 +171,16 @@ def _is_hidden(grey: FloatArray, values: Values, padded: NDArray[np.bool_] | Non
     return bool(max(np.count_nonzero(low), np.count_nonzero(high)) >= PERCENTILES[1] / 100 * low.size)
 
 
-def apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
+def _apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
     """Return modality values: integers of a lookup table, the stored values themselves, or rescaled float64."""
     if isinstance(modality, Lut):
-        return apply_lut(stored, modality)
+        return _apply_lut(stored, modality)
     if modality == Rescale():
         return stored
     return stored.astype(np.float64) * modality.slope + modality.intercept
 
 
-def apply_lut(values: Values, lut: Lut) -> Values:
+def _apply_lut(values: Values, lut: Lut) -> Values:
     """Look every value up; values outside the table take its first or its last entry."""
     index = np.rint(values).astype(np.int64) - lut.first
     looked_up: Values = lut.data[np.clip(index, 0, lut.data.size - 1)]
@@ -215,7 +215,7 @@ def _full_bounds(full_range: tuple[float, float], modality: Lut | Rescale) -> tu
     """Return black and white for values of up to 8 bits, or of a palette: the full range that they can take."""
     low, high = full_range
     every = np.arange(low, high + 1) if isinstance(modality, Lut) else np.asarray((low, high))
-    shown = apply_modality(every, modality)
+    shown = _apply_modality(every, modality)
     return float(shown.min()), float(shown.max())
 
 

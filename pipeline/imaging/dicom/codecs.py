@@ -109,10 +109,10 @@ def check_encoded(
     Raises
     ------
     UnreadableError
-        As `check_codestream_size`, `check_codestream` and `rle_segments`.
+        As `check_codestream_size`, `check_codestream` and `_rle_segments`.
     """
     if syntax == uid.RLELossless:
-        rle_segments(encoded, shape[2] * max(1, bits_allocated // 8))
+        _rle_segments(encoded, shape[2] * max(1, bits_allocated // 8))
     else:
         check_codestream_size(encoded, limits)
         check_codestream(encoded, shape, bits_allocated, signed)
@@ -162,7 +162,7 @@ def _decode(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic]:
     return array
 
 
-def rle_segments(encoded: bytes, expected: int) -> list[bytes]:
+def _rle_segments(encoded: bytes, expected: int) -> list[bytes]:
     """Split one frame into its segments.
 
     Parameters
@@ -212,11 +212,11 @@ def decode_rle(encoded: bytes, pixels: int, samples: int, bits_allocated: int) -
     Raises
     ------
     UnreadableError
-        As `rle_segments`; `DECODE_FAILED` if a segment holds too little or too much.
+        As `_rle_segments`; `DECODE_FAILED` if a segment holds too little or too much.
     """
     width = max(1, bits_allocated // 8)
     size = (pixels + 7) // 8 if bits_allocated == 1 else pixels
-    segments = rle_segments(encoded, samples * width)
+    segments = _rle_segments(encoded, samples * width)
     unpacked = [_unpacked(segment, size) for segment in segments]
     planes = np.stack([plane for plane, _ in unpacked]).reshape(samples, width, size)
     if bits_allocated == 1:

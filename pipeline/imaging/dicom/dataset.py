@@ -23,8 +23,8 @@ PREAMBLE = 128
 _VALUE_REPRESENTATIONS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
-LAST_PIXEL_TAG = 0x7FE00010
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, LAST_PIXEL_TAG)
+_LAST_PIXEL_TAG = 0x7FE00010
+_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, _LAST_PIXEL_TAG)
 _SOP_CLASS, _MEDIA_SOP_CLASS = 0x00080016, 0x00020002
 _UID_CHARACTERS = frozenset("0123456789.")
 _HEAD = 2**16
@@ -88,7 +88,7 @@ def stated_sop_class(content: bytes) -> str:
     """
     try:
         dataset = read_partial(io.BytesIO(content), stop_when=_is_behind_sop_class, force=True)
-        if not is_cut_off(dataset, _SOP_CLASS) and (sop_class := uid_text(dataset, "SOPClassUID")):
+        if not _is_cut_off(dataset, _SOP_CLASS) and (sop_class := uid_text(dataset, "SOPClassUID")):
             return sop_class
     except Exception:  # noqa: S110 - pydicom has no common base for what it raises at a cut end, or within deflated bytes
         pass
@@ -96,7 +96,7 @@ def stated_sop_class(content: bytes) -> str:
         stream = io.BytesIO(content)
         read_preamble(stream, force=True)
         meta = _read_file_meta_info(stream)
-        return "" if is_cut_off(meta, _MEDIA_SOP_CLASS) else uid_text(meta, "MediaStorageSOPClassUID")
+        return "" if _is_cut_off(meta, _MEDIA_SOP_CLASS) else uid_text(meta, "MediaStorageSOPClassUID")
     except Exception:  # the same
         return ""
 
@@ -140,7 +140,7 @@ def _transfer_syntax(dataset: Dataset) -> tuple[UID, tuple[str, ...]]:
     return syntax, (f"The file names no transfer syntax; {syntax.name} was found.",)
 
 
-def is_cut_off(dataset: Dataset, tag: int) -> bool:
+def _is_cut_off(dataset: Dataset, tag: int) -> bool:
     """Return whether the bytes ended within an element, so that its value is incomplete; `dcmread` does not tell.
 
     Call it before the value is read, since the length is lost then.
@@ -154,9 +154,9 @@ def _check_whole(dataset: Dataset) -> None:
     """Check that the file does not end within an element, and remove such an element if it lies behind whole pixels."""
     if not dataset:
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
-    cut = [tag for tag in dataset.keys() if is_cut_off(dataset, tag)]  # noqa: SIM118 - iterating would parse the elements
+    cut = [tag for tag in dataset.keys() if _is_cut_off(dataset, tag)]  # noqa: SIM118 - iterating would parse the elements
     is_image = any(tag in dataset for tag in _PIXEL_TAGS)
-    if any(tag in _PIXEL_TAGS or (tag < LAST_PIXEL_TAG and not is_image) for tag in cut):
+    if any(tag in _PIXEL_TAGS or (tag < _LAST_PIXEL_TAG and not is_image) for tag in cut):
         raise UnreadableError(Reason.TRUNCATED, "The DICOM file is cut off. Copy or export it again.")
     for tag in cut:
         del dataset[tag]
@@ -196,7 +196,7 @@ def _at_start(head: bytes) -> StatedStudy | None:
     try:
         tags: list[BaseTag | int] = [_PATIENT_NAME, _PATIENT_ID, _STUDY]
         found = read_partial(io.BytesIO(head), stop_when=_is_behind, force=True, specific_tags=tags)
-        return None if is_cut_off(found, _STUDY) or not uid_text(found, _STUDY_KEYWORD) else _stated(found)
+        return None if _is_cut_off(found, _STUDY) or not uid_text(found, _STUDY_KEYWORD) else _stated(found)
     except Exception:  # pydicom has no common base for what it raises at a file's cut end, or if it is deflated
         return None
 

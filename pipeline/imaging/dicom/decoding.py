@@ -58,7 +58,7 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
         words = np.asarray(array, array.dtype.newbyteorder("<"))
         values = _placed(words, layout)
         if values is not words and layout.bits is not None:
-            notes += notes_on_left_out(words, layout.bits)
+            notes += _notes_on_left_out(words, layout.bits)
         yield values if reading.side is None else _averaged(values, layout, reading.side), _decoder(array, layout), notes
 
 
@@ -154,7 +154,7 @@ def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], read
     return array, tuple(notes)
 
 
-def notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
+def _notes_on_left_out(words: NDArray[Any], bits: Bits) -> tuple[str, ...]:
     """Return a note if unsigned words hold values above High Bit that no overlay explains: Bits Stored may be too small."""
     above = (1 << bits.allocated) - (1 << bits.high + 1) & ~bits.overlays
     if words.dtype.kind != "u" or words.max(initial=0) < 1 << bits.high + 1:

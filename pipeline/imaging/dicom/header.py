@@ -14,7 +14,7 @@ from pipeline.imaging.dicom.layout import Layout
 from pipeline.imaging.dicom.terms import RADIOGRAPHY, body_part, intent_notes, modality, view_position
 from pipeline.imaging.grayscale import Rendering
 
-OLDEST = 130
+_OLDEST = 130
 """Years; a greater age is a mistake or means that it is unknown."""
 _UNKNOWN_BIRTH = date(1900, 1, 1)
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY])\s*", re.IGNORECASE)
@@ -164,7 +164,7 @@ def _frame_header(scope: Scope, sop_class: str, palette: Palette | None, voi_exp
         laterality=laterality(scope),
         body_part=body_part(scope),
         pixel_spacing_mm=pixel_spacing(scope),
-        slice_position_mm=slice_position(scope),
+        slice_position_mm=_slice_position(scope),
         rendering=way,
         notes=notes,
     )
@@ -174,19 +174,19 @@ def patient_age(dataset: Dataset) -> int | None:
     """Return the patient's age in completed years; None if the file does not state it in a usable way.
 
     Patient's Age (0010,1010), in days, weeks, months or years (PS3.5 6.2, AS), else the time from Patient's Birth Date
-    (0010,0030) to Study Date (0008,0020). Ages below zero or above `OLDEST` are ignored, and so are 000Y and the birth date
+    (0010,0030) to Study Date (0008,0020). Ages below zero or above `_OLDEST` are ignored, and so are 000Y and the birth date
     1900-01-01, which mean that it is unknown.
     """
     stated = _AGE.fullmatch("".join(texts(dataset, "PatientAge")))
     if stated and (int(stated[1]) or stated[2].upper() != "Y"):
         years = int(int(stated[1]) * _DAYS[stated[2].upper()] / 365.25 + 1e-9)
-        if years <= OLDEST:
+        if years <= _OLDEST:
             return years
     born, studied = _date(dataset, "PatientBirthDate"), _date(dataset, "StudyDate")
     if born is None or studied is None or born == _UNKNOWN_BIRTH:
         return None
     years = studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day))
-    return years if 0 <= years <= OLDEST else None
+    return years if 0 <= years <= _OLDEST else None
 
 
 def _date(dataset: Dataset, keyword: str) -> date | None:
@@ -218,7 +218,7 @@ def pixel_spacing(scope: Scope) -> tuple[float, float] | None:
     return None
 
 
-def slice_position(scope: Scope) -> float | None:
+def _slice_position(scope: Scope) -> float | None:
     """Return Image Position (0020,0032) along the normal of Image Orientation (0020,0037), in mm (PS3.3 C.7.6.2.1.1)."""
     place = scope.holder("PlanePositionSequence", "ImagePositionPatient")
     plane = scope.holder("PlaneOrientationSequence", "ImageOrientationPatient")

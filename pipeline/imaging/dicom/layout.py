@@ -166,7 +166,7 @@ def _samples_of(photometric_interpretation: str) -> int:
 
 def _bits(dataset: Dataset) -> Bits:
     stored, high = _required(dataset, "BitsStored"), number(dataset, "HighBit")
-    return Bits(_required(dataset, "BitsAllocated"), stored, stored - 1 if high is None else int(high), overlay_bits(dataset))
+    return Bits(_required(dataset, "BitsAllocated"), stored, stored - 1 if high is None else int(high), _overlay_bits(dataset))
 
 
 def _check_header(dataset: Dataset, layout: Layout) -> None:
@@ -337,7 +337,7 @@ def _by_codestream(data: bytes, fragments: list[slice]) -> list[list[slice]]:
     return [group for group in groups if group]
 
 
-def overlay_bits(dataset: Dataset) -> int:
+def _overlay_bits(dataset: Dataset) -> int:
     """Return the mask of the bits that hold overlays; never bit 0, since overlays with data of their own say 0, too."""
     mask = 0
     for group in _OVERLAY_GROUPS:
