@@ -73,8 +73,8 @@ class Card(_Part):
     pull: Pull | None = None
 
 
-def load_cards() -> tuple[Card, ...]:
-    """Return every card that ships with octray, by name."""
+def list_datasets() -> tuple[Card, ...]:
+    """Return the cards of the public data sets that octray knows, by name."""
     files = [file for file in resources.files("data_catalog").iterdir() if file.name.endswith(".yaml")]
     cards = [Card.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
     return tuple(sorted(cards, key=lambda card: card.name))
@@ -88,7 +88,7 @@ def find_card(name: str) -> Card:
     InputError
         If there is none; the message has the nearest name.
     """
-    cards = {card.name: card for card in load_cards()}
+    cards = {card.name: card for card in list_datasets()}
     if name in cards:
         return cards[name]
     near = difflib.get_close_matches(name.lower(), cards, n=1, cutoff=0.4)
@@ -99,15 +99,17 @@ def find_card(name: str) -> Card:
 # Downloads
 
 
-def pull(card: Card, folder: Path, progress: Progress = silent) -> Path:
+def pull_dataset(card: Card | str, folder: Path | str | None = None, *, progress: Progress = silent) -> Path:
     """Download a data set and unpack it to images and `labels.csv`; existing files are not downloaded again.
 
     Parameters
     ----------
     card
-        The data set.
+        The data set, or its name.
     folder
-        The folder for it, created if it does not exist.
+        The folder for it, created if it does not exist; data/NAME if None.
+    progress
+        Shows how much is done.
 
     Returns
     -------
@@ -117,10 +119,12 @@ def pull(card: Card, folder: Path, progress: Progress = silent) -> Path:
     Raises
     ------
     InputError
-        If no program can download the data set.
+        If there is no data set of this name, or no program can download it.
     DownloadError
         If it cannot be reached, or its checksum is wrong.
     """
+    card = find_card(card) if isinstance(card, str) else card
+    folder = Path("data") / card.name if folder is None else Path(folder)
     if card.pull is None:
         raise InputError(f"octray cannot download {card.name}. Get it by hand from {card.source}; then: {card.ingest}")
     archive = _download(card.pull, folder, progress)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.catalog import Card, KnownFile, Pull, find_card, load_cards, pull
+from pipeline.catalog import Card, KnownFile, Pull, find_card, list_datasets, pull_dataset
 from pipeline.errors import DownloadError, InputError
 from pipeline.frames import Split
 
@@ -76,10 +76,10 @@ def serve_archive(server: tuple[str, Path], content: bytes) -> Card:
 
 
 def test_there_is_a_card_for_every_set() -> None:
-    assert {card.name for card in load_cards()} >= {*SHARED, *OTHERS}
+    assert {card.name for card in list_datasets()} >= {*SHARED, *OTHERS}
 
 
-@pytest.mark.parametrize("card", load_cards(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", list_datasets(), ids=lambda card: card.name)
 def test_a_card_counts_no_more_than_its_images(card: Card) -> None:
     counts = [count for count in card.labels.values() if count is not None]
     several_labels_an_image = card.name == "nih-chestxray14"
@@ -96,7 +96,7 @@ def test_a_card_agrees_with_the_labels_that_are_there(name: str, shared_data: Pa
     assert {label: labels.count(label) for label in set(labels)} == dict(card.labels)
 
 
-@pytest.mark.parametrize("card", [card for card in load_cards() if card.name in SHARED], ids=lambda card: card.name)
+@pytest.mark.parametrize("card", [card for card in list_datasets() if card.name in SHARED], ids=lambda card: card.name)
 def test_checksums_are_those_of_the_files(card: Card, shared_data: Path) -> None:
     for file in card.files:
         digest = hashlib.sha256((shared_data / card.name / file.name).read_bytes()).hexdigest()
@@ -104,7 +104,7 @@ def test_checksums_are_those_of_the_files(card: Card, shared_data: Path) -> None
 
 
 def test_what_is_pulled_is_one_of_the_known_files() -> None:
-    pulled = [card for card in load_cards() if card.pull]
+    pulled = [card for card in list_datasets() if card.pull]
     assert {card.name for card in pulled} == {"pneumoniamnist", "octmnist"}
     for card in pulled:
         assert card.pull is not None
@@ -123,7 +123,7 @@ def test_an_unknown_name_gets_a_hint(name: str, hint: str) -> None:
 
 def test_a_set_without_download_says_where_it_is() -> None:
     with pytest.raises(InputError, match=r"octray cannot download rsna-pneumonia. Get it by hand from https://www.rsna.org"):
-        pull(find_card("rsna-pneumonia"), Path("unused"))
+        pull_dataset(find_card("rsna-pneumonia"), Path("unused"))
 
 
 def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path],
         assert total == len(items)
         return items
 
-    folder = pull(serve_archive(server, content), tmp_path / "to", progress)
+    folder = pull_dataset(serve_archive(server, content), tmp_path / "to", progress=progress)
 
     with (folder / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -157,18 +157,18 @@ def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path],
 
 def test_a_second_pull_needs_no_server(server: tuple[str, Path], tmp_path: Path) -> None:
     card = serve_archive(server, make_archive())
-    first = pull(card, tmp_path / "to")
+    first = pull_dataset(card, tmp_path / "to")
     (server[1] / "tiny.npz").unlink()
-    assert pull(card, tmp_path / "to") == first
+    assert pull_dataset(card, tmp_path / "to") == first
 
 
 def test_an_interrupted_unpacking_is_done_again(server: tuple[str, Path], tmp_path: Path) -> None:
     card = serve_archive(server, make_archive())
-    folder = pull(card, tmp_path / "to")
+    folder = pull_dataset(card, tmp_path / "to")
     whole = (folder / "labels.csv").read_bytes()
     (folder / "labels.csv").unlink()
     (folder / "NORMAL" / "train-000000.png").unlink()
-    pull(card, tmp_path / "to")
+    pull_dataset(card, tmp_path / "to")
     assert (folder / "labels.csv").read_bytes() == whole
     assert (folder / "NORMAL" / "train-000000.png").is_file()
 
@@ -177,14 +177,14 @@ def test_a_wrong_checksum_keeps_nothing(server: tuple[str, Path], tmp_path: Path
     card = serve_archive(server, make_archive())
     (server[1] / "tiny.npz").write_bytes(make_archive() + b"altered")
     with pytest.raises(DownloadError, match="has the wrong checksum, so it was not kept") as caught:
-        pull(card, tmp_path / "to")
+        pull_dataset(card, tmp_path / "to")
     assert "put it into the folder to under the name tiny.npz" in str(caught.value)
     assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_missing_file_says_what_the_server_answered(server: tuple[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"tiny.npz cannot be downloaded from http.*\(the server answered 404\)"):
-        pull(make_card(f"{server[0]}/absent.npz", f"md5:{'0' * 32}"), tmp_path / "to")
+        pull_dataset(make_card(f"{server[0]}/absent.npz", f"md5:{'0' * 32}"), tmp_path / "to")
 
 
 def test_a_refused_connection_says_so(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_a_refused_connection_says_so(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/tiny.npz"
         with pytest.raises(DownloadError, match=r"no connection, or it was lost.*download it elsewhere"):
-            pull(make_card(address, f"md5:{'0' * 32}"), tmp_path / "to")
+            pull_dataset(make_card(address, f"md5:{'0' * 32}"), tmp_path / "to")
 
 
 def test_a_folder_that_cannot_be_written_says_so(server: tuple[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match=r"tiny.npz cannot be downloaded from .* \(Not a directory\)"):
-        pull(serve_archive(server, make_archive()), tmp_path / "file" / "to")
+        pull_dataset(serve_archive(server, make_archive()), tmp_path / "file" / "to")
 
 
 @pytest.mark.parametrize(
@@ -215,5 +215,5 @@ def test_a_folder_that_cannot_be_written_says_so(server: tuple[str, Path], tmp_p
 )
 def test_another_archive_is_refused(server: tuple[str, Path], tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DownloadError, match=r"tiny.npz is not an archive of MedMNIST"):
-        pull(serve_archive(server, content), tmp_path / "to")
+        pull_dataset(serve_archive(server, content), tmp_path / "to")
     assert not (tmp_path / "to" / "images" / "labels.csv").exists()

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from pipeline.catalog import load_cards
+from pipeline.catalog import list_datasets
 from pipeline.cli import bundle, config, data, serve, ui
 from pipeline.config import Config, load_config
 from pipeline.errors import BundleError, ConfigError, InputError
@@ -40,7 +40,7 @@ def test_each_example_is_valid(module: ModuleType) -> None:
 def test_the_list_has_a_line_for_each_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(data, "list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [card.name for card in load_cards()]
+    assert [line.split()[0] for line in lines] == [card.name for card in list_datasets()]
     assert next(line for line in lines if line.startswith("octmnist")).split()[1] == "pull"
 
 

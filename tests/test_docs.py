@@ -21,7 +21,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.catalog import load_cards
+from pipeline.catalog import list_datasets
 from pipeline.cli import main as command
 from pipeline.config import Config, load_config
 from pipeline.errors import Reason
@@ -346,7 +346,7 @@ def test_every_field_of_the_manifest_and_every_file_of_a_bundle_is_explained() -
 
 def test_every_format_of_a_card_stands_in_the_table_of_what_is_read() -> None:
     named = set(re.findall(r"\*\*([^*]+)\*\*", prose(DOCS / "formats.md")))
-    assert {form for card in load_cards() for form in card.formats} <= named
+    assert {form for card in list_datasets() for form in card.formats} <= named
     assert {"DICOM", "PNG", "JPEG", "TIFF"} <= named
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.model.networks import create_network, describe, list_architectures
+from pipeline.model.networks import create_network, describe_architecture, list_architectures
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from pipeline.model.networks import create_network, describe, list_architectures
     ],
 )
 def test_the_closed_form_holds_where_the_head_is_a_mean_and_one_linear_layer(name: str, family: str, exact: bool) -> None:
-    found = describe(name)
+    found = describe_architecture(name)
     assert (found.family, found.exact_heatmaps) == (family, exact)
 
 

@@ -39,19 +39,10 @@ def _verify(path: Path) -> int:
     return 0
 
 
-def _register(path: Path, settings: list[str]) -> int:
-    from pipeline.config import load_config
-    from pipeline.errors import ConfigError
-    from pipeline.model.bundle import CONFIG, load_bundle
+def _register(path: Path, overrides: list[str]) -> int:
+    from pipeline.model.bundle import load_bundle
+    from pipeline.train.tracking import register_bundle
 
-    if others := [one for one in settings if not one.startswith("tracking.")]:
-        raise ConfigError(
-            [f"{one}: only settings of tracking can be given here; the bundle keeps all others." for one in others]
-        )
-    bundle = load_bundle(path)
-    config = load_config(path / CONFIG, settings)
-    from pipeline.train.tracking import model_name, register
-
-    version = register(bundle, config)
-    print(f"registered as version {version} of {model_name(config)}, alias {config.tracking.alias}")
+    name, version, alias = register_bundle(load_bundle(path), overrides)
+    print(f"registered as version {version} of {name}, alias {alias}")
     return 0

@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar
 
     if args.action == "list":
-        cards = catalog.load_cards()
+        cards = catalog.list_datasets()
         name, licence = (max(map(len, texts)) for texts in zip(*((card.name, card.licence) for card in cards), strict=True))
         for card in cards:
             print(f"{card.name:<{name}}  {'pull' if card.pull else 'by hand':<8} {card.licence:<{licence}}  {card.title}")
         return 0
     card = catalog.find_card(args.name)
-    folder = catalog.pull(card, args.to or Path("data") / card.name, bar)
+    folder = catalog.pull_dataset(card, args.to, progress=bar)
     sys.stderr.write(f"octray: {card.title}, {card.licence}. Please cite: {card.citation}\n")
     sys.stderr.write(f"octray: next: octray ingest {folder} --labels {folder / 'labels.csv'} --out index-{card.name}\n")
     print(folder)

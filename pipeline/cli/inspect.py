@@ -4,16 +4,11 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.cli.terminal import printable
-from pipeline.errors import InputError, Reason, UnreadableError
-
-if TYPE_CHECKING:
-    from pipeline.imaging.files.study_file import StudyFile
-    from pipeline.workers.pool import WorkerPool
+from pipeline.errors import InputError, Reason
 
 HELP = "say what octray sees in each frame of files or folders"
 EXAMPLE = "octray inspect studies/ --json"
@@ -40,24 +35,21 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     InputError
-        Where a path is missing, or nothing could be read.
+        If a path does not exist, or nothing could be read.
     """
-    from pipeline.imaging.file_workers import file_workers
+    from pipeline.imaging.describe import describe_files
     from pipeline.imaging.files.names import skipped_line
-    from pipeline.imaging.sources import discover
 
     frames = unreadable = without_image = 0
     skipped: Counter[str] = Counter()
-    files = [file for path in args.paths for file in discover(path, skipped=skipped)]
     try:
-        with file_workers() as pool:
-            for description in _descriptions(pool, files):
-                sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
-                sys.stdout.flush()
-                reason = description.get("reason")
-                frames += reason is None
-                without_image += reason == Reason.NO_IMAGE
-                unreadable += reason not in (None, Reason.NO_IMAGE)
+        for description in describe_files(args.paths, skipped=skipped):
+            sys.stdout.write((json.dumps(description) if args.json else _line(description)) + "\n")
+            sys.stdout.flush()
+            reason = description.get("reason")
+            frames += reason is None
+            without_image += reason == Reason.NO_IMAGE
+            unreadable += reason not in (None, Reason.NO_IMAGE)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. The files that follow were not looked at.") from None
     if line := skipped_line(skipped):
@@ -69,17 +61,6 @@ def run(args: argparse.Namespace) -> int:
             else "There is no file in what was given. Give a file, or a folder that holds some."
         )
     return 1 if unreadable else 0
-
-
-def _descriptions(pool: "WorkerPool", files: "list[StudyFile]") -> Iterator[dict[str, Any]]:
-    """Yield the frames of each file and, where it cannot be read any further, why; each as soon as it is known."""
-    from pipeline.imaging.sources import describe_file
-
-    for file, described in pool.map(describe_file, zip(files, files, strict=True)):
-        try:
-            yield from described
-        except UnreadableError as error:
-            yield {"source": file.source, "reason": error.reason.value, "message": str(error)}
 
 
 def _line(description: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         for family, names in networks.list_architectures().items():
             print(f"{family}: {' '.join(names)}")
         return 0
-    found = networks.describe(args.name)
+    found = networks.describe_architecture(args.name)
     heatmaps = "exact, from the forward pass" if found.exact_heatmaps else "by gradient, with torch"
     print(f"name: {found.name}")
     print(f"family: {found.family}")

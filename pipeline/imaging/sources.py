@@ -1,7 +1,7 @@
 """The door of the room: finds study files and reads their frames, whatever their kind; the content decides the kind."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
@@ -9,20 +9,18 @@ from pipeline.imaging.dicom.dataset import PREAMBLE, PREFIX, is_dicom
 from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.files.archives import is_archive
 from pipeline.imaging.files.discovery import discover, locate
+from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders
-from pipeline.imaging.quality.gate import assess
 from pipeline.imaging.raster import JPEG, PNG, read_picture
 from pipeline.imaging.tiff import TIFF, read_tiff
 from pipeline.imaging.vendor.heidelberg import E2E, VOL, read_e2e, read_vol
 from pipeline.imaging.vendor.topcon import TOPCON, read_topcon
 from pipeline.imaging.vendor.zeiss import is_named_by_the_device, is_named_img, read_img
-from pipeline.settings import DEFAULT_READING, Gate, Reading
+from pipeline.settings import DEFAULT_READING, Reading
 
 __all__ = [
     "StudyFile",
-    "describe",
-    "describe_file",
     "discover",
     "locate",
     "open_file",
@@ -46,14 +44,32 @@ _READERS: tuple[tuple[bytes | tuple[bytes, ...], Reader], ...] = (
 """The first bytes of the files of each kind."""
 
 
-def read_frames(file: StudyFile, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
-    """Read the frames of one file, in its order.
+def read_frames(file: StudyFile | Path | str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
+    """Read the frames of one file, in its order, in this process.
+
+    A file that was made to do harm can take much time and memory; `describe_files` and scoring read in worker processes with
+    limits.
+
+    Parameters
+    ----------
+    file
+        A path, or what `discover` finds in a folder or an archive.
+    reading
+        Limits, and which window is used.
+
+    Yields
+    ------
+    Frame
+        Its pixels are a float32 array of shape (rows, columns) in [0, 1]; 0 is black.
 
     Raises
     ------
     UnreadableError
         If it cannot be opened, is not an image, or is damaged. Frames before a damaged one have been yielded by then.
     """
+    if not isinstance(file, StudyFile):
+        path = Path(file)
+        file = StudyFile(path, as_text(path.name))
     _, frames = open_file(file, reading)
     yield from frames
 
@@ -110,52 +126,3 @@ def _reader(head: bytes, source: str) -> Reader:
         "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, nor of an OCT device that it knows, "
         "whatever its name says.",
     )
-
-
-def describe_file(file: StudyFile) -> Iterator[dict[str, Any]]:
-    """Describe the frames of a file, in its order; made for worker processes.
-
-    Raises
-    ------
-    UnreadableError
-        As `read_frames`.
-    """
-    return (describe(frame) for frame in read_frames(file))
-
-
-def describe(frame: Frame) -> dict[str, Any]:
-    """Describe one frame; the names are stable, and docs/integrators.md says what they mean."""
-    rows, columns = frame.shape
-    return {
-        "source": frame.source,
-        "study_instance_uid": frame.key.study_instance_uid,
-        "series_instance_uid": frame.key.series_instance_uid,
-        "sop_instance_uid": frame.key.sop_instance_uid,
-        "frame_number": frame.key.frame_number,
-        "frames": frame.number_of_frames,
-        "sop_class_uid": frame.sop_class_uid,
-        "modality": frame.modality,
-        "view_position": frame.view_position,
-        "laterality": frame.laterality,
-        "body_part": frame.body_part,
-        "instance_number": frame.instance_number,
-        "rows": rows,
-        "columns": columns,
-        "photometric_interpretation": frame.photometric_interpretation,
-        "transfer_syntax_uid": frame.transfer_syntax_uid,
-        "pixel_sha256": frame.pixel_sha256,
-        "stored_sha256": frame.stored_sha256,
-        "instance_sha256": frame.instance_sha256 or None,
-        "stored_min": _number(frame.stored_range[0]),
-        "stored_max": _number(frame.stored_range[1]),
-        "pixel_spacing_mm": frame.pixel_spacing_mm,
-        "slice_position_mm": frame.slice_position_mm,
-        "min": round(float(frame.pixels.min()), 6),
-        "max": round(float(frame.pixels.max()), 6),
-        "flags": [{"check": flag.check.value, "message": flag.message} for flag in assess(frame, Gate())],
-        "notes": frame.notes,
-    }
-
-
-def _number(stored: float) -> int | float:
-    return int(stored) if stored.is_integer() else stored

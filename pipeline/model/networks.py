@@ -143,13 +143,13 @@ def list_architectures() -> dict[str, list[str]]:
     }
 
 
-def describe(architecture: str) -> Architecture:
+def describe_architecture(architecture: str) -> Architecture:
     """Return what is known of a network; builds it once.
 
     Raises
     ------
     ConfigError
-        Where timm has no such network.
+        If timm has no such network.
     """
     network = create_network(architecture, 1000).eval()
     size = int(network.body.default_cfg["input_size"][-1])

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.figures import plots
 from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, count, evaluate, sensitivity, specificity
 from pipeline.evaluate.outliers import Reference, fit_reference, pooled, reference_rows
 from pipeline.frames import FloatArray, Split
-from pipeline.model.bundle import LabelCoverage, MeasuredRefusals, MeasuredStates
+from pipeline.ingest.index import Index
+from pipeline.ingest.network_input import prepared_frames
+from pipeline.model.bundle import CONFIG, GRAPH, Bundle, LabelCoverage, MeasuredRefusals, MeasuredStates
 from pipeline.model.engine import Engine
 from pipeline.predictions import ConformalBand, Interval, OperatingPoint
+from pipeline.progress import Progress, silent, working
 from pipeline.train.training_data import TrainingData
 
 
@@ -108,6 +113,49 @@ def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: Flo
         refusals=measure_refusals(assessment.reference, features, patients),
         plots=plots(sample),
     )
+
+
+def evaluate_bundle(
+    bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent
+) -> Evaluation:
+    """Read the frames of one split of an index, score them by the bundle's graph, and measure how good the results are.
+
+    Only figures of frames that had no part in training are fair: those of the test split, or of an index whose patients are
+    others.
+
+    Parameters
+    ----------
+    bundle, index
+        As `load_bundle` and `load_index` give them.
+    split
+        train, tune, calibration or test.
+    progress
+        Shows how many frames are done.
+
+    Raises
+    ------
+    InputError
+        If the index lacks a label of the bundle, or has no frame in the split, or its files have changed.
+    """
+    manifest, records = bundle.manifest, index.of(Split(split))
+    if missing := [label for label in manifest.labels if label not in index.labels]:
+        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
+    if not records:
+        raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
+    config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
+    engine, frames = Engine(bundle.read(GRAPH)), prepared_frames(records, index.sources, manifest.preprocessing)
+    sample = Sample(
+        logits=engine.logits(progress(frames, "scoring frames", len(records))),
+        targets=index.targets(records, manifest.labels),
+        groups=tuple(record.patient_key for record in records),
+        labels=manifest.labels,
+        activation=manifest.activation,
+        temperature=manifest.temperature,
+        operating_points=manifest.operating_points,
+        bands=manifest.conformal.bands if manifest.conformal else (),
+        normal_label=manifest.normal_label,
+    )
+    return working(progress, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
 
 
 def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline.config import Config, TrackingSection
-from pipeline.errors import TrackingError
+from pipeline.config import Config, TrackingSection, load_config
+from pipeline.errors import ConfigError, TrackingError
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.ingest.index import Index
 from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
@@ -155,33 +155,50 @@ class Tracker:
         return True
 
 
-def register(bundle: Bundle, config: Config) -> str:
+class ModelVersion(NamedTuple):
+    """A version of a registered model in MLflow, with the alias that leads to it."""
+
+    name: str
+    version: str
+    alias: str
+
+
+def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersion:
     """Record a bundle that MLflow does not have yet: in the run that trained it, or in a new one if that is not there.
 
     Parameters
     ----------
     bundle
-        What `octray train` wrote.
-    config
-        Says where, under which name and with which alias.
+        As `load_bundle` gives it.
+    overrides
+        `tracking.key=value`, for what is not to be as in the bundle's configuration: where, under which name and with which
+        alias it is recorded.
 
     Returns
     -------
-    str
-        The version of the model. If the bundle has one already, it keeps it and gets the alias.
+    ModelVersion
+        If the bundle has one already, it keeps it and gets the alias.
 
     Raises
     ------
+    ConfigError
+        If an override is not one of tracking, or its value cannot be used.
     TrackingError
         If MLflow cannot be reached or refuses it, with its own sentence.
     """
+    if others := [one for one in overrides if not one.startswith("tracking.")]:
+        raise ConfigError(
+            [f"{one}: only settings of tracking can be given here; the bundle keeps all others." for one in others]
+        )
+    config = load_config(bundle.path / CONFIG, overrides)
+    name, alias = model_name(config), config.tracking.alias
     try:
         with _client_settings():
             client = _connect(config.tracking)
             run_id = _run_of(client, bundle, config)
         try:
             with _client_settings(is_upload=True):
-                return _record(client, run_id, bundle, model_name(config), config.tracking.alias)
+                return ModelVersion(name, _record(client, run_id, bundle, name, alias), alias)
         finally:
             with _client_settings(), suppress(Exception):  # what went wrong before is what counts
                 if client.get_run(run_id).info.status != "FINISHED":
