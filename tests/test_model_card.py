@@ -205,7 +205,7 @@ def test_left_out_resamples_are_said() -> None:
     targets[:3, 0] = 1
     targets[:, 1] = 1 - targets[:, 0]
     text = table_of(evaluate(make_sample(labels=("RARE", "NORMAL"), targets=targets), 200))
-    assert "of 200 resamples were left out where a figure is not defined." in text
+    assert "of 200 resamples were left out because a figure is not defined there." in text
 
 
 def test_a_single_label_has_no_mean_and_a_single_patient_no_interval() -> None:

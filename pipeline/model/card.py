@@ -168,7 +168,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     groups = (*(found["metrics"] for found in labels.values()), evaluation["macro"], argmax)
     defined = [figure for metrics in groups for figure in metrics.values() if figure["value"] is not None]
     if most := max((figure["left_out"] for figure in defined), default=0):
-        notes.append(f"Up to {most} of {resamples} resamples were left out where a figure is not defined.")
+        notes.append(f"Up to {most} of {resamples} resamples were left out because a figure is not defined there.")
     if lacking := [label for label, found in labels.items() if not (found["n_positive"] and found["n_negative"])]:
         names = ", ".join(lacking)
         notes.append(f"Figures marked {UNDEFINED} are not defined: no positive or no negative frame here of {names}.")

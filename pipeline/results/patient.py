@@ -1,4 +1,4 @@
-"""Whose study it is, for a report that was asked for it: read from the files when the report is written, kept nowhere else."""
+"""Patient details for reports with `--identity`: read from the files when the report is written, and stored nowhere else."""
 
 import io
 import struct
@@ -27,11 +27,11 @@ _KEYWORDS = (
 _LAST = Tag("StudyInstanceUID")
 _VOL, _VOL_AT = struct.Struct("<21s3xdi24sd"), 140
 """PatientID, DOB, VID, VisitID and VisitDate in the header of a `.vol` file (Exporting Raw Data)."""
-_LAST_DAY = 73_050  # of the year 2099; also false for what is no number
+_LAST_DAY = 73_050  # in 2099; comparisons with NaN are false, too
 
 
 class Detail(StrEnum):
-    """What a report can be asked to say of a patient and an examination."""
+    """Details of patient and examination that a report can show."""
 
     NAME = "name"
     ID = "id"
@@ -50,14 +50,14 @@ NOT_READ = "The file could not be read"
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What the files of a study say of its patient.
+    """Details that the files of a study state about its patient.
 
     Parameters
     ----------
     details
-        Texts of one line; what the file does not state is missing.
+        Texts of one line; details that the file does not state are missing.
     why_unknown
-        A sentence, if nothing is known at all; else empty.
+        A sentence if nothing is known, else empty.
     """
 
     details: Mapping[Detail, str] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class Patient:
 
 
 def read_patient(file: StudyFile, study_instance_uid: str) -> Iterator[Patient]:
-    """Yield what a DICOM or `.vol` file says of its patient, once; made for worker processes, since it parses.
+    """Yield the patient of a DICOM or `.vol` file, once. Call it in a worker process, because it parses the file.
 
     Parameters
     ----------
     file
         One file of the study.
     study_instance_uid
-        That of the results: a file that states another one belongs to another patient. Empty if it is not known.
+        UID of the scored study, empty if unknown. A file that states another UID is taken to be another patient's.
     """
     try:
         yield _patient(file, study_instance_uid)
@@ -103,7 +103,7 @@ def _patient(file: StudyFile, study_instance_uid: str) -> Patient:
 
 
 def _of_vol(head: bytes) -> Patient:
-    """Return what a Heidelberg `.vol` file says: it has no name, and its dates are days since 30 December 1899."""
+    """Return the patient of a Heidelberg `.vol` file: it has no name, and its dates are days since 30 December 1899."""
     patient_id, born, _, _, visited = _VOL.unpack_from(head, _VOL_AT)
     texts = {
         Detail.ID: visible(patient_id.partition(b"\0")[0].decode("latin-1")).strip(),
@@ -119,7 +119,7 @@ def _day(number: float) -> str:
 
 
 def _at_start(head: bytes) -> Dataset | None:
-    """Return the start of a data set, if all that is asked for lies in `head` as a whole."""
+    """Return the start of a data set if `head` contains all the elements that are needed, else None."""
     reached: list[BaseTag] = []
 
     def is_behind(tag: BaseTag, *_: object) -> bool:
@@ -129,7 +129,7 @@ def _at_start(head: bytes) -> Dataset | None:
 
     try:
         found = read_partial(io.BytesIO(head), stop_when=is_behind, force=True, specific_tags=[Tag(name) for name in _KEYWORDS])
-    except Exception:  # the same, at the cut end, or where the data set is deflated
+    except Exception:  # the same, at the cut end, or if the data set is deflated
         return None
     return found if reached else None
 
@@ -151,6 +151,6 @@ def _name(dataset: Dataset) -> str:
 
 
 def _date(dataset: Dataset, keyword: str) -> str:
-    """Return a date as 2026-11-30; what is no date of eight digits as it stands."""
+    """Return a date as 2026-11-30; text that is not eight digits is returned unchanged."""
     text = _text(dataset, keyword)
     return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdecimal() else text

@@ -1,4 +1,4 @@
-"""In which order a reader should look at studies and frames, and how many there are; pure."""
+"""The worklist: the order in which a reader should look at studies and frames, and their counts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from pipeline.predictions import FramePrediction, Prediction, State, rounded, st
 from pipeline.results.patient import Patient
 
 URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
-"""Ranks: from `URGENT` on a finding is positive, from `UNCERTAIN` on one is uncertain, at `NOT_SCORED` nothing is known, which
-a reader has to see before what is negative. To the first two, the place of the finding in the bundle's order is added."""
+"""Ranks of studies: a finding is positive from `URGENT` on, and uncertain from `UNCERTAIN` on; its place in the bundle's order is
+added to these. At `NOT_SCORED` nothing is known, so a reader should see the study before negative ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study as it stands in the worklist.
+    """A study in the worklist.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Study:
     is_new
         Whether that was after the report was last written.
     patient
-        Whose it is; None if the report was not asked for it.
+        Patient details; None if the report shows none.
     """
 
     study_instance_uid: str
@@ -45,25 +45,25 @@ class Study:
 
     @property
     def is_listed(self) -> bool:
-        """Whether it is a study at all: a letter that lies beside the studies is none."""
+        """Whether it belongs in the worklist: a letter that lies beside the studies does not."""
         return bool(self.frames) or any(failure.reason != Reason.NOT_AN_IMAGE for failure in self.failures)
 
     @property
     def main_source(self) -> str:
-        """The file that decided where the study stands; of a study of which nothing was scored, its first file."""
+        """The file that decided the rank; the first file if nothing was scored."""
         return self.frames[0].source if self.frames else self.failures[0].source
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """By what a bundle tells which finding is more urgent.
+    """Orders findings, frames and studies by the urgency that a bundle gives to its labels.
 
     Parameters
     ----------
     normal_label
         The label that means no finding, which is never urgent; None if there is none.
     urgency
-        Findings, the most urgent first; those that it does not name follow as equals.
+        Findings, the most urgent first; all others rank equally below them.
     """
 
     normal_label: str | None = None
@@ -75,15 +75,15 @@ class Ranking:
         return sorted(others, key=self._key, reverse=True)
 
     def of_frame(self, predictions: Sequence[Prediction]) -> tuple[int, float]:
-        """Return what frames are sorted by: the rank of the most urgent finding, and its probability.
+        """Return the sort key of a frame: the rank of its most urgent finding, and its probability.
 
-        The probability is the one that is written, so that no digit that nobody sees, and other hardware changes, decides
-        about the order.
+        The probability is rounded as it is written, so that digits that nobody sees, and that differ between machines, do not
+        change the order.
         """
         return max((self._key(one) for one in predictions if one.label != self.normal_label), default=(0, 0.0))
 
     def of_study(self, frames: Iterable[FramePrediction]) -> tuple[int, float]:
-        """Return the urgency of a study: that of its most urgent frame; `NOT_SCORED` if it has none."""
+        """Return the sort key of a study: that of its most urgent frame, or `NOT_SCORED` if it has none."""
         return max((self.of_frame(frame.predictions) for frame in frames), default=(NOT_SCORED, 0.0))
 
     def sorted(self, frames: Iterable[FramePrediction]) -> tuple[FramePrediction, ...]:
@@ -93,7 +93,7 @@ class Ranking:
     def decisive(self, frames: Iterable[Sequence[Prediction]]) -> list[Prediction]:
         """Return for each label the prediction that decides its state in `study_states`.
 
-        Of the frames that say that state it is the most probable one, and for the label of no finding the least probable one.
+        It is the most probable of those with that state, or the least probable for the label that means no finding.
         """
         every = [list(predictions) for predictions in frames]
         chosen = []
@@ -103,7 +103,7 @@ class Ranking:
         return chosen
 
     def _key(self, one: Prediction) -> tuple[int, float]:
-        """Among negative findings the probability alone decides: a rare disease that is absent is not more urgent."""
+        """Return the sort key of a finding. If it is negative, only its probability counts: an absent disease is not urgent."""
         level = {State.POSITIVE: URGENT, State.UNCERTAIN: UNCERTAIN}.get(one.state, 0)
         place = len(self.urgency) - self.urgency.index(one.label) if level and one.label in self.urgency else 0
         return level + place, rounded(one.probability)
@@ -111,28 +111,28 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What stands at the top of a report.
+    """The counts at the top of a report.
 
     Parameters
     ----------
     studies
-        Studies of which at least one frame was scored.
+        Studies with at least one scored frame.
     urgent, uncertain
-        Those with a finding, and those without one of which a finding is uncertain.
+        Studies with a positive finding, and those with only uncertain ones.
     incomplete
-        Those of which a frame or a file was not scored.
+        Scored studies with a frame or a file that was not scored.
     not_scored
-        Studies of which nothing was scored.
+        Studies without any scored frame.
     new
-        Studies, scored or not, that are new since the report was last written.
+        Studies, scored or not, that are new since the last report.
     frames
-        Frames that were scored.
+        Scored frames.
     failures
-        Files and frames that were not.
+        Files and frames that were not scored.
     without_image
-        Files that have no image by their kind.
+        DICOM objects that hold no image.
     first_at, last_at
-        When the first and the last of the studies were scored, in seconds since 1970; 0 if there is none.
+        When the first and the last study were scored, in seconds since 1970; 0 if there is none.
     """
 
     studies: int = 0
@@ -149,11 +149,11 @@ class Totals:
 
     @property
     def listed(self) -> int:
-        """How many studies stand in the worklist."""
+        """The number of studies in the worklist."""
         return self.studies + self.not_scored
 
     def plus(self, study: Study, without_image: int = 0) -> "Totals":
-        """Return them with one study more, of which so many files have no image by their kind."""
+        """Return the counts with one more study, of which `without_image` objects hold no image."""
         is_scored = bool(study.frames)
         return Totals(
             self.studies + is_scored,

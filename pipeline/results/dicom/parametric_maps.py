@@ -22,10 +22,10 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.imaging.preprocess import onto_frame, placement
 from pipeline.predictions import DIGITS, FramePrediction
 from pipeline.results.dicom import Kind
-from pipeline.results.dicom.source import Author, Source, describe_image, finished, stand_in
+from pipeline.results.dicom.source import Author, Source, describe_image, placeholder_image, to_file
 
 LONGEST_SIDE = 256
-"""Rows or columns of a map at most: a cell of a heatmap still has dozens of them, and a volume of maps stays small."""
+"""Limit on the rows and columns of a map: enough for dozens of pixels a heatmap cell, and small for a whole volume."""
 _UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _UNKNOWN_MM = 1.0
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
@@ -34,7 +34,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where frames lie (PS3.3 C.7.6.2): one orientation and pixel size, and each frame's position.
+    """The place of frames in the patient (PS3.3 C.7.6.2): one orientation and pixel size, and each frame's position.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class Space:
     positions
         For each frame the centre of its first pixel in mm, Image Position (Patient) (0020,0032); all are distinct.
     is_synthetic
-        Whether the source says nothing usable, so that the space is the instance's own: first pixels at the origin, one frame
-        behind the other in the order in which highdicom sorts them, pixels of 1 mm where no other spacing is known.
+        Whether the source has no usable geometry. The instance then has a space of its own: first pixels at the origin, frames
+        one behind the other in the order in which highdicom sorts them, and pixels of 1 mm if no other spacing is known.
     """
 
     frame_of_reference_uid: str
@@ -115,7 +115,7 @@ def _positive(found: tuple[float, ...]) -> float:
 
 
 def _are_lengths(found: tuple[float, ...]) -> bool:
-    """Say whether numbers can be lengths of something in a patient: others break arithmetic, and a file may hold any."""
+    """Return whether all numbers are plausible lengths in mm: files hold others too, and those break arithmetic."""
     return min(found) > _SMALLEST_MM and max(found) < _LARGEST_MM
 
 
@@ -128,7 +128,7 @@ def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
 
 _NO_UNITS = Code("1", "UCUM", "no units")
 _WEIGHTED = Code("130403", "DCM", "Gradient-weighted class activation")
-"""True of every method of `HeatmapMethod`; which one it was stands in LUT Explanation (0028,3003)."""
+"""True of every method of `HeatmapMethod`; LUT Explanation (0028,3003) names the method."""
 
 
 def write_parametric_maps(
@@ -139,11 +139,11 @@ def write_parametric_maps(
     Parameters
     ----------
     author
-        Who writes them.
+        What the objects say of the bundle and the source.
     results
         Of the frames of one instance.
     heights
-        As `bright_height` gives them, by frame number; 0.5 where a frame has none.
+        As returned by `bright_height`, by frame number; 0.5 for frames that are missing.
 
     Yields
     ------
@@ -192,12 +192,12 @@ def _write(author: Author, label: str, place: int, maps: Mapping[int, FloatArray
     )
     describe_image(parametric, author)
     _refer_once(parametric, source)
-    return finished(parametric, author)
+    return to_file(parametric, author)
 
 
 def _located(source: Source, number: int, space: Space, index: int) -> Dataset:
-    """Return the stand-in for one frame, as if it were an image of its own at the frame's place."""
-    image = stand_in(source, number)
+    """Return the placeholder of one frame, as if it were a separate image at the frame's position."""
+    image = placeholder_image(source, number)
     image.FrameOfReferenceUID = space.frame_of_reference_uid
     image.ImageOrientationPatient = [DS(value, auto_format=True) for value in space.orientation]
     image.ImagePositionPatient = [DS(value, auto_format=True) for value in space.positions[index]]
@@ -207,8 +207,8 @@ def _located(source: Source, number: int, space: Space, index: int) -> Dataset:
 
 
 def _refer_once(parametric: Dataset, source: Source) -> None:
-    """Name the source once for the whole object; that frames come from its frames stands in their functional groups."""
-    image = stand_in(source)
+    """Reference the source once for the whole object; functional groups already reference the source of each frame."""
+    image = placeholder_image(source)
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
     parametric.SourceImageSequence = [reference]
@@ -236,7 +236,7 @@ def _mapping(author: Author, label: str, pixels: NDArray[np.float32]) -> RealWor
 
 
 def _window(full_scale: float) -> hd.VOILUTTransformation:
-    """Return the window that shows maps on the bundle's one scale, as its pictures do."""
+    """Return the window that shows maps on the scale of the bundle, as its pictures do."""
     return hd.VOILUTTransformation(
         window_center=full_scale / 2,
         window_width=full_scale,

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from pipeline.imaging.dicom import elements
 from pipeline.results.dicom import Kind
-from pipeline.results.dicom.source import Author, Source, describe_image, element, finished, stand_in
+from pipeline.results.dicom.source import Author, Source, describe_image, element, placeholder_image, to_file
 
 _LONGEST_DESCRIPTION = 1024  # of ST (PS3.5 6.2)
 _PURPOSE = CodedConcept("121322", "DCM", "Source image for image processing operation")
@@ -23,7 +23,7 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     Parameters
     ----------
     author
-        Who writes it.
+        What the object says of the bundle and the source.
     frame_number
         Which frame of the source it shows, from 1 on.
     label
@@ -34,8 +34,8 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     Returns
     -------
     bytes
-        The DICOM file, uncompressed. Burned In Annotation (0028,0301) is what the source says of its own pixels, as the text
-        that octray adds names nobody; it is left out where the source does not say it.
+        The DICOM file, uncompressed. Burned In Annotation (0028,0301) is copied from the source, if it has one: the text that
+        octray adds identifies nobody.
     """
     source = author.source
     with Image.open(io.BytesIO(png)) as picture:
@@ -43,7 +43,7 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     place = author.manifest.labels.index(label)
     number = ((source.instance_number - 1) * source.frames + frame_number - 1) * len(author.manifest.labels) + place + 1
     capture = SCImage.from_ref_dataset(
-        stand_in(source),
+        placeholder_image(source),
         pixels,
         photometric_interpretation="RGB",
         bits_allocated=8,
@@ -51,7 +51,7 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
         patient_orientation=("L", "F"),
         **author.arguments(Kind.SC, number, frame_number, label, hashlib.sha256(png).hexdigest()),
     )
-    capture.add(element("PatientOrientation", ""))  # highdicom wants one; the picture has two halves and no side
+    capture.add(element("PatientOrientation", ""))  # highdicom requires one, but the picture shows the frame twice
     description = (
         f"Frame {frame_number} of the source image beside itself with the heatmap of {label} in colour: "
         f"{author.manifest.heatmap.meaning} from 0 to {author.manifest.heatmap.full_scale:g}. {author.warning}"
@@ -61,11 +61,11 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     capture.SourceImageSequence = [_reference(source, frame_number)]
     if (burned_in := elements.code(source.dataset, "BurnedInAnnotation")) in ("YES", "NO"):
         capture.BurnedInAnnotation = burned_in
-    return finished(capture, author)
+    return to_file(capture, author)
 
 
 def _reference(source: Source, frame_number: int) -> Dataset:
-    image, reference = stand_in(source, frame_number), Dataset()
+    image, reference = placeholder_image(source, frame_number), Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
     reference.PurposeOfReferenceCodeSequence = [_PURPOSE]
     return reference

@@ -1,4 +1,4 @@
-"""The source of an object: the instance is read and checked, stands in while highdicom builds, and is named at the end."""
+"""The source of DICOM objects: its header is checked, and replaces finally what highdicom built on a placeholder."""
 
 import io
 import re
@@ -31,13 +31,13 @@ _ALWAYS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
     *("AccessionNumber", "ReferringPhysicianName", "StudyID"),
 )
-"""Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): empty where the source has none."""
-_WHERE_KNOWN = (
+"""Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): empty if the source has none."""
+_IF_KNOWN = (
     *("IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription", "PatientAge"),
     *("LongitudinalTemporalInformationModified", "TimezoneOffsetFromUTC"),
 )
 _IDENTIFIERS = frozenset({"AccessionNumber", "StudyID", "IssuerOfPatientID"})
-"""A part of one names something else, so that one that is too long is left out."""
+"""Part of an identifier identifies something else, so an identifier that is too long is left out."""
 _LONGEST = {"SH": 16, "LO": 64, "PN": 64}
 """Characters of a value, or of a component group of a name (PS3.5 6.2)."""
 _TERMS: Mapping[str, frozenset[str]] = {
@@ -62,23 +62,23 @@ class Source:
     dataset
         As it was parsed.
     uids
-        Study, Series and SOP Instance UID, derived where they are missing, as in the `InstanceKey` of its frames.
+        Study, Series and SOP Instance UID, derived if they are missing, as in the `InstanceKey` of its frames.
     sop_class_uid
-        SOP Class UID (0008,0016); Secondary Capture where it is missing.
+        SOP Class UID (0008,0016); Secondary Capture if it is missing.
     modality
         As in `Frame`.
     laterality
-        R or L; empty where neither is known.
+        R or L; empty if unknown.
     is_lossy
         Whether the pixels were compressed with loss, now or before: Lossy Image Compression (0028,2110), or their encoding.
     rows, columns, frames
         As the pixel data have them.
     instance_number
-        Instance Number (0020,0013); 1 where it is missing or of no use.
+        Instance Number (0020,0013); 1 if it is missing or unusable.
     identity
-        Patient and study, as they stand in the source, and Timezone Offset From UTC (0008,0201), by which their times are read.
-        Values that are longer than the Standard allows are cut or left out. Patient ID (0010,0020) is kept: by another one an
-        archive would file the objects under another patient.
+        Patient and study as in the source, and Timezone Offset From UTC (0008,0201), which their times depend on. Values longer
+        than the Standard allows are cut or left out, but not Patient ID (0010,0020): with another ID, an archive would file the
+        objects under another patient.
     """
 
     dataset: Dataset
@@ -94,7 +94,7 @@ class Source:
     identity: tuple[DataElement, ...]
 
     def local(self, time: datetime) -> datetime:
-        """Return a time as the source's times are to be read: with its offset, or without one by the clock of this computer."""
+        """Return a time in the time zone of the source, or in that of this computer if the source names none."""
         offset = _offset(_text(self.dataset, "TimezoneOffsetFromUTC"))
         return time.astimezone(None if offset is None else timezone(timedelta(minutes=offset)))
 
@@ -105,7 +105,7 @@ def read_source(content: bytes, limits: Limits) -> Source:
     Raises
     ------
     UnreadableError
-        Where the file cannot be read as an image.
+        If the file cannot be read as an image.
     """
     with guard.translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
         dataset, syntax, _ = parse(content, limits)
@@ -130,19 +130,19 @@ def read_source(content: bytes, limits: Limits) -> Source:
 
 
 def element(keyword: str, text: str) -> DataElement:
-    """Return an element that is written as it stands, valid or not."""
+    """Return an element that is written unchanged, valid or not."""
     return DataElement(Tag(keyword), dictionary_VR(keyword), text, validation_mode=IGNORE)
 
 
 def _identity(dataset: Dataset) -> tuple[DataElement, ...]:
-    found = {keyword: _text(dataset, keyword) for keyword in (*_ALWAYS, *_WHERE_KNOWN)}
+    found = {keyword: _text(dataset, keyword) for keyword in (*_ALWAYS, *_IF_KNOWN)}
     if found["PatientIdentityRemoved"] == "YES" and not found["DeidentificationMethod"]:
         found["DeidentificationMethod"] = "See the source image"
     return tuple(element(keyword, text) for keyword, text in found.items() if text or keyword in _ALWAYS)
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    """Return an element's value as text; empty where it has none, or none that its value representation allows."""
+    """Return an element's value as text; empty if it is missing or its value representation does not allow it."""
     found = elements.value(dataset, keyword)
     parts = found if isinstance(found, MultiValue | list) else [] if found is None else [found]
     text = _CONTROL.sub("", "\\".join(str(part) for part in parts)).strip()
@@ -162,7 +162,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _shortened(text: str, keyword: str, kind: str) -> str:
-    """Return a text that is as long as the Standard allows: cut, or empty if it is an identifier."""
+    """Shorten a text to what the Standard allows; an identifier that is too long becomes empty."""
     longest, between = _LONGEST.get(kind, len(text)), "=" if kind == "PN" else "\\"
     parts = text.split(between)
     if max(map(len, parts)) <= longest:
@@ -171,7 +171,7 @@ def _shortened(text: str, keyword: str, kind: str) -> str:
 
 
 def _offset(text: str) -> int | None:
-    """Return Timezone Offset From UTC in minutes; None if the text is none (PS3.3 C.12.1.1.8)."""
+    """Return Timezone Offset From UTC in minutes; None if the text is not valid (PS3.3 C.12.1.1.8)."""
     found = _OFFSET.fullmatch(text)
     if found is None:
         return None
@@ -200,21 +200,21 @@ _STAMPS = (
     *("InstanceCreationDate", "InstanceCreationTime", "DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
     "ContributingEquipmentSequence",
 )
-"""What would change from run to run; all are optional."""
+"""Optional elements that would differ from run to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Author:
-    """Who writes objects about one instance, and from what.
+    """What all objects about one instance say of the bundle that made them and of their source, and their UIDs.
 
     Parameters
     ----------
     source
         The instance.
     manifest
-        Of the bundle.
+        Manifest of the bundle.
     results_sha256
-        Hash of the results that are written.
+        Hash of the results.
     made
         When the results were made, with its time zone.
     """
@@ -232,19 +232,19 @@ class Author:
 
     @property
     def warning(self) -> str:
-        """What every object says: that it is not for diagnosis, and why heatmaps are not to be trusted, if so."""
+        """Text in every object: it is not for diagnosis, and whether its heatmaps failed their checks."""
         return f"{NOT_FOR_DIAGNOSIS} {self.manifest.heatmap.caveat}".rstrip()
 
     def uid(self, kind: Kind, *parts: object) -> str:
-        """Return the SOP Instance UID of an object: it depends on instance, bundle, results, time, versions and parts alone."""
+        """Return the SOP Instance UID of an object, derived from instance, bundle, results, time, versions and `parts`."""
         return self._uid(self.source.uids[2], kind, self.results_sha256, *self.content_date_time, *parts)
 
     def series_uid(self, kind: Kind, *parts: object) -> str:
-        """Return the Series Instance UID: one for each source series, bundle and kind."""
+        """Return the Series Instance UID, derived from source series, bundle, kind and `parts`."""
         return self._uid(self.source.uids[1], kind, *parts)
 
     def arguments(self, kind: Kind, instance_number: int, *parts: object) -> dict[str, Any]:
-        """Return the arguments that highdicom's classes have in common; `parts` tell objects of one kind apart."""
+        """Return the arguments that highdicom's classes share; `parts` distinguish objects of one kind."""
         return {
             "series_instance_uid": self.series_uid(kind),
             "series_number": _SERIES_NUMBERS[kind],
@@ -267,16 +267,16 @@ def version() -> str:
     return metadata.version("octray")
 
 
-def stand_in(source: Source, frame_number: int = 0) -> Dataset:
-    """Return an image that highdicom takes for the source, or for one frame of it; it holds nothing that could be invalid.
+def placeholder_image(source: Source, frame_number: int = 0) -> Dataset:
+    """Return a minimal valid image for highdicom to build on, in place of the source or of one of its frames.
 
-    highdicom refuses sources that lack what their class asks for, which real files do. The true identity, the true UIDs and
-    references come with `finished`.
+    highdicom refuses sources that lack what their class requires, and many real files do. `to_file` replaces identity, UIDs and
+    references by the true ones.
     """
     image = Dataset()
     image.SOPClassUID = SecondaryCaptureImageStorage
-    image.StudyInstanceUID, image.SeriesInstanceUID = _placeholder(source, "study"), _placeholder(source, "series")
-    image.SOPInstanceUID = _placeholder(source, f"instance {frame_number}")
+    image.StudyInstanceUID, image.SeriesInstanceUID = _placeholder_uid(source, "study"), _placeholder_uid(source, "series")
+    image.SOPInstanceUID = _placeholder_uid(source, f"instance {frame_number}")
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
         setattr(image, keyword, "")
     image.AccessionNumber = image.ReferringPhysicianName = ""
@@ -287,7 +287,7 @@ def stand_in(source: Source, frame_number: int = 0) -> Dataset:
 
 
 def describe_image(image: Dataset, author: Author) -> None:
-    """Say of an image what its source says of its side and of lossy compression, and what it is not for."""
+    """Copy laterality and lossy compression of the source to an image, and add the warning."""
     source = author.source
     image.ImageComments = author.warning
     image.Laterality = source.laterality
@@ -301,15 +301,15 @@ def describe_image(image: Dataset, author: Author) -> None:
                 image.add(element(keyword, "\\".join(found)))
 
 
-def finished(dataset: Dataset, author: Author) -> bytes:
-    """Put the truth in the place of the stand-ins, take away what changes between runs, and return the file.
+def to_file(dataset: Dataset, author: Author) -> bytes:
+    """Return an object as a file: placeholders are replaced, and what differs between runs is removed.
 
     Parameters
     ----------
     dataset
-        What highdicom built from stand-ins.
+        What highdicom built from placeholders.
     author
-        Who writes it.
+        What the object says of the bundle and the source.
     """
     source = author.source
     for keyword in _STAMPS:
@@ -319,8 +319,8 @@ def finished(dataset: Dataset, author: Author) -> bytes:
     for one in source.identity:
         dataset.add(one)
     dataset.ContentDate, dataset.ContentTime = author.content_date_time
-    truths = {_placeholder(source, name): uid for name, uid in zip(("study", "series"), source.uids, strict=False)}
-    instances = {_placeholder(source, f"instance {number}"): number for number in range(source.frames + 1)}
+    truths = {_placeholder_uid(source, name): uid for name, uid in zip(("study", "series"), source.uids, strict=False)}
+    instances = {_placeholder_uid(source, f"instance {number}"): number for number in range(source.frames + 1)}
     _set_uids(dataset, truths, derived_uid(str(dataset.SOPInstanceUID).encode(), "dimensions"))
     _set_references(dataset, source, instances)
     buffer = io.BytesIO()
@@ -346,12 +346,12 @@ def _set_references(item: Dataset, source: Source, instances: Mapping[str, int])
         item.add(element("ReferencedSOPInstanceUID", source.uids[2]))
         if number and source.frames > 1:
             item.ReferencedFrameNumber = number
-        item.pop("SpatialLocationsPreserved", None)  # of the stand-in's pixels, not of the source's
+        item.pop("SpatialLocationsPreserved", None)  # of the placeholder's pixels, not of the source's
     for one in list(item):
         if one.VR == "SQ":
             for child in one.value:
                 _set_references(child, source, instances)
 
 
-def _placeholder(source: Source, name: str) -> str:
+def _placeholder_uid(source: Source, name: str) -> str:
     return derived_uid(source.uids[2].encode(), f"stand-in for {name}")

@@ -32,7 +32,7 @@ from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Prediction, State, rounded
 from pipeline.results.dicom import Kind
-from pipeline.results.dicom.source import Author, Source, finished, stand_in, version
+from pipeline.results.dicom.source import Author, Source, placeholder_image, to_file, version
 
 PRIVATE = "99OCTRAY"
 """Coding Scheme Designator (0008,0102) of codes that only octray gives a meaning (PS3.16 8.2)."""
@@ -78,7 +78,7 @@ def private_code(name: str, meaning: str) -> Code:
 
 
 def modality_code(name: str) -> Code:
-    """Return Modality (0008,0060) as a code of CID 33; `OT` where it is another."""
+    """Return Modality (0008,0060) as a code of CID 33; `OT` if it is not listed here."""
     return Code(name, "DCM", _MODALITIES[name]) if name in _MODALITIES else Code("OT", "DCM", "Other Modality")
 
 
@@ -105,11 +105,11 @@ _FLAG = private_code("quality-flag", "Quality flag")
 def write_structured_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
     """Return the report on the scored frames of one instance.
 
-    It is UNVERIFIED and preliminary, as no person has seen it, and COMPLETE only where every frame of the instance was scored.
+    It is UNVERIFIED and preliminary, because nobody has read it, and COMPLETE only if every frame of the instance was scored.
     """
     source = author.source
     algorithms = {label: _algorithm(author, label) for label in author.manifest.labels}
-    image = stand_in(source)
+    image = placeholder_image(source)
     groups = [_group(author, result, one, algorithms[one.label], image) for result in results for one in result.predictions]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_person_context=None, observer_device_context=_observer(author)),
@@ -126,16 +126,16 @@ def write_structured_report(author: Author, results: Sequence[FramePrediction]) 
         coding_schemes=[_scheme()],
         **author.arguments(Kind.SR, source.instance_number),
     )
-    # highdicom copies and searches all that it is given: a volume takes half the time where the other groups come afterwards.
+    # highdicom copies and searches all groups that it gets: adding all but the first afterwards halves the time of a volume.
     measured = document.ContentSequence[-1].ContentSequence
     measured.extend(group[0] for group in groups[1:])
     if not is_complete:
         document.CompletionFlagDescription = f"{len(results)} of {source.frames} frames were scored"
-    return finished(document, author)
+    return to_file(document, author)
 
 
 def _set_modality(item: Dataset, source: Source) -> None:
-    """Say in the image library of what modality the source is, in the place of the stand-in's."""
+    """Replace the placeholder's modality in the image library by that of the source."""
     for child in item.get("ContentSequence", []):
         if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value:
             child.ConceptCodeSequence = [CodedConcept.from_code(modality_code(source.modality))]

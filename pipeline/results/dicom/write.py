@@ -30,16 +30,16 @@ def write_objects(
     made: datetime,
     pictures: Pictures = NO_PICTURES,
 ) -> Iterator[tuple[str, bytes]]:
-    """Write what a bundle said of the frames of one instance.
+    """Write the results of a bundle for the frames of one instance as DICOM objects.
 
     Parameters
     ----------
     content
-        The source file; one that is not DICOM gets no objects.
+        The source file. If it is not DICOM, it gets no objects.
     results
-        Of its scored frames, with their heatmaps where maps are asked for.
+        Results of its scored frames, with heatmaps if `kinds` has parametric maps.
     manifest
-        Of the bundle.
+        Manifest of the bundle.
     kinds
         Which objects to write.
     made
@@ -50,20 +50,20 @@ def write_objects(
     Yields
     ------
     tuple[str, bytes]
-        A file name and a DICOM file: one report, a map of each label but the normal one, each picture. Equal arguments give
-        equal bytes and UIDs, and equal UIDs mean equal bytes; nothing in them says when or where the files were written.
+        A file name and a DICOM file: one report, a map of each label but the normal one, and each picture. Equal arguments give
+        equal bytes and UIDs, and equal UIDs mean equal bytes, wherever and whenever the files are written.
 
     Raises
     ------
     UnreadableError
-        Where the file cannot be read; nothing else, whatever the bytes are.
+        If the file cannot be read; no other exception is raised, whatever the bytes are.
     """
     if not results or not is_dicom(content[: PREAMBLE + 4]):
         return
     guard.silence_decoders()
     objects = _objects(content, results, manifest, kinds, made, pictures)
     while True:
-        with guard.translated("No DICOM object could be made for this file. Leave out --dicom for it, or export it again."):
+        with guard.translated("No DICOM object could be made for this file. Export it again, or score it without --dicom."):
             found = next(objects, None)
         if found is None:
             return
@@ -92,12 +92,12 @@ def _objects(
 
 
 def _name(author: Author, kind: Kind, *parts: int) -> str:
-    """Return a file name of the source's UID, which says where it belongs, and what tells the object from the others."""
+    """Return a file name: the UID of the source, the kind, and `parts` that distinguish objects of one kind."""
     return "-".join([author.source.uids[2], kind.value, *map(str, parts)]) + ".dcm"
 
 
 def _heights(content: bytes, manifest: Manifest) -> Mapping[int, float]:
-    """Return the height at which each frame is bright, where the bundle looks there: for it frames are read once more."""
+    """Return the height at which each frame is bright, for bundles that look there; reads the frames once more."""
     preprocessing = manifest.preprocessing
     if preprocessing.fit is not Fit.FOCUS:
         return {}
@@ -106,7 +106,7 @@ def _heights(content: bytes, manifest: Manifest) -> Mapping[int, float]:
 
 
 def _sha256(content: bytes, results: Sequence[FramePrediction]) -> str:
-    """Hash the source and all that a report says of it; numbers as they are written."""
+    """Hash the source and everything that a report says of it, with numbers rounded as they are written."""
     said = [
         (
             result.key.frame_number,
