@@ -9,8 +9,8 @@ from pipeline.predictions import FramePrediction, Prediction, State, rounded, st
 from pipeline.results.patient import Patient
 
 URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
-"""Ranks of studies: a finding is positive from `URGENT` on, and uncertain from `UNCERTAIN` on; its place in the bundle's order is
-added to these. At `NOT_SCORED` nothing is known, so a reader should see the study before negative ones."""
+"""Ranks of studies: a finding is positive from `URGENT` on, and uncertain from `UNCERTAIN` on; its place in the bundle's order
+is added to these. At `NOT_SCORED` nothing is known, so a reader should see the study before negative ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The source of DICOM objects: its header is checked, and replaces finally what highdicom built on a placeholder."""
+"""The source of DICOM objects: its header, checked, and the placeholder that stands for it while highdicom builds."""
 
 import io
 import re
