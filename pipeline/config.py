@@ -1,4 +1,4 @@
-"""Settings of a training run: loads YAML with key=value overrides, and reports every fault at once."""
+"""Configuration of a training run: loads YAML with key=value overrides, and reports every fault at once."""
 
 import difflib
 import re
@@ -25,23 +25,23 @@ Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 
 def _experiment(name: str) -> str:
     if not name.strip():
-        raise ValueError("MLflow takes no experiment without a name")
+        raise ValueError("an MLflow experiment needs a name")
     return name
 
 
 def _model_name(name: str) -> str:
     """Check what MLflow's `_validate_model_name` checks; the empty name stands for the default."""
     if "/" in name or ":" in name or name in (".", "..") or (name and not name.strip()):
-        raise ValueError("MLflow takes no name of a model with / or :, and none that is only dots or blanks")
+        raise ValueError("an MLflow model name must not contain / or :, and must not consist of dots or blanks")
     return name
 
 
 def _alias(name: str) -> str:
     """Check what MLflow's `_validate_model_alias_name` and `_validate_model_alias_name_reserved` check."""
     if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError("MLflow takes an alias of letters, digits, underscores and dashes")
+        raise ValueError("an MLflow alias consists of letters, digits, underscores and dashes")
     if name.lower() == "latest" or re.fullmatch(r"[vV]\d+", name):
-        raise ValueError("MLflow keeps the alias latest, and those of versions such as v1, for itself")
+        raise ValueError("MLflow reserves the alias latest, and version names such as v1")
     return name
 
 
@@ -201,7 +201,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises
     ------
     ConfigError
-        With one sentence for each fault, and the nearest valid key where one is unknown.
+        With one sentence for each fault, and the nearest valid key if one is unknown.
     """
     values = _read_yaml(source)
     faults = [fault for override in overrides if (fault := _apply_override(values, override))]
@@ -236,7 +236,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> str | None:
-    """Set one dotted key in place; return a sentence where that cannot be done."""
+    """Set one dotted key in place; return a sentence if that is not possible."""
     key, equals, text = override.partition("=")
     *parents, last = key.split(".")
     if not equals or not last:

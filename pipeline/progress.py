@@ -10,7 +10,7 @@ class Progress(Protocol):
     """Passes items through and shows how many have gone by."""
 
     def __call__(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-        """Yield `items` unchanged; `total` is their number where it is known."""
+        """Yield `items` unchanged; `total` is their number if it is known."""
 
 
 def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:

@@ -1,1 +1,1 @@
-"""How good the predictions are, how calibrated, and where the operating point lies."""
+"""Measures predictions: metrics with intervals, calibration, operating points, conformal bands, distance from training."""

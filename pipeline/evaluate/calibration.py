@@ -1,4 +1,4 @@
-"""From logits to calibrated probabilities, and how far probabilities are from what is observed; numpy alone is imported."""
+"""Turns logits into calibrated probabilities, and measures how far probabilities are from observed frequencies."""
 
 from typing import NamedTuple
 
@@ -39,8 +39,8 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activatio
 
     Temperature scaling as in Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): the mean negative log
     likelihood is minimised over the logarithm of the temperature; it is convex in the inverse temperature and so has a single
-    minimum. Where every frame is classified correctly that minimum lies at temperature zero, a certainty that no finite number
-    of frames supports; therefore one more frame is counted whose label is spread evenly (a weaker form of the prior in Platt's
+    minimum. If every frame is classified correctly, that minimum lies at temperature zero, a certainty that no finite number of
+    frames supports; therefore one more frame is counted whose label is spread evenly (a weaker form of the prior in Platt's
     scaling, 1999), and the temperature is kept within [0.05, 20].
 
     Parameters
@@ -56,7 +56,7 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activatio
     Raises
     ------
     InputError
-        Where no target is known.
+        If no target is known.
     """
     from scipy.optimize import minimize_scalar
 
@@ -126,14 +126,14 @@ def brier_score(probabilities: Float64, targets: Float64, weights: Float64 | Non
     Returns
     -------
     Float64
-        Shape (...), nan where there is no weight.
+        Shape (...), nan if all weights are 0.
     """
     weighed = np.ones(len(targets)) if weights is None else weights
     return ratio(weighed @ (probabilities - targets) ** 2, weighed.sum(-1))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float64:
-    """Divide, with nan where the denominator is zero."""
+    """Divide, with nan if the denominator is zero."""
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     quotients: Float64 = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
     np.divide(above, below, out=quotients, where=below != 0)

@@ -46,7 +46,7 @@ def choose_operating_points(
     Raises
     ------
     InputError
-        Where the criterion is not one of these, or a label has no positive or no negative example.
+        If the criterion is not one of these, or a label has no positive or no negative example.
     """
     _wanted_sensitivity(criterion)
     columns = [(p[known], t[known]) for p, t in zip(probabilities.T, targets.T, strict=True) for known in [~np.isnan(t)]]
@@ -134,30 +134,30 @@ def conformal_bands(
     resamples: int,
     seed: int,
 ) -> tuple[ConformalBand, ...]:
-    """Fit the band of each label on the calibration split, so that it holds the truth and shows what the threshold is worth.
+    """Fit the band of each label on the calibration split.
 
-    Two things are asked of a band, and it reaches as far as the wider of them.
+    A band has two purposes, and it reaches as far as the wider of them.
 
-    It covers: of a patient who is like those of the calibration split, a frame with the label lies below `present_from` with a
-    chance of at most `alpha`, and a frame without it at or above `absent_below`. Let K patients have frames with the label,
-    N_k of them each. Then `present_from` is the largest probability that was seen in these frames and has a mass of at least 1
-    - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients can be exchanged, and the frames of a
-    patient as well, the chance of a miss is at most alpha, ties or not, however many frames a patient has (Lee, Barber and
-    Willett 2023, theorem 1; with one frame each this is the floor(alpha (K + 1))-th smallest). Of all patients' frames with
-    and without the label, each patient counts once, since the frames of one patient resemble each other.
+    First, it covers the truth: in a patient like those of the calibration split, a frame with the label lies below
+    `present_from` with a chance of at most `alpha`, and a frame without it lies at or above `absent_below` with the same chance.
+    Let K patients have frames with the label, N_k of them each. Then `present_from` is the largest probability seen in these
+    frames that has a mass of at least 1 - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients
+    can be exchanged, and the frames of a patient as well, the chance of a miss is at most alpha, with or without ties, however
+    many frames a patient has (Lee, Barber and Willett 2023, theorem 1; with one frame each, the edge is the
+    floor(alpha (K + 1))-th smallest). Each patient counts once, since the frames of one patient resemble each other.
 
     Such an edge exists from 1 / alpha - 1 patients on. With fewer, the edge is parametric: the lower limit of a prediction
-    interval for the lowest log odds of one further patient, these taken as normal (Hahn and Meeker 1991, chapter 4), and no
-    higher than what was seen; with one patient nothing is known of how patients differ, and the band reaches to the end.
+    interval for the lowest log odds of one further patient, which are taken as normal (Hahn and Meeker 1991, chapter 4), and no
+    higher than what was seen. One patient does not show how patients differ, so the band then reaches to the end.
 
-    It reaches over the 95 % interval of the operating point, which is chosen again on resampled patients: where another draw
-    of as many patients would have put the threshold elsewhere, the sides of the threshold say nothing. (The threshold of
-    Youden's index converges slowly, with the cube root of n, for which percentiles of the bootstrap are a guide and no more.)
+    Second, it covers the 95 % interval of the operating point, which is chosen again on resampled patients: between the
+    thresholds that other samples of as many patients would have given, the side of the threshold means nothing. (The threshold
+    of Youden's index converges slowly, with the cube root of n, so percentiles of the bootstrap are only a guide.)
 
-    The first edge is moved outwards to the middle between it and the next probability that was seen, so that rounding does not
-    move a frame across it. All this only makes bands wider. The temperature and the operating point come from the same frames:
-    the quantiles follow any rising function of the logits, so that under sigmoid nothing is lost by it, and under softmax as
-    much as one number that is fitted to all frames can take. `benchmarks/states.py` measures it.
+    The first edge is moved outwards to the middle between it and the next probability seen, so that rounding does not move a
+    frame across it. All this only widens bands. The temperature and the operating point come from the same frames: the
+    quantiles follow any rising function of the logits, so under sigmoid this costs nothing, and under softmax no more than one
+    number fitted to all frames can cost. `benchmarks/states.py` measures it.
 
     Parameters
     ----------

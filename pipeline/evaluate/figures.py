@@ -51,7 +51,7 @@ def plots(sample: Sample) -> dict[str, bytes]:
 
 
 def _roc(columns: Sequence[Column]) -> bytes:
-    """Draw sensitivity against 1 - specificity, and where the states of each label lie as a dot."""
+    """Draw sensitivity against 1 - specificity, with a dot for the states of each label."""
     figure, axes = _square("Receiver operating characteristic", "1 - specificity", "Sensitivity")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
     for (colour, line), column in zip(_styles(), columns, strict=False):
@@ -109,7 +109,7 @@ def _reliability(columns: Sequence[Column]) -> bytes:
 
 
 def _most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
-    """Draw the true label against the most probable one."""
+    """Draw the table of true and most probable labels."""
     side = 2.6 + 0.75 * len(columns)
     figure = _figure(side + 0.4, side)
     axes = figure.add_subplot()
@@ -123,7 +123,7 @@ def _most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
 
 
 def _confusion(columns: Sequence[Column]) -> bytes:
-    """Draw one table a label: the truth against what is said."""
+    """Draw one table for each label: the truth against the states."""
     across = min(len(columns), 4)
     down = -(-len(columns) // across)
     figure = _figure(0.8 + 3.4 * across, 0.9 + 2.5 * down)

@@ -126,7 +126,7 @@ def specificity(counts: Counts) -> Float64:
 
 
 def balanced_accuracy(counts: Counts) -> Float64:
-    """Mean of sensitivity and specificity; nan where either is."""
+    """Mean of sensitivity and specificity; nan if either is."""
     return (sensitivity(counts) + specificity(counts)) / 2
 
 
@@ -137,7 +137,7 @@ def f1(counts: Counts) -> Float64:
 
 
 def mcc(counts: Counts) -> Float64:
-    """Matthews correlation coefficient, in [-1, 1]; nan where truth or decision knows a single class."""
+    """Matthews correlation coefficient, in [-1, 1]; nan if the truth or the decisions have a single class."""
     tp, tn = counts.true_positives, counts.true_negatives
     fn, fp = counts.positives - tp, counts.negatives - tn
     return ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
@@ -202,7 +202,7 @@ def bootstrap(
     Parameters
     ----------
     statistic
-        Takes weights of shape (r, n) and returns figures of shape (r,), nan where one is not defined.
+        Takes weights of shape (r, n) and returns figures of shape (r,), nan if one is not defined.
     groups
         The patient of each of the n frames. With fewer than two patients there is no interval: it is nan.
     resamples
@@ -267,7 +267,7 @@ class Sample:
     Raises
     ------
     InputError
-        Where there is no frame, a logit is not finite, a target is something else than 1, 0 or nan, a softmax target names
+        If there is no frame, a logit is not finite, a target is something else than 1, 0 or nan, a softmax target names
         more than one label, a label has no operating point, or the sizes do not fit together.
     """
 
@@ -330,7 +330,7 @@ class Sample:
 
     @property
     def choice(self) -> "Choice | None":
-        """The most probable label of each frame beside the true one; None under sigmoid, where labels are independent."""
+        """The most probable label of each frame beside the true one; None under sigmoid, since labels are then independent."""
         if self.activation is Activation.SIGMOID:
             return None
         rows = np.flatnonzero((self.targets == 1).any(axis=1))
@@ -384,7 +384,7 @@ class Choice:
         return tuple(tuple(map(int, row)) for row in cells.reshape(self.labels, self.labels))
 
     def measure(self, weights: Float64) -> dict[str, Float64]:
-        """Return accuracy, and balanced accuracy as the mean sensitivity of the labels: nan where one has no frame.
+        """Return accuracy, and balanced accuracy as the mean sensitivity of the labels: nan if one has no frame.
 
         Weights have shape (r, n) over all frames of the sample, each figure shape (r,).
         """
@@ -427,7 +427,7 @@ class Evaluation:
     labels
         In the order of the bundle.
     macro
-        Means over the labels, by the names in `MACRO_METRICS`; nan where one label's figure is.
+        Means over the labels, by the names in `MACRO_METRICS`; nan if one label's figure is.
     argmax
         Accuracy and balanced accuracy of the most probable label, by the names in `ARGMAX_METRICS`; empty under sigmoid.
     uncertain

@@ -1,7 +1,7 @@
 """The bundle: the only thing that passes from training to scoring.
 
-A folder of safetensors, ONNX, JSON and text; nothing in it is pickled. `manifest.json` holds the sha256 of every other file and
-is written last, so that its existence means the bundle is whole.
+It is a folder of safetensors, ONNX, JSON and text files, none of them pickled. `manifest.json` holds the sha256 of every other
+file and is written last, so if it exists, the bundle is complete.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ class _Part(BaseModel):
 
 
 class Normalisation(_Part):
-    """What the graph itself does to the pixels of each of its colour channels first: subtract `mean`, divide by `std`."""
+    """What the graph does first to the pixels of each colour channel: subtract `mean`, divide by `std`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class ExplanationCheck(_Part):
-    """One question put to the heatmaps when the bundle was written, on frames of the calibration split.
+    """One check of the heatmaps, made on frames of the calibration split when the bundle was written.
 
-    `value` is what was measured on so many `frames`, and `reference` what it was held against. Without a frame there was
-    nothing to measure: all maps were the same everywhere.
+    `value` was measured on `frames` frames and compared with `reference`. Zero frames mean that nothing could be measured,
+    since every map had the same value everywhere.
     """
 
     name: Literal["randomisation", "deletion", "insertion", "pointing", "iou"]
@@ -56,11 +56,11 @@ class ExplanationCheck(_Part):
 
 
 class HeatmapSupport(_Part):
-    """How heatmaps are made: by the closed form, where it holds for this network, or by a gradient.
+    """How heatmaps are made: by the closed form if it holds for this network, otherwise by a gradient.
 
     `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
     `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and `grad-cam`, in
-    logits, measured when the bundle was written, None where the closed form has no meaning; `exact` says that it is small
+    logits, measured when the bundle was written, None if the closed form has no meaning; `exact` says that it is small
     enough. `method` names the map.
 
     `full_scale` is the value of the last colour in all pictures of the bundle: in 95 % of the true positives of each finding on
@@ -80,7 +80,7 @@ class HeatmapSupport(_Part):
 
     @property
     def is_part_of_logit(self) -> bool:
-        """Whether a value is what its cell adds to the logit: only a linear head has such parts, and two methods show them."""
+        """Whether each value is what its cell adds to the logit: true for a linear head and two of the methods."""
         return self.computed == "closed_form" and self.method in ("grad-cam", "hirescam")
 
     @property
@@ -90,7 +90,7 @@ class HeatmapSupport(_Part):
 
     @property
     def caveat(self) -> str:
-        """A sentence for whoever sees the heatmaps; empty if every check was passed."""
+        """A sentence for readers of the heatmaps; empty if every check was passed."""
         failed = ", ".join(check.name for check in self.checks if check.frames and not check.passed)
         empty = ", ".join(check.name for check in self.checks if not check.frames)
         found = [f"failed checks ({failed})"] if failed else []
@@ -111,7 +111,7 @@ class LabelCoverage(_Part):
 
 
 class MeasuredStates(_Part):
-    """How often the bundle said "uncertain" on its test split, of any label (`uncertain`) and of each."""
+    """How often the bundle was uncertain on its test split: about any label (`uncertain`), and about each label."""
 
     frames: int
     patients: int
@@ -120,7 +120,7 @@ class MeasuredStates(_Part):
 
 
 class Conformal(_Part):
-    """In which band around its operating point a label is uncertain.
+    """The band around its operating point in which a label is uncertain.
 
     `alpha` is how often states may miss the truth, in frames with a label and in frames without it; `measured` is None if there
     was no test split.
@@ -132,7 +132,7 @@ class Conformal(_Part):
 
 
 class MeasuredRefusals(_Part):
-    """False alarms: how many frames of the test split are refused, of how many patients.
+    """False alarms: how many frames of the test split are refused, and how many patients have such a frame.
 
     `low` and `high` are the 95 % interval of the part of the patients (Wilson 1927).
     """
@@ -159,7 +159,7 @@ class Outliers(_Part):
 
 
 class Provenance(_Part):
-    """Where the bundle comes from."""
+    """How the bundle was made: when, from which data and commit, and with which versions of libraries."""
 
     created: str
     git_commit: str
@@ -172,7 +172,7 @@ class Provenance(_Part):
 
 
 class Manifest(_Part):
-    """Everything that scoring needs to know beside the graph itself."""
+    """Everything that scoring needs to know besides the graph."""
 
     schema_version: int
     bundle_id: str
@@ -207,7 +207,7 @@ class Manifest(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files all match their hashes."""
+    """A loaded bundle, all of whose files match their hashes."""
 
     path: Path
     manifest: Manifest
@@ -218,7 +218,7 @@ class Bundle:
         Raises
         ------
         BundleError
-            Where the file is not part of the bundle, or has changed since.
+            If the file is not part of the bundle, or has changed since.
         """
         expected = self.manifest.files.get(name)
         if expected is None:
@@ -264,7 +264,7 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
     Raises
     ------
     BundleError
-        Where a required file is missing.
+        If a required file is missing.
     """
     if missing := REQUIRED_FILES - set(contents):
         raise BundleError(f"A bundle needs {', '.join(sorted(missing))}.")
@@ -286,7 +286,7 @@ def load_bundle(path: Path) -> Bundle:
     Raises
     ------
     BundleError
-        Where it is missing, not whole, altered, or of a newer schema.
+        If it is missing, incomplete, altered, or of another schema version.
     """
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")

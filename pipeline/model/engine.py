@@ -17,7 +17,7 @@ OUTPUTS = ("logits", "features")
 ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
 A_CORE, ON_CUDA = 2, 32
-"""Frames in one call: on processors few for each core, whose activations stay in its cache (DECISIONS.md); on a GPU many."""
+"""Frames in one call: few for each core, so that their activations stay in its cache (DECISIONS.md); many on a GPU."""
 
 
 class Engine:
@@ -40,7 +40,7 @@ class Engine:
     provider
         Execution provider that runs the graph.
     frames_at_once
-        How many frames one call takes best.
+        Best number of frames for one call.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class Engine:
         Raises
         ------
         BundleError
-            Where a logit is not a finite number.
+            If a logit is not a finite number.
         """
         logits, features = self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(pixels, dtype=np.float32)})
         if not np.isfinite(logits).all():
@@ -81,20 +81,20 @@ class Engine:
         return logits, features
 
     def calls(self, cores: int) -> int:
-        """Return how many calls at a time keep so many cores at work; one, where a single call takes all there is."""
+        """Return how many calls at a time keep `cores` cores busy; one if a single call already uses all of them."""
         return max(1, cores // self.threads) if self.threads and self.is_on_processor else 1
 
     def parts(self, count: int) -> list[slice]:
-        """Return slices that cut so many frames into what one call takes best."""
+        """Return slices that cut `count` frames into batches of the best size."""
         return [slice(start, start + self.frames_at_once) for start in range(0, count, self.frames_at_once)]
 
     def logits(self, frames: Iterable[FloatArray]) -> FloatArray:
-        """Return the logits (n, labels) of frames of shape (1, size, size), run as many at a time as it takes best.
+        """Return the logits (n, labels) of frames of shape (1, size, size), run in batches of the best size.
 
         Raises
         ------
         BundleError
-            Where a logit is not a finite number.
+            If a logit is not a finite number.
         """
         rest = iter(frames)
         batches = iter(lambda: list(islice(rest, self.frames_at_once)), [])
@@ -118,7 +118,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = ERRORS_ONLY
-    # A place that cannot hold files: every reference to weights outside the checked bytes fails.
+    # This place cannot hold files, so every reference to weights outside the checked bytes fails.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options
 
@@ -162,8 +162,8 @@ def closed_form_maps(features: FloatArray, weights: FloatArray, method: HeatmapM
     Behind such a head the gradient of a logit is w_k / area at every cell. HiResCAM (Draelos and Carin 2020, arXiv 2011.08891)
     is then Grad-CAM itself; LayerCAM (Jiang et al. 2021, doi 10.1109/TIP.2021.3089943) leaves the negative weights out.
     Grad-CAM++ (Chattopadhay et al. 2018, doi 10.1109/WACV.2018.00097, equation 19) weighs the positive ones by
-    alpha = 1 / (2 + w_k * mean of channel k), here with the epsilon of `grad-cam`. It is taken as a mean over the cells,
-    where the paper adds up, so that it stands on the scale of the others.
+    alpha = 1 / (2 + w_k * mean of channel k), here with the epsilon of `grad-cam`. The paper sums over the cells; here the mean
+    is taken, which puts the map on the scale of the others.
     """
     count, channels, rows, columns = features.shape
     cells = features.reshape(count, channels, rows * columns)

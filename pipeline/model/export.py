@@ -1,4 +1,4 @@
-"""From a trained network to the graph that scores: ONNX with two outputs, checked against the network it came from."""
+"""Exports a trained network as the graph that scores: ONNX with two outputs, compared with the network itself."""
 
 import logging
 import tempfile
@@ -45,7 +45,7 @@ def export_graph(network: Network, size: int) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the exporter's warnings, which speak of its own inner steps."""
+    """Silence the exporter's warnings, which are about its own inner steps."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -75,7 +75,7 @@ def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:
     Raises
     ------
     TrainingError
-        Where it is above `LOGIT_TOLERANCE` times the largest logit (or 1).
+        If it is above `LOGIT_TOLERANCE` times the largest logit (or 1).
     """
     logits, _ = Engine(graph).run(pixels)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:
 
 
 def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "grad-cam") -> HeatmapSupport:
-    """Measure whether the closed form holds: the same map as that of `grad-cam`, before the library scales it.
+    """Measure whether the closed form holds: whether it gives the same map as `grad-cam`, before the library scales it.
 
     Parameters
     ----------
@@ -124,12 +124,12 @@ def _difference(network: Network, features: FloatArray, method: HeatmapMethod) -
 
 
 def check_feature_map(network: Network, size: int) -> None:
-    """Refuse a network whose last features are no map, before it is trained.
+    """Refuse a network whose last features are not a map, before it is trained.
 
     Raises
     ------
     ConfigError
-        Where they are not of shape (batch, channels, rows, columns).
+        If they are not of shape (batch, channels, rows, columns).
     """
     with torch.no_grad():
         features = network.eval().body.forward_features(torch.zeros(1, len(network.mean[0]), size, size))

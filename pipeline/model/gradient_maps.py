@@ -1,4 +1,4 @@
-"""Heatmaps by a backward pass through the head, with `grad-cam`, on the absolute scale that the library gives away."""
+"""Heatmaps by a backward pass through the head, with `grad-cam`, on the absolute scale that the library discards."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.predictions import HeatmapMethod
 
 
 class _Head(nn.Module):
-    """The part of a network behind its last feature map, with a layer on which that map can be seen."""
+    """The part of a network after its last feature map, with a layer at which the library can read that map."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Head(nn.Module):
 
 
 class _Unscaled:
-    """Leaves out what the library does to a map at its end: enlarging it, and scaling it to its own maximum."""
+    """Skips the library's last steps: enlarging a map, and scaling it to its own maximum."""
 
     def compute_cam_per_layer(self, pixels: Tensor, targets: list[Any], eigen_smooth: bool) -> list[FloatArray]:
         library: Any = self

@@ -124,7 +124,7 @@ def create_network(architecture: str, labels: int) -> Network:
     Raises
     ------
     ConfigError
-        Where timm has no such network, or it does not end in one linear layer on a feature map.
+        If timm has no such network, or it does not end in one linear layer on a feature map.
     """
     body = _create_body(architecture, labels)
     if not isinstance(body.get_classifier(), nn.Linear) or not hasattr(body, "forward_head"):
@@ -199,11 +199,11 @@ def load_weights(network: Network, architecture: str, source: str) -> None:
     Raises
     ------
     ConfigError
-        Where the source does not exist for this architecture.
+        If the source does not exist for this architecture.
     DownloadError
-        Where `imagenet` cannot be fetched.
+        If `imagenet` cannot be downloaded.
     InputError
-        Where a file holds weights of another network.
+        If a file holds weights of another network.
     """
     if source == "none":
         return
@@ -262,14 +262,14 @@ def _imagenet(architecture: str) -> dict[str, Tensor]:
     _check_hub(architecture)
     try:
         body = timm.create_model(architecture, pretrained=True)
-    except Exception:  # the hub's client raises many kinds, all of them mean that nothing was fetched
+    except Exception:  # the hub's client raises many kinds; all mean that nothing was downloaded
         raise DownloadError(_no_download(architecture)) from None
     state: dict[str, Tensor] = body.state_dict()
     return state
 
 
 def _check_hub(architecture: str) -> None:
-    """Ask for the hub's first page, since its client tries a closed network for a minute before it gives up."""
+    """Request the hub's first page, since its client retries for a minute if the network is closed."""
     if constants.HF_HUB_OFFLINE:
         return
     try:

@@ -1,4 +1,4 @@
-"""What a trained network is worth: calibrated on one split, measured on another, by the graph that scores."""
+"""Fits calibration, operating points and outlier threshold on one split, and measures them on another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Assessment:
     reference
         What tells frames that are unlike those of the training.
     evaluation
-        None where there is no test split.
+        None if there is no test split.
     states, refusals
         How often the bundle is uncertain, and how often it refuses frames, likewise.
     plots
@@ -57,7 +57,7 @@ class Assessment:
 
 
 def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: FloatArray) -> Assessment:
-    """Fit what turns logits into results on the calibration split, and measure on the test split.
+    """Fit on the calibration split how logits become results, and measure the results on the test split.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: Flo
     Raises
     ------
     InputError
-        Where the calibration split lacks positives or negatives of a label.
+        If the calibration split lacks positives or negatives of a label.
     """
     resamples, seed = config.evaluate.bootstrap, config.train.seed
     engine, activation = Engine(graph, config.train.threads), config.model.activation

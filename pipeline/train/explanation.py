@@ -1,4 +1,4 @@
-"""Questions put to the heatmaps of a trained network before its bundle is written; on frames of the calibration split alone."""
+"""Checks the heatmaps of a trained network before its bundle is written, on frames of the calibration split alone."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ APART = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """What is examined.
+    """A network whose heatmaps are checked, and the frames for it.
 
     Parameters
     ----------
@@ -108,18 +108,18 @@ def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], 
 
 
 def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Masks]) -> tuple[ExplanationCheck, ...]:
-    """Return what the checks found.
+    """Check the heatmaps.
 
     `randomisation`: the mean rank correlation (Spearman) of a frame's map with that of the network whose layers were made
     random one group after the other, from the classifier down (Adebayo et al. 2018, arXiv 1810.03292). It is measured at
-    the end, where all of them are random, and must be below `APART` there. `deletion` and `insertion` (Petsiuk et al. 2018,
+    the end, when all of them are random, and must be below `APART` then. `deletion` and `insertion` (Petsiuk et al. 2018,
     arXiv 1806.07421): the mean margin of the label while cells are greyed, or shown, in the order of the map, which must
     fall, or rise, faster than in random order. `pointing` (Zhang et al. 2018, doi 10.1007/s11263-017-1059-x): how often the
     hottest cell touches a known lesion, against the part of the cells that do. `iou`: intersection over union of these with
     the cells of at least half the map's maximum, against that of all cells.
 
-    Frames whose map is the same everywhere answer none of the first three questions; where all of them are such, the check
-    has no frames, and is not passed.
+    Frames whose map has the same value everywhere are left out of the first three checks; if that is true of all frames, the
+    check has no frames and is not passed.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def _make_random(network: Network, names: Sequence[str], generator: torch.Genera
 
 
 def _rank_correlation(before: FloatArray, after: FloatArray) -> float:
-    """Return Spearman's correlation; 0 where the second map is the same everywhere."""
+    """Return Spearman's correlation; 0 if the second map has the same value everywhere."""
     return 0.0 if np.ptp(after) == 0 else float(stats.spearmanr(before.ravel(), after.ravel()).statistic)
 
 
@@ -243,7 +243,7 @@ def lesion_masks(data: TrainingData, rows: NDArray[np.int64], preprocessing: Pre
     rows
         Of the frames, in the order in which the masks count them.
     preprocessing
-        From a frame to the network's input; where it follows the brightness of a frame, nothing is known.
+        From a frame to the network's input; if it follows the brightness of a frame (`focus`), no lesion is known.
     cells
         Rows and columns of a map.
     """

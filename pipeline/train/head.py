@@ -64,7 +64,7 @@ def fit_head(train: Examples, tune: Examples, weights: Array, activation: Activa
     Raises
     ------
     TrainingError
-        Where the loss is not a number.
+        If the loss is not a number.
     """
     center, scale = train.features.mean(0), train.features.std(0) + 1e-6
     near, far = (Examples((part.features - center) / scale, part.targets) for part in (train, tune))

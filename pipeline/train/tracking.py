@@ -1,4 +1,4 @@
-"""MLflow: parameters, metrics, files and a registered model of every run; a dead server costs seconds and never a result."""
+"""Records runs in MLflow: parameters, metrics, files and a registered model. A dead server costs seconds, never a result."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ _BUNDLE_ID = "octray.bundle_id"
 
 
 class Tracker:
-    """Records one training run in MLflow. What fails is said once on standard error, and training goes on.
+    """Records one training run in MLflow. A failure is reported once on standard error, and training goes on.
 
     A run that was begun always gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
     could not be recorded are kept and sent with later ones.
@@ -50,17 +50,17 @@ class Tracker:
     Parameters
     ----------
     settings
-        Where to write.
+        Address, experiment and alias.
     name, parameters
         The configuration's name, and the configuration itself, flattened.
     dataset_name, dataset_sha256
         Name and hash of the index.
     run_id
-        A run to go on with; empty starts a new one.
+        A run to resume; empty starts a new one.
     left_run
-        A run that was killed and is not gone on with; it ends as KILLED.
+        A run that was killed and is not resumed; it ends as KILLED.
     remember
-        Is called with the id of a new run as soon as there is one.
+        Called with the id of a new run as soon as it exists.
     """
 
     def __init__(
@@ -411,7 +411,7 @@ def provenance(config: Config, index: Index, run_id: str) -> Provenance:
 
 
 def _git_commit() -> str:
-    """Return the commit of octray's own checkout; empty where it lies in no checkout, or in somebody else's."""
+    """Return the commit of octray's own checkout; empty if it is not in a checkout, or in one of another project."""
     git = shutil.which("git")
     here = Path(__file__)
     if git is None:

@@ -68,10 +68,10 @@ def select_training_data(config: Config, index: Index) -> TrainingData:
     Raises
     ------
     ConfigError
-        Where the configuration names labels that the index does not have.
+        If the configuration names labels that the index does not have.
     InputError
-        Where a frame has no label or, with softmax, several; where a split that is fitted lacks frames with a label, or
-        without it; or where frames are of another modality than the model is meant for.
+        If a frame has no label or, with softmax, several; if a fitted split has no frame with a label, or none without it; or
+        if frames are of another modality or view than the model is meant for.
     """
     labels = _labels(config.data, index)
     targets = index.targets(index.records, labels)
@@ -133,7 +133,7 @@ def _check_targets(data: TrainingData, activation: Activation) -> None:
 
 
 def _check_intended_use(data: TrainingData, use: IntendedUse) -> None:
-    """Refuse frames that scoring would refuse; a frame that does not say what it is may be anything."""
+    """Refuse frames that scoring would refuse; a frame that does not state its modality or view passes."""
     for keyword, setting, intended, is_expected in (
         ("modality", "data.modalities", use.modalities, is_expected_modality),
         ("view_position", "data.view_positions", use.view_positions, is_expected_view),

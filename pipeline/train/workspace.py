@@ -1,4 +1,4 @@
-"""The folder beside a bundle that holds what a run would lose when killed: decoded frames, features and the checkpoint."""
+"""The folder beside a bundle that a killed run resumes from: decoded frames, features and the checkpoint."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ class Workspace:
 
     @property
     def checkpoint(self) -> Path:
-        """Where fine-tuning keeps its state."""
+        """The file in which fine-tuning keeps its state."""
         return self.path / "checkpoint.safetensors"
 
     @property
     def run_id(self) -> str:
-        """The MLflow run that works here; empty where there is none."""
+        """The MLflow run that works here; empty if there is none."""
         return str(self._state().get("mlflow_run_id", ""))
 
     @property
@@ -51,7 +51,7 @@ class Workspace:
         name
             Stem of the `.npy` file.
         rows
-            What to write, row by row, where the file is not there yet; otherwise it is not touched.
+            What to write, row by row, if the file does not exist yet; otherwise it is not read.
         shape
             Of the whole array; its type is float32.
 
@@ -98,7 +98,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     Raises
     ------
     InputError
-        Where another run left the workspace, its folder cannot be made, or the bundle's place is taken by a file or an index.
+        If the workspace belongs to another run or cannot be made, or the bundle's place is taken by a file or an index.
     """
     place = bundle.resolve()
     if not place.name or (place.exists() and not place.is_dir()):
