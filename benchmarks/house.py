@@ -10,8 +10,8 @@ How each is counted:
 - A circle is a set of modules of which each imports the others, be it through further ones (strongly connected components of
   the graph of imports that grimp builds; imports inside functions and under TYPE_CHECKING count).
 - A name has several meanings if two modules define a public class, function or type alias of that name, or if two modules
-  outside the command line have the same file name. What commands define alike by agreement (`main`, `run`, `add_arguments`),
-  `__init__.py`, `__main__.py` and type variables do not count.
+  outside the command line have the same file name. `__init__.py`, `__main__.py`, type variables, and what commands and
+  migrations define alike by agreement (`run`, `upgrade` and so on) do not count.
 - "where" means "if" unless a word for a place or a thing in which something can be stands before it ("the folder where"), or it
   opens an indirect question ("say where", "see where it lies"): a heuristic over all docstrings that finds nearly all such
   conditions ("where there is none", "where a file is damaged") and a few sentences that really speak of a place.
@@ -32,7 +32,7 @@ import grimp
 ROOMS = ("pipeline", "services")
 FIRST_COMMIT = "217467d"
 MOST_LINES, MOST_CHARACTERS = 60, 72
-SHARED_NAMES = {"main", "run", "add_arguments"}
+SHARED_NAMES = {"main", "run", "add_arguments", "upgrade", "downgrade"}
 SHARED_MODULES = {"__init__", "__main__"}
 _ASKS = (
     *("say", "says", "said", "know", "knows", "tell", "tells", "show", "shows", "see", "sees", "find", "finds", "and", "from"),

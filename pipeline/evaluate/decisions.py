@@ -139,12 +139,12 @@ def conformal_bands(
     A band has two purposes, and it reaches as far as the wider of them.
 
     First, it covers the truth: in a patient like those of the calibration split, a frame with the label lies below
-    `present_from` with a chance of at most `alpha`, and a frame without it lies at or above `absent_below` with the same chance.
-    Let K patients have frames with the label, N_k of them each. Then `present_from` is the largest probability seen in these
-    frames that has a mass of at least 1 - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients
-    can be exchanged, and the frames of a patient as well, the chance of a miss is at most alpha, with or without ties, however
-    many frames a patient has (Lee, Barber and Willett 2023, theorem 1; with one frame each, the edge is the
-    floor(alpha (K + 1))-th smallest). Each patient counts once, since the frames of one patient resemble each other.
+    `present_from` with a chance of at most `alpha`, and a frame without it lies at or above `absent_below` likewise. Let K
+    patients have frames with the label, N_k of them each. Then `present_from` is the largest probability seen in these frames
+    that has a mass of at least 1 - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients can be
+    exchanged, and the frames of a patient as well, the chance of a miss is at most alpha, with or without ties, however many
+    frames a patient has (Lee, Barber and Willett 2023, theorem 1; with one frame each, the edge is the floor(alpha (K + 1))-th
+    smallest). Each patient counts once, since the frames of one patient resemble each other.
 
     Such an edge exists from 1 / alpha - 1 patients on. With fewer, the edge is parametric: the lower limit of a prediction
     interval for the lowest log odds of one further patient, which are taken as normal (Hahn and Meeker 1991, chapter 4), and no

@@ -11,11 +11,11 @@ import numpy as np
 from pipeline.evaluate.calibration import BINS, expected_calibration_error, reliability
 from pipeline.evaluate.metrics import (
     Choice,
-    Column,
+    LabelColumn,
     Sample,
     auroc,
     average_precision,
-    count,
+    confusion_counts,
     curve,
     prevalence,
     sensitivity,
@@ -50,13 +50,14 @@ def plots(sample: Sample) -> dict[str, bytes]:
     return drawn | ({"most_probable.png": _most_probable(columns, choice)} if choice else {})
 
 
-def _roc(columns: Sequence[Column]) -> bytes:
+def _roc(columns: Sequence[LabelColumn]) -> bytes:
     """Draw sensitivity against 1 - specificity, with a dot for the states of each label."""
     figure, axes = _square("Receiver operating characteristic", "1 - specificity", "Sensitivity")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
     for (colour, line), column in zip(_styles(), columns, strict=False):
         ones = np.ones(len(column.rows))
-        points, counts = curve(column.probabilities, column.targets, ones), count(column.states, column.targets, ones)
+        points = curve(column.probabilities, column.targets, ones)
+        counts = confusion_counts(column.states, column.targets, ones)
         area = float(auroc(points))
         if np.isnan(area):
             continue
@@ -67,12 +68,13 @@ def _roc(columns: Sequence[Column]) -> bytes:
     return _finish(figure, axes, "lower right", "Dots: what is said; uncertain frames count as errors")
 
 
-def _precision_recall(columns: Sequence[Column]) -> bytes:
+def _precision_recall(columns: Sequence[LabelColumn]) -> bytes:
     """Draw precision against sensitivity, with each label's prevalence, the precision of chance, as a thin line."""
     figure, axes = _square("Precision and sensitivity", "Sensitivity", "Precision (positive predictive value)")
     for (colour, line), column in zip(_styles(), columns, strict=False):
         ones = np.ones(len(column.rows))
-        points, counts = curve(column.probabilities, column.targets, ones), count(column.states, column.targets, ones)
+        points = curve(column.probabilities, column.targets, ones)
+        counts = confusion_counts(column.states, column.targets, ones)
         mean = float(average_precision(points))
         if np.isnan(mean):
             continue
@@ -86,7 +88,7 @@ def _precision_recall(columns: Sequence[Column]) -> bytes:
     return _finish(figure, axes, "lower left", "AP: average precision; dots: what is said; thin lines: prevalence")
 
 
-def _reliability(columns: Sequence[Column]) -> bytes:
+def _reliability(columns: Sequence[LabelColumn]) -> bytes:
     """Draw the observed frequency against the predicted probability in bins of equal width, dots by number of frames."""
     figure, axes = _square("Reliability", "Calibrated probability (mean of bin)", "Observed frequency")
     axes.plot([0, 1], [0, 1], color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
@@ -108,7 +110,7 @@ def _reliability(columns: Sequence[Column]) -> bytes:
     )
 
 
-def _most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
+def _most_probable(columns: Sequence[LabelColumn], choice: Choice) -> bytes:
     """Draw the table of true and most probable labels."""
     side = 2.6 + 0.75 * len(columns)
     figure = _figure(side + 0.4, side)
@@ -122,13 +124,13 @@ def _most_probable(columns: Sequence[Column], choice: Choice) -> bytes:
     return _png(figure)
 
 
-def _confusion(columns: Sequence[Column]) -> bytes:
+def _confusion(columns: Sequence[LabelColumn]) -> bytes:
     """Draw one table for each label: the truth against the states."""
     across = min(len(columns), 4)
     down = -(-len(columns) // across)
     figure = _figure(0.8 + 3.4 * across, 0.9 + 2.5 * down)
     for position, column in enumerate(columns, start=1):
-        counts = count(column.states, column.targets, np.ones(len(column.rows)))
+        counts = confusion_counts(column.states, column.targets, np.ones(len(column.rows)))
         cells = [
             [counts.true_negatives, counts.uncertain_negatives, counts.false_positives],
             [counts.false_negatives, counts.uncertain_positives, counts.true_positives],
@@ -162,7 +164,7 @@ def _styles() -> "cycle[tuple[str, str]]":
     return cycle([(colour, line) for line, colour in product(LINES, COLOURS)])
 
 
-def _named(column: Column, figure: str) -> str:
+def _named(column: LabelColumn, figure: str) -> str:
     return f"{textwrap.shorten(column.label, 30, placeholder='...')}: {figure}"
 
 

@@ -79,7 +79,7 @@ def curve(probabilities: Float64, targets: Float64, weights: Float64) -> Curve:
     return Curve(ordered[ends], positives, everything - positives)
 
 
-def count(states: NDArray[np.object_], targets: Float64, weights: Float64) -> Counts:
+def confusion_counts(states: NDArray[np.object_], targets: Float64, weights: Float64) -> Counts:
     """Fill the confusion table.
 
     Parameters
@@ -167,8 +167,8 @@ CALIBRATION: Mapping[str, Callable[[Float64, Float64, Float64], Float64]] = {"br
 
 
 def measure(probabilities: Float64, targets: Float64, states: NDArray[np.object_], weights: Float64) -> dict[str, Float64]:
-    """Return every metric of one label by its name, each of shape (...); parameters as in `curve` and `count`."""
-    points, counts = curve(probabilities, targets, weights), count(states, targets, weights)
+    """Return every metric of one label by its name, each of shape (...); parameters as in `curve` and `confusion_counts`."""
+    points, counts = curve(probabilities, targets, weights), confusion_counts(states, targets, weights)
     ranking = {name: metric(points) for name, metric in RANKING.items()}
     decision = {name: metric(counts) for name, metric in DECISION.items()}
     calibration = {name: metric(probabilities, targets, weights) for name, metric in CALIBRATION.items()}
@@ -318,11 +318,11 @@ class Sample:
         return rule.states(self.probabilities)
 
     @property
-    def columns(self) -> "tuple[Column, ...]":
+    def columns(self) -> "tuple[LabelColumn, ...]":
         """The labels one by one, each with the frames for which it is known."""
         thresholds = {point.label: point.threshold for point in self.operating_points}
         return tuple(
-            Column(label, np.flatnonzero(~np.isnan(target)), chances, target, states, thresholds[label])
+            LabelColumn(label, np.flatnonzero(~np.isnan(target)), chances, target, states, thresholds[label])
             for label, chances, target, states in zip(
                 self.labels, self.probabilities.T, self.targets.T, self.states.T, strict=True
             )
@@ -337,7 +337,7 @@ class Sample:
         return Choice(rows, self.logits[rows].argmax(axis=1), (self.targets[rows] == 1).argmax(axis=1), len(self.labels))
 
 
-class Column:
+class LabelColumn:
     """One label in the frames for which it is known.
 
     Attributes
@@ -527,7 +527,7 @@ def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
+def _statistic(columns: Sequence[LabelColumn], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
     labels = [column.measure(weights) for column in columns]
     macro: dict[str, Float64] = {
         name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS if name != _ECE
@@ -537,13 +537,13 @@ def _statistic(columns: Sequence[Column], choice: Choice | None, weights: Float6
     return {(scope, name): figures for scope, metrics in scopes for name, figures in metrics.items()}
 
 
-def _calibration_errors(columns: Sequence[Column]) -> dict[_Key, Estimate]:
+def _calibration_errors(columns: Sequence[LabelColumn]) -> dict[_Key, Estimate]:
     errors = [expected_calibration_error(column.probabilities, column.targets) for column in columns]
     scopes: list[tuple[int | str, float]] = [*enumerate(errors), (_MACRO, float(np.mean(errors)))]
     return {(scope, _ECE): Estimate(None if np.isnan(error) else error, None, None, 0) for scope, error in scopes}
 
 
-def _label_evaluation(column: Column, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
+def _label_evaluation(column: LabelColumn, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
     positives = int(column.targets.sum())
     return LabelEvaluation(column.label, positives, len(column.targets) - positives, column.threshold, metrics)
 

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.figures import plots
-from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, count, evaluate, sensitivity, specificity
+from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, confusion_counts, evaluate, sensitivity, specificity
 from pipeline.evaluate.outliers import Reference, fit_reference, pooled, reference_rows
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
@@ -160,7 +160,7 @@ def evaluate_bundle(
 
 def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
     """Give operating points the sensitivity and specificity of the states, which bands and the other labels decide as well."""
-    counts = [count(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
+    counts = [confusion_counts(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
     return tuple(
         replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
         for point, one in zip(points, counts, strict=True)
