@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files import archives, study_file
-from pipeline.imaging.files.study_file import Member, read_head
+from pipeline.imaging.files.study_file import ArchiveMember, read_head
 from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dicom, make_dicomdir, make_zip
@@ -303,7 +303,7 @@ def test_the_start_of_a_member_is_found_behind_any_number_of_empty_blocks(tmp_pa
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     deflated = empty * 5000 + compressor.compress(content) + compressor.flush()
     (tmp_path / "study.zip").write_bytes(packed[:35] + deflated)
-    member = Member(0, len(deflated), len(content), zlib.crc32(content), zipfile.ZIP_DEFLATED)
+    member = ArchiveMember(0, len(deflated), len(content), zlib.crc32(content), zipfile.ZIP_DEFLATED)
     file = StudyFile(tmp_path / "study.zip", "study.zip/a.dcm", (member,))
     assert read_head(file, 132) == content[:132]
     assert read_bytes(file) == content

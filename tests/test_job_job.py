@@ -21,7 +21,7 @@ from pipeline.errors import LedgerError
 from pipeline.imaging.sources import StudyFile
 from pipeline.job import loop, summary
 from pipeline.job.loop import Loop, PendingResults
-from pipeline.job.scorer import Done, killed
+from pipeline.job.scorer import ScoredClaim, killed
 from pipeline.job.study_files import StudyFiles, files_to_json
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import StudyRecord
@@ -108,7 +108,7 @@ def test_a_second_run_scores_only_what_is_new_or_has_changed(
     scored: list[str] = []
     take = Loop._take
 
-    def note(self: Loop, done: Done) -> None:
+    def note(self: Loop, done: ScoredClaim) -> None:
         scored.append(done.claim.key)
         take(self, done)
 
@@ -333,11 +333,11 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
         ledger = Ledger(server.enter_context(running_postgres()), "run")
         ledger.add(works)
 
-        def score_and_lose(claims: Iterable[Claim]) -> Iterator[Done]:
+        def score_and_lose(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
             for claim in claims:
                 if claim.key == "study:3":
                     server.close()
-                yield Done(claim, Outcome(claim.id, first, 2, 0.9, (Output(claim.key, "", 3),)))
+                yield ScoredClaim(claim, Outcome(claim.id, first, 2, 0.9, (Output(claim.key, "", 3),)))
 
         with ledger, pytest.raises(LedgerError, match="cannot be reached"):
             Loop(ledger, "me", PendingResults(path, there(tmp_path)), lambda record: None).work(score_and_lose)
@@ -348,10 +348,10 @@ def test_outcomes_that_the_ledger_cannot_take_are_kept_for_the_next_run(
     assert kept.names() == {work.key for work in works}
     scored: list[str] = []
 
-    def score(claims: Iterable[Claim]) -> Iterator[Done]:
+    def score(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
         for claim in claims:
             scored.append(claim.key)
-            yield Done(claim, Outcome(claim.id, second, 0, 0.0))
+            yield ScoredClaim(claim, Outcome(claim.id, second, 0, 0.0))
 
     with Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "run") as other:
         other.add([*unchanged, Unit("study:3", 3, "changed", b"[]")])
@@ -373,7 +373,7 @@ def test_a_study_that_kills_its_reader_is_tried_three_times_and_the_others_are_s
     tried: list[int] = []
     take = Loop._take
 
-    def note(self: Loop, done: Done) -> None:
+    def note(self: Loop, done: ScoredClaim) -> None:
         tried.extend([done.claim.attempt] if done.claim.key == f"study:1.2.{ord('c')}" else [])
         take(self, done)
 
@@ -403,7 +403,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     tried: list[tuple[str, int]] = []
     take = Loop._take
 
-    def note(self: Loop, done: Done) -> None:
+    def note(self: Loop, done: ScoredClaim) -> None:
         tried.append((done.claim.key, done.claim.attempt))
         take(self, done)
 
@@ -471,7 +471,7 @@ def test_a_study_whose_scorer_was_killed_is_given_up_after_three_times(tmp_path:
     file = StudyFile(tmp_path / "x.dcm", "x.dcm")
     tried: list[int] = []
 
-    def dies(claims: Iterable[Claim]) -> Iterator[Done]:
+    def dies(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
         for claim in claims:
             tried.append(claim.attempt)
             yield killed(claim, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from pipeline.job.loop import Loop, PendingResults
-from pipeline.job.scorer import Done
+from pipeline.job.scorer import ScoredClaim
 from pipeline.predictions import StudyRecord
 from pipeline.store import sharing
 from pipeline.store.database import HELD, units
@@ -35,14 +35,14 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
     with Ledger(url, "job") as ledger, Ledger(url, "job") as other:
         ledger.add(works(3))
 
-        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+        def score(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
             claimed = list(claims)
             first, deadline = max(lease_ends()), time.monotonic() + DEADLINE_SECONDS
             while min(lease_ends()) < first + LEASE_SECONDS:  # the lease that was given at first has ended by then
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             taken_by_another.append(other.claim("another", 3, LEASE_SECONDS))
-            yield from (Done(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
+            yield from (ScoredClaim(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
 
         told: list[StudyRecord] = []
         with Member(ledger) as member:
@@ -62,13 +62,13 @@ def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, mon
         ledger.add(works(1))
         monkeypatch.setattr(ledger, "beat", lambda owner, seconds: None)
 
-        def score(claims: Iterable[Claim]) -> Iterator[Done]:
+        def score(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
             for claim in claims:
                 while not (taken := other.claim("another", 1, DEADLINE_SECONDS)):
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
                 assert [one.key for one in taken] == [claim.key]
-                yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
+                yield ScoredClaim(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
         told: list[StudyRecord] = []
         with Member(ledger) as member:

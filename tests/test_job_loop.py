@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import LedgerError
 from pipeline.job import loop
 from pipeline.job.loop import Loop, PendingResults
-from pipeline.job.scorer import Done
+from pipeline.job.scorer import ScoredClaim
 from pipeline.predictions import StudyRecord
 from pipeline.store import database
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Unit
@@ -19,9 +19,9 @@ from pipeline.store.ledger import Claim, Ledger, Order, Outcome, Unit
 RECORD = StudyRecord("1.2.3", ()).to_json()
 
 
-def score(claims: Iterable[Claim]) -> Iterator[Done]:
+def score(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
     for claim in claims:
-        yield Done(claim, Outcome(claim.id, RECORD, 0, 0.0))
+        yield ScoredClaim(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.025, 41), (2.0, 8), (0.003, 256)])
@@ -70,10 +70,10 @@ def test_a_ledger_that_is_out_of_reach_for_a_while_costs_nothing(tmp_path: Path,
             monkeypatch.setattr(ledger, name, locked(name))
         tried: list[str] = []
 
-        def score_at_second_sight(claims: Iterable[Claim]) -> Iterator[Done]:
+        def score_at_second_sight(claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
             for claim in claims:
                 tried.append(claim.key)
-                yield from score([claim]) if claim.attempt == 2 else (Done(claim, None),)
+                yield from score([claim]) if claim.attempt == 2 else (ScoredClaim(claim, None),)
 
         Loop(ledger, "me", PendingResults(tmp_path / "pending-results", lambda output: True), lambda record: None).work(
             score_at_second_sight

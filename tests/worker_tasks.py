@@ -20,7 +20,7 @@ from pipeline.deidentify.instance import Deidentified, deidentify_file
 from pipeline.deidentify.profile import Options
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.score.study import Ended, Outcome, Scoring, score_files, score_singly
+from pipeline.score.study import Ended, FileResults, Scoring, score_files, score_singly
 from pipeline.settings import Reading
 from pipeline.workers.process import outside_limits, restart_clock
 
@@ -48,14 +48,14 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     for file in files:
         if file.source.startswith("crash"):
             os.abort()
     yield from score_singly(files, scoring)
 
 
-def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     """Fail on files of some names as a loaded machine does, or a share that does not answer."""
     reasons = {"slow": Reason.TIME_LIMIT, "huge": Reason.MEMORY_LIMIT, "closed": Reason.NOT_OPENED}
     for file in files:
@@ -64,13 +64,13 @@ def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Outcom
     yield from score_singly(files, scoring)
 
 
-def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     if len(files) > 1:
         yield from score_files(files[:1], scoring)
     os.abort()
 
 
-def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     """Give what came of two frames and of what lies between them, then no more."""
     given = 0
     for items in score_files(files, scoring):
@@ -81,12 +81,12 @@ def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> Outco
                 pass
 
 
-def crash_after_a_frame(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def crash_after_a_frame(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     yield from itertools.islice(score_singly(files, scoring), 1)
     os.abort()
 
 
-def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     """Score with a network that fails as one does that gets no memory."""
     scoring.predictor.engine.run = None  # type: ignore[assignment, method-assign]
     yield from score_files(files, scoring)

@@ -20,7 +20,7 @@ def pixel_sha256(stored: NDArray[Any]) -> str:
     str
         Hex digest over the type, the shape and the values (C order, little endian); equal pixels, equal hash.
     """
-    little = little_endian(stored)
+    little = as_little_endian(stored)
     digest = hashlib.sha256(f"{little.dtype.kind}{little.dtype.itemsize} {little.shape}\n".encode())
     digest.update(little.data)
     return digest.hexdigest()
@@ -28,10 +28,10 @@ def pixel_sha256(stored: NDArray[Any]) -> str:
 
 def stored_sha256(stored: NDArray[Any]) -> str:
     """Hash the values alone (C order, little endian), without their type and shape; returns a hex digest."""
-    return hashlib.sha256(little_endian(stored).data).hexdigest()
+    return hashlib.sha256(as_little_endian(stored).data).hexdigest()
 
 
-def little_endian(stored: NDArray[Any]) -> NDArray[Any]:
+def as_little_endian(stored: NDArray[Any]) -> NDArray[Any]:
     """Return stored values in C order and little endian, as all hashes take them."""
     return np.ascontiguousarray(stored, stored.dtype.newbyteorder("<"))
 

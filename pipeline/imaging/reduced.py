@@ -9,12 +9,10 @@ import io
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 
 from pipeline.imaging.codestream import Codestream, halvings, read_codestream
-
-Values = NDArray[Any]
+from pipeline.imaging.grayscale import Values
 
 JPEG_2000_OFFSET = 0.5
 """The low-pass samples of a wavelet transformation lie at every second pixel's centre, the first at the first (T.800 F.3)."""

@@ -19,7 +19,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.grayscale import TOLERANCE
 from pipeline.imaging.guard import check_size, translated
-from pipeline.imaging.identity import derived_uids, little_endian
+from pipeline.imaging.identity import as_little_endian, derived_uids
 from pipeline.imaging.raster import NO_EXIF, OF_A_CAMERA, grey_picture, orientation_notes, to_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
@@ -78,7 +78,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
                 exif_notes, by_camera = _exif_of_page(page)
                 frame = replace(frame, by_camera=by_camera, notes=notes + exif_notes + frame.notes)
                 if frame.stored_sha256 and len(pictures) > 1:
-                    instance.update(little_endian(stored).data)
+                    instance.update(as_little_endian(stored).data)
             if frame.stored_sha256 and number == len(pictures):
                 frame = replace(frame, instance_sha256=frame.stored_sha256 if number == 1 else instance.hexdigest())
             yield frame

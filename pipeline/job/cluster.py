@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import BundleError, InputError, OctrayError
 from pipeline.job.folder import STATE
 from pipeline.job.outputs import Wanted
-from pipeline.job.scorer import Done, Scorer, killed
+from pipeline.job.scorer import ScoredClaim, Scorer, killed
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
 from pipeline.store.ledger import Claim
@@ -79,7 +79,7 @@ class Actor:
             raise BundleError(f"A machine of the Ray cluster has another bundle as {name}. Copy the one there that is here.")
         self._scorer = Scorer(Predictor(bundle, threads=1), self._place.base, self._place.folder, self._place.wanted)
 
-    def score(self, claims: list[Claim]) -> list[Done]:
+    def score(self, claims: list[Claim]) -> list[ScoredClaim]:
         """Score studies in the order of their claims; call `ready` first."""
         assert self._scorer is not None  # noqa: S101 - for mypy
         return list(self._scorer.outcomes(claims))
@@ -267,7 +267,7 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
 
-    def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
+    def outcomes(self, claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
         """Have studies scored by whatever actor is idle, in chunks; those of an actor that died are tried again one by one.
 
         Raises
@@ -317,7 +317,7 @@ class _Chunks:
         return not first and not self._alone
 
 
-def _fetched(reference: Any) -> list[Done] | None:
+def _fetched(reference: Any) -> list[ScoredClaim] | None:
     """Return what an actor made of a chunk, None where it died, or the chunk was lost; raise what it raised itself."""
     try:
         return list(ray.get(reference))

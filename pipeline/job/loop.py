@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import LedgerError
-from pipeline.job.scorer import Done
+from pipeline.job.scorer import ScoredClaim
 from pipeline.predictions import StudyRecord
 from pipeline.store import sharing
 from pipeline.store.ledger import Claim, Ledger, Outcome, Output
@@ -27,7 +27,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 
 Result = TypeVar("Result")
 
-Outcomes = Callable[[Iterable[Claim]], Iterator[Done]]
+Outcomes = Callable[[Iterable[Claim]], Iterator[ScoredClaim]]
 """Scores claimed studies, on this machine or on others, and gives them back in any order."""
 
 
@@ -170,7 +170,7 @@ class Loop:
                 else:
                     yield claim
 
-    def _take(self, done: Done) -> None:
+    def _take(self, done: ScoredClaim) -> None:
         self.faults += done.faults
         if done.outcome is None:
             with_retries(lambda: self._ledger.retry(self._owner, [done.claim.id]))

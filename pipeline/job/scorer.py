@@ -35,7 +35,7 @@ def _now() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class ScoredClaim:
     """A study that was scored.
 
     Parameters
@@ -116,7 +116,7 @@ class Scorer:
     wanted: Wanted = field(default_factory=Wanted)
     cores: int = 1
 
-    def outcomes(self, claims: Iterable[Claim]) -> Iterator[Done]:
+    def outcomes(self, claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
         """Score studies in the order of their claims, which are taken as needed; a study is done when all of it is written."""
         begun: deque[_Study] = deque()
         ended: deque[_Study] = deque()
@@ -145,25 +145,25 @@ class Scorer:
             while ended:
                 yield self._done(ended.popleft(), tracer)
 
-    def _done(self, study: _Study, tracer: Tracer) -> Done:
+    def _done(self, study: _Study, tracer: Tracer) -> ScoredClaim:
         outputs, faults = study.pieces.outputs()
         if study.is_to_be_tried_again():
-            return Done(study.claim, None)
+            return ScoredClaim(study.claim, None)
         manifest, record = self.predictor.manifest, study.record()
         trace = write_output(self.folder, f"{TRACES}/{trace_name(study.uid(), study.claim.key)}", tracer.trace(record))
         outcome = study.outcome(Ranking(manifest.normal_label, manifest.urgency), (*outputs, trace))
-        return Done(study.claim, outcome, faults)
+        return ScoredClaim(study.claim, outcome, faults)
 
     def _tracer(self) -> Tracer:
         engine = self.predictor.engine
         return Tracer(self.predictor.manifest, provider=engine.provider, threads=engine.threads, versions=software_versions())
 
 
-def killed(claim: Claim, base: Path) -> Done:
+def killed(claim: Claim, base: Path) -> ScoredClaim:
     """Return what is said of a study whose worker was killed: it is to be tried again, or was tried often enough."""
     if claim.attempt < MOST_ATTEMPTS:
-        return Done(claim, None)
+        return ScoredClaim(claim, None)
     message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
     study = _Study(claim, files_from_json(claim.work, base), claim.scored_at or time.time())
     study.failures += (Quarantined(file.source, Reason.DECODER_CRASH, message) for file in study.files)
-    return Done(claim, study.outcome(Ranking()))
+    return ScoredClaim(claim, study.outcome(Ranking()))

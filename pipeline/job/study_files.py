@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.dataset import StatedStudy, may_state_study, stated_study
 from pipeline.imaging.file_workers import file_workers
-from pipeline.imaging.files.study_file import Member, Refusal, StudyFile
+from pipeline.imaging.files.study_file import ArchiveMember, Refusal, StudyFile
 
 _SCANNERS = 2
 
@@ -242,7 +242,7 @@ def _to_file(values: Mapping[str, Any], base: Path) -> StudyFile:
     return StudyFile(
         base / values["path"],
         values["source"],
-        tuple(Member(*member) for member in values.get("inside", ())),
+        tuple(ArchiveMember(*member) for member in values.get("inside", ())),
         Refusal(Reason(reason), message) if reason else None,
     )
 

@@ -100,7 +100,7 @@ def state_of(item: Quarantined) -> State:
     return State.NO_IMAGE if item.reason == Reason.NO_IMAGE else State.NOT_SCORABLE
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """Return a number with `DIGITS` digits after the point, and no minus before a zero."""
     return f"{rounded(value):.{DIGITS}f}"
 
@@ -111,7 +111,7 @@ def _cell(value: Value) -> str | int:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return number(value)
+        return _number(value)
     return csv_escape(value) if isinstance(value, str) else value
 
 

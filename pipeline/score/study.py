@@ -92,7 +92,7 @@ class Ended(Generic[Study]):
 
 Item = Admitted | Quarantined | Ended[Study]
 Result = FramePrediction | Quarantined | Ended[Study]
-Outcome = Iterator[list[FramePrediction | Quarantined | Ended[None]]]
+FileResults = Iterator[list[FramePrediction | Quarantined | Ended[None]]]
 """What came of some frames at a time, and `Ended` between what belongs to one file and to the next."""
 _NEXT_FILE = Ended(None)
 
@@ -157,18 +157,18 @@ def _unpickled(path: Path, bundle_id: str, admission: Admission, drawing: Drawin
     return Scoring(loaded(path, bundle_id), admission, drawing)
 
 
-def score_files(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def score_files(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     """Score files one after the other, frames of several in one call of the network; made for worker processes."""
     items = _items(files, scoring.admission)
     yield from _each_finished(batches(items, scoring.predictor.engine.frames_at_once), scoring)
 
 
-def score_singly(files: Sequence[StudyFile], scoring: Scoring) -> Outcome:
+def score_singly(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
     """Do what `score_files` does, but give what comes of each frame before the next is read."""
     yield from _each_finished(([item] for item in _items(files, scoring.admission)), scoring)
 
 
-def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> Outcome:
+def _each_finished(some: Iterable[list[Item[None]]], scoring: Scoring) -> FileResults:
     for batch in some:
         with outside_limits():
             items = list(predicted(batch, scoring.predictor, scoring.drawing.is_computed))
@@ -269,7 +269,7 @@ TASKS_A_WORKER = 16
 """Tasks that are begun ahead of their use."""
 
 
-Member = tuple[StudyFile, tuple[Ended[Study], ...]]
+_Member = tuple[StudyFile, tuple[Ended[Study], ...]]
 """A file, and the end of its study where it is the last of it."""
 
 
@@ -312,13 +312,13 @@ def score_studies(
         yield from results
 
 
-def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[Member[Study]]:
+def _members(studies: Iterable[tuple[Study, Sequence[StudyFile]]]) -> Iterator[_Member[Study]]:
     for study, files in studies:
         for number, file in enumerate(files, 1):
             yield file, (Ended(study),) if number == len(files) else ()
 
 
-def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
+def _in_workers(members: Iterator[_Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
     """Have a worker a core read files, run the network and draw, so that results alone pass between processes."""
     task, again = partial(score_files, scoring=scoring), partial(_alone, scoring=scoring)
     tasks = ((group, [file for file, _ in group]) for group in _groups(members))
@@ -330,9 +330,9 @@ def _in_workers(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
             yield from _of_group(group, outcome, again)
 
 
-def _groups(members: Iterable[Member[Study]]) -> Iterator[list[Member[Study]]]:
+def _groups(members: Iterable[_Member[Study]]) -> Iterator[list[_Member[Study]]]:
     """Put small files together that follow each other."""
-    group: list[Member[Study]] = []
+    group: list[_Member[Study]] = []
     for member in members:
         is_small = _is_small(member[0])
         if group and (not is_small or len(group) == FILES_AT_ONCE):
@@ -354,7 +354,10 @@ def _is_small(file: StudyFile) -> bool:
 
 
 def _of_group(
-    group: Sequence[Member[Study]], outcome: Outcome, again: Callable[[StudyFile], Outcome] | None = None, skip: int = 0
+    group: Sequence[_Member[Study]],
+    outcome: FileResults,
+    again: Callable[[StudyFile], FileResults] | None = None,
+    skip: int = 0,
 ) -> Iterator[Result[Study]]:
     """Yield what came of files that were scored together, but for the first `skip` frames, and the ends of their studies.
 
@@ -382,13 +385,13 @@ def _of_group(
     yield from rest[0][1]
 
 
-def _alone(file: StudyFile, scoring: Scoring) -> Outcome:
+def _alone(file: StudyFile, scoring: Scoring) -> FileResults:
     """Score a file in a worker of its own."""
     with file_workers(1) as workers:
         yield from workers.run(partial(score_singly, scoring=scoring), [file])
 
 
-def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
+def _in_threads(members: Iterator[_Member[Study]], scoring: Scoring, cores: int) -> Generator[Result[Study], None, None]:
     """Have workers read files, and run the network in this process: on a GPU, or where heatmaps need more than its graph."""
     threads = max(2, scoring.predictor.engine.calls(cores))  # one may draw what another has run
     with (
@@ -405,7 +408,7 @@ def _in_threads(members: Iterator[Member[Study]], scoring: Scoring, cores: int) 
             yield from chain.from_iterable(results)
 
 
-def _read(members: Iterator[Member[Study]], scoring: Scoring, cores: int) -> Generator[Item[Study], None, None]:
+def _read(members: Iterator[_Member[Study]], scoring: Scoring, cores: int) -> Generator[Item[Study], None, None]:
     """Read files, several at a time, and mark where each study ends."""
     read = partial(read_admitted, admission=scoring.admission)
     with (

@@ -15,11 +15,10 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTIONS, PLUGIN, register
 from pipeline.imaging.dicom.elements import little_endian
 from pipeline.imaging.dicom.layout import Bits, Layout
+from pipeline.imaging.grayscale import Values
 from pipeline.imaging.guard import translated
 from pipeline.imaging.reduced import block_averages
 from pipeline.settings import Reading
-
-Values = NDArray[Any]
 
 
 def stored_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterator[Values]:
@@ -127,14 +126,14 @@ def _encapsulated(dataset: Dataset, layout: Layout, reading: Reading) -> Iterato
 
 
 def frame_decoder(dataset: Dataset, layout: Layout, reading: Reading) -> Callable[[bytes], tuple[Values, tuple[str, ...]]]:
-    """Return a function that decodes one compressed frame of a data set, as `decode_frame` does."""
+    """Return a function that decodes one compressed frame of a data set."""
     register()
     counts = {"samples_per_pixel": layout.samples, "number_of_frames": 1}
     options = as_pixel_options(dataset.group_dataset(0x0028)) | _options(layout) | counts
-    return partial(decode_frame, decoder=get_decoder(layout.transfer_syntax), options=options, reading=reading)
+    return partial(_decode_one, decoder=get_decoder(layout.transfer_syntax), options=options, reading=reading)
 
 
-def decode_frame(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> tuple[Values, tuple[str, ...]]:
+def _decode_one(encoded: bytes, decoder: Decoder, options: dict[str, Any], reading: Reading) -> tuple[Values, tuple[str, ...]]:
     """Decode one compressed frame; return also what is wrong with it, in sentences.
 
     Parameters

@@ -11,7 +11,16 @@ from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.files.names import harmless, leftover
-from pipeline.imaging.files.study_file import DAMAGED, Member, Refusal, StudyFile, data_start, inflated, not_opened, unpack
+from pipeline.imaging.files.study_file import (
+    DAMAGED,
+    ArchiveMember,
+    Refusal,
+    StudyFile,
+    data_start,
+    inflated,
+    not_opened,
+    unpack,
+)
 from pipeline.imaging.guard import translated
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
@@ -220,7 +229,7 @@ def _found(archive: _Archive, source: str, named: Sequence[zipfile.ZipInfo], spe
     if len(named) > 1:
         refusal = Refusal(Reason.INCONSISTENT, f"The zip archive has {len(named)} members of this name. Pack the folder again.")
     start = archive.start + info.header_offset
-    member = Member(start, info.compress_size, info.file_size, info.CRC, info.compress_type)
+    member = ArchiveMember(start, info.compress_size, info.file_size, info.CRC, info.compress_type)
     found = StudyFile(file.path, source, (*file.inside, member), refusal)
     if refusal is not None:
         yield found

@@ -48,7 +48,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """Where a member lies in a zip archive (PKWARE APPNOTE 4.3.12), so that it is read without reading the directory again.
 
     Parameters
@@ -88,7 +88,7 @@ class StudyFile:
 
     path: Path
     source: str
-    inside: tuple[Member, ...] = ()
+    inside: tuple[ArchiveMember, ...] = ()
     refusal: Refusal | None = None
 
     def stat(self) -> FileStamp:
@@ -204,14 +204,14 @@ def _open_container(file: StudyFile) -> IO[bytes]:
 
 
 @lru_cache(maxsize=1)
-def _outer(path: Path, inside: tuple[Member, ...], size: int, mtime_ns: int) -> bytes:
+def _outer(path: Path, inside: tuple[ArchiveMember, ...], size: int, mtime_ns: int) -> bytes:
     """Return the content of an archive within an archive; the last is cached, as its members are read one after another."""
     outer = StudyFile(path, "", inside)
     with _open_container(outer) as stream:
         return inflated(stream, inside[-1])
 
 
-def inflated(stream: IO[bytes], member: Member) -> bytes:
+def inflated(stream: IO[bytes], member: ArchiveMember) -> bytes:
     """Return the content of an archive that lies deflated in another.
 
     Raises
@@ -227,7 +227,7 @@ def inflated(stream: IO[bytes], member: Member) -> bytes:
     return _whole(stream, member)
 
 
-def data_start(stream: IO[bytes], member: Member) -> int:
+def data_start(stream: IO[bytes], member: ArchiveMember) -> int:
     """Return the position at which the packed data of a member begin, behind its local header.
 
     Raises
@@ -243,7 +243,7 @@ def data_start(stream: IO[bytes], member: Member) -> int:
     return member.offset + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
-def unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
+def unpack(stream: IO[bytes], member: ArchiveMember, count: int) -> bytes:
     """Return the first `count` bytes of a member, or fewer if its packed data end before.
 
     Raises
@@ -262,7 +262,7 @@ def unpack(stream: IO[bytes], member: Member, count: int) -> bytes:
         return content
 
 
-def _whole(stream: IO[bytes], member: Member) -> bytes:
+def _whole(stream: IO[bytes], member: ArchiveMember) -> bytes:
     content = unpack(stream, member, member.size + 1)
     if len(content) != member.size or zlib.crc32(content) != member.crc:
         raise UnreadableError(

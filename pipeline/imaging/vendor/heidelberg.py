@@ -20,7 +20,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.identity import derived_uids
-from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, spacing, to_frame
+from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, spacing, volume_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 VOL = b"HSF-OCT-"
@@ -82,7 +82,7 @@ def read_vol(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
             raise UnreadableError(
                 Reason.INCONSISTENT, f"B-scan {number} of the .vol file holds values that are not numbers. Export it again."
             )
-        yield to_frame(volume, number, stored, fourth_root(stored, _VOL_UNMEASURED))
+        yield volume_frame(volume, number, stored, fourth_root(stored, _VOL_UNMEASURED))
 
 
 _Key = tuple[int, int, int]
@@ -119,7 +119,7 @@ def read_e2e(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
         for _, at in sorted(one.images):
             number += 1
             stored = _reflectivity(content, at)
-            yield to_frame(volume, number, stored, fourth_root(stored, _E2E_UNMEASURED))
+            yield volume_frame(volume, number, stored, fourth_root(stored, _E2E_UNMEASURED))
 
 
 def _unpack(layout: struct.Struct, content: bytes, at: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from pipeline.imaging.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import derived_uids
-from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, to_frame
+from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, volume_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 TOPCON = b"FOCT"
@@ -61,7 +61,7 @@ def read_topcon(content: bytes, source: str, reading: Reading = DEFAULT_READING)
     for number, stored in enumerate(_raw(scans) if scans.is_raw else _jpegs(scans, reading.limits), 1):
         full_range = (0.0, 255.0) if stored.dtype == np.uint8 else None
         pixels, notes = render(stored, Rendering(full_range=full_range))
-        yield to_frame(volume, number, stored, pixels, notes)
+        yield volume_frame(volume, number, stored, pixels, notes)
 
 
 def _blocks(content: bytes) -> dict[bytes, memoryview]:

@@ -60,7 +60,7 @@ def fourth_root(reflectivity: NDArray[Any], unmeasured: float) -> FloatArray:
     return np.minimum(measured, 1).astype(np.float32) ** np.float32(0.25)
 
 
-def to_frame(volume: Volume, number: int, stored: NDArray[Any], pixels: FloatArray, notes: tuple[str, ...] = ()) -> Frame:
+def volume_frame(volume: Volume, number: int, stored: NDArray[Any], pixels: FloatArray, notes: tuple[str, ...] = ()) -> Frame:
     """Make the frame of one B-scan.
 
     Parameters

@@ -10,7 +10,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.grayscale import apply_range
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.identity import derived_uids
-from pipeline.imaging.vendor.volume import Volume, to_frame
+from pipeline.imaging.vendor.volume import Volume, volume_frame
 from pipeline.settings import DEFAULT_READING, Reading
 
 DEPTH = 1024
@@ -68,7 +68,7 @@ def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
     volume = Volume(derived_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
     for number in range(1, scans + 1):
         scan = np.ascontiguousarray(stored[number - 1])
-        yield to_frame(volume, number, scan, apply_range(scan, 0, 255))
+        yield volume_frame(volume, number, scan, apply_range(scan, 0, 255))
 
 
 def _normalised(source: str) -> str:
