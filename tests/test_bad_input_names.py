@@ -18,7 +18,7 @@ from pipeline.errors import Reason
 from pipeline.imaging.files.names import as_text, visible
 from pipeline.ingest.index import load_index
 from services.api.app import create_app
-from services.api.settings import Settings
+from services.api.options import Settings
 from tests.builders import make_bundle, make_dicom, make_zip
 from tests.test_services_api import running
 

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from pipeline.errors import Reason
 from services.api.app import create_app
+from services.api.options import Settings
 from services.api.problems import MEDIA_TYPE, Problem
-from services.api.settings import Settings
 from tests.builders import make_bundle, make_dicom
 from tests.fuzz.bombs import BOMBS, SMALL, endless_items
 from tests.fuzz.mutations import mutants

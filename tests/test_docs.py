@@ -30,8 +30,8 @@ from pipeline.results.tables import FAILURE_COLUMNS, PREDICTION_COLUMNS
 from pipeline.train.tracking import flatten
 from services.api import problems
 from services.api.app import _PREDICT_PROBLEMS
+from services.api.options import Settings
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, ModelAnswer, StudyAnswer
-from services.api.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

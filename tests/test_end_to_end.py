@@ -37,7 +37,7 @@ from pipeline.predictions import FramePrediction
 from pipeline.score.predictor import Predictor
 from pipeline.settings import Fit, Preprocessing
 from services.api.app import create_app
-from services.api.settings import Settings
+from services.api.options import Settings
 from tests.builders import make_bundle, make_dicom, score_folder
 from tests.conftest import Trained
 

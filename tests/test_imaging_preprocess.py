@@ -20,8 +20,8 @@ from pipeline.predictions import Activation, FramePrediction, OperatingPoint
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
-from services.api.settings import Settings
-from services.api.study import score_study
+from services.api.options import Settings
+from services.api.scoring import score_study
 from services.api.uploads import Upload
 from tests.builders import make_bundle, make_encapsulated, make_pixels, make_quality, score_folder
 

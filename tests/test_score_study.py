@@ -40,7 +40,7 @@ from tests.builders import (
 )
 from tests.fuzz.bombs import endless_items
 from tests.scoring_tasks import scored_and_imported
-from tests.test_services_api_study import make_volume
+from tests.test_services_api_scoring import make_volume
 from tests.worker_tasks import crash_after_a_frame, crash_on_second, fail_to_run, hang_after_two_frames, load_without_memory
 
 

@@ -25,8 +25,8 @@ from pipeline.score.reading import Admitted, read_admitted, read_whole
 from pipeline.score.study import reread
 from pipeline.settings import Check, Limits, Policy, Preprocessing
 from services.api.app import create_app
-from services.api.settings import Settings
-from services.api.study import score_study
+from services.api.options import Settings
+from services.api.scoring import score_study
 from services.api.uploads import Upload
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_quality, make_wary_bundle, score_folder
 from tests.test_services_api import running

@@ -25,9 +25,9 @@ from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, B
 from pipeline.score.predictor import Predictor
 from pipeline.settings import Preprocessing
 from services.api.app import create_app
+from services.api.options import Settings
 from services.api.problems import MEDIA_TYPE, Problem
 from services.api.schemas import StudyAnswer
-from services.api.settings import Settings
 from tests.builders import make_bundle, make_dicom, make_pixels, make_quality, make_support
 
 
@@ -425,8 +425,8 @@ from pathlib import Path
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
 from services.api import app, command
-from services.api.settings import Settings
-from services.api.study import score_study
+from services.api.options import Settings
+from services.api.scoring import score_study
 from services.api.uploads import Upload
 bundle = load_bundle(Path(sys.argv[1]))
 with open(sys.argv[2], "rb") as file:

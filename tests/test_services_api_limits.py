@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from pipeline.model.bundle import Bundle
 from services.api.app import create_app
+from services.api.options import Settings
 from services.api.problems import MEDIA_TYPE
-from services.api.settings import Settings
 from tests.builders import make_bundle, make_dicom
 
 SCOPE = {

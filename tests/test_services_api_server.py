@@ -22,7 +22,7 @@ from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.model.bundle import GRAPH, Bundle
 from pipeline.score.predictor import Predictor
 from services.api import command
-from services.api.settings import Settings
+from services.api.options import Settings
 from tests.builders import make_bundle, make_dicom
 
 HEAD = (

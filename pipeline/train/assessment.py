@@ -143,7 +143,8 @@ def evaluate_bundle(
     if not records:
         raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    engine, frames = Engine(bundle.read(GRAPH)), prepared_frames(records, index.sources, manifest.preprocessing)
+    engine = Engine(bundle.read(GRAPH))
+    frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
     sample = Sample(
         logits=engine.logits(progress(frames, "scoring frames", len(records))),
         targets=index.targets(records, manifest.labels),

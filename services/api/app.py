@@ -12,11 +12,11 @@ from fastapi.openapi.utils import get_openapi
 
 from pipeline.model.bundle import Bundle
 from services.api import problems
+from services.api.options import Settings
 from services.api.problems import Problem
 from services.api.schemas import Health, ModelAnswer, StudyAnswer
+from services.api.scoring import score_study
 from services.api.service import Service
-from services.api.settings import Settings
-from services.api.study import score_study
 from services.api.uploads import FIELD, receive_uploads
 
 _DESCRIPTION = (

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import InputError
-from services.api.settings import Settings
+from services.api.options import Settings
 
 HELP = "serve a bundle over HTTP"
 EXAMPLE = "octray serve --bundle bundle/ --port 8000"

@@ -13,8 +13,8 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.model.bundle import Bundle
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import read_admitted_bytes
+from services.api.options import Settings
 from services.api.problems import RETRY
-from services.api.settings import Settings
 
 _log = logging.getLogger(__name__)
 

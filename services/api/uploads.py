@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from pipeline.imaging.files.names import leftover, visible
-from services.api.settings import Settings
+from services.api.options import Settings
 
 FIELD = "files"
 _MAX_FIELDS = 16

@@ -19,7 +19,7 @@ from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, B
 from pipeline.settings import Check, Policy
 from pipeline.workers.pool import _idle_workers
 from services.api.app import create_app
-from services.api.settings import Settings
+from services.api.options import Settings
 from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle
 from tests.test_services_api import check_problem, files, make_png, running
 

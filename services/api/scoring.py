@@ -20,9 +20,9 @@ from pipeline.score.predictor import Predictor
 from pipeline.score.reading import View, read_admitted_bytes, read_whole
 from pipeline.score.study import Item, Predicted, batches, predicted, reread
 from pipeline.workers.pool import WorkerPool
+from services.api.options import Settings
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
-from services.api.settings import Settings
 from services.api.uploads import Upload
 
 Value = TypeVar("Value", bool, float)
