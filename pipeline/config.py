@@ -240,7 +240,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
     key, equals, text = override.partition("=")
     *parents, last = key.split(".")
     if not equals or not last:
-        return f"The override {override!r} must read section.key=value."
+        return f"The override {override!r} must have the form section.key=value."
     target: Any = values
     for parent in parents:
         target = target.setdefault(parent, {}) if isinstance(target, dict) else None

@@ -122,7 +122,9 @@ def test_overrides_may_stand_before_and_after_options(tmp_path: Path, capsys: py
     ]
     assert main(words) == 2
     said = capsys.readouterr().err
-    for fault in ("train.sed is not a setting", "model.nets is not", "'oops' must read section.key=value", "tracking.a is not"):
+    form = "'oops' must have the form section.key=value"
+    faults = ("train.sed is not a setting", "model.nets is not", form, "tracking.a is not")
+    for fault in faults:
         assert fault in said
     assert len(said.splitlines()) == 4
 

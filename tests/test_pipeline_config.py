@@ -41,7 +41,7 @@ def test_overrides_win_and_are_read_as_yaml() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.seed", "must read section.key=value"),
+        ("train.seed", "must have the form section.key=value"),
         ("name.inner=1", "which is not a section"),
         ("train.seed=[", "is not valid YAML"),
         ("train.finetune.epoch=1", "Did you mean train.finetune.epochs?"),

@@ -110,9 +110,9 @@ NOTHING: Labels = dict.fromkeys(LABELS)
         (
             "softmax",
             [*ALL, (Split.TEST, one("CALM") | {"SICK": True})],
-            "1 frames have not exactly one of the labels CALM, SICK, WORN: ",
+            "1 frames do not have exactly one of the labels CALM, SICK, WORN: ",
         ),
-        ("softmax", [*ALL, (Split.TEST, NOTHING), (Split.TEST, NOTHING)], "2 frames have not exactly one of the labels"),
+        ("softmax", [*ALL, (Split.TEST, NOTHING), (Split.TEST, NOTHING)], "2 frames do not have exactly one of the labels"),
         (
             "sigmoid",
             [*ALL, (Split.TRAIN, NOTHING)],

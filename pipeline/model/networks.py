@@ -250,7 +250,7 @@ def _bundled(architecture: str) -> dict[str, Tensor]:
         raise ConfigError(
             [
                 f"model.weights: bundled weights exist for {BUNDLED_ARCHITECTURE} only, not for {architecture}. "
-                "Take that architecture, or set model.weights to `imagenet`, a safetensors file or `none`."
+                "Use that architecture, or set model.weights to `imagenet`, a safetensors file or `none`."
             ]
         )
     return load_file(bundled_weights())
@@ -290,7 +290,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ConfigError([f"model.weights: there is no file {path.name}. {_ALTERNATIVES}"]) from None
     except (SafetensorError, OSError):
-        raise InputError(f"{path.name} is not a safetensors file. Convert the weights, or take `bundled`.") from None
+        raise InputError(f"{path.name} is not a safetensors file. Convert the weights, or use `bundled`.") from None
 
 
 def _load_state(network: Network, state: dict[str, Tensor], name: str) -> None:

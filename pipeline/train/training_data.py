@@ -124,7 +124,7 @@ def _check_targets(data: TrainingData, activation: Activation) -> None:
         wrong = np.flatnonzero(np.nansum(data.targets, axis=1) != 1)
         if wrong.size:
             raise InputError(
-                f"{wrong.size} frames have not exactly one of the labels {', '.join(data.labels)}: "
+                f"{wrong.size} frames do not have exactly one of the labels {', '.join(data.labels)}: "
                 f"{examples(data.records[row].source for row in wrong)}. "
                 "Set model.activation=sigmoid if labels can occur together, or leave these frames out."
             )
