@@ -35,7 +35,7 @@ def probabilities(logits: ArrayLike, activation: Activation, temperature: float)
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> float:
-    """Find the one temperature that makes the probabilities of the calibration split most likely.
+    """Fit the temperature that makes the labels of the calibration split most likely.
 
     Temperature scaling as in Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017): the mean negative log
     likelihood is minimised over the logarithm of the temperature; it is convex in the inverse temperature and so has a single
@@ -148,7 +148,7 @@ def _log_probabilities(logits: Float64, activation: Activation) -> Float64:
 
 
 def _likelihood_weights(targets: Float64, activation: Activation) -> Float64:
-    """Return what the log probability of each label holding, and under sigmoid of it not holding, counts for in the mean.
+    """Return the weights of the log probabilities of each label being present and, under sigmoid, of it being absent.
 
     Shape (2, n, labels). One frame more than the n known ones is spread evenly: under softmax a target y becomes
     (n y + 1 / labels) / (n + 1), under sigmoid, label by label, (n y + 1 / 2) / (n + 1).

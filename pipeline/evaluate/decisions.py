@@ -26,7 +26,7 @@ SENSITIVITY = re.compile(r"sensitivity>=(0\.\d+)")
 def choose_operating_points(
     probabilities: Float64, targets: Float64, labels: Sequence[str], criterion: str
 ) -> tuple[OperatingPoint, ...]:
-    """Choose a threshold for each label; sensitivity and specificity are those of calling positive what reaches it.
+    """Choose a threshold for each label, and give the sensitivity and specificity at it.
 
     The threshold lies midway between the lowest probability that is positive and the next one below it (zero below the last),
     so that rounding does not move a frame across it.
@@ -64,7 +64,7 @@ def _wanted_sensitivity(criterion: str) -> Fraction | None:
 
 
 def _check_classes(labels: Sequence[str], targets: Sequence[Float64]) -> None:
-    """Name every label whose operating point cannot be chosen, all of them at once."""
+    """Raise one error that names all labels whose operating point cannot be chosen."""
     missing = [
         f"{label} has no {kind} example"
         for label, column in zip(labels, targets, strict=True)
@@ -243,7 +243,7 @@ def _band(
 
 
 def _edge(chances: Float64, patients: NDArray[np.str_], alpha: float, side: int) -> float:
-    """Return what a frame of a further patient lies below (side 1) or above (side -1) with a chance of at most alpha."""
+    """Return the edge that a further patient's frame lies below (side 1) or above (side -1) with a chance of at most alpha."""
     scores, count = side * chances, len(set(patients))
     allowed = count - (1 - alpha) * (count + 1)  # mass beyond the edge, in units of 1 / (K + 1)
     if allowed >= -1e-9:  # 0.9 x 30 is a little more than 27
@@ -260,7 +260,7 @@ def _edge(chances: Float64, patients: NDArray[np.str_], alpha: float, side: int)
 
 
 def _shares(patients: NDArray[np.str_]) -> Float64:
-    """Return for each frame one over the number of frames of its patient."""
+    """Return for each frame 1 / (number of frames of its patient)."""
     _, members, counts = np.unique(patients, return_inverse=True, return_counts=True)
     return np.asarray(1 / counts[members], np.float64)
 

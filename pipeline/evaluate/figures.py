@@ -38,7 +38,7 @@ LegendPlace = Literal["lower right", "lower left", "upper left"]
 def plots(sample: Sample) -> dict[str, bytes]:
     """Draw `roc.png`, `pr.png`, `reliability.png`, `confusion.png`, and `most_probable.png` unless labels are independent.
 
-    A label whose curve is not defined has none.
+    A label has no curve if it is not defined.
     """
     columns, choice = sample.columns, sample.choice
     drawn = {

@@ -17,7 +17,7 @@ from pipeline.predictions import Activation, ConformalBand, DecisionRule, Interv
 
 
 class Curve(NamedTuple):
-    """What lies at or above each distinct probability, from the highest down.
+    """Positives and negatives at or above each distinct probability, from the highest down.
 
     Parameters
     ----------
@@ -33,11 +33,11 @@ class Curve(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Weights in the six fields of the confusion table, each of shape (...).
+    """The six cells of the confusion table, as sums of weights of shape (...).
 
-    The last two are the frames with and without the label that were uncertain. They are errors in every metric: an answer that
-    is not given finds no disease and clears no patient (Schuetz, Schlattmann and Dewey, "Use of 3 x 2 tables with an intention
-    to diagnose approach to assess clinical performance of diagnostic tests", BMJ 2012).
+    The last two are the frames with and without the label that were uncertain. They count as errors in every metric, since an
+    uncertain answer neither finds a disease nor rules it out (Schuetz, Schlattmann and Dewey, "Use of 3 x 2 tables with an
+    intention to diagnose approach to assess clinical performance of diagnostic tests", BMJ 2012).
     """
 
     true_positives: Float64
@@ -59,7 +59,7 @@ class Counts(NamedTuple):
 
 
 def curve(probabilities: Float64, targets: Float64, weights: Float64) -> Curve:
-    """Add up positives and negatives from the highest probability down; equal probabilities are one step.
+    """Sum positives and negatives from the highest probability down; equal probabilities are one step.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def curve(probabilities: Float64, targets: Float64, weights: Float64) -> Curve:
 
 
 def confusion_counts(states: NDArray[np.object_], targets: Float64, weights: Float64) -> Counts:
-    """Fill the confusion table.
+    """Return the confusion table of one label.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ _Key = tuple[int | str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Frames to evaluate: the truth, what the network said, and how that becomes a decision.
+    """Frames to evaluate: the truth, the network's logits, and how these become decisions.
 
     Parameters
     ----------
@@ -313,13 +313,13 @@ class Sample:
 
     @property
     def states(self) -> NDArray[np.object_]:
-        """What the frames are said to be, of shape (n, labels)."""
+        """The state of each label in each frame, of shape (n, labels)."""
         rule = DecisionRule.of(self.labels, self.operating_points, self.bands, self.activation, self.normal_label)
         return rule.states(self.probabilities)
 
     @property
     def columns(self) -> "tuple[LabelColumn, ...]":
-        """The labels one by one, each with the frames for which it is known."""
+        """Each label with the frames for which it is known."""
         thresholds = {point.label: point.threshold for point in self.operating_points}
         return tuple(
             LabelColumn(label, np.flatnonzero(~np.isnan(target)), chances, target, states, thresholds[label])
@@ -347,7 +347,7 @@ class LabelColumn:
     probabilities, targets
         Shape (m,).
     states
-        Shape (m,): what was decided.
+        Shape (m,), as decided.
     threshold
         Of the operating point.
     """
@@ -371,7 +371,7 @@ class LabelColumn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """One label a frame: the chosen and the true one, as positions, each of shape (m,), in the m frames at `rows`."""
+    """One label for each frame: the chosen and the true one, as positions, each of shape (m,), in the m frames at `rows`."""
 
     rows: NDArray[np.intp]
     chosen: NDArray[np.intp]
@@ -516,7 +516,7 @@ def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
     """Return the figures of `Evaluation.to_json` under one name each, for MLflow; figures that are not defined are left out.
 
     The names are `<split>_<metric>` for the means over the labels, `<split>_argmax_<metric>`, `<split>_<label>_<metric>`, and
-    `<split>_uncertain_frames`. Nothing has no figures: of an empty mapping nothing comes back.
+    `<split>_uncertain_frames`. An empty evaluation has no figures.
     """
     if not evaluation:
         return {}

@@ -27,7 +27,7 @@ _LEAST_VARIANCE = 1e-12  # features are float32, so that less is rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What distances are measured against.
+    """Mean and covariance of training features, from which distances are measured.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Reference:
     def distance(self, features: Float64) -> float:
         """Return how far a frame lies, in units of the threshold: above 1 it is unlike the training.
 
-        The same bits come out whatever frames come before or after; nan comes out if a feature is nan.
+        The result is bit for bit the same whatever frames come before or after, and nan if a feature is nan.
 
         Parameters
         ----------

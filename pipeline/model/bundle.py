@@ -85,7 +85,7 @@ class HeatmapSupport(_Part):
 
     @property
     def meaning(self) -> str:
-        """What a value of a heatmap is, in a few words."""
+        """The meaning of a heatmap's values, in a few words."""
         return EXACT_EVIDENCE if self.is_part_of_logit else f"evidence by {self.method}"
 
     @property
@@ -146,7 +146,7 @@ class MeasuredRefusals(_Part):
 
 
 class Outliers(_Part):
-    """From which distance on a frame is refused, measured against the features in `reference.safetensors`.
+    """The distance above which a frame is refused, measured from the features in `reference.safetensors`.
 
     `threshold` is that of `evaluate.outliers.Reference`; it was fixed on `calibration_frames` of `calibration_patients`.
     `measured` is None if there was no test split.
@@ -196,12 +196,12 @@ class Manifest(_Part):
     files: Mapping[str, str]
 
     def rule(self) -> DecisionRule:
-        """Return what turns probabilities into states; every label must have an operating point."""
+        """Return the rule that turns probabilities into states; every label must have an operating point."""
         bands = self.conformal.bands if self.conformal else ()
         return DecisionRule.of(self.labels, self.operating_points, bands, self.activation, self.normal_label)
 
     def gate(self) -> Gate:
-        """Return what the quality gate asks of a frame before the bundle scores it."""
+        """Return the quality gate that frames pass before the bundle scores them."""
         return Gate(self.quality, self.intended_use)
 
 
@@ -301,7 +301,7 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _remove_bundle(path: Path) -> None:
-    """Delete what an older bundle left, its manifest first; files that no manifest names are not touched."""
+    """Delete the files of an older bundle, its manifest first; files that no manifest names are not touched."""
     try:
         names = load_bundle(path).manifest.files
     except BundleError:

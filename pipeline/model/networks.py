@@ -92,7 +92,7 @@ class Network(nn.Module):
         return logits, features
 
     def pooled(self, features: Tensor) -> Tensor:
-        """Return what the linear classifier sees of a feature map, of shape (batch, classifier inputs)."""
+        """Return the input of the linear classifier for a feature map, of shape (batch, classifier inputs)."""
         pooled: Tensor = self.body.forward_head(features, pre_logits=True)
         return pooled
 
@@ -162,7 +162,7 @@ def describe_architecture(architecture: str) -> Architecture:
 
 
 def pools_by_average(network: Network, features: Tensor) -> bool:
-    """Return whether the classifier sees nothing but the mean of each channel of the feature map."""
+    """Return whether the classifier's input is the mean of each channel of the feature map."""
     pooled = network.pooled(features)
     mean = features.mean((2, 3)) if features.ndim == 4 else features
     return features.ndim == 4 and pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-5)

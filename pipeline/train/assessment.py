@@ -118,10 +118,9 @@ def assess_network(config: Config, data: TrainingData, graph: bytes, pixels: Flo
 def evaluate_bundle(
     bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent
 ) -> Evaluation:
-    """Read the frames of one split of an index, score them by the bundle's graph, and measure how good the results are.
+    """Measure a bundle on one split of an index: read the frames, run the graph on them, and compare with the labels.
 
-    Only figures of frames that had no part in training are fair: those of the test split, or of an index whose patients are
-    others.
+    Figures are only fair for frames that training did not use: those of the test split, or of an index with other patients.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ def evaluate_bundle(
     split
         train, tune, calibration or test.
     progress
-        Shows how many frames are done.
+        Shows the number of frames scored.
 
     Raises
     ------
@@ -160,7 +159,7 @@ def evaluate_bundle(
 
 
 def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
-    """Give operating points the sensitivity and specificity of the states, which bands and the other labels decide as well."""
+    """Return the points with the sensitivity and specificity of the states, which depend on bands and other labels as well."""
     counts = [confusion_counts(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
     return tuple(
         replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
@@ -176,7 +175,7 @@ def _run(engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]) -> tuple[F
 
 
 def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
-    """Return how often the states of a sample that nothing was fitted on hold the truth, and how often they are uncertain."""
+    """Return how often states hold the truth and how often they are uncertain, on a sample that nothing was fitted on."""
     found = coverage(sample, evaluation.resamples, evaluation.seed)
     return MeasuredStates(
         frames=evaluation.frames,
@@ -190,7 +189,7 @@ def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
 
 
 def measure_refusals(reference: Reference, features: Float64, patients: Sequence[str]) -> MeasuredRefusals:
-    """Count frames that are refused though they are like those of the training, and the patients who have such a frame.
+    """Count the false alarms: test frames that are refused, and the patients who have such a frame.
 
     Parameters
     ----------
@@ -215,7 +214,7 @@ def measure_refusals(reference: Reference, features: Float64, patients: Sequence
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a part (Wilson, "Probable inference", 1927)."""
+    """Return the 95 % interval of a proportion (Wilson, "Probable inference", 1927)."""
     z, part = 1.959964, count / total
     middle, scale = part + z**2 / (2 * total), 1 + z**2 / total
     reach = z * (part * (1 - part) / total + z**2 / (4 * total**2)) ** 0.5

@@ -23,7 +23,7 @@ from pipeline.settings import Fit, Preprocessing
 from pipeline.train.training_data import TrainingData
 
 Masks = Mapping[int, tuple[int, NDArray[np.bool_]]]
-"""By position of a frame: which label its lesions speak for, and which cells of the map they touch."""
+"""By position of a frame: the label of its lesions, and the cells of the map that they touch."""
 
 
 FRAMES = 8
@@ -74,8 +74,8 @@ class Examined:
 def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
     """Return the heatmap value that gets the last colour in every picture of the bundle.
 
-    Below it the strongest place of a frame can be told from the rest; above it all values look the same. So it is what the
-    strongest cells of true positives reach, but for the last 5 %, of the finding that reaches highest.
+    Above it all values look the same, so it must lie near the strongest cells of frames. It is the 95 % quantile of the
+    strongest cells of true positives, taken for the finding with the highest one.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def _cascade(network: Network) -> Iterator[list[str]]:
 
 
 def _make_random(network: Network, names: Sequence[str], generator: torch.Generator) -> None:
-    """Shuffle the weights within each parameter, which keeps their distribution and takes what was learned."""
+    """Shuffle the weights within each parameter, which keeps their distribution and destroys what was learned."""
     parameters = dict(network.body.named_parameters())
     with torch.no_grad():
         for name in names:
@@ -234,7 +234,7 @@ def _lesions(examined: Examined, masks: Masks) -> Iterator[ExplanationCheck]:
 
 
 def lesion_masks(data: TrainingData, rows: NDArray[np.int64], preprocessing: Preprocessing, cells: tuple[int, int]) -> Masks:
-    """Return which cells the lesions of synthetic studies touch, from the `truth.json` that lies beside them.
+    """Return the cells of a map that the lesions of synthetic studies touch, from the `truth.json` beside them.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ from pipeline.train.head import count_terms, weighted_loss
 
 @dataclass(slots=True)
 class Course:
-    """How far training has come.
+    """The course of training so far.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Course:
 
 
 class Augmentation:
-    """Changes batches at random, and in the same way again for the same seed.
+    """Changes batches at random; the same seed gives the same changes.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ class Augmentation:
         self._change = _compose(settings, size)
 
     def seed(self, seed: int) -> None:
-        """Start the random numbers anew; called at every epoch, so that a resumed run sees the same changes."""
+        """Set the seed; called at every epoch, so that a resumed run sees the same changes."""
         self._change.set_random_state(seed=seed)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return the changed frames; `pixels` is float32 of shape (n, 1, size, size) in [0, 1], and so is what comes back."""
+        """Return the changed frames; like `pixels`, they are float32 of shape (n, 1, size, size) in [0, 1]."""
         changed = [torch.as_tensor(self._change(frame)).float() for frame in pixels]
         return torch.stack([getattr(frame, "as_tensor", lambda frame=frame: frame)() for frame in changed]).clamp_(0, 1)
 
@@ -181,7 +181,7 @@ def unfreeze(network: Network, groups: int) -> None:
 
 
 class _FineTuning:
-    """A network on its way through the epochs: optimiser, rate, best weights and course, which a checkpoint keeps."""
+    """A network during fine-tuning: its optimiser, learning rate, best weights and course, all kept in the checkpoint."""
 
     def __init__(
         self,
@@ -217,8 +217,8 @@ class _FineTuning:
     def measure_tune(self) -> dict[str, float]:
         """Return the class-weighted loss on the tune split, and the mean AUROC of the labels if it is defined.
 
-        The loss is the one at the temperature that suits these frames best: how certain the network is does not matter here,
-        since the calibration split sets that afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate",
+        The loss is taken at the temperature that suits these frames best: the network's certainty does not matter here, since
+        the calibration split sets it afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate",
         2025).
         """
         self._network.eval()
@@ -297,7 +297,7 @@ class _FineTuning:
             save_file(contiguous, draft, metadata={"state": json.dumps(scalars)})
 
     def load(self, path: Path) -> None:
-        """Go on from what was saved for the same network and settings."""
+        """Restore what was saved for the same network and settings."""
         with safe_open(path, framework="pt") as file:
             scalars = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import HeadSection
 from pipeline.errors import TrainingError
+from pipeline.evaluate.calibration import Float64
 from pipeline.predictions import Activation
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """What a head is trained or judged on.
+    """Frames that a head is trained or measured on.
 
     Parameters
     ----------
@@ -30,8 +28,8 @@ class Examples:
         Of shape (n, labels): 1, 0 or nan.
     """
 
-    features: Array
-    targets: Array
+    features: Float64
+    targets: Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,13 +48,13 @@ class Head:
         Class-weighted loss on the tune split.
     """
 
-    weight: Array
-    bias: Array
+    weight: Float64
+    bias: Float64
     weight_decay: float
     tune_loss: float
 
 
-def fit_head(train: Examples, tune: Examples, weights: Array, activation: Activation, settings: HeadSection) -> Head:
+def fit_head(train: Examples, tune: Examples, weights: Float64, activation: Activation, settings: HeadSection) -> Head:
     """Fit a linear layer for every weight decay and return the one with the lowest loss on the tune split.
 
     Features are standardised for the fit, and the scaling is folded into the layer that is returned.
@@ -74,7 +72,7 @@ def fit_head(train: Examples, tune: Examples, weights: Array, activation: Activa
     return Head(weight, best.bias - weight @ center, best.weight_decay, best.tune_loss)
 
 
-def _fit(train: Examples, tune: Examples, weights: Array, activation: Activation, decay: float, epochs: int) -> Head:
+def _fit(train: Examples, tune: Examples, weights: Float64, activation: Activation, decay: float, epochs: int) -> Head:
     features, targets, counts = (torch.from_numpy(array) for array in (train.features, train.targets, weights))
     layer = torch.nn.Linear(features.shape[1], targets.shape[1], dtype=torch.float64)
     torch.nn.init.zeros_(layer.weight)
@@ -98,7 +96,7 @@ def _fit(train: Examples, tune: Examples, weights: Array, activation: Activation
     return Head(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy(), decay, tune_loss)
 
 
-def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+def class_weights(targets: Float64, activation: Activation) -> Float64:
     """Return how much each label counts in the loss, from its frequency in the training split.
 
     Parameters
@@ -111,7 +109,7 @@ def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArr
 
     Returns
     -------
-    NDArray[np.float64]
+    Float64
         Of shape (labels,).
     """
     positives = np.nansum(targets, axis=0)
@@ -121,7 +119,7 @@ def class_weights(targets: NDArray[np.float64], activation: Activation) -> NDArr
     return np.asarray((known - positives) / np.maximum(positives, 1), np.float64)
 
 
-def remove_class_weights(classifier: torch.nn.Linear, weights: NDArray[np.float64]) -> None:
+def remove_class_weights(classifier: torch.nn.Linear, weights: Float64) -> None:
     """Shift the biases of a classifier so that its probabilities are those of the training split again.
 
     A loss in which a label counts w times teaches w times its odds: the logits are too high by log w (King and Zeng, "Logistic
@@ -138,8 +136,8 @@ def remove_class_weights(classifier: torch.nn.Linear, weights: NDArray[np.float6
         classifier.bias.sub_(torch.from_numpy(np.log(weights)))
 
 
-def count_terms(targets: NDArray[np.float64], activation: Activation) -> int:
-    """Return how many terms `weighted_loss` adds up: frames of which all labels are known, or with sigmoid known labels."""
+def count_terms(targets: Float64, activation: Activation) -> int:
+    """Return the number of terms in `weighted_loss`: frames with all labels known or, with sigmoid, known labels."""
     known = ~np.isnan(targets)
     return int(known.all(axis=1).sum() if activation is Activation.SOFTMAX else known.sum())
 
@@ -147,7 +145,7 @@ def count_terms(targets: NDArray[np.float64], activation: Activation) -> int:
 def weighted_loss(
     logits: Tensor, targets: Tensor, weights: Tensor, activation: Activation, divisor: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return the sum of the loss over all that is known, divided by `divisor`.
+    """Return the loss summed over all known labels, divided by `divisor`.
 
     Parameters
     ----------

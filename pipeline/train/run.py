@@ -121,7 +121,7 @@ class _Training:
         self._preprocessing = config.network_preprocessing()
 
     def run(self, out: Path) -> Bundle:
-        """Take every step from the frames of the index to the bundle."""
+        """Train, assess and write the bundle."""
         settings = self._config.train
         torch.set_num_threads(settings.threads or usable_cores())
         torch.manual_seed(settings.seed)
@@ -228,7 +228,7 @@ class _Training:
     def _found(
         self, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64], assessment: Assessment
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which of some frames have which findings, and which of these are true positives: of shape (rows, labels)."""
+        """Return which findings the frames have, and which of these the bundle would call positive, of shape (rows, labels)."""
         labels, config = self._data.labels, self._config
         has = (self._data.targets[rows] == 1) & np.array([label != config.data.normal_label for label in labels])
         chances = probabilities(engine.logits(pixels[row] for row in rows), config.model.activation, assessment.temperature)

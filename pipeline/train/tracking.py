@@ -44,7 +44,7 @@ _BUNDLE_ID = "octray.bundle_id"
 class Tracker:
     """Records one training run in MLflow. A failure is reported once on standard error, and training goes on.
 
-    A run that was begun always gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
+    Every run gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
     could not be recorded are kept and sent with later ones.
 
     Parameters
@@ -140,7 +140,7 @@ class Tracker:
         return self._try(send)
 
     def _try(self, write: Callable[[], object], is_upload: bool = False) -> bool:
-        """Write; if that fails, say why, the same reason once, and return False."""
+        """Write; if that fails, print each reason once and return False."""
         try:
             with _client_settings(is_upload):
                 write()
@@ -164,7 +164,7 @@ class ModelVersion(NamedTuple):
 
 
 def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersion:
-    """Record a bundle that MLflow does not have yet: in the run that trained it, or in a new one if that is not there.
+    """Record a bundle in MLflow: in the run that trained it, or in a new one if there is none.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def tracking_uri(settings: TrackingSection) -> str:
 
 
 def _check_database(uri: str) -> None:
-    """Connect once to a store that is a database: MLflow itself would try again for minutes before it gave up."""
+    """Connect once to a database store, since MLflow itself would retry for minutes."""
     if uri.partition(":")[0].partition("+")[0] not in _DATABASES:
         return
     import sqlalchemy
@@ -357,7 +357,7 @@ def _experiment(client: Any, settings: TrackingSection) -> str:
 
 @contextmanager
 def _client_settings(is_upload: bool = False) -> Iterator[None]:
-    """Let MLflow's client give up soon, send no usage data, and say nothing of its own.
+    """Make MLflow's client give up soon, send no usage data, and print nothing.
 
     Its settings can only be made in the environment, and its import sets the levels of its loggers.
     """
@@ -397,7 +397,7 @@ _LIBRARIES = ("octray", "torch", "timm", "monai", "numpy", "pillow", "pydicom", 
 
 
 def provenance(config: Config, index: Index, run_id: str) -> Provenance:
-    """Return what a reader needs to train the same bundle again."""
+    """Return what one needs to know to train the same bundle again."""
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=_git_commit(),

@@ -63,7 +63,7 @@ class TrainingData:
 
 
 def select_training_data(config: Config, index: Index) -> TrainingData:
-    """Return what `config` can learn from `index`.
+    """Return the frames and targets of an index that a configuration can learn from.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
 
 
 def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
-    """Find what is wrong with the order of the findings; it may name some that this data set does not have."""
+    """Return the faults in the order of urgency; it may name findings that this data set does not have."""
     unnamed = [label for label in labels if label not in (*data.urgency, data.normal_label)]
     faults = [
         f"data.urgency: the data have no label {label}. Did you mean {near[0]}?"

@@ -31,7 +31,7 @@ class Workspace:
 
     @property
     def run_id(self) -> str:
-        """The MLflow run that works here; empty if there is none."""
+        """The MLflow run of this training; empty if there is none."""
         return str(self._state().get("mlflow_run_id", ""))
 
     @property
@@ -44,7 +44,7 @@ class Workspace:
         self._write_state({"identity": self.identity, "mlflow_run_id": run_id})
 
     def array(self, name: str, rows: Iterable[FloatArray], shape: tuple[int, ...]) -> FloatArray:
-        """Return an array from disk, writing it on first use; what is half written is never read.
+        """Return an array from disk, writing it on first use; a partial file is never read.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class Workspace:
         return np.load(target, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
     def remove(self) -> None:
-        """Delete the folder; called when the bundle is whole."""
+        """Delete the folder; called when the bundle is complete."""
         shutil.rmtree(self.path)
 
     def _state(self) -> dict[str, str]:
