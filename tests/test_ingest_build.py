@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import BasicTextSRStorage
 
+from pipeline.config import Config
 from pipeline.errors import InputError, Reason
 from pipeline.frames import Split
 from pipeline.imaging.sources import StudyFile, discover
@@ -27,8 +28,8 @@ from pipeline.ingest.index import FILES, Index, load_index
 from pipeline.ingest.journal import JOURNAL
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.phantoms.studies import write_phantom
-from pipeline.settings import Check, Policy, Preprocessing
-from tests.builders import make_dicom, make_gate
+from pipeline.settings import Check, Preprocessing
+from tests.builders import make_dicom
 
 ALL_TRAIN = (98, 1, 1, 0)
 
@@ -360,8 +361,8 @@ def test_the_same_file_twice_stays_twice(tmp_path: Path) -> None:
 def test_a_reason_that_holds_for_every_frame_of_a_file_is_one_row(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "good.png", 1)
     (tmp_path / "in" / "us.dcm").write_bytes(make_dicom(np.zeros((9, 70, 70), np.uint8), Modality="US"))
-    gate = make_gate({Check.WRONG_MODALITY: Policy.REJECT}, modalities=("DX",))
-    index, _ = build_index([tmp_path / "in"], gate=gate)
+    config = Config.model_validate({"name": "x", "quality": {"too_small": "flag"}, "data": {"modalities": ["DX"]}})
+    index, _ = build_index([tmp_path / "in"], config=config)
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("us.dcm", "wrong_modality", None)]
 
 
@@ -369,8 +370,8 @@ def test_the_gate_takes_frames_out_one_by_one(tmp_path: Path) -> None:
     volume = np.random.default_rng(0).integers(0, 4000, (3, 80, 90), np.uint16)
     volume[1] = 5
     (tmp_path / "volume.dcm").write_bytes(make_dicom(volume))
-    gate = make_gate({Check.BLANK: Policy.REJECT})
-    index, _ = build_index([tmp_path], gate=gate)
+    config = Config.model_validate({"name": "x", "quality": {"blank": "reject"}})
+    index, _ = build_index([tmp_path], config=config)
     assert [record.key.frame_number for record in index.records] == [1, 3]
     assert [(row.source, row.reason, row.frame_number) for row in index.quarantine] == [("volume.dcm", "blank", 2)]
     index, _ = build_index([tmp_path])

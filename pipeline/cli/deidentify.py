@@ -12,7 +12,6 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.deidentify.deidentifier import FolderResult, Plan
-    from pipeline.deidentify.profile import Rectangle
 
 HELP = "write copies of DICOM files without identifying data"
 EXAMPLE = "octray deidentify studies/ --out shared/ --keep dates"
@@ -78,13 +77,12 @@ def run(args: argparse.Namespace) -> int:
         If there is nothing to do, or the paths or the key cannot be used.
     """
     from pipeline.cli.progress import bar
-    from pipeline.deidentify.crosswalk import crosswalk_path, read_crosswalk, read_key
+    from pipeline.deidentify.crosswalk import show_crosswalk
     from pipeline.deidentify.deidentifier import deidentify_folder
     from pipeline.imaging.files.names import skipped_line
 
     if args.show_crosswalk:
-        key = _key(args)
-        for entry in read_crosswalk(crosswalk_path(key), read_key(key)):
+        for entry in show_crosswalk(args.key):
             sys.stdout.write(json.dumps(entry) + "\n")
         return 0
     if not args.sources or args.out is None:
@@ -106,44 +104,24 @@ def read_plan(args: argparse.Namespace, out: Path) -> "Plan":
     InputError
         If a rectangle or a value of --allow is malformed.
     """
-    from pipeline.deidentify.deidentifier import Plan
-    from pipeline.deidentify.profile import Keep, Options
+    from pipeline.deidentify.deidentifier import plan_deidentification
 
-    keep = frozenset(Keep[name.upper()] for name in args.keep)
-    rectangles = tuple(map(_rectangle, args.blank))
-    allowed = frozenset(map(_allowed, args.allow))
-    return Plan(out, _key(args), Options(keep, rectangles, args.clean_pixels, allowed))
-
-
-def _key(args: argparse.Namespace) -> Path:
-    from pipeline.deidentify.crosswalk import default_key_path
-
-    return args.key or default_key_path()
+    return plan_deidentification(
+        out,
+        key=args.key,
+        keep=args.keep,
+        blank=map(_rectangle, args.blank),
+        clean_pixels=args.clean_pixels,
+        allow=(text.partition(":")[::2] for text in args.allow),
+    )
 
 
-def _rectangle(text: str) -> "Rectangle":
-    from pipeline.deidentify.profile import Rectangle
-
+def _rectangle(text: str) -> tuple[int, int, int, int]:
     match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text, re.ASCII)
-    left, top, width, height = map(int, match.groups()) if match else (0, 0, 0, 0)
-    if not (width and height):
+    if not match:
         raise InputError(f"The rectangle {text} must be LEFT,TOP,WIDTH,HEIGHT in pixels, for example 0,0,640,40.")
-    return Rectangle(left, top, width, height)
-
-
-def _allowed(text: str) -> tuple[str, int]:
-    """Return the hash of a file and the tag of an attribute; a folder or a whole file cannot be allowed."""
-    from pydicom.datadict import dictionary_has_tag, tag_for_keyword
-
-    sha256, _, attribute = text.partition(":")
-    number = re.fullmatch(r"\(?([0-9a-fA-F]{4}),([0-9a-fA-F]{4})\)?", attribute)
-    tag = int("".join(number.groups()), 16) if number else tag_for_keyword(attribute or "none")
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256) or tag is None or not dictionary_has_tag(tag):
-        raise InputError(
-            f"--allow {text} must be SHA256:ATTRIBUTE: the hash of one file from the crosswalk, and a DICOM keyword or tag, "
-            "for example WindowCenter or 0028,1050."
-        )
-    return sha256.lower(), tag
+    left, top, width, height = map(int, match.groups())
+    return left, top, width, height
 
 
 def _report(result: "FolderResult", key: Path, skipped: str) -> None:

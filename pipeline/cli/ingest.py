@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from pipeline.deidentify.deidentifier import Plan
     from pipeline.ingest.index import Index
-    from pipeline.settings import Gate, Reading
 
 HELP = "read studies and their labels into an index, patients divided into four splits"
 EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
@@ -67,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline.cli.progress import bar
+    from pipeline.config import load_config
     from pipeline.imaging.files.names import skipped_line
     from pipeline.ingest.build import build_index
     from pipeline.ingest.file_reader import NO_LABEL
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     plan = _deidentify(args)
     console = Console(stderr=True)
     skipped: Counter[str] = Counter()
-    reading, gate = _reading_and_gate(args.config)
+    config = load_config(args.config) if args.config else None
     try:
         index, notes = build_index(
             args.sources,
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
             percent=parse_percent(args.split),
             seed=args.seed,
             deidentify=plan,
-            reading=reading,
-            gate=gate,
+            config=config,
             progress=bar,
             skipped=skipped,
         )
@@ -114,20 +113,6 @@ def _where_names_are(plan: "Plan | None") -> str:
         f"All names are new. Which file was which: octray deidentify --show-crosswalk. The key {plan.key.name} opens it; "
         "keep it to yourself."
     )
-
-
-def _reading_and_gate(config: str | None) -> "tuple[Reading, Gate]":
-    from pipeline.settings import DEFAULT_READING, LENIENT, Reading
-
-    if config is None:
-        return DEFAULT_READING, LENIENT
-    from pipeline.config import load_config
-    from pipeline.imaging.quality.gate import check_tools
-
-    settings = load_config(config)
-    gate = settings.gate()
-    check_tools(gate)
-    return Reading(settings.limits, None, settings.preprocessing.voi_explanation), gate
 
 
 def _show_counts(console: "Console", index: "Index") -> None:

@@ -134,6 +134,23 @@ def read_crosswalk(path: Path, secret: Secret) -> Iterator[Entry]:
                 raise InputError(f"{path.name} belongs to another key, or it was altered. Name the right key.") from None
 
 
+def show_crosswalk(key: Path | str | None = None) -> Iterator[Entry]:
+    """Yield which file became which, or why it was refused, to whoever has the key; the entries name patients.
+
+    Parameters
+    ----------
+    key
+        The key file; None: the default of the user.
+
+    Raises
+    ------
+    InputError
+        As `read_key` and `read_crosswalk`.
+    """
+    path = Path(key) if key else default_key_path()
+    yield from read_crosswalk(crosswalk_path(path), read_key(path))
+
+
 class Crosswalk:
     """Appends encrypted entries to a crosswalk; entries that are in `known` are not added again.
 

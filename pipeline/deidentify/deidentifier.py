@@ -1,6 +1,7 @@
 """De-identifies folders: worker processes clean the files, the crosswalk records each, and then it takes its new name."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -8,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from pydicom.datadict import keyword_for_tag
+from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 
-from pipeline.deidentify.crosswalk import Crosswalk, Entry, crosswalk_path, make_or_read_key, read_crosswalk
+from pipeline.deidentify.crosswalk import Crosswalk, Entry, crosswalk_path, default_key_path, make_or_read_key, read_crosswalk
 from pipeline.deidentify.done import Done, bound_to, done_path
 from pipeline.deidentify.instance import Deidentified, deidentify_file
-from pipeline.deidentify.profile import Options, RefusalReason, RefusedError
+from pipeline.deidentify.profile import Keep, Options, Rectangle, RefusalReason, RefusedError
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.names import as_text
@@ -86,6 +87,72 @@ class Plan:
         return self.key, crosswalk_path(self.key), done_path(self.key)
 
 
+def plan_deidentification(
+    out: Path | str,
+    *,
+    key: Path | str | None = None,
+    keep: Iterable[str] = (),
+    blank: Iterable[tuple[int, int, int, int]] = (),
+    clean_pixels: bool = False,
+    allow: Iterable[tuple[str, str]] = (),
+) -> Plan:
+    """Return what `deidentify_folder` and `build_index` are to do.
+
+    Parameters
+    ----------
+    out
+        Folder for the new files.
+    key
+        File of the secret key, made if there is none; the crosswalk lies beside it. None: the default of the user.
+    keep
+        What is kept beyond the Basic Profile: dates (all of a patient moved by the same number of days), uids, patient (sex,
+        age, size and weight), descriptors (those in which every word is known to be safe).
+    blank
+        Rectangles that are blanked in every frame of every image: left, top, width and height in pixels.
+    clean_pixels
+        Whether text is searched for in every image and blanked; it can miss text.
+    allow
+        Values that were refused because they equal an identifier, and that a person has checked: the SHA-256 of one file, and
+        the attribute as a DICOM keyword or as gggg,eeee.
+
+    Raises
+    ------
+    InputError
+        If a name in `keep`, a rectangle or a value that is allowed is malformed.
+    """
+    kept = list(keep)
+    if unknown := [name for name in kept if name.upper() not in Keep.__members__]:
+        names = ", ".join(name.lower() for name in Keep.__members__)
+        raise InputError(f"There is nothing called {', '.join(unknown)} to keep. Name some of {names}.")
+    options = Options(
+        frozenset(Keep[name.upper()] for name in kept),
+        tuple(map(_rectangle, blank)),
+        clean_pixels,
+        frozenset(_allowed(*one) for one in allow),
+    )
+    return Plan(Path(out), Path(key) if key else default_key_path(), options)
+
+
+def _rectangle(sides: tuple[int, int, int, int]) -> Rectangle:
+    left, top, width, height = sides
+    if min(sides) < 0 or not (width and height):
+        text = ",".join(map(str, sides))
+        raise InputError(f"The rectangle {text} must be LEFT,TOP,WIDTH,HEIGHT in pixels, for example 0,0,640,40.")
+    return Rectangle(left, top, width, height)
+
+
+def _allowed(sha256: str, attribute: str) -> tuple[str, int]:
+    """Return the hash of a file and the tag of an attribute; a folder or a whole file cannot be allowed."""
+    number = re.fullmatch(r"\(?([0-9a-fA-F]{4}),([0-9a-fA-F]{4})\)?", attribute)
+    tag = int("".join(number.groups()), 16) if number else tag_for_keyword(attribute or "none")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256) or tag is None or not dictionary_has_tag(tag):
+        raise InputError(
+            f"--allow {sha256}:{attribute} must be SHA256:ATTRIBUTE: the hash of one file from the crosswalk, and a DICOM "
+            "keyword or tag, for example WindowCenter or 0028,1050."
+        )
+    return sha256.lower(), tag
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
     """A file that was written, now or by an earlier run.
@@ -146,7 +213,7 @@ class FolderResult:
 
 
 def deidentify_folder(
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     plan: Plan,
     progress: Progress = silent,
     reading: Reading = DEFAULT_READING,
@@ -160,7 +227,7 @@ def deidentify_folder(
     sources
         Files and folders.
     plan
-        The output folder, the key and the options.
+        The output folder, the key and the options, as `plan_deidentification` gives them.
     progress
         Shows how many files are done.
     reading
@@ -177,11 +244,12 @@ def deidentify_folder(
     ConfigError
         If text is to be found and the extra for it is not installed.
     """
-    plan.check(sources)
+    paths = [Path(source) for source in sources]
+    plan.check(paths)
     with Deidentifier(plan, reading, workers) as deidentifier:
         files = []
         seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in plan.own_files}
-        for source in sources:
+        for source in paths:
             for file in discover(source, deidentifier.knows, skipped):
                 place = file.place()
                 if file.refusal or place not in seen:

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.config import Config
 from pipeline.deidentify.deidentifier import Deidentifier, Plan, RefusedFile, WrittenFile
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
+from pipeline.imaging.quality.gate import check_tools
 from pipeline.ingest.file_reader import NO_LABEL, FileReader, ReadFile, ReadFrame, find_files, journal_key, usable
 from pipeline.ingest.index import FILES, Index, difference, write_index
 from pipeline.ingest.journal import JOURNAL, Journal
@@ -28,7 +30,7 @@ from pipeline.ingest.labels import (
 from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
 from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
 from pipeline.progress import Progress, silent
-from pipeline.settings import DEFAULT_READING, LENIENT, Gate, Reading
+from pipeline.settings import DEFAULT_READING, LENIENT, Reading
 
 _NOT_IN_TABLE = "The table of labels does not name this file. Add a row for it to use it."
 _NO_FOLDER = "No folder of this file is the label by --label-from. Move it into one, or name another folder, to use it."
@@ -75,17 +77,16 @@ class _FileSet:
 
 
 def build_index(
-    sources: Sequence[Path],
-    out: Path | None = None,
+    sources: Sequence[Path | str],
+    out: Path | str | None = None,
     *,
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     label_from: str = "",
     patient_key: str | None = None,
     percent: Percent = DEFAULT_PERCENT,
     seed: int = 0,
     deidentify: Plan | None = None,
-    reading: Reading = DEFAULT_READING,
-    gate: Gate = LENIENT,
+    config: Config | None = None,
     workers: int = 0,
     progress: Progress = silent,
     skipped: Counter[str] | None = None,
@@ -112,8 +113,9 @@ def build_index(
         Decides which patients go into which split.
     deidentify
         How the studies are de-identified first; None reads them as they are.
-    reading, gate
-        Limits and window, and what frames have to be like.
+    config
+        Its sections limits, quality, data and preprocessing say which files and frames are taken, and which window is used. If
+        None, no frame is refused for its quality.
     workers
         How many files are read at the same time, each in a process of its own; 0 takes one for each core.
     progress
@@ -131,12 +133,20 @@ def build_index(
     ------
     InputError
         If nothing is readable, labels, patients or splits cannot be used, or the index cannot be written.
+    ConfigError
+        If a check of the configuration needs what is not installed.
     """
+    paths, out = [Path(source) for source in sources], Path(out) if out else None
+    labels = Path(labels) if labels else None
+    reading, gate = DEFAULT_READING, LENIENT
+    if config:
+        reading, gate = Reading(config.limits, None, config.preprocessing.voi_explanation), config.gate()
+        check_tools(gate)
     if deidentify:
-        deidentify.check(sources)
+        deidentify.check(paths)
         if out and (key := deidentify.key).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The key {key.name} lies inside the index and would be handed on with it. Name another place.")
-    roots = tuple((source.parent if source.is_file() else source).resolve() for source in sources)
+    roots = tuple((source.parent if source.is_file() else source).resolve() for source in paths)
     own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
     own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
     with (
@@ -146,8 +156,8 @@ def build_index(
         homes = (deidentifier.out,) if deidentifier else roots
         reader = FileReader([as_text(str(home)) for home in homes], journal, reading, gate, workers)
         is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else reader.knows
-        found = find_files(sources, own_files, is_known, skipped)
-        facts, columns, note = _facts(labels, label_from, patient_key, sources, roots, found)
+        found = find_files(paths, own_files, is_known, skipped)
+        facts, columns, note = _facts(labels, label_from, patient_key, paths, roots, found)
         pattern = parse_patient_pattern(patient_key, columns)
         # Without a table, a file that cannot be read is read nevertheless, to say why.
         to_read = {
@@ -163,7 +173,7 @@ def build_index(
     quarantine = (*files.quarantine, *quarantined)
     if not used:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
-        names = ", ".join(source.name for source in sources)
+        names = ", ".join(source.name for source in paths)
         raise InputError(f"There is no readable study in {names}: of {len(found)} files none can be used ({reasons}).")
     names_of_labels = _labels(facts if labels else {}, files, used)
     records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), names_of_labels)

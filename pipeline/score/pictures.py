@@ -9,11 +9,11 @@ from imagecodecs import jpeg8_encode
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.frames import FloatArray
+from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.preprocess import PANEL_GAP, onto_frame, seen_square
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import Heatmap
-from pipeline.score.reading import View
+from pipeline.score.reading import View, view_of
 
 Colours = NDArray[np.uint8]
 """Red, green, blue and a byte without meaning: shape (rows, columns, 4). Whole words are copied several times as fast."""
@@ -74,6 +74,27 @@ def draw(view: View, heatmap: Heatmap, full: float, meaning: str) -> Colours:
     if square is not None:
         _outline(heated, *square)
     return _bytes(words)
+
+
+def draw_heatmap(frame: Frame, heatmap: Heatmap, manifest: Manifest) -> NDArray[np.uint8]:
+    """Draw a frame beside itself with the heatmap on it, as scoring does.
+
+    Parameters
+    ----------
+    frame
+        What was scored.
+    heatmap
+        One of those that `Predictor.predict` gives for the frame.
+    manifest
+        That of the bundle.
+
+    Returns
+    -------
+    array of shape (rows, columns, 3)
+        Red, green and blue as uint8: a picture with a colour scale and a caption.
+    """
+    view, support = view_of(frame, manifest.preprocessing), manifest.heatmap
+    return np.ascontiguousarray(draw(view, heatmap, support.full_scale, support.meaning)[..., :3])
 
 
 def caption(heatmap: Heatmap, meaning: str) -> str:

@@ -4,10 +4,15 @@ import argparse
 import copy
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
 from services.api.options import Settings
+
+if TYPE_CHECKING:
+    from pipeline.model.bundle import Bundle
 
 HELP = "serve a bundle over HTTP"
 EXAMPLE = "octray serve --bundle bundle/ --port 8000"
@@ -33,22 +38,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    import uvicorn
-
     from pipeline.model.bundle import load_bundle
-    from services.api.app import create_app
 
     settings = _settings(args)
-    bundle = load_bundle(args.bundle)
-    with listen(args.host, args.port) as listener:
-        host, port = listener.getsockname()[:2]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        sys.stderr.write(f"octray: serving {args.bundle.name} at http://{address}; Ctrl+C ends it.\n")
+
+    def announce(address: str) -> None:
+        sys.stderr.write(f"octray: serving {args.bundle.name} at {address}; Ctrl+C ends it.\n")
+
+    serve(load_bundle(args.bundle), host=args.host, port=args.port, settings=settings, listening=announce)
+    return 0
+
+
+def serve(
+    bundle: "Bundle",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    settings: Settings | None = None,
+    listening: Callable[[str], object] | None = None,
+) -> None:
+    """Serve a bundle over HTTP until interrupted.
+
+    Parameters
+    ----------
+    bundle
+        As `load_bundle` gives it.
+    host, port
+        Address to listen on; port 0 takes a free one.
+    settings
+        Limits of the service; None takes the defaults.
+    listening
+        Is told the address as soon as the service listens there.
+
+    Raises
+    ------
+    InputError
+        If the port is in use, or the address is not one of this machine.
+    """
+    import uvicorn
+
+    from services.api.app import create_app
+
+    with listen(host, port) as listener:
+        name, number = listener.getsockname()[:2]
+        if listening:
+            listening(f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}")
         config = uvicorn.Config(
-            create_app(bundle, settings), log_config=_logging(), server_header=False, timeout_graceful_shutdown=_GRACE_SECONDS
+            create_app(bundle, settings or Settings()),
+            log_config=_logging(),
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         uvicorn.Server(config).run(sockets=[listener])
-    return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
