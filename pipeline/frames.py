@@ -30,7 +30,7 @@ class Split(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstanceKey:
-    """Where a frame belongs: study > series > instance > frame, always complete.
+    """The key of a frame: study > series > instance > frame, always complete.
 
     Parameters
     ----------
@@ -93,38 +93,38 @@ class Frame:
         Path of the file below what was given to read, with forward slashes.
     pixel_sha256
         Hash of the frame's decoded stored values (C order, little endian) with their shape and type; equal pixels, equal hash.
-        This and the other hashes are empty where they were not asked for, or the frame was not decoded whole.
+        This and the other hashes are empty if they were not requested, or if the frame was not decoded whole.
     modality
         Modality (0008,0060), for example CR, DX or OPT, which is said of B-scans only: en-face frames are OPTENF, photographs
-        of the eye OP; empty where neither the file nor its SOP class says it.
+        of the eye OP; empty if neither the file nor its SOP class states it.
     view_position
         View Code Sequence (0054,0220), else View Position (0018,5101): AP, PA, LL, RL, FRONTAL, LATERAL or another term; empty
         if unknown.
     laterality
-        R, L, U or B: Image Laterality (0020,0062) before Laterality (0020,0060); empty where unknown, never guessed.
+        R, L, U or B: Image Laterality (0020,0062) before Laterality (0020,0060); empty if unknown, never guessed.
     pixel_spacing_mm
-        Distance between rows and between columns in mm; None where unknown.
+        Distance between rows and between columns in mm; None if unknown.
     photometric_interpretation
         Photometric Interpretation (0028,0004) of the file.
     transfer_syntax_uid
         Transfer Syntax UID (0002,0010); empty for files that are not DICOM.
     sop_class_uid
-        SOP Class UID (0008,0016); empty where unknown.
+        SOP Class UID (0008,0016); empty if unknown.
     body_part
         Anatomic Region Sequence (0008,2218), else Body Part Examined (0018,0015), for example CHEST; empty if unknown.
     patient_age
         In completed years, by `imaging.dicom.header.patient_age`; None if unknown.
     burned_in_annotation
-        Burned In Annotation (0028,0301), YES or NO; empty where unknown.
+        Burned In Annotation (0028,0301), YES or NO; empty if unknown.
     by_camera
         Whether the file says with what exposure or lens a camera took it (EXIF).
     instance_number
-        Instance Number (0020,0013); None where unknown.
+        Instance Number (0020,0013); None if unknown.
     number_of_frames
         How many frames the instance has.
     slice_position_mm
         Where the frame lies along the normal of its plane: Image Position (0020,0032) on the normal of Image Orientation
-        (0020,0037); None where unknown.
+        (0020,0037); None if unknown.
     stored_sha256
         Hash of the frame's decoded stored values alone (C order, little endian): of a palette the indices, of colour RGB.
     instance_sha256
@@ -132,13 +132,13 @@ class Frame:
     stored_range
         Smallest and largest stored value.
     whole_shape
-        Rows and columns of the frame in its file where `pixels` have fewer, being decoded at a reduced resolution.
+        Rows and columns of the frame in its file if `pixels` have fewer, since they were decoded at a reduced resolution.
     whole_box
         Top, left, rows and columns of the box that the whole frame then takes on `pixels`, in their pixels.
     notes
         What was assumed on the way to grey levels, in sentences.
     file_sha256
-        Hash of the bytes of the file, or of the member of an archive; empty where it was not asked for.
+        Hash of the bytes of the file, or of the member of an archive; empty if it was not requested.
     decoder
         What decoded the stored values: the name of a library as its distribution has it, or octray.
     """
@@ -206,11 +206,11 @@ class ImageRecord:
     source
         Path of the file below that folder.
     patient_key
-        Pseudonym of the patient; the file's own study where none is known.
+        Pseudonym of the patient; the file's own study if none is known.
     pixel_sha256
         As in `Frame`.
     labels
-        True, False, or None where it is not known; None is never "absent".
+        True, False, or None if it is not known; None is never "absent".
     split
         Which part of the index the frame belongs to.
     rows, columns
@@ -252,7 +252,7 @@ class Quarantined:
     message
         A sentence for people.
     frame_number
-        None where the whole file is meant.
+        None if the whole file is meant.
     root
         Position of the source folder in the index's list of sources.
     """

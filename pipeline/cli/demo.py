@@ -26,7 +26,7 @@ def demo(out: Path) -> int:
     Raises
     ------
     InputError
-        Where `out` holds what no demo wrote; nothing is removed then.
+        If `out` holds files that no demo wrote; nothing is removed then.
     """
     _make_anew(out)
     _octray("phantom", out / "xray", "--modality", "xray", "--studies", _XRAY_STUDIES, "--seed", 1)
@@ -59,7 +59,7 @@ def _make_anew(out: Path) -> None:
 
 
 def _octray(*words: object, ends: Collection[int] = (DONE,)) -> None:
-    """Print one command and run it; leave where it ends with another code."""
+    """Print one command and run it; stop if it ends with another code."""
     arguments = [str(word) for word in words]
     sys.stderr.write(f"\n$ octray {shlex.join(arguments)}\n")
     sys.stderr.flush()

@@ -137,7 +137,7 @@ def _at_least_one(text: str) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; `section.key=value` may stand after options too, where argparse itself no longer takes it."""
+    """Parse; `section.key=value` may also follow options, which argparse alone does not allow."""
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")

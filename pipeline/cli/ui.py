@@ -47,7 +47,7 @@ def _run(command: list[str]) -> int:
 
 
 def _check(store: str) -> None:
-    """Raise InputError where there is nothing to show, before MLflow would make an empty store."""
+    """Raise InputError if there is nothing to show, before MLflow would create an empty store."""
     from pipeline.errors import InputError
 
     scheme, separator, rest = store.partition("://")

@@ -66,7 +66,8 @@ class Actor:
         Raises
         ------
         OctrayError
-            Where the cluster asks for no token, or this machine lacks something, or has another than the one octray runs on.
+            If the cluster asks for no token, or this machine lacks something or has another version than the one that runs
+            octray.
         """
         if not asks_for_token():
             raise InputError(UNGUARDED)
@@ -97,7 +98,7 @@ def _check_code(code: Mapping[str, str]) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise where a folder is missing, or empty as one is into which nothing could be mounted."""
+    """Raise if a folder is missing, or empty, as it is if nothing is mounted there."""
     name = folder.parent.name if folder.name == STATE else folder.name
     try:
         is_filled = any(folder.iterdir())
@@ -132,7 +133,7 @@ class Hand:
     actor
         Its handle.
     node
-        Where it was to be started; Ray takes another one where that is gone.
+        The node to start it on; Ray uses another one if that is gone.
     times
         How often in a row one was started there, this one included.
     """
@@ -179,7 +180,7 @@ class Crew:
         Raises
         ------
         OctrayError
-            Where nothing is running, and no actor is ready, or gets ready within two minutes.
+            If nothing is running, and no actor is ready or becomes ready within two minutes.
         """
         waiting = [*self._starting, *running]
         timeout = None if running else _START_SECONDS
@@ -221,7 +222,7 @@ class Crew:
 
 
 def _is_guarded() -> bool:
-    """Say whether the cluster asks for a token, as far as it answers; where it does not, Ray lets no actor live."""
+    """Return whether the cluster asks for a token; true if it does not answer, since Ray then keeps no actor alive."""
     answer = ray.remote(num_cpus=0, max_retries=0)(asks_for_token).remote()
     try:
         return bool(ray.get(answer, timeout=_ASK_SECONDS))
@@ -245,7 +246,7 @@ class Cluster:
     Raises
     ------
     InputError
-        On entering it, where this process has no token for the cluster, or cannot reach it.
+        On entering it, if this process has no token for the cluster or cannot reach it.
     """
 
     def __init__(self, address: str, place: Place) -> None:
@@ -257,7 +258,7 @@ class Cluster:
         if not asks_for_token():
             raise InputError(UNGUARDED)
         with ExitStack() as stack:
-            stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a process has died, where results are expected
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints deaths of processes; standard output is for results
             stack.callback(ray.shutdown)
             _connect(self._address)
             self._crew = Crew(self._place)
@@ -273,8 +274,8 @@ class Cluster:
         Raises
         ------
         OctrayError
-            Where no actor can score, and the cluster asks for no token, has no free CPU, or lacks what an actor needs; or
-            where an actor raises it.
+            If no actor can score, and the cluster asks for no token, has no free CPU, or lacks what an actor needs; or if an
+            actor raises it.
         """
         chunks, running = _Chunks(claims), dict[Any, tuple[Hand, list[Claim]]]()
         while True:
@@ -318,7 +319,7 @@ class _Chunks:
 
 
 def _fetched(reference: Any) -> list[ScoredClaim] | None:
-    """Return what an actor made of a chunk, None where it died, or the chunk was lost; raise what it raised itself."""
+    """Return the results of a chunk, None if the actor died or the chunk was lost; raise what the actor raised."""
     try:
         return list(ray.get(reference))
     except RayTaskError as error:

@@ -32,7 +32,7 @@ Outcomes = Callable[[Iterable[Claim]], Iterator[ScoredClaim]]
 
 
 def with_retries(ask: Callable[[], Result]) -> Result:
-    """Ask a ledger for something; where it cannot be reached, ask again for a minute.
+    """Call a ledger; if it cannot be reached, retry for a minute.
 
     Raises
     ------
@@ -139,7 +139,7 @@ class Loop:
         Raises
         ------
         LedgerError
-            Where the ledger cannot be reached for a minute; what was done until then is kept beside it.
+            If the ledger cannot be reached for a minute; what was done until then is kept beside it.
         """
         try:
             self._work(outcomes)

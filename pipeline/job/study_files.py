@@ -37,7 +37,7 @@ class StudyFiles:
     files
         In the order of `discover`.
     marks
-        Of each file: changes where it is replaced; its size, its times and its inode are looked at, and no content. Empty for
+        Of each file: changes if it is replaced; its size, its times and its inode are looked at, and no content. Empty for
         a file that is not there any more.
     """
 
@@ -47,7 +47,7 @@ class StudyFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Changes where a file is added, removed or replaced."""
+        """Changes if a file is added, removed or replaced."""
         return _hash([(file.source, mark) for file, mark in zip(self.files, self.marks, strict=True)])
 
 
@@ -99,7 +99,7 @@ class Grouping:
 
 
 class Inbox:
-    """Remembers the files of all studies that were entered, so that none of their results is lost where files are taken away.
+    """Remembers the files of all studies that were entered, so that no result is lost when files are taken away.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class Inbox:
         Returns
         -------
         StudyFiles or None
-            The study, where it is new, or where a file was added or replaced; None where nothing was. Once files of it were
+            The study if it is new, or if a file was added or replaced; otherwise None. Once files of it were
             taken away, what comes later is a further part of it, scored by itself, since scoring the study again would lose
             the results of those that are gone.
         """

@@ -23,7 +23,7 @@ class GradientMaps:
     Raises
     ------
     BundleError
-        Where its weights are not those of its architecture.
+        If its weights are not those of its architecture.
     """
 
     def __init__(self, bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""Writes many units of work at once: by one statement on PostgreSQL, where each would be a round trip of its own otherwise."""
+"""Writes many units of work at once: by one statement on PostgreSQL, instead of one round trip for each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

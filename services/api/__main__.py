@@ -8,7 +8,7 @@ from services.api.command import EXAMPLE, HELP, add_arguments, run
 
 
 def main() -> int:
-    """Serve, and return the exit code: 2 where the bundle or an option cannot be used."""
+    """Serve, and return the exit code: 2 if the bundle or an option cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m services.api", description=HELP, epilog=f"example: {EXAMPLE}")
     add_arguments(parser)
     try:

@@ -46,8 +46,8 @@ async def receive_uploads(request: Request, settings: Settings) -> AsyncIterator
     Raises
     ------
     HTTPException
-        415 where the request is not multipart, 413 where it is too large, 408 where it comes too slowly, 400 where it is
-        malformed or has too many files, 422 where it has no file in the field `files`.
+        415 if the request is not multipart, 413 if it is too large, 408 if it arrives too slowly, 400 if it is
+        malformed or has too many files, 422 if it has no file in the field `files`.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise HTTPException(415, f"Send the study's files as multipart/form-data, in the field `{FIELD}`.")
@@ -97,7 +97,7 @@ class _Body:
         return message
 
     def _check_end(self) -> None:
-        """Raise 400 where the closing boundary is missing: the parser would leave out the last file in silence."""
+        """Raise 400 if the closing boundary is missing, since the parser would silently drop the last file."""
         _, options = parse_options_header(self._request.headers["content-type"])
         if b"--" + options[b"boundary"] + b"--" not in self._end:
             raise HTTPException(400, "The multipart body ends before its closing boundary; a file may be missing.")

@@ -1,4 +1,4 @@
-"""A file, or a member of a zip archive, that may hold frames: where it lies, whether it may be read, and its bytes."""
+"""A file, or a member of a zip archive, that may hold frames: its path, whether it may be read, and its bytes."""
 
 import io
 import os
@@ -77,7 +77,7 @@ class StudyFile:
     Parameters
     ----------
     path
-        Where it is; for a member, where the archive is.
+        Path of the file; for a member, of the archive.
     source
         The same below what was given to read, with forward slashes; as `as_text` gives it.
     inside
