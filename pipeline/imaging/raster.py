@@ -76,7 +76,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
         exif_notes, by_camera = _exif_of_picture(image)
         notes += exif_notes
         grey = grey_picture(stored, TOLERANCE if content.startswith(JPEG) else 0)
-        frame = to_frame(
+        frame = picture_frame(
             stored,
             grey,
             uids=derived_uids(content),
@@ -165,7 +165,7 @@ def grey_picture(array: NDArray[Any], tolerance: int) -> NDArray[Any]:
     return array if array.ndim == 2 else to_grey(array, tolerance)
 
 
-def to_frame(
+def picture_frame(
     stored: NDArray[Any],
     grey: NDArray[Any],
     *,

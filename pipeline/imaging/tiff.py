@@ -20,7 +20,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.grayscale import TOLERANCE
 from pipeline.imaging.guard import check_size, translated
 from pipeline.imaging.identity import as_little_endian, derived_uids
-from pipeline.imaging.raster import NO_EXIF, OF_A_CAMERA, grey_picture, orientation_notes, to_frame
+from pipeline.imaging.raster import NO_EXIF, OF_A_CAMERA, grey_picture, orientation_notes, picture_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -62,7 +62,7 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
             with translated(f"Picture {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
                 stored = _page_values(page, _plane_values(picture, content))
                 grey = grey_picture(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
-                frame = to_frame(
+                frame = picture_frame(
                     stored,
                     grey,
                     uids=uids,
