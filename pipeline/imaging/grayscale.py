@@ -12,7 +12,7 @@ from pipeline.frames import FloatArray
 
 Values = NDArray[Any]
 
-PERCENTILES = (0.5, 99.5)
+BLACK_AND_WHITE = (0.5, 99.5)
 """If a frame of more than 8 bits names no window, or one that hides it, these percentiles of its values are black and white."""
 _HALF_A_LEVEL = np.float32(0.5 / 255)
 _NEARLY_ALL = 0.97
@@ -106,8 +106,8 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
 
     Notes
     -----
-    A window beside nearly all values (those within `PERCENTILES`) would leave one grey. It is ignored, and the percentiles are
-    shown instead.
+    A window beside nearly all values (those within `BLACK_AND_WHITE`) would leave one grey. It is ignored, and the percentiles
+    are shown instead.
     """
     padded = None if rendering.padding is None else is_padding(stored, rendering.padding)
     if padded is not None and (padded.all() or not padded.any()):
@@ -136,7 +136,7 @@ def render(stored: Values, rendering: Rendering) -> tuple[FloatArray, tuple[str,
     return np.ascontiguousarray(grey), notes
 
 
-_SHOWN_INSTEAD = f"the grey levels run from percentile {PERCENTILES[0]} to {PERCENTILES[1]} of the values."
+_SHOWN_INSTEAD = f"the grey levels run from percentile {BLACK_AND_WHITE[0]} to {BLACK_AND_WHITE[1]} of the values."
 
 
 def is_padding(stored: Values, padding: tuple[float, float]) -> NDArray[np.bool_]:
@@ -168,7 +168,7 @@ def _is_hidden(grey: FloatArray, values: Values, padded: NDArray[np.bool_] | Non
         low, high = low | (values <= voi.first), high | (values >= voi.first + voi.data.size - 1)
     if padded is not None:
         low, high = low[~padded], high[~padded]
-    return bool(max(np.count_nonzero(low), np.count_nonzero(high)) >= PERCENTILES[1] / 100 * low.size)
+    return bool(max(np.count_nonzero(low), np.count_nonzero(high)) >= BLACK_AND_WHITE[1] / 100 * low.size)
 
 
 def _apply_modality(stored: Values, modality: Lut | Rescale) -> Values:
@@ -220,7 +220,7 @@ def _full_bounds(full_range: tuple[float, float], modality: Lut | Rescale) -> tu
 
 
 def _percentile_bounds(measured: Values) -> tuple[float, float]:
-    low, high = percentiles(measured, PERCENTILES)
+    low, high = percentiles(measured, BLACK_AND_WHITE)
     return (low, high) if high > low else (float(measured.min()), float(measured.max()))
 
 

@@ -16,11 +16,11 @@ from pipeline.imaging.reduced import decode_jpeg, decode_jpeg_2000
 from pipeline.settings import Limits
 
 PLUGIN = "imagecodecs"
-JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
 JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K})
-CODESTREAMS = frozenset({*JPEG, *JPEG_LS, *JPEG_2000})
+CODESTREAMS = frozenset({*_JPEG, *JPEG_LS, *JPEG_2000})
 DECODER_DEPENDENCIES = dict.fromkeys((*CODESTREAMS, uid.RLELossless), (PLUGIN,))
 """Transfer syntaxes of this plugin; pydicom looks for this name."""
 
@@ -125,7 +125,7 @@ def _reduced(encoded: bytes, runner: DecodeRunner) -> NDArray[np.generic] | None
         return None
     if runner.transfer_syntax in JPEG_2000:
         return decode_jpeg_2000(encoded, side, bits, signed)
-    if runner.transfer_syntax in JPEG and (bits, signed) == (8, False):
+    if runner.transfer_syntax in _JPEG and (bits, signed) == (8, False):
         return decode_jpeg(encoded, side)
     return None
 

@@ -20,7 +20,7 @@ from pipeline.settings import Check, Flag, Gate, Policy
 
 SIDE = 96
 """The shorter side of the small copy has at least this many pixels, if the frame has."""
-RIM = 4
+EDGE = 4
 """Pixels of the small copy along its edges, and along wedges, that checks of its picture leave aside."""
 SPREAD = (1.5, 3.0)
 """Standard deviation of the smoothing in rows and columns of the small copy."""
@@ -86,14 +86,14 @@ class CheckedFrame:
 
     @cached_property
     def seen(self) -> NDArray[np.bool_]:
-        """A mask of the small copy, true in the picture: neither in a wedge, nor within `RIM` pixels of one or of an edge."""
+        """A mask of the small copy, true in the picture: neither in a wedge, nor within `EDGE` pixels of one or of an edge."""
         from scipy import ndimage  # takes a third of a second to import, and few frames need it
 
         picture = np.zeros(self.small.shape, bool)
-        picture[RIM:-RIM, RIM:-RIM] = True
+        picture[EDGE:-EDGE, EDGE:-EDGE] = True
         if self.wedges.any():
             covered = reduced(self.wedges.astype(np.float32), SIDE) > 0
-            picture &= ~ndimage.maximum_filter(covered, 2 * RIM + 1)
+            picture &= ~ndimage.maximum_filter(covered, 2 * EDGE + 1)
         return picture
 
     @cached_property
