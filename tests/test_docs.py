@@ -94,6 +94,8 @@ def run_page(page: Path, folder: Path) -> str:
     data = os.environ.get("OCTRAY_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
     environment = os.environ | {"PATH": places, "OCTRAY_SHARED_DATA": data}
     environment.pop("MLFLOW_TRACKING_URI", None)
+    if (folder / "pipeline").is_dir():
+        environment["PYTHONPATH"] = str(folder)
     output = folder.with_name(f"{folder.name}.txt")
     with output.open("w") as file:
         arguments = ["bash", "-euxo", "pipefail", "-c", lines]
@@ -141,6 +143,10 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, request: pytest.
         shutil.copytree(request.getfixturevalue("finished"), folder, ignore=shutil.ignore_patterns("mlruns", "phantoms"))
     else:
         folder.mkdir()
+    if page.name == "tutorial.md":  # it changes the code, so it runs in a copy
+        for name_ in ("pipeline", "services", "configs", "data_catalog", "pyproject.toml"):
+            (shutil.copytree if (ROOT / name_).is_dir() else shutil.copy)(ROOT / name_, folder / name_)
+        (folder / "tests").mkdir()
     run_page(page, folder)
 
 
