@@ -29,7 +29,7 @@ from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.settings import Fit, Limits, Preprocessing
 from pipeline.version import RESULTS_VERSION
-from tests.builders import make_bundle, make_dicom, make_encapsulated, make_pixels
+from tests.builders import make_bundle, make_dicom, make_encapsulated, make_known_pixels, make_pixels, make_wary_bundle
 from tests.identified import make_identified, write_key
 from tests.test_imaging_encodings import LOSSLESS, RAMP, VOLUME
 
@@ -116,13 +116,19 @@ def _results_of_commands(scratch: Path) -> Iterator[tuple[str, str | list[float]
     for row in pq.read_table(scratch / "index" / "frames.parquet").to_pylist():
         del row["file_sha256"]  # the bytes of a built file are those of pydicom
         yield f"index row of {row['source']}", hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-    bundle = make_bundle(scratch / "bundle")
-    _octray("score", studies, "--bundle", bundle.path, "--out", scratch / "out")
-    with (scratch / "out" / "predictions.csv").open(newline="", encoding="utf-8") as table:
-        for row in csv.DictReader(table):
+    _octray("score", studies, "--bundle", make_bundle(scratch / "bundle").path, "--out", scratch / "out")
+    for seed in (101, 103):
+        (studies / f"known{seed}.dcm").write_bytes(make_dicom((make_known_pixels(seed) * 4000).astype(np.uint16)))
+    _octray("score", studies, "--bundle", make_wary_bundle(scratch / "wary").path, "--out", scratch / "wary-out")
+    for folder in ("out", "wary-out"):
+        for row in _rows(scratch / folder / "predictions.csv"):
             place = f"{row['source']}, {row['label']}"
             yield f"state of {place}", f"{row['state']} {row['positive']} {row['conformal_set']}"
             yield f"probability of {place}", [float(row["probability"]), float(row["logit"])]
+            if row["distance"]:
+                yield f"distance of {place}", [float(row["distance"])]
+        for row in _rows(scratch / folder / "failures.csv"):
+            yield f"refusal of {row['source']} in {folder}", f"{row['frame_number']} {row['state']} {row['reason']}"
     for path in sorted((scratch / "out" / "heatmaps").iterdir()):
         with Image.open(path) as picture:
             yield f"heatmap picture {path.name[:-21]}", _sample(np.asarray(picture) * (TOLERANCE / 5))  # up to five levels
@@ -136,6 +142,11 @@ def _results_of_commands(scratch: Path) -> Iterator[tuple[str, str | list[float]
                 delattr(level, keyword)
     content = json.dumps([dataset.file_meta.to_json_dict(), dataset.to_json_dict()], sort_keys=True)
     yield "de-identified file", hashlib.sha256(f"{made.name}{content}".encode()).hexdigest()
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
 
 
 def _octray(*words: object) -> None:
