@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("repository", type=Path, nargs="?", default=Path.cwd())
     parser.add_argument("--names", action="store_true", help="list the names with several meanings, and end with 1 if any")
     arguments = parser.parse_args()
-    trees = dict(_parsed(arguments.repository))
+    trees = dict(parsed(arguments.repository))
     names = several_meanings(trees)
     if arguments.names:
         for name, places in sorted(names.items()):
@@ -64,7 +64,7 @@ def main() -> int:
     print(f"modules: {len(trees)}, median {statistics.median(lengths):.0f} lines")
     print(f"dataclasses: {len(dataclasses)}, without any method: {len(plain)}")
     print(f"functions above {MOST_LINES} lines: {sum(1 for tree in trees.values() for _ in _long_functions(tree))}")
-    print(f"circles of imports: {len(_circles(arguments.repository))}")
+    print(f"circles of imports: {len(circles(arguments.repository))}")
     print(f"names with several meanings: {len(names)}")
     print(f'"where" meaning "if" per 1,000 words of docstrings: {1000 * wheres / words:.1f} ({wheres} in {words} words)')
     long, subjects = _subjects(arguments.repository)
@@ -84,7 +84,8 @@ def several_meanings(trees: Mapping[Path, ast.Module]) -> dict[str, list[str]]:
     return {name: found for name, found in places.items() if len(found) > 1}
 
 
-def _parsed(repository: Path) -> Iterator[tuple[Path, ast.Module]]:
+def parsed(repository: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield the path and the syntax tree of each module."""
     for room in ROOMS:
         for path in sorted((repository / room).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -115,7 +116,7 @@ def _long_functions(tree: ast.Module) -> Iterator[ast.AST]:
                 yield node
 
 
-def _circles(repository: Path) -> list[set[str]]:
+def circles(repository: Path) -> list[set[str]]:
     """Return the strongly connected components of more than one module (Tarjan 1972)."""
     sys.path.insert(0, str(repository))
     try:

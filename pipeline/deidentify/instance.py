@@ -26,7 +26,7 @@ from pipeline.imaging.dicom.dataset import instance_uids, is_dicom, parse
 from pipeline.imaging.dicom.elements import value
 from pipeline.imaging.dicom.layout import Layout, read_layout
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.imaging.guard import silence_decoders, translated
+from pipeline.imaging.guard import silence_decoders, unreadable
 from pipeline.imaging.sources import read_bytes
 from pipeline.settings import Limits, Reading
 
@@ -136,12 +136,12 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
     if not is_dicom(content[:_HEAD]):
         raise RefusedError(RefusalReason.NOT_DICOM, "The file is not DICOM. Only DICOM files can be de-identified.")
     allowed = options.allowed_in(hashlib.sha256(content).hexdigest()) if options.allowed else frozenset()
-    with translated(_DAMAGED):
+    with unreadable(_DAMAGED):
         dataset, syntax, _ = parse(content, limits)
         uids, _ = instance_uids(dataset, content)
         identity = Identity.of(dataset)
     _check_kind(dataset)
-    with translated(_DAMAGED):
+    with unreadable(_DAMAGED):
         layout = read_layout(dataset, syntax, limits) if _is_image(dataset) else None
         named_patient = patient_identity(dataset)
         patient = named_patient or uids[0]
@@ -149,7 +149,7 @@ def _steps(content: bytes, secret: Secret, options: Options, limits: Limits) -> 
         patient_id = str(value(dataset, "PatientID") or "")
     if layout is not None:
         yield from _clean_pixels(dataset, layout, options)
-    with translated(_UNWRITABLE):
+    with unreadable(_UNWRITABLE):
         for keyword, uid in zip(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), uids, strict=True):
             setattr(dataset, keyword, uid)  # one that the file lacks was derived, and is in the new path too
         cut_lookup_tables(dataset)

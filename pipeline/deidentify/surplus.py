@@ -23,7 +23,7 @@ from pipeline.imaging.dicom.codecs import JPEG_2000, JPEG_LS
 from pipeline.imaging.dicom.display import expand_segments
 from pipeline.imaging.dicom.elements import code, little_endian, numbers, value
 from pipeline.imaging.dicom.layout import Layout, grouped_fragments
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 
 Decode = Callable[[bytes], NDArray[Any]]
 Range = tuple[int, int]
@@ -119,7 +119,7 @@ def _clear_tails(stream: bytearray, encoded: bytes, parts: Sequence[Part], decod
 
     Parts with different pixels are searched together, since a frame may have hundreds of tiles.
     """
-    with translated("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
+    with unreadable("The compressed pixel data are damaged and cannot be decoded. Copy or export the file again."):
         pixels = decode(encoded)
     for group in _rounds(parts):
         changed = _unneeded(stream, [(part, *_other_tail(stream, *part[:2])) for part in group], pixels, decode)

@@ -62,7 +62,7 @@ def check_inflated(deflated: bytes, limits: Limits) -> None:
 
 
 @contextmanager
-def translated(message: str) -> Iterator[None]:
+def unreadable(message: str) -> Iterator[None]:
     """Turn whatever a decoder raises on bad bytes into an `UnreadableError` with this message.
 
     Bad pixel data were seen to raise AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OverflowError,

@@ -14,7 +14,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame, InstanceKey
 from pipeline.imaging.codestream import check_scans, codestream_shape, read_codestream
 from pipeline.imaging.grayscale import TOLERANCE, Rendering, drop_opaque_alpha, render, to_grey
-from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.guard import check_size, unreadable
 from pipeline.imaging.identity import derived_uids, pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, decode_jpeg, levels, whole_box
 from pipeline.settings import DEFAULT_READING, Reading
@@ -59,7 +59,7 @@ def read_picture(content: bytes, source: str, reading: Reading = DEFAULT_READING
     UnreadableError
         And nothing else, whatever the bytes are.
     """
-    with translated("The image is damaged and cannot be decoded. Copy or export it again."):
+    with unreadable("The image is damaged and cannot be decoded. Copy or export it again."):
         notes: tuple[str, ...] = ()
         # Pillow checks a size of its own when it opens; ours comes first.
         check_size(*_announced_size(content), 1, reading.limits)

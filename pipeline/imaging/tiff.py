@@ -18,7 +18,7 @@ from PIL import ExifTags
 from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.grayscale import TOLERANCE
-from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.guard import check_size, unreadable
 from pipeline.imaging.identity import as_little_endian, derived_uids
 from pipeline.imaging.raster import NO_EXIF, OF_A_CAMERA, grey_picture, orientation_notes, picture_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
@@ -49,17 +49,17 @@ def read_tiff(content: bytes, source: str, reading: Reading = DEFAULT_READING) -
         And nothing else, whatever the bytes are.
     """
     damaged = "The TIFF file is damaged and cannot be decoded. Copy or export it again."
-    with translated(damaged):
+    with unreadable(damaged):
         tiff = tifffile.TiffFile(io.BytesIO(content))
     with tiff:
-        with translated(damaged):
+        with unreadable(damaged):
             pictures, notes = _find_pictures(tiff, len(content))
             for page in {id(page): page for page, _ in pictures}.values():
                 _check_page(page, len(content), len(pictures), reading.limits)
         uids, instance = derived_uids(content), hashlib.sha256()
         for number, picture in enumerate(pictures, 1):
             page, _ = picture
-            with translated(f"Picture {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
+            with unreadable(f"Picture {number} of the TIFF file is damaged and cannot be decoded. Copy or export it again."):
                 stored = _page_values(page, _plane_values(picture, content))
                 grey = grey_picture(stored, TOLERANCE if page.compression.name in ("JPEG", "OJPEG") else 0)
                 frame = picture_frame(

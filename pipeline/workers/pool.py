@@ -232,8 +232,8 @@ class _Worker:
         self.limits = limits
         self._connection, theirs = Pipe()
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from pipeline.workers.process import serve; "
-            f"serve({theirs.fileno()}, *{tuple(limits)!r})"
+            f"import sys; sys.path[:] = {sys.path!r}; from pipeline.workers.process import work; "
+            f"work({theirs.fileno()}, *{tuple(limits)!r})"
         )
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code],

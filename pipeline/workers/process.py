@@ -20,7 +20,7 @@ _seconds = 0.0, 0.0
 """Processor time and time by the clock for one result."""
 
 
-def serve(handle: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Sequence[str]) -> None:
+def work(handle: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Sequence[str]) -> None:
     """Do the tasks that come in until nobody sends any more, then end.
 
     Parameters

@@ -16,7 +16,7 @@ from pipeline.imaging.dicom.codecs import CODESTREAMS, JPEG_2000, OWN_CORRECTION
 from pipeline.imaging.dicom.elements import little_endian
 from pipeline.imaging.dicom.layout import Bits, Layout
 from pipeline.imaging.grayscale import Values
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 from pipeline.imaging.reduced import block_averages
 from pipeline.settings import Reading
 
@@ -44,7 +44,7 @@ def decoded_values(dataset: Dataset, layout: Layout, reading: Reading) -> Iterat
     register()
     frames: Iterator[tuple[Values, tuple[str, ...]]] = iter(())
     for number in range(1, layout.frames + 1):
-        with translated(f"The pixel data of frame {number} are damaged and cannot be decoded. Copy or export the file again."):
+        with unreadable(f"The pixel data of frame {number} are damaged and cannot be decoded. Copy or export the file again."):
             if number == 1:
                 encapsulated = layout.transfer_syntax.is_encapsulated
                 frames = _encapsulated(dataset, layout, reading) if encapsulated else _native(dataset, layout)

@@ -27,7 +27,7 @@ from pipeline.imaging.dicom.elements import (
     value,
 )
 from pipeline.imaging.grayscale import Lut, Rendering, Rescale, Window
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 
 _SHOWN_AS_STORED = (
     uid.XRayAngiographicImageStorage,
@@ -294,7 +294,7 @@ def read_palette(dataset: Dataset) -> Palette:
     UnreadableError
         `INCONSISTENT` if a table is missing or contradicts its descriptor.
     """
-    with translated("The colour palette of the DICOM file cannot be applied. Export the file again."):
+    with unreadable("The colour palette of the DICOM file cannot be applied. Export the file again."):
         tables = [_table(dataset, colour) for colour in _COLOURS]
         if len({(table.size, first, table.dtype) for table, first in tables}) != 1:
             raise _contradiction()

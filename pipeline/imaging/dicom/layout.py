@@ -10,7 +10,7 @@ from pydicom.uid import UID
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.dicom.codecs import CODESTREAMS, DECODER_DEPENDENCIES, check_encoded
 from pipeline.imaging.dicom.elements import code, number, value
-from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.guard import check_size, unreadable
 from pipeline.settings import Limits
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
@@ -233,7 +233,7 @@ def _check_encapsulated(dataset: Dataset, layout: Layout, limits: Limits) -> Non
             f"The transfer syntax {layout.transfer_syntax.name} is not one that octray reads. Convert the file to another.",
         )
     shape, signed = (layout.rows, layout.columns, layout.samples), number(dataset, "PixelRepresentation") == 1
-    with translated("The compressed pixel data of the DICOM file are damaged."):
+    with unreadable("The compressed pixel data of the DICOM file are damaged."):
         for encoded in layout.encoded_frames(dataset):
             check_encoded(encoded, layout.transfer_syntax, shape, layout.bits_allocated, signed, limits)
 

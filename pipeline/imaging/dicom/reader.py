@@ -19,7 +19,7 @@ from pipeline.imaging.dicom.header import Header, read_header
 from pipeline.imaging.dicom.layout import MONOCHROME, read_layout
 from pipeline.imaging.dicom.terms import is_without_pixels
 from pipeline.imaging.grayscale import TOLERANCE, is_padding, may_be_hidden, render, to_grey
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 from pipeline.imaging.identity import pixel_sha256, stored_sha256
 from pipeline.imaging.reduced import BLOCK_OFFSET, JPEG_2000_OFFSET, whole_box
 from pipeline.settings import DEFAULT_READING, Reading
@@ -49,7 +49,7 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         And nothing else, whatever the bytes are.
     """
     try:
-        with translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
+        with unreadable("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
             dataset, syntax, notes = parse(content, reading.limits)
             layout = read_layout(dataset, syntax, reading.limits)
     except UnreadableError:
@@ -59,13 +59,13 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         kind = UID(sop_class).name
         message = f"The file is not an image but an object without pixels ({kind}): there is nothing to do with it."
         raise UnreadableError(Reason.NO_IMAGE, message) from None
-    with translated("The DICOM file says nothing usable of its grey levels. Export it again."):
+    with unreadable("The DICOM file says nothing usable of its grey levels. Export it again."):
         header = read_header(dataset, layout, content, reading.voi_explanation, notes)
     if reading.side is not None and not header.is_reducible:
         reading = replace(reading, side=None)
     instance = hashlib.sha256()
     for number, (stored, decoder, damage) in enumerate(decoded_values(dataset, layout, reading), 1):
-        with translated(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
+        with unreadable(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
             frame = _frame(header, source, number, stored, decoder, reading)
             frame = replace(frame, notes=frame.notes + damage) if damage else frame
             if frame.stored_sha256 and layout.frames > 1:

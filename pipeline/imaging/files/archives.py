@@ -21,7 +21,7 @@ from pipeline.imaging.files.study_file import (
     not_opened,
     unpack,
 )
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _HEAD = 132
@@ -162,7 +162,7 @@ def _directory(archive: _Archive, spent: _Spent) -> list[zipfile.ZipInfo]:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT, f"The zip archive lies in more than {MOST_DEPTH - 1} others. Unpack the outer ones first."
         )
-    with translated(DAMAGED):
+    with unreadable(DAMAGED):
         window = _Window(archive)
         with zipfile.ZipFile(cast(IO[bytes], window)) as opened:
             every = opened.infolist()

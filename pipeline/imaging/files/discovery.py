@@ -19,7 +19,7 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.archives import find_members, is_archive
 from pipeline.imaging.files.names import as_name, as_text, harmless, leftover
 from pipeline.imaging.files.study_file import FileStamp, Refusal, StudyFile, read_bytes, read_head
-from pipeline.imaging.guard import silence_decoders, translated
+from pipeline.imaging.guard import silence_decoders, unreadable
 from pipeline.settings import Limits, Reading, worker_limits
 
 MOST_DICOMDIR_BYTES = 2**27
@@ -55,7 +55,7 @@ def _referenced_files(content: bytes) -> tuple[_FileId, ...]:
         If it is damaged.
     """
     silence_decoders()
-    with translated("The DICOMDIR is damaged and cannot be read. Give the folder that it lies in instead."):
+    with unreadable("The DICOMDIR is damaged and cannot be read. Give the folder that it lies in instead."):
         dataset = dcmread(io.BytesIO(content))
         sequence = dataset.get_item("DirectoryRecordSequence")
         if isinstance(sequence, RawDataElement) and len(sequence.value or b"") < sequence.length:

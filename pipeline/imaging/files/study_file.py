@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.imaging.guard import translated
+from pipeline.imaging.guard import unreadable
 from pipeline.settings import DEFAULT_READING, Reading
 
 MOST_NESTED = 2**28
@@ -235,7 +235,7 @@ def data_start(stream: IO[bytes], member: ArchiveMember) -> int:
     UnreadableError
         If there is no such header.
     """
-    with translated(DAMAGED):
+    with unreadable(DAMAGED):
         stream.seek(member.offset)
         header = stream.read(_LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or not header.startswith(_SIGNATURE):
@@ -251,7 +251,7 @@ def unpack(stream: IO[bytes], member: ArchiveMember, count: int) -> bytes:
     UnreadableError
         If they cannot be inflated.
     """
-    with translated(DAMAGED):
+    with unreadable(DAMAGED):
         stream.seek(data_start(stream, member))
         if member.method == zipfile.ZIP_STORED:
             return stream.read(min(count, member.packed))

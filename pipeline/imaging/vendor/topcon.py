@@ -18,7 +18,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import Frame
 from pipeline.imaging.codestream import check_codestream_size, codestream_shape
 from pipeline.imaging.grayscale import Rendering, render
-from pipeline.imaging.guard import check_size, translated
+from pipeline.imaging.guard import check_size, unreadable
 from pipeline.imaging.identity import derived_uids
 from pipeline.imaging.vendor.volume import Volume, cut_off, no_scan, spacing, volume_frame
 from pipeline.settings import DEFAULT_READING, Limits, Reading
@@ -145,7 +145,7 @@ def _jpegs(scans: _Scans, limits: Limits) -> Iterator[NDArray[Any]]:
         if len(encoded) < size or not size:
             raise cut_off()
         at += 4 + size
-        with translated(f"B-scan {number} of the Topcon file is damaged and cannot be decoded. Copy or export it again."):
+        with unreadable(f"B-scan {number} of the Topcon file is damaged and cannot be decoded. Copy or export it again."):
             yield _decoded(encoded, scans, limits)
 
 

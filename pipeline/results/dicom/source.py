@@ -107,7 +107,7 @@ def read_source(content: bytes, limits: Limits) -> Source:
     UnreadableError
         If the file cannot be read as an image.
     """
-    with guard.translated("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
+    with guard.unreadable("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
         dataset, syntax, _ = parse(content, limits)
         layout = read_layout(dataset, syntax, limits)
         uids, _ = instance_uids(dataset, content)

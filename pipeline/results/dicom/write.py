@@ -63,7 +63,7 @@ def write_objects(
     guard.silence_decoders()
     objects = _objects(content, results, manifest, kinds, made, pictures)
     while True:
-        with guard.translated("No DICOM object could be made for this file. Export it again, or score it without --dicom."):
+        with guard.unreadable("No DICOM object could be made for this file. Export it again, or score it without --dicom."):
             found = next(objects, None)
         if found is None:
             return
