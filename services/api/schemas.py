@@ -24,9 +24,9 @@ class HeatmapAnswer(Answer):
 
     png: str = Field(description="PNG, base64: the frame beside the frame with the heatmap on it, and a scale")
     layer: str = Field(description="the feature map that was looked at")
-    has_positive_evidence: bool = Field(description="false where no place in the frame speaks for the label")
+    has_positive_evidence: bool = Field(description="false if no place in the frame speaks for the label")
     full_scale: float = Field(description="heatmap value of the last colour, the same in all pictures of the bundle")
-    caveat: str = Field(description="why the heatmaps of the bundle are not to be trusted; empty where its checks were passed")
+    caveat: str = Field(description="why the heatmaps of the bundle are not to be trusted; empty if its checks were passed")
 
 
 class LabelAnswer(Answer):
@@ -54,9 +54,9 @@ class FrameAnswer(Answer):
     series_instance_uid: str
     sop_instance_uid: str
     frame_number: int = Field(ge=1)
-    laterality: str = Field(description="R, L, U or B; empty where unknown")
+    laterality: str = Field(description="R, L, U or B; empty if unknown")
     distance: float | None = Field(
-        description="how far the frame lies from those of the training, refused above 1; null where the bundle cannot tell"
+        description="how far the frame lies from those of the training, refused above 1; null if the bundle cannot tell"
     )
     labels: dict[str, LabelAnswer]
     flags: tuple[str, ...] = Field(description="what was assumed, stands out or was left out, in sentences")
@@ -66,7 +66,7 @@ class Failure(Answer):
     """A file that could not be read whole, or has no image, or a frame that the quality gate or the bundle refuses."""
 
     source: str = Field(description="name of the file, without folders")
-    frame_number: int | None = Field(default=None, ge=1, description="null where the whole file is meant")
+    frame_number: int | None = Field(default=None, ge=1, description="null if the whole file is meant")
     state: Literal[State.NOT_SCORABLE, State.NO_IMAGE] = State.NOT_SCORABLE
     reason: Reason
     message: str
@@ -75,19 +75,19 @@ class Failure(Answer):
 class StudyAnswer(Answer):
     """One study: the files of one request."""
 
-    study_instance_uid: str = Field(description="from the DICOM files; derived (2.25.*) where there are none")
+    study_instance_uid: str = Field(description="from the DICOM files; derived (2.25.*) if there are none")
     bundle_id: str
     model: str
     aggregation: Literal["any_finding"] = Field(
         default="any_finding",
-        description="a finding holds for a study where it holds for any frame, the label that means no finding where it holds "
+        description="a finding holds for a study if it holds for any frame, the label that means no finding if it holds "
         "for all: the largest probability among the frames, or for that label the smallest",
     )
     probabilities: dict[str, Probability]
     positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
     states: dict[str, ScoredState] = Field(
-        description="positive where any frame is, else uncertain where any is, else negative; for the label of no finding, "
-        "negative where any frame is, else uncertain where any is, else positive"
+        description="positive if any frame is, else uncertain if any is, else negative; for the label of no finding, "
+        "negative if any frame is, else uncertain if any is, else positive"
     )
     frames: tuple[FrameAnswer, ...]
     failures: tuple[Failure, ...] = Field(
