@@ -30,7 +30,7 @@ _TERMINAL_BLOCKS = (
 )
 UNDEFINED = "-"
 FEW_PATIENTS = 30
-"""Below this the tables warn of their intervals: a rule of thumb, not a limit of the method."""
+"""With fewer patients the tables warn of their intervals: a rule of thumb, not a limit of the method."""
 
 
 def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: str, ranked_patients: int) -> str:
@@ -45,7 +45,7 @@ def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: str, 
     weights
         What the network's training started from.
     ranked_patients
-        With fewer calibration patients the threshold of refusals rests on a distribution, not on ranks.
+        With fewer calibration patients than this, the threshold of refusals rests on a distribution, not on ranks.
     """
     return _render(manifest, metrics, format="markdown", is_whole=True, weights=weights, ranked_patients=ranked_patients)
 
@@ -154,7 +154,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     notes = [
         f"{evaluation['frames']} frames of {patients} patients; temperature {evaluation['temperature']:.3f}.",
         f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the frames.",
-        "In sensitivity, specificity and what follows from them, an uncertain frame counts as an error.",
+        "Uncertain frames count as errors in sensitivity, specificity and the figures that follow from them.",
     ]
     if argmax := evaluation["argmax"]:
         accuracy, balanced = _interval(argmax["accuracy"]), _interval(argmax["balanced_accuracy"])
@@ -163,7 +163,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append(f"In brackets: 95 % intervals from {resamples} resamples of patients.")
         if patients < FEW_PATIENTS:
             notes.append(
-                f"Fewer than {FEW_PATIENTS} patients: intervals come out too narrow, and one without width says nothing."
+                f"Fewer than {FEW_PATIENTS} patients: intervals are too narrow, and an interval without width means nothing."
             )
     groups = (*(found["metrics"] for found in labels.values()), evaluation["macro"], argmax)
     defined = [figure for metrics in groups for figure in metrics.values() if figure["value"] is not None]
