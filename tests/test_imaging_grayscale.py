@@ -547,7 +547,7 @@ def test_values_beyond_what_can_be_computed_are_refused(overrides: dict[str, flo
     dataset.DoubleFloatPixelData = (np.linspace(-1, 1, 100) * 1.7e308).tobytes()
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
-    with pytest.raises(UnreadableError, match="could not be brought to grey levels"):
+    with pytest.raises(UnreadableError, match="could not be converted to grey levels"):
         list(read_frames_from_bytes(buffer.getvalue(), "a.dcm"))
 
 

@@ -29,12 +29,12 @@ def check_size(rows: int, columns: int, frames: int, limits: Limits) -> None:
     if rows * columns > limits.frame_pixels:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT,
-            f"The image is said to have {rows} x {columns} pixels; octray reads up to {limits.frame_pixels}. Scale it down.",
+            f"The image has {rows} x {columns} pixels by its header; octray reads up to {limits.frame_pixels}. Scale it down.",
         )
     if rows * columns * frames > limits.file_pixels:
         raise UnreadableError(
             Reason.RESOURCE_LIMIT,
-            f"The file is said to have {frames} frames of {rows} x {columns} pixels; octray reads up to {limits.file_pixels} "
+            f"The file has {frames} frames of {rows} x {columns} pixels by its header; octray reads up to {limits.file_pixels} "
             "pixels of one file. Split it.",
         )
 

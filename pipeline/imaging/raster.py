@@ -38,7 +38,7 @@ _READ_BY_PILLOW = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 """Frame headers (ISO/IEC 10918-1 table B.1): baseline, extended and progressive, with Huffman or arithmetic coding."""
 _KINDS_OF_JPEG = {0xC3: "without loss", 0xCB: "without loss", 0xF7: "LS"}
 OF_A_CAMERA = frozenset({ExifTags.Base.ExposureTime, ExifTags.Base.FNumber, ExifTags.Base.FocalLength})
-NO_EXIF = "The EXIF data of the file cannot be read: whether it asks to be turned or mirrored is not known."
+NO_EXIF = "The EXIF data of the file cannot be read: octray cannot tell whether it should be turned or mirrored."
 _NEXT_PNG = re.compile(rb"IEND\xaeB`\x82\0*(?=\x89PNG\r\n\x1a\n)")
 _NEXT_JPEG = re.compile(rb"\0*(?=\xff\xd8\xff)")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")

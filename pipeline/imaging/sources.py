@@ -119,7 +119,8 @@ def _reader(head: bytes, source: str) -> Reader:
         return read_img
     if is_archive(head):
         raise UnreadableError(
-            Reason.NOT_AN_IMAGE, "The file is a zip archive or an office document, and no image. Give the images themselves."
+            Reason.NOT_AN_IMAGE,
+            "The file is a zip archive or an office document, not an image. Give octray the images themselves.",
         )
     raise UnreadableError(
         Reason.NOT_AN_IMAGE,

@@ -59,13 +59,13 @@ def read_dicom(content: bytes, source: str, reading: Reading = DEFAULT_READING) 
         kind = UID(sop_class).name
         message = f"The file is not an image but an object without pixels ({kind}): there is nothing to do with it."
         raise UnreadableError(Reason.NO_IMAGE, message) from None
-    with unreadable("The DICOM file says nothing usable of its grey levels. Export it again."):
+    with unreadable("The DICOM header does not tell how its values become grey levels. Export the file again."):
         header = read_header(dataset, layout, content, reading.voi_explanation, notes)
     if reading.side is not None and not header.is_reducible:
         reading = replace(reading, side=None)
     instance = hashlib.sha256()
     for number, (stored, decoder, damage) in enumerate(decoded_values(dataset, layout, reading), 1):
-        with unreadable(f"Frame {number} of the DICOM file could not be brought to grey levels. Export it again."):
+        with unreadable(f"Frame {number} of the DICOM file could not be converted to grey levels. Export it again."):
             frame = _frame(header, source, number, stored, decoder, reading)
             frame = replace(frame, notes=frame.notes + damage) if damage else frame
             if frame.stored_sha256 and layout.frames > 1:
@@ -126,7 +126,7 @@ def _stored_range(stored: NDArray[Any], padding: tuple[float, float] | None, num
     if stored.dtype.kind == "f" and not (finite := np.isfinite(stored)).all():
         padded = False if padding is None else is_padding(stored, padding)
         if not finite.any() or not (finite | padded).all():
-            raise UnreadableError(Reason.INCONSISTENT, f"Frame {number} holds values that are not numbers.")
+            raise UnreadableError(Reason.INCONSISTENT, f"Frame {number} holds values that are not numbers. Export it again.")
         stored = stored[finite]
     return float(stored.min()), float(stored.max())
 

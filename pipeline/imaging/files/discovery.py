@@ -26,7 +26,9 @@ MOST_DICOMDIR_BYTES = 2**27
 """A larger DICOMDIR is not read; the record of one file takes about half a kilobyte."""
 _MISSING = Refusal(Reason.MISSING, "The DICOMDIR names this file, but it is not there. Copy the disc or the folder again.")
 _NAMES_NOTHING = Refusal(Reason.NO_PIXELS, "The DICOMDIR names no file. Give the folder that it lies in instead.")
-_OUTSIDE = Refusal(Reason.UNSAFE_PATH, "The DICOMDIR names a file outside of its folder, which is not read. Copy it in.")
+_OUTSIDE = Refusal(
+    Reason.UNSAFE_PATH, "The DICOMDIR names a file outside of its folder, which is not read. Copy the file there."
+)
 
 _DIRECTORY_CLASS = b"\x02\x00\x02\x00UI\x14\x00" + MediaStorageDirectoryStorage.encode()
 """Media Storage SOP Class UID of a directory with its tag and its length: other UIDs may begin with the same characters."""
@@ -102,7 +104,7 @@ def _entry(folder: Path, part: str, listed: dict[Path, dict[_FileId, str]]) -> P
 _HEAD = 512
 _DICOMDIR_SECONDS = 30.0
 _LINK_OUT = Refusal(
-    Reason.UNSAFE_PATH, "The link leads out of the folder that was given, and is not followed. Copy the files themselves in."
+    Reason.UNSAFE_PATH, "The link leads out of the given folder and is not followed. Copy the files into the folder."
 )
 
 

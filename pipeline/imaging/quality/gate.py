@@ -270,7 +270,7 @@ def _wrong_age(checked: CheckedFrame) -> str:
     age, expected = checked.frame.patient_age, checked.gate.intended_use.ages
     if age is None or expected is None or expected[0] <= age <= expected[1]:
         return ""
-    return f"The patient is not {expected[0]} to {expected[1]} years old, its header says. Use a model for this age."
+    return f"By its header, the patient is not {expected[0]} to {expected[1]} years old. Use a model for this age."
 
 
 def _unknown_age(checked: CheckedFrame) -> str:
@@ -294,7 +294,7 @@ def _photographed_film(checked: CheckedFrame) -> str:
     """The photograph of a film or screen, if the file itself says that a camera took it; the pixels are not looked at."""
     if not checked.frame.by_camera:
         return ""
-    return "The frame was taken by a camera, its file says: a photograph of a film or screen. Use the original file."
+    return "By its file, a camera took the frame: it is a photograph of a film or screen. Use the original file."
 
 
 def _listed(values: Sequence[str]) -> str:
@@ -308,7 +308,7 @@ def _blank(checked: CheckedFrame) -> str:
     """No picture: next to no differences between the grey levels, once noise has averaged out."""
     if float(reduced(checked.small, BLANK_SIDE).std()) >= BLANK_DEVIATION + checked.doubt(BLANK_DOUBT):
         return ""
-    return "The frame shows no picture: it is of one grey all over. Export it again, or leave it out."
+    return "The frame shows no picture: nearly all of it has one grey level. Export it again, or leave it out."
 
 
 def _saturated(checked: CheckedFrame) -> str:
