@@ -14,7 +14,8 @@ from pipeline.workers.messages import Message, MessageKind, packed, receive, sen
 
 OUT_OF_MEMORY = 3
 """Exit code of a worker that lacks even the memory to say so."""
-
+_LEAST_MEMORY = 2**22
+"""A process whose address space is this near to its limit cannot import a module."""
 
 _seconds = 0.0, 0.0
 """Processor time and time by the clock for one result."""
@@ -96,12 +97,21 @@ def _address_space() -> int:
 
 
 def _import(modules: Iterable[str]) -> None:
-    """Import modules; a shared library that there is no memory to map raises ImportError."""
+    """Import modules.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little memory, whatever Python makes of that: a shared library that cannot be mapped raises ImportError,
+        and the parser of Python 3.11 a SyntaxError on correct source.
+    """
     try:
         for module in modules:
             importlib.import_module(module)
-    except ImportError as error:
-        if error.name is None or is_lack_of_memory(error):
+    except Exception as error:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        is_full = limit != resource.RLIM_INFINITY and _address_space() + _LEAST_MEMORY > limit
+        if is_full or is_lack_of_memory(error) or (isinstance(error, ImportError) and error.name is None):
             raise MemoryError from None
         raise
 
