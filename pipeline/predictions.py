@@ -283,7 +283,7 @@ class FramePrediction:
         How far the frame lies from those that the bundle was trained on, in units of the bundle's threshold: above 1 it is
         refused; None if the bundle has no reference.
     heatmaps
-        One for each label, or none if they were not asked for; in a `StudyRecord` those that have a picture.
+        One for each label, or none if they were not asked for; in a `StudyRecord` those of which pictures were asked for.
     """
 
     facts: FrameFacts
@@ -305,7 +305,7 @@ class FramePrediction:
 
     def without_content(self) -> "FramePrediction":
         """Return it without the values and the files of its heatmaps, which may be large."""
-        drawn = [heatmap for heatmap in self.heatmaps if heatmap.picture]
+        drawn = [heatmap for heatmap in self.heatmaps if heatmap.rows or heatmap.fault]
         return replace(self, heatmaps=tuple(replace(one, values=None, jpeg=b"", png=b"") for one in drawn))
 
 

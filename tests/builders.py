@@ -26,10 +26,9 @@ from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State
-from pipeline.score.pictures import Drawing
+from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State, StudyRecord
 from pipeline.score.predictor import Predictor
-from pipeline.score.study import Ended, score_studies
+from pipeline.score.study import score_study
 from pipeline.settings import LENIENT, Check, Gate, IntendedUse, Limits, Policy, Preprocessing
 
 
@@ -302,7 +301,7 @@ def fill(table: AbstractContextManager[Callable[[Any], None]], items: Iterable[A
 
 def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[FramePrediction | Quarantined, None, None]:
     """All that comes of the files of a folder, taken as one study."""
-    with closing(score_studies([("all", list(discover(root)))], predictor, cores, Drawing(maps=True))) as items:
+    with closing(score_study(discover(root), predictor, heatmaps={"values"}, cores=cores)) as items:
         for item in items:
-            if not isinstance(item, Ended):
+            if not isinstance(item, StudyRecord):
                 yield item

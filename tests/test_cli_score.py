@@ -163,7 +163,7 @@ def test_a_heatmap_that_cannot_be_drawn_costs_neither_tables_nor_report(
             raise ValueError("A codec has its own errors.")
         return draw(view, heatmap, *more)
 
-    monkeypatch.setattr(Predictor, "is_light", False)  # what is drawn in another process cannot be replaced here
+    monkeypatch.setattr(Predictor, "runs_in_workers", False)  # what is drawn in another process cannot be replaced here
     monkeypatch.setattr(pictures, "draw", fail)
     assert score(studies, bundle.path, out) == 1
     assert (len(rows(out / "predictions.csv")), rows(out / "failures.csv")) == (10, [])

@@ -80,7 +80,7 @@ def test_training_batch_and_service_see_the_same_bytes(
     bundle = make_bundle(tmp_path / "bundle", preprocessing=grid, intended_use={"modalities": (), "view_positions": ()})
     in_workers = [item for item in score_folder(mixed, Predictor(bundle)) if isinstance(item, FramePrediction)]
     monkeypatch.setattr("pipeline.score.predictor.Engine", RecordingEngine)
-    monkeypatch.setattr(Predictor, "is_light", False)  # no engine of another process can be listened to
+    monkeypatch.setattr(Predictor, "runs_in_workers", False)  # no engine of another process can be listened to
     index, _ = build_index([mixed])
     training = [frame.tobytes() for frame in prepared_frames(index.records, index.sources, grid)]
     batch = predictor_and_engine(bundle)

@@ -21,7 +21,7 @@ from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
 from services.api.options import Settings
-from services.api.scoring import score_study
+from services.api.scoring import answer_study
 from services.api.uploads import Upload
 from tests.builders import make_bundle, make_encapsulated, make_pixels, make_quality, score_folder
 
@@ -225,7 +225,7 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
         file_sha256=hashlib.sha256(content).hexdigest(),
     )
     (trained,) = prepared_frames([record], [tmp_path / "studies"], preprocessing)
-    answer = score_study([Upload("a.dcm", io.BytesIO(content))], predictor, Settings(max_heatmaps=9), heatmaps=True)
+    answer = answer_study([Upload("a.dcm", io.BytesIO(content))], predictor, Settings(max_heatmaps=9), heatmaps=True)
     (admitted,) = read_admitted(locate(tmp_path / "studies", "a.dcm"), predictor.admission)
     assert isinstance(admitted, Admitted)
     assert admitted.pixels.tobytes() == trained.tobytes()

@@ -19,9 +19,9 @@ from pipeline.score.reading import (
     MIN_HEIGHT,
     Admission,
     Admitted,
+    InMemoryFile,
     display_shape,
     read_admitted,
-    read_admitted_bytes,
     view_of,
 )
 from pipeline.settings import Check, Fit, Policy, Preprocessing, Reading
@@ -59,18 +59,18 @@ def test_refused_frames_come_out_in_their_place(in_memory: bool, tmp_path: Path)
     content = make_volume()
     (tmp_path / "a.dcm").write_bytes(content)
     file = locate(tmp_path, "a.dcm")
-    first, refused, last = read_admitted_bytes(content, "a.dcm", ADMISSION) if in_memory else read_admitted(file, ADMISSION)
+    first, refused, last = read_admitted(InMemoryFile("a.dcm", content) if in_memory else file, ADMISSION)
     assert isinstance(refused, Quarantined)
     assert (refused.source, refused.reason, refused.frame_number) == ("a.dcm", "blank", 2)
     for number, item in ((1, first), (3, last)):
         assert isinstance(item, Admitted)
         assert item.facts.key.frame_number == number
-        assert len(item.facts.file_sha256) == (0 if in_memory else 64)
+        assert len(item.facts.file_sha256) == 64
 
 
 def test_what_cannot_be_read_is_an_error() -> None:
     with pytest.raises(UnreadableError):
-        list(read_admitted_bytes(b"", "a.dcm", ADMISSION))
+        list(read_admitted(InMemoryFile("a.dcm", b""), ADMISSION))
 
 
 @given(st.integers(1, 6000), st.integers(1, 6000))

@@ -21,12 +21,20 @@ from pipeline.frames import Frame, Quarantined
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile, discover, locate, read_frames
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
-from pipeline.predictions import FramePrediction
+from pipeline.predictions import FramePrediction, StudyRecord
 from pipeline.score import study
-from pipeline.score.pictures import Drawing, draw, jpeg, png
+from pipeline.score.pictures import draw, jpeg, png
 from pipeline.score.predictor import Predictor
-from pipeline.score.reading import Admitted, view_of
-from pipeline.score.study import Ended, Scoring, score_files, score_singly, score_studies
+from pipeline.score.reading import Admitted, InMemoryFile, view_of
+from pipeline.score.study import (
+    HeatmapForm,
+    Scoring,
+    score_files,
+    score_singly,
+    score_studies,
+    score_study,
+    without_partial_files,
+)
 from pipeline.settings import FRAME_SECONDS, Check, Policy, WorkerLimits
 from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
@@ -47,7 +55,7 @@ from tests.worker_tasks import crash_after_a_frame, crash_on_second, fail_to_run
 @pytest.fixture(params=["in workers", "here"])
 def predictor(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
     if request.param == "here":
-        monkeypatch.setattr(Predictor, "is_light", False)
+        monkeypatch.setattr(Predictor, "runs_in_workers", False)
     return Predictor(make_bundle(tmp_path / "bundle"), threads=1)
 
 
@@ -149,8 +157,8 @@ def test_every_study_ends_behind_its_last_frame_or_failure(studies: Path, predic
     members = {"first": ["a.dcm", "b/00.png"], "failed": ["b/05x.dcm"], "last": ["b/01.png", "c.dcm"]}
     given = [(study, [files[source] for source in sources]) for study, sources in members.items()]
     seen: list[str] = []
-    for item in score_studies(given, predictor):
-        seen.append(item.study if isinstance(item, Ended) else name(item)[0])
+    for study_name, item in score_studies(given, predictor):
+        seen.append(study_name if isinstance(item, StudyRecord) else name(item)[0])
     assert seen == [*["a.dcm"] * 7, "b/00.png", "first", "b/05x.dcm", "failed", "b/01.png", "c.dcm", "last"]
 
 
@@ -171,20 +179,22 @@ def test_studies_are_taken_as_they_are_needed(studies: Path, predictor: Predicto
 
 
 @pytest.mark.parametrize("source", ["b/00.png", "a.dcm"])
-@pytest.mark.parametrize(
-    "drawing", [Drawing(), Drawing(maps=True), Drawing(jpeg=True), Drawing(png=True), Drawing(True, True, True)]
-)
-def test_of_heatmaps_that_is_made_which_is_wanted(studies: Path, predictor: Predictor, drawing: Drawing, source: str) -> None:
+@pytest.mark.parametrize("forms", [set(), {"values"}, {"jpeg"}, {"png"}, {"values", "jpeg", "png"}])
+def test_of_heatmaps_that_is_made_which_is_asked_for(
+    studies: Path, predictor: Predictor, forms: set[HeatmapForm], source: str
+) -> None:
     files = [file for file in discover(studies) if file.source == source]
-    *frames, _ = score_studies([("one", files)], predictor, drawing=drawing)
+    *frames, record = score_study(files, predictor, heatmaps=forms)
+    assert isinstance(record, StudyRecord)
+    assert record.frames == tuple(frame.without_content() for frame in frames)
     for scored, frame in zip(frames, read_frames(files[0]), strict=True):
         assert isinstance(scored, FramePrediction)
         (expected,) = predictor.predict([frame])
-        assert sum(one.values is not None for one in scored.heatmaps) == 2 * drawing.maps
+        assert sum(one.values is not None for one in scored.heatmaps) == 2 * ("values" in forms)
         finding = next(heatmap for heatmap in expected.heatmaps if heatmap.label == "PNEUMONIA")
         support = predictor.manifest.heatmap
         picture = draw(view_of(frame, predictor.admission.preprocessing), finding, support.full_scale, support.meaning)
-        files_of_it = jpeg(picture) if drawing.jpeg else b"", png(picture) if drawing.png and source == "a.dcm" else b""
+        files_of_it = jpeg(picture) if "jpeg" in forms else b"", png(picture) if "png" in forms else b""
         found = [(one.label, one.has_positive_evidence, one.jpeg, one.png) for one in scored.heatmaps if one.rows]
         assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * any(files_of_it)
 
@@ -200,11 +210,11 @@ def make_overflowing_bundle(path: Path) -> Bundle:
     return write_bundle(path, contents, **fields)
 
 
-@pytest.mark.parametrize("is_light", [True, False])
+@pytest.mark.parametrize("runs_in_workers", [True, False])
 def test_a_call_that_fails_ends_the_run_and_the_reading(
-    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_light: bool
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_in_workers: bool
 ) -> None:
-    monkeypatch.setattr(Predictor, "is_light", is_light)
+    monkeypatch.setattr(Predictor, "runs_in_workers", runs_in_workers)
     predictor = Predictor(make_overflowing_bundle(tmp_path / "bundle"))
     before = threading.active_count()
     with pytest.raises(BundleError, match="not numbers"):
@@ -244,8 +254,8 @@ def test_scoring_alone_that_fails_earlier_than_scoring_together_loses_neither_fa
     monkeypatch.setattr(study, "score_singly", crash_after_a_frame)
     files = {file.source: file for file in discover(studies)}
     seen = [
-        item.study if isinstance(item, Ended) else (*name(item), getattr(item, "reason", ""))
-        for item in score_studies([("first", [files["a.dcm"]]), ("second", [files["b/00.png"]])], predictor)
+        study_name if isinstance(item, StudyRecord) else (*name(item), getattr(item, "reason", ""))
+        for study_name, item in score_studies([("first", [files["a.dcm"]]), ("second", [files["b/00.png"]])], predictor)
     ]
     assert seen == [
         ("a.dcm", 1, ""),
@@ -264,14 +274,14 @@ def test_what_comes_of_files_does_not_depend_on_the_frames_in_one_call(
 ) -> None:
     predictor = Predictor(make_bundle(tmp_path / "bundle"))
     predictor.engine.frames_at_once = frames_at_once
-    how = Scoring(predictor, predictor.admission, Drawing(maps=True))
+    how = Scoring(predictor, predictor.admission, frozenset({"values"}))
     files = list(discover(studies))
     (together, marks), (singly, expected) = (
-        (outline(item for item in items if not isinstance(item, Ended)), [isinstance(item, Ended) for item in items])
+        (outline(item for item in items if item is not None), [item is None for item in items])
         for items in (list(chain.from_iterable(task(files, how))) for task in (score_files, score_singly))
     )
     assert (together, marks) == (singly, expected)
-    assert marks.count(True) == len(files) - 1
+    assert marks.count(True) == len(files)
 
 
 def test_a_network_that_fails_is_no_fault_of_the_files(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +305,9 @@ def test_small_files_are_read_together_and_large_ones_alone(tmp_path: Path) -> N
     members = []
     for number, size in enumerate(sizes):
         (tmp_path / str(number)).write_bytes(bytes(size))
-        members.append((StudyFile(tmp_path / str(number), str(number)), ()))
-    members.append((StudyFile(tmp_path / "gone", "gone"), ()))
-    groups = [[file.source for file, _ in group] for group in study._groups(members)]
+        members.append(study._Member(StudyFile(tmp_path / str(number), str(number)), "a", False, ""))
+    members.append(study._Member(StudyFile(tmp_path / "gone", "gone"), "a", True, ""))
+    groups = [[member.file.source for member in group] for group in study._groups(members)]
     assert groups == [["0", "1"], ["2"], ["3", "4", "5", "6"], ["7", "gone"]]
 
 
@@ -328,7 +338,7 @@ def test_batches_end_at_frames_or_items_and_lose_nothing(predictor: Predictor, m
     monkeypatch.setattr(study, "ITEMS_AT_ONCE", 4)
     frame, failure = predictor.admission.admit(make_frame()), Quarantined("a.dcm", "no_pixels", "")
     items = [frame, frame, failure, frame, frame, *[failure] * 5, frame]
-    found = list(study.batches(items, 2))
+    found = list(study.batches(items, 2, lambda item: isinstance(item, Admitted)))
     assert [len(one) for one in found] == [2, 3, 4, 2]
     assert [item for one in found for item in one] == items
 
@@ -346,11 +356,42 @@ def test_a_frame_unlike_the_training_comes_out_as_a_failure(tmp_path: Path) -> N
 def test_a_worker_scores_and_draws_without_torch(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(make_dicom())
     predictor = Predictor(make_bundle(tmp_path / "bundle"))
-    assert predictor.is_light
-    drawing = Drawing(maps=True, jpeg=True, png=True)
-    task = partial(scored_and_imported, scoring=Scoring(predictor, predictor.admission, drawing))
+    assert predictor.runs_in_workers
+    scoring = Scoring(predictor, predictor.admission, frozenset({"values", "jpeg", "png"}))
+    task = partial(scored_and_imported, scoring=scoring)
     with file_workers(1, WorkerLimits(frame_seconds=60.0)) as pool:
         ((count, imported),) = pool.run(task, [locate(tmp_path, "a.dcm")])
     assert count == 1
     assert {"onnxruntime", "pydicom", "PIL"} <= imported
     assert not {"torch", "timm", "mlflow", "pytorch_grad_cam", "monai", "sklearn", "pandas", "matplotlib"} & imported
+
+
+def test_a_study_that_is_cancelled_reports_what_it_had_no_time_for(studies: Path, predictor: Predictor) -> None:
+    files = {file.source: file for file in discover(studies)}
+    asked = itertools.count()
+    some = [files[source] for source in ("b/00.png", "a.dcm", "b/01.png", "b/02.png")]
+    *items, record = score_study(some, predictor, cancel=lambda: "Enough." if next(asked) == 3 else "")
+    whole_file = [("b/01.png", None), ("b/02.png", None)]
+    assert [name(item) for item in items] == [("b/00.png", 1), *(("a.dcm", number) for number in (1, 2, 3)), *whole_file]
+    assert isinstance(record, StudyRecord)
+    assert {row.reason for row in record.not_used} == {"time_limit"}
+    assert [row.message for row in record.not_used] == ["Enough. No frame after this one was read.", "Enough.", "Enough."]
+    whole = without_partial_files(record)
+    assert [frame.source for frame in whole.frames] == ["b/00.png"]
+    row = whole.not_used[0]
+    assert (row.source, row.frame_number, row.message) == ("a.dcm", None, "Enough.")
+
+
+def test_progress_is_told_how_many_files_are_finished(studies: Path, predictor: Predictor) -> None:
+    told: list[int] = []
+    files = list(discover(studies))
+    list(score_study(files, predictor, progress=told.append))
+    assert told == list(range(1, len(files) + 1))
+
+
+def test_files_in_memory_are_scored_as_those_on_a_disk(studies: Path, predictor: Predictor) -> None:
+    files = list(discover(studies))
+    in_memory = (InMemoryFile(file.source, file.path.read_bytes()) for file in files)
+    *_, expected = score_study(files, predictor)
+    *_, record = score_study(in_memory, predictor)
+    assert record == expected

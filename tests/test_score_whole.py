@@ -22,11 +22,11 @@ from pipeline.predictions import FramePrediction, OperatingPoint
 from pipeline.score import predictor as module
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted, read_whole
-from pipeline.score.study import reread
+from pipeline.score.study import Scoring
 from pipeline.settings import Check, Limits, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.options import Settings
-from services.api.scoring import score_study
+from services.api.scoring import answer_study
 from services.api.uploads import Upload
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_quality, make_wary_bundle, score_folder
 from tests.test_services_api import running
@@ -84,11 +84,11 @@ def between(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, bytes, fl
     return bundle_at(root / "between", (exact + reduced) / 2), content, exact
 
 
-@pytest.mark.parametrize("is_light", [True, False])
+@pytest.mark.parametrize("runs_in_workers", [True, False])
 def test_a_folder_gets_the_answer_of_the_whole_frame(
-    between: tuple[Bundle, bytes, float], is_light: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    between: tuple[Bundle, bytes, float], runs_in_workers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Predictor, "is_light", is_light)
+    monkeypatch.setattr(Predictor, "runs_in_workers", runs_in_workers)
     bundle, content, exact = between
     far = radiograph(picture(2, contrast=0.2))
     for name, one in (("a.dcm", content), ("b.dcm", far), ("c.dcm", content)):
@@ -135,7 +135,7 @@ def test_a_frame_of_a_volume_is_read_again_while_the_next_one_waits(between: tup
     volume = make_dicom(np.stack([picture(seed) for seed in (1, 2, 1)]), BitsStored=12, HighBit=11, **WINDOW)
     predictor = Predictor(bundle)
     predictor.engine.frames_at_once = 1
-    answer = score_study([Upload("a.dcm", io.BytesIO(volume))], predictor, Settings(), heatmaps=True)
+    answer = answer_study([Upload("a.dcm", io.BytesIO(volume))], predictor, Settings(), heatmaps=True)
     assert [frame.frame_number for frame in answer.frames] == [1, 2, 3]
     found = [frame.labels["PNEUMONIA"].probability for frame in answer.frames]
     assert found[0] == found[2] == exact != found[1]
@@ -252,7 +252,8 @@ def test_what_cannot_be_read_again_is_a_failure(read: Callable[..., object], rea
     predictor = Predictor(bundle_at(tmp_path / "bundle", 0.5))
     (admitted,) = read_admitted(locate(tmp_path, "a.dcm"), predictor.admission)
     other = Quarantined("b.dcm", "blank", "")
-    first, second = reread([other, admitted], read)  # type: ignore[arg-type]
+    scoring = Scoring(predictor, predictor.admission, frozenset())
+    first, second = scoring.scored([other, admitted], read)  # type: ignore[arg-type]
     assert first is other
     assert isinstance(second, Quarantined)
     assert (second.source, second.reason, second.frame_number) == ("a.dcm", reason, 1)

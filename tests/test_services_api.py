@@ -426,11 +426,11 @@ from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
 from services.api import app, command
 from services.api.options import Settings
-from services.api.scoring import score_study
+from services.api.scoring import answer_study
 from services.api.uploads import Upload
 bundle = load_bundle(Path(sys.argv[1]))
 with open(sys.argv[2], "rb") as file:
-    score_study([Upload("a.dcm", file)], Predictor(bundle), Settings(max_heatmaps=9), True).model_dump_json()
+    answer_study([Upload("a.dcm", file)], Predictor(bundle), Settings(max_heatmaps=9), True).model_dump_json()
 print(*{"torch", "timm", "mlflow", "monai", "matplotlib", "pandas", "sklearn"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code, str(bundle.path), str(tmp_path / "a.dcm")]

@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,14 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.score import study
 from pipeline.settings import Check, Policy
 from pipeline.workers.pool import _idle_workers
 from services.api.app import create_app
 from services.api.options import Settings
 from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle
 from tests.test_services_api import check_problem, files, make_png, running
+from tests.worker_tasks import place_of_waiting, wait_to_be_killed
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +179,23 @@ def test_a_frame_unlike_the_training_is_a_failure_beside_the_others(tmp_path: Pa
     problem = check_problem(alone, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
     assert problem.failures is not None
     assert [one.reason for one in problem.failures] == ["out_of_distribution"]
+
+
+def test_a_worker_that_is_killed_from_outside_is_not_blamed_on_the_file(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a machine that has too little memory for a moment: what it read is read again, in another worker."""
+    content = [make_volume(damaged=0), make_png()]
+    expected = client.post("/v1/predict", files=files(*content)).json()
+    monkeypatch.setattr(study, "read_files", wait_to_be_killed)
+    place = place_of_waiting(os.getpid())
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            answer = pool.submit(client.post, "/v1/predict", files=files(*content))
+            while not place.exists():
+                time.sleep(0.01)
+            os.kill(int(place.read_text()), signal.SIGKILL)
+            assert answer.result().json() == expected
+        finally:
+            place.unlink(missing_ok=True)
+    assert (len(expected["frames"]), expected["failures"]) == (4, [])

@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from pipeline.deidentify.instance import Deidentified, deidentify_file
 from pipeline.deidentify.profile import Options
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.score.study import Ended, FileResults, Scoring, score_files, score_singly
+from pipeline.score.reading import Admission
+from pipeline.score.study import AnyFile, Item, Result, Scoring, read_files, score_files, score_singly
 from pipeline.settings import Reading
 from pipeline.workers.process import outside_limits, restart_clock
 
@@ -48,14 +50,14 @@ def abort(_: object) -> Iterator[int]:
     os.abort()
 
 
-def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def crash_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     for file in files:
         if file.source.startswith("crash"):
             os.abort()
     yield from score_singly(files, scoring)
 
 
-def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     """Fail on files of some names as a loaded machine does, or a share that does not answer."""
     reasons = {"slow": Reason.TIME_LIMIT, "huge": Reason.MEMORY_LIMIT, "closed": Reason.NOT_OPENED}
     for file in files:
@@ -64,29 +66,29 @@ def fail_for_now_on_name(files: Sequence[StudyFile], scoring: Scoring) -> FileRe
     yield from score_singly(files, scoring)
 
 
-def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def crash_on_second(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     if len(files) > 1:
         yield from score_files(files[:1], scoring)
     os.abort()
 
 
-def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def hang_after_two_frames(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     """Give what came of two frames and of what lies between them, then no more."""
     given = 0
     for items in score_files(files, scoring):
         for item in items:
             yield [item]
-            given += not isinstance(item, Ended)
+            given += item is not None
             while given == 2:
                 pass
 
 
-def crash_after_a_frame(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def crash_after_a_frame(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     yield from itertools.islice(score_singly(files, scoring), 1)
     os.abort()
 
 
-def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> FileResults:
+def fail_to_run(files: Sequence[StudyFile], scoring: Scoring) -> Iterator[list[Result]]:
     """Score with a network that fails as one does that gets no memory."""
     scoring.predictor.engine.run = None  # type: ignore[assignment, method-assign]
     yield from score_files(files, scoring)
@@ -233,3 +235,20 @@ def deidentify_without_a_folder(
 ) -> Iterator[str | Deidentified | None]:
     """Do what de-identification does after somebody took the folder for the new files away."""
     yield from deidentify_file((pair[0], pair[1] / "gone" / "a"), secret, options, reading)
+
+
+def wait_to_be_killed(files: Sequence[AnyFile], admission: Admission) -> Iterator[list[Item]]:
+    """Read a frame, then wait until this process is killed; in the next attempt read all of them."""
+    items = read_files(files, admission)
+    yield next(items)
+    place = place_of_waiting(os.getppid())
+    if not place.exists():
+        place.with_suffix(".new").write_text(str(os.getpid()))
+        place.with_suffix(".new").replace(place)
+        time.sleep(60)
+    yield from items
+
+
+def place_of_waiting(parent: int) -> Path:
+    """Where `wait_to_be_killed` says which process waits."""
+    return Path(tempfile.gettempdir()) / f"octray-waiting-{parent}"

@@ -18,7 +18,7 @@ from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Heatmap
 from pipeline.results.dicom import Kind
-from pipeline.score.pictures import Drawing
+from pipeline.score.study import HeatmapForm
 from pipeline.settings import Reading, worker_limits
 from pipeline.store.ledger import Output
 
@@ -96,9 +96,14 @@ class Wanted:
     objects: frozenset[Kind] = frozenset()
 
     @property
-    def drawing(self) -> Drawing:
+    def heatmap_forms(self) -> frozenset[HeatmapForm]:
         """What is made of the heatmaps of a frame."""
-        return Drawing(maps=Kind.PM in self.objects, jpeg=self.heatmaps, png=Kind.SC in self.objects)
+        needed: dict[HeatmapForm, bool] = {
+            "values": Kind.PM in self.objects,
+            "jpeg": self.heatmaps,
+            "png": Kind.SC in self.objects,
+        }
+        return frozenset(form for form, is_needed in needed.items() if is_needed)
 
 
 @dataclass(slots=True)
@@ -169,20 +174,22 @@ class Writer:
         self._workers.close()  # nobody wants what it is still making
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, result: FramePrediction, pieces: Pieces) -> FramePrediction:
-        """Write the pictures of a frame; return what its record keeps."""
+    def add(self, result: FramePrediction, pieces: Pieces) -> None:
+        """Write the pictures of a frame, and keep what DICOM objects are made of."""
         if self._wanted.objects and result.facts.transfer_syntax_uid:
             bare = replace(result, heatmaps=tuple(replace(one, jpeg=b"", png=b"") for one in result.heatmaps))
             pieces.results.setdefault(result.source, []).append(bare)
-        heatmaps = []
         for heatmap in result.heatmaps:
-            if heatmap.png:
+            if heatmap.png and result.facts.transfer_syntax_uid:
                 self._keep(result, heatmap, pieces)
             if self._wanted.heatmaps and (heatmap.jpeg or heatmap.fault):
-                name = f"{HEATMAPS}/{picture_name(result, heatmap.label)}"
-                self._write(name, heatmap, pieces)
-                heatmaps.append(replace(heatmap, picture=name))
-        return replace(result, heatmaps=tuple(heatmaps)).without_content()
+                self._write(f"{HEATMAPS}/{picture_name(result, heatmap.label)}", heatmap, pieces)
+
+    def with_pictures(self, result: FramePrediction) -> FramePrediction:
+        """Return a frame of a record with the paths of its pictures."""
+        drawn = result.heatmaps if self._wanted.heatmaps else ()
+        named = (replace(one, picture=f"{HEATMAPS}/{picture_name(result, one.label)}") for one in drawn)
+        return replace(result, heatmaps=tuple(named))
 
     def end(self, files: Iterable[StudyFile], pieces: Pieces, scored_at: float) -> None:
         """Begin to write the DICOM objects of a study whose frames have all been added; few files wait, to bound memory.

@@ -1,7 +1,7 @@
 """Heatmaps as pictures: the frame beside the frame with its heatmap, the square that the network saw, and a colour scale."""
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -197,38 +197,6 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: 
 @lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_TEXT_SIZE)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """What is made of the heatmaps of a frame.
-
-    Parameters
-    ----------
-    maps
-        Whether predictions carry their values.
-    jpeg
-        Whether they are drawn as JPEG files.
-    png
-        Whether they are drawn as PNG files, where the frame is one of a DICOM file.
-    """
-
-    maps: bool = False
-    jpeg: bool = False
-    png: bool = False
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether there is any picture."""
-        return self.jpeg or self.png
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether heatmaps are needed at all."""
-        return self.maps or self.is_drawn
-
-
-NOTHING_DRAWN = Drawing()
 
 
 def drawn(heatmap: Heatmap, view: View, manifest: Manifest, as_jpeg: bool, as_png: bool) -> Heatmap:

@@ -70,7 +70,7 @@ class Predictor:
         self._check_shapes()
 
     @property
-    def is_light(self) -> bool:
+    def runs_in_workers(self) -> bool:
         """Whether every process can have one: it needs neither a GPU nor torch."""
         return self.engine.is_on_processor and self.manifest.heatmap.computed != "gradient"
 

@@ -1,9 +1,8 @@
 """How a bundle reads: files into frames that pass its quality gate, on its network's grid; light, for worker processes."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -57,6 +56,14 @@ def display_shape(rows: int, columns: int) -> tuple[int, int]:
     return max(1, round(rows * factor)), max(1, round(columns * factor))
 
 
+@dataclass(frozen=True, slots=True)
+class InMemoryFile:
+    """A file whose content is in memory, such as an upload; `source` is as in `StudyFile`."""
+
+    source: str
+    content: bytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Admitted:
     """A frame that a bundle's quality gate lets pass, as the network and people will see it.
@@ -72,14 +79,14 @@ class Admitted:
     view
         What heatmaps are drawn on; None if none are.
     file
-        What it was read from; None if that was bytes in memory.
+        What it was read from; None if that does not matter.
     """
 
     facts: FrameFacts
     pixels: FloatArray
     flags: tuple[Flag, ...]
     view: View | None
-    file: StudyFile | None = None
+    file: StudyFile | InMemoryFile | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -122,7 +129,7 @@ class Admission:
         return Admitted(frame.facts(), pixels, flags, view_of(frame, self.preprocessing) if self.drawn else None)
 
 
-def read_admitted(file: StudyFile, admission: Admission) -> Iterator[Admitted | Quarantined]:
+def read_admitted(file: StudyFile | InMemoryFile, admission: Admission) -> Iterator[Admitted | Quarantined]:
     """Read the frames of a file, each with the hash of the file; those that the gate refuses come out with the reason.
 
     A frame of which the gate might find something else in the whole of it is read whole, whatever the terms say.
@@ -132,20 +139,23 @@ def read_admitted(file: StudyFile, admission: Admission) -> Iterator[Admitted | 
     UnreadableError
         As `read_frames`.
     """
-    content, frames = open_file(file, admission.reading)
+    if isinstance(file, InMemoryFile):
+        content, frames = file.content, read_frames_from_bytes(file.content, file.source, admission.reading)
+    else:
+        content, frames = open_file(file, admission.reading)
     file_sha256 = hashlib.sha256(content).hexdigest()
-    whole = partial(read_frames_from_bytes, content, file.source, _unreduced(admission).reading)
-    for item in _admitted(frames, whole, admission, file_sha256):
-        yield replace(item, file=file) if isinstance(item, Admitted) else item
+    whole, passed = read_frames_from_bytes(content, file.source, _unreduced(admission).reading), 0
+    for index, frame in enumerate(frames):
+        if frame.whole_shape is not None and may_differ(frame, admission.gate):
+            restart_clock()
+            frame, passed = next(islice(whole, index - passed, None)), index + 1
+        try:
+            yield replace(admission.admit(replace(frame, file_sha256=file_sha256)), file=file)
+        except UnreadableError as error:
+            yield Quarantined(frame.source, error.reason, str(error), frame.key.frame_number)
 
 
-def read_admitted_bytes(content: bytes, source: str, admission: Admission) -> Iterator[Admitted | Quarantined]:
-    """Do what `read_admitted` does for a file that is in memory already, but for its hash."""
-    whole = partial(read_frames_from_bytes, content, source, _unreduced(admission).reading)
-    yield from _admitted(read_frames_from_bytes(content, source, admission.reading), whole, admission)
-
-
-def read_whole(item: Admitted, admission: Admission, content: bytes | None = None) -> Iterator[Admitted | Quarantined]:
+def read_whole(item: Admitted, admission: Admission) -> Iterator[Admitted | Quarantined]:
     """Read a frame again, whole; made for worker processes.
 
     Parameters
@@ -154,9 +164,6 @@ def read_whole(item: Admitted, admission: Admission, content: bytes | None = Non
         The frame as it was read.
     admission
         By which terms.
-    content
-        The file, if it is in memory.
-
     Yields
     ------
     Admitted or Quarantined
@@ -168,12 +175,8 @@ def read_whole(item: Admitted, admission: Admission, content: bytes | None = Non
         As `read_frames`.
     """
     restart_clock()
-    if content is not None:
-        frames = read_admitted_bytes(content, item.facts.source, _unreduced(admission))
-    else:
-        assert item.file is not None  # noqa: S101 - for mypy
-        frames = read_admitted(item.file, _unreduced(admission))
-    for number, frame in enumerate(frames, 1):
+    assert item.file is not None  # noqa: S101 - for mypy
+    for number, frame in enumerate(read_admitted(item.file, _unreduced(admission)), 1):
         restart_clock()
         if number == item.facts.key.frame_number:
             yield frame
@@ -182,17 +185,3 @@ def read_whole(item: Admitted, admission: Admission, content: bytes | None = Non
 
 def _unreduced(admission: Admission) -> Admission:
     return replace(admission, reading=replace(admission.reading, side=None))
-
-
-def _admitted(
-    frames: Iterator[Frame], whole: Callable[[], Iterator[Frame]], admission: Admission, file_sha256: str = ""
-) -> Iterator[Admitted | Quarantined]:
-    again, passed = whole(), 0
-    for index, frame in enumerate(frames):
-        if frame.whole_shape is not None and may_differ(frame, admission.gate):
-            restart_clock()
-            frame, passed = next(islice(again, index - passed, None)), index + 1
-        try:
-            yield admission.admit(replace(frame, file_sha256=file_sha256))
-        except UnreadableError as error:
-            yield Quarantined(frame.source, error.reason, str(error), frame.key.frame_number)

@@ -15,7 +15,7 @@ from services.api import problems
 from services.api.options import Settings
 from services.api.problems import Problem
 from services.api.schemas import Health, ModelAnswer, StudyAnswer
-from services.api.scoring import score_study
+from services.api.scoring import answer_study
 from services.api.service import Service
 from services.api.uploads import FIELD, receive_uploads
 
@@ -106,7 +106,7 @@ async def predict(
     with service.admitted():
         predictor = service.predictor()
         async with receive_uploads(request, service.settings) as uploads:
-            work = partial(score_study, uploads, predictor, service.settings, heatmaps)
+            work = partial(answer_study, uploads, predictor, service.settings, heatmaps)
             content = await anyio.to_thread.run_sync(lambda: work().model_dump_json(), limiter=service.limiter)
     return Response(content, media_type="application/json")
 

@@ -1,35 +1,31 @@
-"""Scores the files of one request as one study; knows no HTTP, runs in a thread, and reads files in a worker process."""
+"""Answers one request: its files are scored as one study, and the study's record becomes the answer; runs in a thread."""
 
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
-from pipeline.errors import Reason, UnreadableError
-from pipeline.frames import Quarantined, of_whole_file
-from pipeline.imaging.file_workers import file_workers
+from pipeline.errors import Reason
+from pipeline.frames import Quarantined
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, Heatmap, Prediction, study_states
+from pipeline.predictions import FramePrediction, StudyRecord, study_states
 from pipeline.results.tables import state_of
-from pipeline.score.pictures import draw, png
 from pipeline.score.predictor import Predictor
-from pipeline.score.reading import View, read_admitted_bytes, read_whole
-from pipeline.score.study import Item, Predicted, batches, predicted, reread
-from pipeline.workers.pool import WorkerPool
+from pipeline.score.reading import InMemoryFile
+from pipeline.score.study import NO_FRAME_AFTER, HeatmapForm, score_study, without_partial_files
 from services.api.options import Settings
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.uploads import Upload
 
-Value = TypeVar("Value", bool, float)
+Pictures = dict[tuple[str, int], dict[str, str]]
+"""PNG files, base64, by file and frame, and by label."""
 
 
-def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Settings, heatmaps: bool) -> StudyAnswer:
-    """Score all frames of all files, a batch at a time, so that decoded frames of one batch only are held.
+def answer_study(uploads: Sequence[Upload], predictor: Predictor, settings: Settings, heatmaps: bool) -> StudyAnswer:
+    """Score all frames of all files; a file that cannot be read to its end counts for nothing.
 
     What grows with the study is the answer, and in it the pictures; `settings.max_heatmaps` bounds them.
 
@@ -47,182 +43,141 @@ def score_study(uploads: Sequence[Upload], predictor: Predictor, settings: Setti
     Raises
     ------
     UnreadableStudyError
-        Where no file can be read whole.
+        If no file can be read whole.
     StudyMismatchError
-        Where DICOM files carry different Study Instance UIDs (0020,000D).
+        If DICOM files carry different Study Instance UIDs (0020,000D).
     WorkerError
-        Where no process can be started that reads files.
+        If no process can be started that reads files.
     """
-    manifest = predictor.manifest
     looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
-    with file_workers(2) as pool:  # the second reads a frame again while the first waits
-        study = _Study(predictor, pool, settings, heatmaps)
-        for upload in looked_at:
-            study.add(upload)
-    if not study.answers:
-        raise UnreadableStudyError((*study.failures, *study.without_image))
+    deadline = time.monotonic() + settings.study_seconds
+    derived: dict[str, str] = {}
+    pictures: Pictures = {}
+
+    def files() -> Iterator[InMemoryFile]:
+        """Read uploads as they are needed; their names may be equal, so that numbers tell them apart."""
+        for number, upload in enumerate(looked_at):
+            file = InMemoryFile(f"{number}/{upload.source}", upload.file.read())
+            derived[file.source] = derived_uid(file.content, "study")
+            yield file
+
+    def cancel() -> str:
+        if time.monotonic() <= deadline:
+            return ""
+        return (
+            f"The study took longer than the {settings.study_seconds:g} seconds that the service gives one. Send fewer files."
+        )
+
+    record, drawn_so_far = StudyRecord(""), 0
+    forms: frozenset[HeatmapForm] = frozenset({"png"} if heatmaps else ())
+    with closing(score_study(files(), predictor, heatmaps=forms, in_workers=False, cancel=cancel)) as items:
+        for item in items:
+            if isinstance(item, StudyRecord):
+                record = without_partial_files(item)
+            elif isinstance(item, FramePrediction):
+                drawn = {one.label: base64.b64encode(one.png).decode("ascii") for one in item.heatmaps if one.png}
+                if drawn_so_far + len(drawn) <= settings.max_heatmaps:
+                    pictures[item.source, item.key.frame_number] = drawn
+                    drawn_so_far += len(drawn)
+            elif item.message.endswith(NO_FRAME_AFTER):
+                for key in [key for key in pictures if key[0] == item.source]:
+                    drawn_so_far -= len(pictures.pop(key))
+    if not record.frames:
+        raise UnreadableStudyError(tuple(map(_failure, (*record.failures, *record.without_image))))
+    uid = _study_instance_uid(record, derived)
+    left_out = f"No heatmap: an answer has at most {settings.max_heatmaps}. Send fewer frames at a time to see it."
+    return _answer(record, uid, predictor.manifest, pictures, left_out if heatmaps else "", len(uploads) - len(looked_at))
+
+
+def _study_instance_uid(record: StudyRecord, derived: Mapping[str, str]) -> str:
+    """Return which study the files belong to.
+
+    A DICOM file states it. A PNG, JPEG or TIFF does not, nor does a DICOM file without a valid UID: the UID of its frames is
+    derived from its content, so that it belongs to whatever study it is sent with.
+    """
+    uids = {frame.source: frame.key.study_instance_uid for frame in record.frames}
+    stated = ""
+    for source, uid in uids.items():
+        if uid == derived[source]:
+            continue
+        if stated and uid != stated:
+            raise StudyMismatchError(
+                f"The files belong to more than one study: {_name(source)} has another Study Instance UID (0020,000D) than the "
+                "files before it. Send each study in a request of its own."
+            )
+        stated = uid
+    others = sorted(set(uids.values()))
+    if stated or len(others) == 1:
+        return stated or others[0]
+    digest = hashlib.sha256("\n".join(others).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16])}"
+
+
+def _answer(record: StudyRecord, uid: str, manifest: Manifest, pictures: Pictures, left_out: str, skipped: int) -> StudyAnswer:
+    by_label = {
+        label: [one for frame in record.frames for one in frame.predictions if one.label == label] for label in manifest.labels
+    }
+    decisive = {label: min if label == manifest.normal_label else max for label in manifest.labels}
     return StudyAnswer(
-        study_instance_uid=study.uid(),
+        study_instance_uid=uid,
         bundle_id=manifest.bundle_id,
         model=manifest.provenance.config_name,
-        probabilities=_over_frames(study.answers, manifest, lambda label: label.probability),
-        positive=_over_frames(study.answers, manifest, lambda label: label.positive),
-        states=study_states(study.predictions, manifest.normal_label),
-        frames=tuple(study.answers),
-        failures=tuple(study.failures),
-        without_image=tuple(study.without_image),
-        skipped=len(uploads) - len(looked_at),
+        probabilities={label: decisive[label](one.probability for one in every) for label, every in by_label.items()},
+        positive={label: decisive[label](one.positive for one in every) for label, every in by_label.items()},
+        states=study_states((frame.predictions for frame in record.frames), manifest.normal_label),
+        frames=tuple(_frame_answer(frame, manifest, pictures, left_out) for frame in record.frames),
+        failures=tuple(map(_failure, record.failures)),
+        without_image=tuple(map(_failure, record.without_image)),
+        skipped=skipped,
     )
 
 
-def _over_frames(answers: Sequence[FrameAnswer], manifest: Manifest, value: Callable[[LabelAnswer], Value]) -> dict[str, Value]:
-    """Return the largest value of each finding, and the smallest of the label that means no finding."""
-    return {
-        label: (min if label == manifest.normal_label else max)(value(frame.labels[label]) for frame in answers)
-        for label in manifest.labels
-    }
-
-
-class _Study:
-    """Holds what was said of the files so far, which study they belong to, and what could not be read.
-
-    A DICOM file states which study it belongs to. A PNG, JPEG or TIFF does not, nor does a DICOM file without a valid UID: the
-    UID of its frames is derived from its content, so that it belongs to whatever study it is sent with.
-    """
-
-    def __init__(self, predictor: Predictor, pool: WorkerPool, settings: Settings, heatmaps: bool) -> None:
-        self._predictor = predictor
-        self._pool = pool
-        self._admission = replace(predictor.admission, drawn=heatmaps)
-        self._manifest = predictor.manifest
-        self._max_heatmaps = settings.max_heatmaps if heatmaps else None
-        self._seconds = settings.study_seconds
-        self._deadline = time.monotonic() + settings.study_seconds
-        self._heatmaps = 0
-        self.answers: list[FrameAnswer] = []
-        self.predictions: list[tuple[Prediction, ...]] = []
-        self.failures: list[Failure] = []
-        self.without_image: list[Failure] = []
-        self._stated: set[str] = set()
-        self._derived: set[str] = set()
-
-    def add(self, upload: Upload) -> None:
-        """Score a file; one that breaks off counts for nothing, whatever could be read, or was refused, of it before."""
-        content = upload.file.read()
-        drawn = self._heatmaps
-        answers: list[FrameAnswer] = []
-        predictions: list[tuple[Prediction, ...]] = []
-        refused: list[Quarantined] = []
-        uid = ""
-        try:
-            for item in self._results(content, upload.source):
-                if isinstance(item, Quarantined):
-                    refused.append(item)
-                elif isinstance(item, Predicted):
-                    answers.append(self._answer(item))
-                    predictions.append(item.prediction.predictions)
-                    uid = item.prediction.key.study_instance_uid
-        except UnreadableError as error:
-            self._heatmaps = drawn
-            rows = self.without_image if error.reason is Reason.NO_IMAGE else self.failures
-            rows.append(_failure(Quarantined(upload.source, error.reason, str(error))))
-            return
-        self.failures += map(_failure, refused if answers else of_whole_file(refused))
-        self.answers += answers
-        self.predictions += predictions
-        if uid:
-            self._join(upload.source, uid, is_stated=uid != derived_uid(content, "study"))
-
-    def _results(self, content: bytes, source: str) -> Iterator[Predicted | Item[None]]:
-        """Yield what comes of every frame of a file."""
-        heatmaps = self._max_heatmaps is not None
-        read = partial(self._pool.run, partial(read_whole, admission=self._admission, content=content))
-        for batch in batches(self._items(content, source), self._predictor.engine.frames_at_once):
-            yield from predicted(reread(predicted(batch, self._predictor, heatmaps), read), self._predictor, heatmaps)
-
-    def _items(self, content: bytes, source: str) -> Iterator[Item[None]]:
-        read = partial(read_admitted_bytes, source=source, admission=self._admission)
-        self._check_time()
-        for item in self._pool.run(read, content):
-            self._check_time()
-            yield item
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise UnreadableError(
-                Reason.TIME_LIMIT,
-                f"The study took longer than the {self._seconds:g} seconds that the service gives one. Send fewer files.",
-            )
-
-    def uid(self) -> str:
-        if self._stated:
-            return next(iter(self._stated))
-        if len(self._derived) == 1:
-            return next(iter(self._derived))
-        digest = hashlib.sha256("\n".join(sorted(self._derived)).encode()).digest()
-        return f"2.25.{int.from_bytes(digest[:16])}"
-
-    def _join(self, source: str, uid: str, is_stated: bool) -> None:
-        (self._stated if is_stated else self._derived).add(uid)
-        if len(self._stated) > 1:
-            raise StudyMismatchError(
-                f"The files belong to more than one study: {source} has another Study Instance UID (0020,000D) than the "
-                "files before it. Send each study in a request of its own."
-            )
-
-    def _answer(self, item: Predicted) -> FrameAnswer:
-        """Draw the findings' heatmaps, all of them or, where they would be too many, none."""
-        if item.view is None:
-            return _frame_answer(item.prediction, {})
-        heatmaps = [one for one in item.prediction.heatmaps if one.label != self._manifest.normal_label]
-        most = self._max_heatmaps or 0
-        if self._heatmaps + len(heatmaps) > most:
-            left_out = f"No heatmap: an answer has at most {most}. Send fewer frames at a time to see it."
-            return _frame_answer(item.prediction, {}, (left_out,))
-        self._heatmaps += len(heatmaps)
-        answers = {heatmap.label: _heatmap_answer(item.view, heatmap, self._manifest) for heatmap in heatmaps}
-        return _frame_answer(item.prediction, answers)
+def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: Pictures, left_out: str) -> FrameAnswer:
+    """Return the answer for a frame; its findings have their heatmaps, all of them or, if they would be too many, none."""
+    drawn = pictures.get((frame.source, frame.key.frame_number))
+    flags = (*(flag.message for flag in frame.flags), *frame.facts.notes)
+    labels = {}
+    for one in frame.predictions:
+        heatmap = next((heatmap for heatmap in frame.heatmaps if heatmap.label == one.label), None)
+        labels[one.label] = LabelAnswer(
+            logit=one.logit,
+            probability=one.probability,
+            positive=one.positive,
+            state=one.state,
+            operating_point=one.operating_point,
+            conformal_set=one.conformal_set,
+            heatmap=None
+            if heatmap is None or not drawn or one.label not in drawn
+            else HeatmapAnswer(
+                png=drawn[one.label],
+                layer=manifest.heatmap.layer,
+                has_positive_evidence=heatmap.has_positive_evidence,
+                full_scale=manifest.heatmap.full_scale,
+                caveat=manifest.heatmap.caveat,
+            ),
+        )
+    return FrameAnswer(
+        source=_name(frame.source),
+        series_instance_uid=frame.key.series_instance_uid,
+        sop_instance_uid=frame.key.sop_instance_uid,
+        frame_number=frame.key.frame_number,
+        laterality=frame.facts.laterality,
+        distance=frame.distance,
+        labels=labels,
+        flags=(*flags, left_out) if left_out and drawn is None else flags,
+    )
 
 
 def _failure(row: Quarantined) -> Failure:
     return Failure(
-        source=row.source, frame_number=row.frame_number, state=state_of(row), reason=Reason(row.reason), message=row.message
+        source=_name(row.source),
+        frame_number=row.frame_number,
+        state=state_of(row),
+        reason=Reason(row.reason),
+        message=row.message,
     )
 
 
-def _frame_answer(
-    predicted: FramePrediction, heatmaps: Mapping[str, HeatmapAnswer], left_out: tuple[str, ...] = ()
-) -> FrameAnswer:
-    labels = {
-        prediction.label: LabelAnswer(
-            logit=prediction.logit,
-            probability=prediction.probability,
-            positive=prediction.positive,
-            state=prediction.state,
-            operating_point=prediction.operating_point,
-            conformal_set=prediction.conformal_set,
-            heatmap=heatmaps.get(prediction.label),
-        )
-        for prediction in predicted.predictions
-    }
-    return FrameAnswer(
-        source=predicted.source,
-        series_instance_uid=predicted.key.series_instance_uid,
-        sop_instance_uid=predicted.key.sop_instance_uid,
-        frame_number=predicted.key.frame_number,
-        laterality=predicted.facts.laterality,
-        distance=predicted.distance,
-        labels=labels,
-        flags=(*(flag.message for flag in predicted.flags), *predicted.facts.notes, *left_out),
-    )
-
-
-def _heatmap_answer(view: View, heatmap: Heatmap, manifest: Manifest) -> HeatmapAnswer:
-    picture = png(draw(view, heatmap, manifest.heatmap.full_scale, manifest.heatmap.meaning))
-    return HeatmapAnswer(
-        png=base64.b64encode(picture).decode("ascii"),
-        layer=manifest.heatmap.layer,
-        has_positive_evidence=heatmap.has_positive_evidence,
-        full_scale=manifest.heatmap.full_scale,
-        caveat=manifest.heatmap.caveat,
-    )
+def _name(source: str) -> str:
+    """Return the name of an upload without its number."""
+    return source.partition("/")[2]

@@ -12,7 +12,7 @@ from pipeline.errors import OctrayError, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.model.bundle import Bundle
 from pipeline.score.predictor import Predictor
-from pipeline.score.reading import read_admitted_bytes
+from pipeline.score.reading import InMemoryFile, read_admitted
 from services.api.options import Settings
 from services.api.problems import RETRY
 
@@ -76,7 +76,6 @@ class Service:
 def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
-    nothing = partial(read_admitted_bytes, source="", admission=predictor.admission)
-    with file_workers(1) as pool, suppress(UnreadableError):
-        list(pool.run(nothing, b""))
+    with file_workers(1) as workers, suppress(UnreadableError):
+        list(workers.run(partial(read_admitted, admission=predictor.admission), InMemoryFile("", b"")))
     return predictor
