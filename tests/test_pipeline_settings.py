@@ -1,5 +1,7 @@
 """Settings: limits of worker processes from the environment, and the policies of the quality gate."""
 
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -29,3 +31,8 @@ def test_a_limit_that_cannot_be_used_is_named(name: str, value: str, monkeypatch
 def test_every_check_has_a_policy() -> None:
     assert {field.name for field in fields(Quality)} == {*map(str, Check), "smallest_side"}
     assert Quality(blank=Policy.IGNORE).policy(Check.BLANK) is Policy.IGNORE
+
+
+def test_worker_processes_that_only_read_files_import_no_pydantic() -> None:
+    check = "import sys; import pipeline.imaging.sources, pipeline.settings; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
