@@ -60,7 +60,17 @@ class TrackingError(OctrayError):
 
 
 class LedgerError(OctrayError):
-    """The database that holds the ledger cannot be used."""
+    """The database that holds the ledger cannot be used.
+
+    Attributes
+    ----------
+    problem
+        `locked`, `full` or `damaged`, if it is one of these.
+    """
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class Reason(StrEnum):

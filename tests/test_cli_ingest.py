@@ -210,7 +210,7 @@ def test_what_a_kill_leaves_beside_the_journal_is_no_study(tmp_path: Path) -> No
     for number in range(8):
         Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"{number}.png")
     (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "journal.sqlite-journal").touch()
+    (tmp_path / "index" / "journal.sqlite-wal").touch()
     assert run_ingest(str(tmp_path), "--out", str(tmp_path / "index")) == 0
     assert len(load_index(tmp_path / "index").records) == 8
 

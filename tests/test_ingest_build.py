@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -242,8 +243,9 @@ def blank_unseen(out: Path, studies: Path, sources: Iterable[str]) -> None:
         for source in sources:
             path = studies / source
             path.write_bytes(bytes(path.stat().st_size))
-            looks = (*StudyFile(path, source).stat(), source)
-            database.execute("UPDATE files SET size = ?, mtime_ns = ?, mark = ? WHERE source = ? AND size NOT NULL", looks)
+            looks = " ".join(map(str, StudyFile(path, source).stat()))
+            unit = "substr(key, instr(key, char(10)) + 1) = ? AND fingerprint <> ''"
+            database.execute(f"UPDATE octray_units SET fingerprint = ? WHERE {unit}", (looks, source))  # noqa: S608
         database.commit()
 
 
@@ -268,7 +270,10 @@ def test_a_second_run_opens_no_file_and_gives_the_same_index(tmp_path: Path) -> 
     blank_unseen(out, studies, [file.source for file in discover(studies)])
     build_index([studies], out, percent=ALL_TRAIN)
     assert content(out) == first
-    assert b"MRN-1" not in (out / JOURNAL).read_bytes()
+    with closing(sqlite3.connect(out / JOURNAL)) as database:
+        kept = [zlib.decompress(record) for (record,) in database.execute("SELECT record FROM octray_units")]
+    assert kept
+    assert not [record for record in kept if b"MRN-1" in record]
     assert len(load_index(out).records) == 25
     os.utime(table.parent / "SICK" / "0.png")
     assert len(build_index([studies], out, percent=ALL_TRAIN)[0].records) == 24
@@ -316,7 +321,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", KILLED, str(studies), str(out)], cwd=Path(__file__).parents[1], check=False)
     assert run.returncode == -signal.SIGKILL
     database = sqlite3.connect(out / JOURNAL)
-    read = [source for (source,) in database.execute("SELECT source FROM files")]
+    read = [key.partition("\n")[2] for (key,) in database.execute("SELECT key FROM octray_units")]
     database.close()
     assert 60 <= len(read) <= 121
     blank_unseen(out, studies, read)

@@ -84,7 +84,8 @@ class Plan:
     @property
     def own_files(self) -> tuple[Path, ...]:
         """The files that de-identification itself writes beside the key; they are no studies, even inside a source."""
-        return self.key, crosswalk_path(self.key), done_path(self.key)
+        done = done_path(self.key)
+        return self.key, crosswalk_path(self.key), done, done.with_name(f"{done.name}-wal")  # the last is left by a kill
 
 
 def plan_deidentification(

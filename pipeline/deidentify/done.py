@@ -6,18 +6,19 @@ It identifies files by keyed hashes only, so it names nobody. Without it, everyt
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from pipeline.deidentify.crosswalk import Secret
 from pipeline.deidentify.profile import Options
+from pipeline.errors import InputError, LedgerError
 from pipeline.imaging.files.study_file import FileStamp, StudyFile
 from pipeline.settings import Reading
+from pipeline.store.file_results import FileResults
 from pipeline.version import reading_versions
-
-_DIGITS = 32
 
 
 def done_path(key: Path) -> Path:
@@ -40,38 +41,60 @@ class Done:
     Parameters
     ----------
     path
-        The file.
+        The SQLite file; a damaged one is replaced by an empty one.
     secret
         The key of the hashes.
     bound
         What `bound_to` returned.
+
+    Raises
+    ------
+    InputError
+        By every method, if the file cannot be used.
     """
 
     def __init__(self, path: Path, secret: Secret, bound: str) -> None:
-        self._secret, self._bound = secret, bound
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        self._lines = {line[:_DIGITS]: line[_DIGITS:] for line in text.splitlines()}
-        self._file = path.open("a", encoding="utf-8")
-        path.chmod(0o600)
-        if text and not text.endswith("\n"):
-            self._file.write("\n")  # a killed run left half a line
+        self._secret, self._bound, self._name = secret, bound, path.name
+        with self._in_words():
+            self._results = FileResults(path, "deidentify", seconds=0)
+            self._results.begin()
+            keys = self._results.keys()
+            self._noted = dict(zip(keys, self._results.get(keys), strict=True))
 
     def get(self, file: StudyFile, looks: FileStamp) -> Sequence[Any] | None:
         """Return what was noted of a file, if it still looks as it did then."""
-        try:
-            before, *noted = json.loads(self._lines[self._digest(file)])
-        except (KeyError, ValueError):
+        digest = self._digest(file)
+        if self._results.stamp(digest) != _text(looks):
             return None
-        return noted if before == list(looks) else None
+        return list(json.loads(self._noted[digest]))
 
     def put(self, file: StudyFile, looked: FileStamp, noted: Sequence[Any]) -> None:
         """Note what became of a file; `looked` is how it looked before it was read."""
-        self._file.write(f"{self._digest(file)}{json.dumps([looked, *noted])}\n")
-        self._file.flush()
+        digest = self._digest(file)
+        self._noted[digest] = json.dumps(noted)
+        with self._in_words():
+            self._results.put(digest, _text(looked), self._noted[digest])
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._in_words():
+            self._results.close()
 
     def _digest(self, file: StudyFile) -> str:
         return self._secret.file_key(f"{self._bound}\0{os.path.abspath(file.path)}\0{file.source}")  # noqa: PTH100
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except LedgerError as error:
+            told = {
+                "locked": "Another octray de-identifies with this key. Wait until it is done.",
+                "full": f"{self._name} cannot be written: the disk is full, or fails. Free some space; the same command goes "
+                "on from there.",
+            }
+            raise InputError(told.get(error.problem, f"{self._name} cannot be used. Delete it, and run it again.")) from None
+
+
+def _text(stamp: FileStamp) -> str:
+    return " ".join(map(str, stamp))

@@ -147,7 +147,7 @@ def build_index(
         if out and (key := deidentify.key).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The key {key.name} lies inside the index and would be handed on with it. Name another place.")
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in paths)
-    own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-journal")] if out else []  # the last is left by a kill
+    own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-wal")] if out else []  # the last is left by a kill
     own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
     with (
         Journal(out / JOURNAL if out else None, journal_key(reading, gate)) as journal,

@@ -192,7 +192,9 @@ class FileReader:
             for (file_id, stamp), results in progress(begun, "reading studies", len(unread)):
                 read = collect(results)
                 self._journal.put(self._place(file_id), stamp if read.is_final else None, to_json(read))
-        return {one: refused.get(one) or from_json(self._journal.get(self._place(one))) for one in files}
+        rest = [one for one in files if one not in refused]
+        read_before_or_now = dict(zip(rest, map(from_json, self._journal.get(map(self._place, rest))), strict=True))
+        return {one: refused.get(one) or read_before_or_now[one] for one in files}
 
     def forget_others(self, files: Mapping[FileId, StudyFile]) -> None:
         """Remove all other files from the journal."""

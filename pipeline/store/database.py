@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
 
-VERSION, VERSION_TABLE = "0002", "octray_schema"
+VERSION, VERSION_TABLE = "0003", "octray_schema"
 """Number of the last migration in `migrations/versions`, and where a database says how far it is."""
 PENDING, HELD, FINISHED, FAILED = 0, 1, 2, 3
 
@@ -83,6 +84,7 @@ jobs = Table(
     Column("leader", Text, nullable=False),
     Column("round", Integer, nullable=False),
     Column("summary", Text, nullable=False),
+    Column("salt", Text, nullable=False, server_default=""),
 )
 
 processes = Table(
@@ -95,6 +97,9 @@ processes = Table(
     Column("lease_until", Double, nullable=False),
 )
 
+APPLICATION = int.from_bytes(b"octr")
+"""Application ID in the header of a SQLite file (https://sqlite.org/fileformat.html, offset 68), by which ours are known."""
+
 _SECONDS = 15.0
 """How long one call to the database may take."""
 
@@ -102,13 +107,17 @@ _TABLES = 0x6F637472
 """Number of the lock under which tables are made."""
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, seconds: float = 0.0, is_alone: bool = False) -> Engine:
     """Return an engine whose tables exist and are those of this octray.
 
     Parameters
     ----------
     url
         `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
+    seconds
+        How long one call may take; 0 takes 15.
+    is_alone
+        Whether a SQLite file is locked for this engine until it is disposed of.
 
     Raises
     ------
@@ -125,11 +134,13 @@ def connect(url: str) -> Engine:
     if kind == "postgresql":
         address = address.set(drivername="postgresql+pg8000")
     try:
-        engine = create_engine(address, connect_args={"timeout": _SECONDS}, pool_pre_ping=kind == "postgresql")
+        limits = {"timeout": seconds or _SECONDS}
+        engine = create_engine(address, connect_args=limits, pool_pre_ping=kind == "postgresql")
     except NoSuchModuleError:
         raise _wrong_address() from None
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # what it says with a traceback is raised as well
-    event.listen(engine, "connect", _prepare_sqlite if kind == "sqlite" else _prepare_postgresql)
+    prepare = partial(_prepare_sqlite, seconds=seconds or _SECONDS, is_alone=is_alone)
+    event.listen(engine, "connect", prepare if kind == "sqlite" else _prepare_postgresql)
     try:
         _create(engine)
     except LedgerError:
@@ -181,7 +192,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        raise LedgerError(_sentence(error)) from None
+        raise LedgerError(*_told(error)) from None
 
 
 def now(engine: Engine) -> ColumnElement[float]:
@@ -242,10 +253,16 @@ def _version(connection: Connection) -> str:
     return connection.execute(select(schema.c.version_num)).scalar_one_or_none() or ""
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    """Let readers and a writer work side by side; a power cut may cost the last studies, which are then scored again."""
-    deadline = time.monotonic() + _SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+def _prepare_sqlite(connection: Any, _: object, *, seconds: float, is_alone: bool) -> None:
+    """Let readers and a writer work side by side; a power cut may cost the last units, which are then worked on again."""
+    deadline = time.monotonic() + seconds
+    if is_alone:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        if connection.execute("PRAGMA page_count").fetchone() == (0,):
+            connection.execute(
+                f"PRAGMA application_id = {APPLICATION}"
+            )  # now, so that it stands in the file and not in the log
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError:  # for this alone SQLite does not wait while others have it open
@@ -286,37 +303,53 @@ def _wrong_address() -> LedgerError:
     )
 
 
-def _sentence(error: Exception) -> str:
+def _told(error: Exception) -> tuple[str, str]:
+    """Return a sentence, and which problem it is about."""
     original = getattr(error, "orig", None) or error
     told = original.args[0] if original.args else ""
     text, code = str(original).lower(), told.get("C", "") if isinstance(told, dict) else ""
-    return next(
-        (sentence for marks, codes, sentence in _SENTENCES if code in codes or any(mark in text for mark in marks)), _OTHER
-    )
+    for marks, codes, sentence, problem in _SENTENCES:
+        if code in codes or any(mark in text for mark in marks):
+            return sentence, problem
+    return _OTHER, ""
 
 
-_SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+_SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
     (
         ("database is locked", "table is locked"),
         ("55P03",),
         "The ledger is locked by another program. Close what has it open, and start again.",
+        "locked",
     ),
-    (("disk is full",), ("53100",), "The disk of the ledger is full. Make room, and start again."),
-    (("malformed", "not a database"), ("XX001", "XX002"), "The ledger is damaged. Remove it, and score again."),
+    (
+        ("disk is full", "disk i/o error"),
+        ("53100",),
+        "The disk of the ledger is full, or fails. Make room, and start again.",
+        "full",
+    ),
+    (
+        ("malformed", "not a database"),
+        ("XX001", "XX002"),
+        "The ledger is damaged. Remove it, and score again.",
+        "damaged",
+    ),
     (
         (),
         ("28000", "28P01"),
         "The database of the ledger does not accept the user or the password. Correct its address.",
+        "",
     ),
     (
         (),
         ("53300",),
         "The database of the ledger has no connection left. Raise its max_connections, or start fewer processes.",
+        "",
     ),
     (
         (),
         ("57014",),
         "The database of the ledger is too slow: it has not answered in time. See what else it has to do, and start again.",
+        "",
     ),
 )
 """Marks in what the driver says, or codes of PostgreSQL (its manual, Appendix A), and what is told instead."""

@@ -134,12 +134,21 @@ class StoredOutcome(Outcome):
     work: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """What came of a file; an empty fingerprint says that it is to be worked on again."""
+
+    key: str
+    fingerprint: str
+    result: str
+
+
 class Ledger:
     """The units of one job; may be used by several threads and by many processes at once.
 
     Parameters
     ----------
-    url
+    url, seconds, is_alone
         As in `connect`.
     job
         Name of the job; jobs do not see each other.
@@ -150,14 +159,18 @@ class Ledger:
         By every method, if the database cannot be used.
     """
 
-    def __init__(self, url: str, job: str) -> None:
-        self.engine = connect(url)
+    def __init__(self, url: str, job: str, *, seconds: float = 0.0, is_alone: bool = False) -> None:
+        self.engine = connect(url, seconds, is_alone)
         self.job = job
 
     def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
         self.engine.dispose()
 
     def add(self, works: Iterable[Unit]) -> int:
@@ -266,10 +279,52 @@ class Ledger:
 
     def remove(self) -> None:
         """Forget the whole job."""
-        self.keep(())
         with self._writing() as connection:
-            connection.execute(processes.delete().where(processes.c.job == self.job))
-            connection.execute(jobs.delete().where(jobs.c.name == self.job))
+            for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
+                connection.execute(table.delete().where(table.c[name] == self.job))
+
+    def remove_others(self) -> None:
+        """Forget all other jobs of the database."""
+        with self._writing() as connection:
+            for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
+                connection.execute(table.delete().where(table.c[name] != self.job))
+
+    def put(self, results: Iterable[FileResult]) -> None:
+        """Keep results of units that this process worked on without claiming them, whatever was kept of them before."""
+        for group in _groups(results, _ROWS):
+            rows = [
+                {
+                    "key": one.key,
+                    "fingerprint": one.fingerprint,
+                    "state": FINISHED if one.fingerprint else FAILED,
+                    "record": zlib.compress(one.result.encode(), _COMPRESSION),
+                }
+                for one in group
+            ]
+            first = {name: value for name, value in _NOTHING.items() if name not in ("state", "record")}
+            with self._writing() as connection:
+                known = self._select("id").where(bulk.among(connection, units.c.key, [one.key for one in group]))
+                bulk.remove(connection, list(connection.execute(known).scalars()))
+                bulk.insert(connection, rows, first | {"job": self.job, "position": 0, "work": b""})
+
+    def results(self, keys: Iterable[str]) -> Iterator[str]:
+        """Yield what `put` was given of units, in the order of their keys, a page at a time.
+
+        Raises
+        ------
+        KeyError
+            If nothing is known of one.
+        """
+        for page in _groups(keys, _PAGE):
+            with translated(), self.engine.connect() as connection:
+                rows = connection.execute(self._select("key", "record").where(bulk.among(connection, units.c.key, page)))
+                found = {row.key: row.record for row in rows}
+            yield from (zlib.decompress(found[key]).decode() for key in page)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprints of all units by their keys."""
+        with translated(), self.engine.connect() as connection:
+            return {row.key: row.fingerprint for row in connection.execute(self._select("key", "fingerprint"))}
 
     def works(self) -> Iterator[tuple[str, bytes]]:
         """Read the keys of all units, and what their workers have to know."""
