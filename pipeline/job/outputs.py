@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import shutil
+import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -160,6 +162,7 @@ class Writer:
 
     def __init__(self, folder: Path, manifest: Manifest, wanted: Wanted) -> None:
         self._folder = folder
+        self._pictures = folder / PICTURES / uuid.uuid4().hex  # not those of other processes of the job
         self._manifest = manifest
         self._wanted = wanted
         self._workers = file_workers(_WRITERS, replace(worker_limits(), frame_seconds=_OBJECT_SECONDS))
@@ -173,6 +176,7 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self._workers.close()  # nobody wants what it is still making
         self._pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self._pictures, ignore_errors=True)
 
     def add(self, result: FramePrediction, pieces: Pieces) -> None:
         """Write the pictures of a frame, and keep what DICOM objects are made of."""
@@ -208,7 +212,7 @@ class Writer:
     def _keep(self, frame: FramePrediction, drawn: Heatmap, pieces: Pieces) -> None:
         """Put a picture aside until the DICOM objects of its file are made."""
         name = picture_name(frame, drawn.label)
-        path = self._folder / PICTURES / name
+        path = self._pictures / name
         try:
             write_bytes(path, drawn.png)
         except OSError as error:
