@@ -216,7 +216,7 @@ def test_an_unknown_kind_of_object_is_said(capsys: pytest.CaptureFixture[str]) -
     assert "must name some of sr, pm, sc, with commas between" in capsys.readouterr().err
 
 
-def test_no_heatmaps_are_drawn_where_none_are_wanted(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_no_heatmaps_are_drawn_if_none_are_wanted(studies: Path, bundle: Bundle, tmp_path: Path) -> None:
     assert main(arguments(studies, bundle, tmp_path / "results", "--no-heatmaps")) == 1
     assert list((tmp_path / "results" / "heatmaps").iterdir()) == []
     assert "<img" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")

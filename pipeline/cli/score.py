@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
     from pipeline.job.job import Job
-    from pipeline.job.outputs import Wanted
+    from pipeline.job.outputs import OutputOptions
     from pipeline.model.bundle import load_bundle
     from pipeline.score.predictor import Predictor
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 predictor,
                 _Audience(advance, args.json),
                 bar,
-                wanted=Wanted(not args.no_heatmaps, args.dicom),
+                options=OutputOptions(not args.no_heatmaps, args.dicom),
                 name=args.job,
                 ledger=args.ledger,
                 cluster=args.address if args.engine == "ray" else "",

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import BundleError, InputError, OctrayError
 from pipeline.job.folder import STATE
-from pipeline.job.outputs import Wanted
+from pipeline.job.outputs import OutputOptions
 from pipeline.job.scorer import ScoredClaim, Scorer, killed
 from pipeline.model.bundle import load_bundle
 from pipeline.score.predictor import Predictor
@@ -41,7 +41,7 @@ class Place:
         Folder of the bundle, and which bundle it is.
     code
         The versions here, as `software_versions` gives them.
-    base, folder, wanted
+    base, folder, options
         As in `Scorer`.
     """
 
@@ -50,7 +50,7 @@ class Place:
     code: Mapping[str, str]
     base: Path
     folder: Path
-    wanted: Wanted
+    options: OutputOptions
 
 
 class Actor:
@@ -78,7 +78,7 @@ class Actor:
         if bundle.manifest.bundle_id != self._place.bundle_id:
             name = self._place.bundle.name
             raise BundleError(f"A machine of the Ray cluster has another bundle as {name}. Copy the one there that is here.")
-        self._scorer = Scorer(Predictor(bundle, threads=1), self._place.base, self._place.folder, self._place.wanted)
+        self._scorer = Scorer(Predictor(bundle, threads=1), self._place.base, self._place.folder, self._place.options)
 
     def score(self, claims: list[Claim]) -> list[ScoredClaim]:
         """Score studies in the order of their claims; call `ready` first."""

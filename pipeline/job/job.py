@@ -17,7 +17,7 @@ from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.folder import ResultsFolder, base_of
 from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
-from pipeline.job.outputs import Wanted
+from pipeline.job.outputs import OutputOptions
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
 from pipeline.job.study_files import (
     Grouping,
@@ -77,7 +77,7 @@ class Job:
         Who is told.
     progress
         Shows how the report is written.
-    wanted
+    options
         What is written beside tables and report.
     name
         Name of the job in the ledger. If it is given, other processes may find the studies under other paths.
@@ -111,7 +111,7 @@ class Job:
         audience: Audience,
         progress: Progress = silent,
         *,
-        wanted: Wanted | None = None,
+        options: OutputOptions | None = None,
         name: str = "",
         ledger: str = "",
         cluster: str = "",
@@ -122,12 +122,12 @@ class Job:
         self._bundle = bundle
         self._audience = audience
         self._progress = progress
-        self._wanted = wanted or Wanted()
+        self._options = options or OutputOptions()
         self._name = name
         self._url = ledger
         self._cluster = cluster
         self._details = details
-        self._scorer = Scorer(predictor, base_of(studies), folder.path, self._wanted, usable_cores())
+        self._scorer = Scorer(predictor, base_of(studies), folder.path, self._options, usable_cores())
         self._grouping = Grouping()
         self.skipped: Counter[str] = Counter()
         self.replaced = False
@@ -212,8 +212,8 @@ class Job:
         return {
             "the bundle": self._bundle.manifest.bundle_id,
             "STUDIES or --job": self._name or os.fsencode(self._root.absolute()).hex(),
-            "--no-heatmaps": self._wanted.heatmaps,
-            "--dicom": sorted(self._wanted.objects),
+            "--no-heatmaps": self._options.heatmaps,
+            "--dicom": sorted(self._options.objects),
             "--ledger": without_password(self._url),
             "the version of octray or its libraries": dict(scoring_versions()),
         }
@@ -311,7 +311,7 @@ class Job:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
         bundle_id, code = self._bundle.manifest.bundle_id, dict(software_versions())
         folder = self._folder.path.absolute()
-        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._wanted)
+        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._options)
         with Cluster(self._cluster, place) as cluster:
             yield cluster.outcomes
 

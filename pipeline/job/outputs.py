@@ -83,7 +83,7 @@ Written = Future[tuple[list[Output], list[tuple[str, str]]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class OutputOptions:
     """What is written of a study beside its record.
 
     Parameters
@@ -156,15 +156,15 @@ class Writer:
         That of the results.
     manifest
         Of the bundle.
-    wanted
+    options
         What is written.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, wanted: Wanted) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, options: OutputOptions) -> None:
         self._folder = folder
         self._pictures = folder / PICTURES / uuid.uuid4().hex  # not those of other processes of the job
         self._manifest = manifest
-        self._wanted = wanted
+        self._options = options
         self._workers = file_workers(_WRITERS, replace(worker_limits(), frame_seconds=_OBJECT_SECONDS))
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[Written] = deque()
@@ -180,18 +180,18 @@ class Writer:
 
     def add(self, result: FramePrediction, pieces: Pieces) -> None:
         """Write the pictures of a frame, and keep what DICOM objects are made of."""
-        if self._wanted.objects and result.facts.transfer_syntax_uid:
+        if self._options.objects and result.facts.transfer_syntax_uid:
             bare = replace(result, heatmaps=tuple(replace(one, jpeg=b"", png=b"") for one in result.heatmaps))
             pieces.results.setdefault(result.source, []).append(bare)
         for heatmap in result.heatmaps:
             if heatmap.png and result.facts.transfer_syntax_uid:
                 self._keep(result, heatmap, pieces)
-            if self._wanted.heatmaps and (heatmap.jpeg or heatmap.fault):
+            if self._options.heatmaps and (heatmap.jpeg or heatmap.fault):
                 self._write(f"{HEATMAPS}/{picture_name(result, heatmap.label)}", heatmap, pieces)
 
     def with_pictures(self, result: FramePrediction) -> FramePrediction:
         """Return a frame of a record with the paths of its pictures."""
-        drawn = result.heatmaps if self._wanted.heatmaps else ()
+        drawn = result.heatmaps if self._options.heatmaps else ()
         named = (replace(one, picture=f"{HEATMAPS}/{picture_name(result, one.label)}") for one in drawn)
         return replace(result, heatmaps=tuple(named))
 
@@ -231,7 +231,7 @@ class Writer:
 
     def _write_objects(self, asked: Asked) -> tuple[list[Output], list[tuple[str, str]]]:
         """Write the DICOM objects of one file, made in a process of their own, since the file is parsed once more for them."""
-        task = partial(objects_of, manifest=self._manifest, kinds=self._wanted.objects)
+        task = partial(objects_of, manifest=self._manifest, kinds=self._options.objects)
         own = mark(asked.file.source)
         outputs: list[Output] = []
         try:

@@ -14,7 +14,7 @@ from pipeline.errors import PASSING, Reason
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile
 from pipeline.job.folder import TRACES
-from pipeline.job.outputs import Pieces, Wanted, Writer, trace_name, write_output
+from pipeline.job.outputs import OutputOptions, Pieces, Writer, trace_name, write_output
 from pipeline.job.study_files import files_from_json
 from pipeline.predictions import FramePrediction, StudyRecord
 from pipeline.results.trace import Tracer
@@ -38,7 +38,7 @@ class ScoredClaim:
     claim
         The study.
     outcome
-        What the ledger keeps of it; None where it killed the process that read it, and is to be tried again.
+        What the ledger keeps of it; None if it killed the process that read it, and is to be retried.
     faults
         Why files of it could not be drawn or written, one for each.
     """
@@ -80,7 +80,7 @@ class Scorer:
         Folder below which the sources of the studies lie.
     folder
         That of the results.
-    wanted
+    options
         What is written beside the record.
     cores
         How many it keeps at work.
@@ -89,7 +89,7 @@ class Scorer:
     predictor: Predictor
     base: Path
     folder: Path
-    wanted: Wanted = field(default_factory=Wanted)
+    options: OutputOptions = field(default_factory=OutputOptions)
     cores: int = 1
 
     def outcomes(self, claims: Iterable[Claim]) -> Iterator[ScoredClaim]:
@@ -99,11 +99,11 @@ class Scorer:
             for claim in claims
             if (study := _Study(claim, files_from_json(claim.work, self.base), claim.scored_at or time.time()))
         )
-        forms = self.wanted.heatmap_forms
+        forms = self.options.heatmap_forms
         waiting: deque[_Study] = deque()
         with (
             threadpool_limits(1, "blas"),  # its threads would spin for the cores that read and score
-            Writer(self.folder, self.predictor.manifest, self.wanted) as writer,
+            Writer(self.folder, self.predictor.manifest, self.options) as writer,
             closing(score_studies(studies, self.predictor, heatmaps=forms, cores=self.cores)) as items,
         ):
             for study, item in items:

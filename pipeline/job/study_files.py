@@ -18,7 +18,7 @@ from pipeline.imaging.files.study_file import ArchiveMember, Refusal, StudyFile
 _SCANNERS = 2
 
 
-_Place = tuple[str, tuple[int, int, int] | None]
+_FileState = tuple[str, tuple[int, int, int] | None]
 """The source of a file, and what it looks like."""
 
 _LONGEST_KEY = 500
@@ -55,12 +55,12 @@ class Grouping:
     """Groups files by study; remembers what a file stated as long as it does not change, so that looking again is cheap."""
 
     def __init__(self) -> None:
-        self._stated: dict[_Place, StatedStudy] = {}
+        self._stated: dict[_FileState, StatedStudy] = {}
         self._patients: dict[str, tuple[set[bytes], set[bytes]]] = {}
 
     def is_known(self, file: StudyFile) -> bool:
         """Say whether a file was read before and has not changed since; satisfies what `discover` asks."""
-        return (file.source, _looks(file)) in self._stated
+        return (file.source, _state(file)) in self._stated
 
     def studies(self, files: Iterable[StudyFile]) -> list[StudyFiles]:
         """Return the studies, in the order of their first files.
@@ -70,7 +70,7 @@ class Grouping:
         files
             As `discover` finds them.
         """
-        found = [(file, (file.source, _looks(file))) for file in files]
+        found = [(file, (file.source, _state(file))) for file in files]
         unknown = [one for one in found if one[1] not in self._stated]
         parsed = ((place, file) for file, place in unknown if may_state_study(file))
         with file_workers(_SCANNERS) as pool:
@@ -184,7 +184,7 @@ def marks_from_json(work: bytes) -> dict[str, str]:
 
 def current_mark(file: StudyFile) -> str:
     """Return the mark that a file has now, as in `StudyFiles`; empty if it is not there."""
-    return _mark(file, (file.source, _looks(file)))
+    return _mark(file, (file.source, _state(file)))
 
 
 def _answered(answer: Iterator[StatedStudy]) -> StatedStudy:
@@ -195,7 +195,7 @@ def _answered(answer: Iterator[StatedStudy]) -> StatedStudy:
         return StatedStudy()
 
 
-def _looks(file: StudyFile) -> tuple[int, int, int] | None:
+def _state(file: StudyFile) -> tuple[int, int, int] | None:
     try:
         return file.stat()
     except UnreadableError:
@@ -220,7 +220,7 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def _mark(file: StudyFile, place: _Place) -> str:
+def _mark(file: StudyFile, place: _FileState) -> str:
     return _hash((place[1], file.refusal and file.refusal.reason.value))[:16] if file.refusal or place[1] else ""
 
 
@@ -248,8 +248,8 @@ def _to_file(values: Mapping[str, Any], base: Path) -> StudyFile:
 
 
 def _only(study: StudyFiles, sources: Iterable[str]) -> StudyFiles:
-    wanted = set(sources)
-    left = [(file, mark) for file, mark in zip(study.files, study.marks, strict=True) if file.source in wanted]
+    chosen = set(sources)
+    left = [(file, mark) for file, mark in zip(study.files, study.marks, strict=True) if file.source in chosen]
     return StudyFiles(study.key, *zip(*left, strict=True))
 
 

@@ -87,7 +87,7 @@ class Output:
     name
         Path below the folder of results, with forward slashes.
     sha256
-        Of its bytes; empty where it could not be written.
+        Of its bytes; empty if it could not be written.
     size
         In bytes.
     """
@@ -436,8 +436,8 @@ def _stored(row: Any) -> StoredOutcome:
 
 
 def _found(connection: Connection, ids: Collection[int], *names: str) -> Sequence[Any]:
-    wanted = select(units.c.id, *(units.c[name] for name in names))
-    return connection.execute(wanted.where(bulk.among(connection, units.c.id, list(ids)))).all()
+    columns = select(units.c.id, *(units.c[name] for name in names))
+    return connection.execute(columns.where(bulk.among(connection, units.c.id, list(ids)))).all()
 
 
 def _these(connection: Connection, ids: Sequence[int]) -> Any:
