@@ -17,7 +17,7 @@ from pipeline.deidentify.profile import Options
 from pipeline.errors import InputError, LedgerError
 from pipeline.imaging.files.study_file import FileStamp, StudyFile
 from pipeline.settings import Reading
-from pipeline.store.file_results import FileResults
+from pipeline.store.result_cache import ResultCache
 from pipeline.version import reading_versions
 
 
@@ -56,7 +56,7 @@ class Done:
     def __init__(self, path: Path, secret: Secret, bound: str) -> None:
         self._secret, self._bound, self._name = secret, bound, path.name
         with self._in_words():
-            self._results = FileResults(path, "deidentify", seconds=0)
+            self._results = ResultCache(path, "deidentify", seconds=0)
             self._results.begin()
             keys = self._results.keys()
             self._noted = dict(zip(keys, self._results.get(keys), strict=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import InputError, LedgerError
 from pipeline.imaging.files.study_file import FileStamp, file_stamp
 from pipeline.imaging.sources import StudyFile
-from pipeline.store.file_results import FileResults
+from pipeline.store.result_cache import ResultCache
 
 JOURNAL = "journal.sqlite"
 
@@ -34,7 +34,7 @@ class Journal:
 
     def __init__(self, path: Path | None, bound_to: str) -> None:
         with _in_words():
-            self._results = FileResults(path, bound_to)
+            self._results = ResultCache(path, bound_to)
 
     def __enter__(self) -> "Journal":
         return self

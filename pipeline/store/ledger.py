@@ -135,7 +135,7 @@ class StoredOutcome(Outcome):
 
 
 @dataclass(frozen=True, slots=True)
-class FileResult:
+class CachedResult:
     """What came of a file; an empty fingerprint says that it is to be worked on again."""
 
     key: str
@@ -289,7 +289,7 @@ class Ledger:
             for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
                 connection.execute(table.delete().where(table.c[name] != self.job))
 
-    def put(self, results: Iterable[FileResult]) -> None:
+    def put(self, results: Iterable[CachedResult]) -> None:
         """Keep results of units that this process worked on without claiming them, whatever was kept of them before."""
         for group in _groups(results, _ROWS):
             rows = [

@@ -11,13 +11,13 @@ from sqlalchemy import select
 
 from pipeline.errors import InputError, LedgerError
 from pipeline.store.database import APPLICATION, jobs, writing
-from pipeline.store.ledger import FileResult, Ledger
+from pipeline.store.ledger import CachedResult, Ledger
 
 _MAGIC = b"SQLite format 3\0"
 _WAIT_SECONDS = 2.0
 
 
-class FileResults:
+class ResultCache:
     """Results by the keys of files, in a SQLite file that one process at a time uses and only its owner may read.
 
     Nothing is written before `begin`. The file can be deleted: everything is then worked on again.
@@ -45,14 +45,14 @@ class FileResults:
         self._seconds = seconds
         self._ledger: Ledger | None = None
         self._stamps: dict[str, str] = {}
-        self._waiting: dict[str, FileResult] = {}
+        self._waiting: dict[str, CachedResult] = {}
         self._written_at = 0.0
         self.salt = b""
         """Random key for hashes, drawn once for each `bound_to`; empty before `begin`."""
         if path and path.is_file():
             self.begin()
 
-    def __enter__(self) -> "FileResults":
+    def __enter__(self) -> "ResultCache":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -87,7 +87,7 @@ class FileResults:
 
     def put(self, key: str, stamp: str, result: str) -> None:
         """Keep the result of a file; with an empty stamp it is worked on again in the next run."""
-        self._waiting[key] = FileResult(key, stamp, result)
+        self._waiting[key] = CachedResult(key, stamp, result)
         self._stamps[key] = stamp
         if time.monotonic() - self._written_at >= self._seconds:
             self._write()
