@@ -18,8 +18,8 @@ from pipeline.results.dicom.source import Author, read_source
 from pipeline.results.dicom.structured_report import write_structured_report
 from pipeline.settings import Fit
 
-Pictures = Mapping[tuple[int, str], bytes]
-NO_PICTURES: Pictures = {}
+PngFiles = Mapping[tuple[int, str], bytes]
+NO_PICTURES: PngFiles = {}
 
 
 def write_objects(
@@ -28,7 +28,7 @@ def write_objects(
     manifest: Manifest,
     kinds: Collection[Kind],
     made: datetime,
-    pictures: Pictures = NO_PICTURES,
+    pictures: PngFiles = NO_PICTURES,
 ) -> Iterator[tuple[str, bytes]]:
     """Write the results of a bundle for the frames of one instance as DICOM objects.
 
@@ -76,7 +76,7 @@ def _objects(
     manifest: Manifest,
     kinds: Collection[Kind],
     made: datetime,
-    pictures: Pictures,
+    pictures: PngFiles,
 ) -> Iterator[tuple[str, bytes]]:
     author = Author(read_source(content, manifest.limits), manifest, _sha256(content, results), made)
     ordered = sorted(results, key=lambda result: result.key.frame_number)
