@@ -3,21 +3,22 @@
 import argparse
 from pathlib import Path
 
-HELP = "check that a bundle is whole and unaltered, or register it in MLflow"
+HELP = "check that a bundle is complete and unaltered, or register it in MLflow"
 EXAMPLE = "octray bundle verify bundle/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    verify = actions.add_parser("verify", help="compare every file with its hash")
-    register = actions.add_parser(
-        "register", help="register a bundle in MLflow that could not be registered when it was trained"
-    )
+    verify = actions.add_parser("verify", help="check every file against its hash")
+    register = actions.add_parser("register", help="register a bundle in MLflow if that failed during training")
     for action in (verify, register):
         action.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `octray train --out` wrote")
     register.add_argument(
-        "settings", nargs="*", metavar="tracking.key=value", help="where, and under which name, if not as in the bundle"
+        "settings",
+        nargs="*",
+        metavar="tracking.key=value",
+        help="settings to change, such as tracking.uri=http://127.0.0.1:5000",
     )
 
 

@@ -9,9 +9,9 @@ EXAMPLE = "octray config check xray.yaml train.seed=1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="report every fault at once; print the whole configuration where there is none")
-    check.add_argument("config", metavar="CONFIG.yaml", help="a file, or the name of a configuration that ships with octray")
-    check.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    check = actions.add_parser("check", help="report every error at once, or print the whole configuration if there is none")
+    check.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, smoke")
+    check.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, such as train.seed=1")
 
 
 def run(args: argparse.Namespace) -> int:

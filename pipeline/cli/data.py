@@ -11,10 +11,10 @@ EXAMPLE = "octray data pull pneumoniamnist --to data/pneumoniamnist"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="print one line for each: name, how to get it, licence, title")
+    actions.add_parser("list", help="list the data sets: name, how to get it, licence, title")
     fetch = actions.add_parser("pull", help="download a data set, check its checksum, and unpack it")
-    fetch.add_argument("name", metavar="NAME", help="its name in the list")
-    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="folder for it (default: data/NAME)")
+    fetch.add_argument("name", metavar="NAME", help="name from `octray data list`")
+    fetch.add_argument("--to", type=Path, metavar="FOLDER", help="folder to download to (default: data/NAME)")
 
 
 def run(args: argparse.Namespace) -> int:

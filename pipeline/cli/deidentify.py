@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the new files; must not lie inside SOURCE")
     add_options(parser)
     parser.add_argument(
-        "--show-crosswalk", action="store_true", help="print which file became which, as one JSON object a line, and exit"
+        "--show-crosswalk",
+        action="store_true",
+        help="print which new file came from which old one, one JSON object per line, and exit",
     )
 
 
@@ -37,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
         action="append",
         choices=("dates", "uids", "patient", "descriptors"),
         default=[],
-        help="keep more: dates, all of a patient moved by the same number of days; UIDs; the patient's sex, age, size and "
-        "weight; descriptions in which every word is known to be safe; may be given several times",
+        help="keep more: dates (all dates of a patient shifted by the same number of days), uids, patient (sex, age, size and "
+        "weight), descriptors (descriptions made of words known to be safe); may be given several times",
     )
     parser.add_argument(
         "--blank",
@@ -50,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
     parser.add_argument(
         "--clean-pixels",
         action="store_true",
-        help="find text in every image and blank it; needs the extra ocr, and can miss text",
+        help="find text in every image and blank it; can miss text; needs pip install 'octray[ocr]'",
     )
     parser.add_argument(
         "--allow",
@@ -64,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
         "--key",
         type=Path,
         metavar="FILE",
-        help="secret key, made if there is none; the crosswalk lies beside it (default ~/.config/octray/deidentify.key)",
+        help="secret key, created if missing; the crosswalk is kept beside it (default ~/.config/octray/deidentify.key)",
     )
 
 

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-HELP = "measure a bundle on one split of an index"
+HELP = "evaluate a bundle on one split of an index"
 EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
 
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("train", "tune", "calibration", "test"),
         default="test",
-        help="which part of the index (default test)",
+        help="split to evaluate (default test)",
     )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
 

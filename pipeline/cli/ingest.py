@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.deidentify.deidentifier import Plan
     from pipeline.ingest.index import Index
 
-HELP = "read studies and their labels into an index, patients divided into four splits"
+HELP = "read studies and labels into an index, with patients divided into four splits"
 EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
 
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label-from",
         default="",
         metavar="folder|folder:N|REGEX",
-        help="the label is the name of a folder: the only one below SOURCE, the N-th (-1: the one in which the file lies), or "
-        "what a regular expression with one group finds in the path below SOURCE",
+        help="the label is the name of a folder below SOURCE: the only one (folder), the N-th (folder:1; folder:-1 is "
+        "the innermost), or what a regular expression with one group finds in the path below SOURCE",
     )
     parser.add_argument(
         "--patient-key",
@@ -41,21 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the column patient_key, else the DICOM patient, else the study)",
     )
     parser.add_argument(
-        "--split", default="70/10/10/10", help="percent of patients for train/tune/calibration/test (default 70/10/10/10)"
+        "--split", default="70/10/10/10", help="percentages of patients for train/tune/calibration/test (default 70/10/10/10)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which patients go where (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random split (default 0)")
     parser.add_argument(
         "--config",
         metavar="CONFIG",
-        help="configuration whose sections limits, quality and data say which files and frames are taken "
-        "(default: no frame is refused for its quality)",
+        help="configuration whose sections limits, quality and data say which files and frames are used "
+        "(default: only mammograms are refused)",
     )
     deidentification = parser.add_argument_group("de-identification")
     deidentification.add_argument(
         "--deidentify",
         type=Path,
         metavar="DIR",
-        help="de-identify the studies into this folder first and read them there, so that the index names no patient; "
+        help="write de-identified copies of the studies to this folder first and index those; "
         "the options below are those of `octray deidentify`",
     )
     add_options(deidentification)

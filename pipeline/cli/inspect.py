@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.cli.terminal import printable
 from pipeline.errors import InputError, Reason
 
-HELP = "say what octray sees in each frame of files or folders"
+HELP = "show what octray sees in each frame of files or folders"
 EXAMPLE = "octray inspect studies/ --json"
 
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", type=Path, metavar="PATH", help="a DICOM, PNG, JPEG or TIFF file, an archive or a folder of them"
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line: one for each frame, one for each unreadable file"
+        "--json", action="store_true", help="print one JSON object per line, for each frame and each unreadable file"
     )
 
 

@@ -9,9 +9,9 @@ EXAMPLE = "octray models describe tf_efficientnet_lite0"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="the names, by family")
-    describe = actions.add_parser("describe", help="size, input and heatmaps of one network")
-    describe.add_argument("name", metavar="NAME", help="a name from the list")
+    actions.add_parser("list", help="list the names of the networks, by family")
+    describe = actions.add_parser("describe", help="print size, input and heatmaps of one network")
+    describe.add_argument("name", metavar="NAME", help="name from `octray models list`")
 
 
 def run(args: argparse.Namespace) -> int:

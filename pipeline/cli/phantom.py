@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "write synthetic studies with known lesions, with labels and the truth"
+HELP = "write synthetic studies with known lesions, and their labels"
 EXAMPLE = "octray phantom phantoms/ --modality xray --studies 120 --seed 7"
 
 

@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="folder for the results")
     parser.add_argument("--json", action="store_true", help="print one JSON object per frame on standard output")
     parser.add_argument("--no-heatmaps", action="store_true", help="draw no heatmaps")
-    parser.add_argument("--dicom", type=_kinds, default="", metavar="KINDS", help="also write DICOM objects: sr,pm,sc")
+    parser.add_argument(
+        "--dicom",
+        type=_kinds,
+        default="",
+        metavar="KINDS",
+        help="also write DICOM objects, separated by commas: sr (report), pm (heatmaps), sc (heatmaps over the image)",
+    )
     parser.add_argument(
         "--watch",
         type=_seconds,
@@ -52,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share the work with other processes that give the same NAME",
     )
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="score on this machine or on a Ray cluster")
-    parser.add_argument(
-        "--address", default="auto", help="HOST:PORT of the Ray cluster; auto finds one on this machine"
-    )
+    parser.add_argument("--address", default="auto", help="HOST:PORT of the Ray cluster; auto finds one on this machine")
     parser.add_argument(
         "--identity",
         type=_details,

@@ -10,11 +10,11 @@ EXAMPLE = "octray train xray.yaml --index index/ --out bundle/ train.finetune.ep
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that ships with octray: xray, oct, smoke")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that differ from the file")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, smoke")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings to change, such as train.seed=1")
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`octray ui`: MLflow's own pages on the store of runs."""
+"""`octray ui`: MLflow's own pages for the recorded runs."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-HELP = "open MLflow's own pages on the store of runs"
+HELP = "open MLflow's own pages for the recorded runs"
 EXAMPLE = "octray ui --store sqlite:///mlruns/mlflow.db --port 5000"
 _DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 _HOST = "127.0.0.1"
@@ -16,7 +16,9 @@ _HOST = "127.0.0.1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--store", metavar="URI", help=f"default: MLFLOW_TRACKING_URI, else {_DEFAULT_STORE}")
+    parser.add_argument(
+        "--store", metavar="URI", help=f"where the runs are stored (default: MLFLOW_TRACKING_URI, else {_DEFAULT_STORE})"
+    )
     parser.add_argument("--port", type=int, default=5000, help="port on this machine (default: %(default)s)")
 
 

@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=limits.threads, help="threads of inference; 0: one for each core that may be used"
+        "--threads",
+        type=int,
+        default=limits.threads,
+        help="threads for the network; 0: one per available core (default: %(default)s)",
     )
     parser.add_argument(
         "--concurrency", type=int, default=limits.concurrency, help="studies scored at once (default: %(default)s)"
