@@ -10,8 +10,8 @@ reversed order, silently give a volume up if one record is missing, and name no 
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from pipeline.errors import Reason, UnreadableError
 from pipeline.frames import FloatArray, Frame
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.identity import derived_uids
-from pipeline.imaging.vendor.volume import Volume, cut_off, fourth_root, no_scan, spacing, volume_frame
+from pipeline.imaging.vendor.volume import cut_off, fourth_root, no_scan, spacing, volume_frames
 from pipeline.settings import DEFAULT_READING, Limits, Reading
 
 VOL = b"HSF-OCT-"
@@ -66,7 +66,9 @@ def read_vol(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
     scan_bytes = scan_header + 4 * rows * columns
     if start + scans * scan_bytes > len(content):
         raise cut_off()
-    volume = Volume(
+    starts = [start + number * scan_bytes + scan_header for number in range(scans)]
+    yield from volume_frames(
+        _vol_scans(content, starts, rows, columns),
         uids=derived_uids(content),
         source=source,
         number_of_frames=scans,
@@ -75,25 +77,22 @@ def read_vol(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
         distance_mm=distance if pattern in _PARALLEL and 0 < distance < 1e3 else None,
         notes=(_ROOT_NOTE,),
     )
-    for number in range(1, scans + 1):
-        at = start + (number - 1) * scan_bytes + scan_header
+
+
+def _vol_scans(
+    content: bytes, starts: Iterable[int], rows: int, columns: int
+) -> Iterator[tuple[FloatArray, FloatArray, tuple[str, ...]]]:
+    for number, at in enumerate(starts, 1):
         stored = np.frombuffer(content, "<f4", rows * columns, at).reshape(rows, columns)
         if np.isnan(stored).any():
             raise UnreadableError(
                 Reason.INCONSISTENT, f"B-scan {number} of the .vol file holds values that are not numbers. Export it again."
             )
-        yield volume_frame(volume, number, stored, fourth_root(stored, _VOL_UNMEASURED))
+        yield stored, fourth_root(stored, _VOL_UNMEASURED), ()
 
 
-_Key = tuple[int, int, int]
-
-
-@dataclass(slots=True)
-class _Series:
-    """One series of an `.e2e` file: the slice and the position of each image, and the eyes that its folders name."""
-
-    images: set[tuple[int, int]] = field(default_factory=set)
-    eyes: set[str] = field(default_factory=set)
+_Series = tuple[int, int, int]
+"""The numbers of a patient, a study and a series in an `.e2e` file."""
 
 
 def read_e2e(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
@@ -107,19 +106,25 @@ def read_e2e(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
         And nothing else, whatever the bytes are.
     """
     content = content[_SEVERAL_BYTES:] if content.startswith(_SEVERAL) else content
-    series = _index(content)
-    count = sum(len(one.images) for one in series.values())
+    images, eyes = _index(content)
+    count = sum(map(len, images.values()))
     if not count:
         raise no_scan()
-    for _, at in (image for one in series.values() for image in one.images):
+    for _, at in (image for found in images.values() for image in found):
         _check_scan(content, at, count, reading.limits)
-    number = 0
-    for key, one in sorted(series.items()):
-        volume = _volume(content, source, key, one)
-        for _, at in sorted(one.images):
-            number += 1
-            stored = _reflectivity(content, at)
-            yield volume_frame(volume, number, stored, fourth_root(stored, _E2E_UNMEASURED))
+    first = 1
+    for series, found in sorted(images.items()):
+        arrays = (_reflectivity(content, at) for _, at in sorted(found))
+        yield from volume_frames(
+            ((stored, fourth_root(stored, _E2E_UNMEASURED), ()) for stored in arrays),
+            uids=derived_uids(content, f" {series[0]} {series[1]} {series[2]}"),
+            source=source,
+            number_of_frames=len(found),
+            first=first,
+            laterality=next(iter(eyes[series])) if len(eyes[series]) == 1 else "",
+            notes=(_ROOT_NOTE, _DEGREES_NOTE),
+        )
+        first += len(found)
 
 
 def _unpack(layout: struct.Struct, content: bytes, at: int) -> tuple[int, ...]:
@@ -128,9 +133,13 @@ def _unpack(layout: struct.Struct, content: bytes, at: int) -> tuple[int, ...]:
     return layout.unpack_from(content, at)
 
 
-def _index(content: bytes) -> dict[_Key, _Series]:
-    """Collect the folders by patient, study and series."""
-    found: dict[_Key, _Series] = {}
+def _index(content: bytes) -> tuple[dict[_Series, set[tuple[int, int]]], dict[_Series, set[str]]]:
+    """Return for each series the slice and the position of each B-scan, and the eyes that its folders name.
+
+    Folders that are not used have no start.
+    """
+    images: dict[_Series, set[tuple[int, int]]] = defaultdict(set)
+    eyes: dict[_Series, set[str]] = defaultdict(set)
     at = _unpack(_DIRECTORY, content, _FIRST_DIRECTORY)[1]
     seen: set[int] = set()
     listed = 0
@@ -143,22 +152,17 @@ def _index(content: bytes) -> dict[_Key, _Series]:
         if listed > len(content):
             raise UnreadableError(Reason.INCONSISTENT, "The directories of the .e2e file overlap. Export it again.")
         for entry in range(entries):
-            _file(content, _unpack(_FOLDER, content, at + _DIRECTORY.size + entry * _FOLDER.size), found)
+            folder = _unpack(_FOLDER, content, at + _DIRECTORY.size + entry * _FOLDER.size)
+            position, start, _, _, patient, study, series, slice_id, _, _, kind, _ = folder
+            data = start + _CONTAINER_BYTES
+            if start <= position:
+                continue
+            if kind == _EYE:
+                eyes[patient, study, series].add(_E2E_EYES.get(content[data + _EYE_AT : data + _EYE_AT + 1], ""))
+            elif kind == _IMAGE and _unpack(_IMAGE_HEADER, content, data)[1] == _B_SCAN:
+                images[patient, study, series].add((slice_id, data))
         at = previous
-    return found
-
-
-def _file(content: bytes, folder: tuple[int, ...], found: dict[_Key, _Series]) -> None:
-    """Add a folder to its series, if it holds a B-scan or names an eye; unused folders have no start."""
-    position, start, _, _, patient, study, series, slice_id, _, _, kind, _ = folder
-    if start <= position or kind not in (_EYE, _IMAGE):
-        return
-    one = found.setdefault((patient, study, series), _Series())
-    data = start + _CONTAINER_BYTES
-    if kind == _EYE:
-        one.eyes.add(_E2E_EYES.get(content[data + _EYE_AT : data + _EYE_AT + 1], ""))
-    elif _unpack(_IMAGE_HEADER, content, data)[1] == _B_SCAN:
-        one.images.add((slice_id, data))
+    return images, eyes
 
 
 def _check_scan(content: bytes, at: int, count: int, limits: Limits) -> None:
@@ -168,16 +172,6 @@ def _check_scan(content: bytes, at: int, count: int, limits: Limits) -> None:
         raise UnreadableError(Reason.INCONSISTENT, "A B-scan of the .e2e file contradicts its own size. Export it again.")
     if at + _IMAGE_HEADER.size + 2 * values > len(content):
         raise cut_off()
-
-
-def _volume(content: bytes, source: str, key: _Key, series: _Series) -> Volume:
-    return Volume(
-        uids=derived_uids(content, f" {key[0]} {key[1]} {key[2]}"),
-        source=source,
-        number_of_frames=len(series.images),
-        laterality=next(iter(series.eyes)) if len(series.eyes) == 1 else "",
-        notes=(_ROOT_NOTE, _DEGREES_NOTE),
-    )
 
 
 def _reflectivity(content: bytes, at: int) -> FloatArray:

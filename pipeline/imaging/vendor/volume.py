@@ -1,6 +1,6 @@
-"""What the files of all OCT devices have in common: a volume of B-scans, and the frame that is made of each."""
+"""What the readers of all OCT devices share: the frames of a volume of B-scans, and errors."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,40 +12,6 @@ from pipeline.imaging.identity import pixel_sha256, stored_sha256
 
 LARGEST_SPACING_MM = 1.0
 """A larger distance between the pixels of a B-scan is a fault of the file: a B-scan is a few millimetres deep."""
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """The facts of a file that hold for all B-scans of a volume.
-
-    Parameters
-    ----------
-    uids
-        Study, series and SOP Instance UID.
-    source
-        As in `Frame`.
-    number_of_frames
-        How many B-scans it has.
-    laterality
-        R, L, or empty if the file names no eye.
-    pixel_spacing_mm
-        As in `Frame`: along the A-scan, then across it.
-    distance_mm
-        Between two B-scans, if they are parallel; None if unknown.
-    notes
-        What was assumed, in sentences.
-    decoder
-        As in `Frame`.
-    """
-
-    uids: tuple[str, str, str]
-    source: str
-    number_of_frames: int
-    laterality: str = ""
-    pixel_spacing_mm: tuple[float, float] | None = None
-    distance_mm: float | None = None
-    notes: tuple[str, ...] = ()
-    decoder: str = "octray"
 
 
 def spacing(axial_mm: float, lateral_mm: float) -> tuple[float, float] | None:
@@ -60,37 +26,57 @@ def fourth_root(reflectivity: NDArray[Any], unmeasured: float) -> FloatArray:
     return np.minimum(measured, 1).astype(np.float32) ** np.float32(0.25)
 
 
-def volume_frame(volume: Volume, number: int, stored: NDArray[Any], pixels: FloatArray, notes: tuple[str, ...] = ()) -> Frame:
-    """Make the frame of one B-scan.
+def volume_frames(
+    scans: Iterable[tuple[NDArray[Any], FloatArray, tuple[str, ...]]],
+    *,
+    uids: tuple[str, str, str],
+    source: str,
+    number_of_frames: int,
+    first: int = 1,
+    laterality: str = "",
+    pixel_spacing_mm: tuple[float, float] | None = None,
+    distance_mm: float | None = None,
+    notes: tuple[str, ...] = (),
+    decoder: str = "octray",
+) -> Iterator[Frame]:
+    """Yield the frames of a volume.
 
     Parameters
     ----------
-    volume
-        The volume that it belongs to.
-    number
-        From 1.
-    stored
-        Array of shape (rows, columns) as it lies in the file.
-    pixels
-        The same in grey levels.
+    scans
+        For each B-scan the array of shape (rows, columns) as it lies in the file, the same in grey levels, and what was assumed
+        about it, in sentences.
+    uids
+        Study, series and SOP Instance UID.
+    source, laterality, decoder
+        As in `Frame`.
+    number_of_frames
+        How many B-scans the volume has.
+    first
+        Frame number of the first one.
+    pixel_spacing_mm
+        As in `Frame`: along the A-scan, then across it.
+    distance_mm
+        Between two B-scans, if they are parallel; None if unknown.
     notes
-        What else was assumed.
+        What was assumed about the file, in sentences.
     """
-    return Frame(
-        pixels=pixels,
-        key=InstanceKey(*volume.uids, number),
-        source=volume.source,
-        pixel_sha256=pixel_sha256(stored),
-        modality="OPT",
-        laterality=volume.laterality,
-        pixel_spacing_mm=volume.pixel_spacing_mm,
-        number_of_frames=volume.number_of_frames,
-        slice_position_mm=None if volume.distance_mm is None else (number - 1) * volume.distance_mm,
-        stored_sha256=stored_sha256(stored),
-        stored_range=(float(stored.min()), float(stored.max())),
-        notes=volume.notes + notes,
-        decoder=volume.decoder,
-    )
+    for index, (stored, pixels, scan_notes) in enumerate(scans):
+        yield Frame(
+            pixels=pixels,
+            key=InstanceKey(*uids, first + index),
+            source=source,
+            pixel_sha256=pixel_sha256(stored),
+            modality="OPT",
+            laterality=laterality,
+            pixel_spacing_mm=pixel_spacing_mm,
+            number_of_frames=number_of_frames,
+            slice_position_mm=None if distance_mm is None else index * distance_mm,
+            stored_sha256=stored_sha256(stored),
+            stored_range=(float(stored.min()), float(stored.max())),
+            notes=notes + scan_notes,
+            decoder=decoder,
+        )
 
 
 def cut_off() -> UnreadableError:

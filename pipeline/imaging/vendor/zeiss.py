@@ -10,7 +10,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.grayscale import apply_range
 from pipeline.imaging.guard import check_size
 from pipeline.imaging.identity import derived_uids
-from pipeline.imaging.vendor.volume import Volume, volume_frame
+from pipeline.imaging.vendor.volume import volume_frames
 from pipeline.settings import DEFAULT_READING, Reading
 
 DEPTH = 1024
@@ -65,10 +65,14 @@ def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) ->
             f"The .img file has {len(content)} bytes, not those of {described}, as its name says. Copy it again.",
         )
     stored = np.frombuffer(content, np.uint8).reshape(scans, DEPTH, columns)[:, ::-1, ::-1]
-    volume = Volume(derived_uids(content), source, scans, laterality=_laterality(source), notes=(_NOTE,))
-    for number in range(1, scans + 1):
-        scan = np.ascontiguousarray(stored[number - 1])
-        yield volume_frame(volume, number, scan, apply_range(scan, 0, 255))
+    yield from volume_frames(
+        ((scan, apply_range(scan, 0, 255), ()) for scan in map(np.ascontiguousarray, stored)),
+        uids=derived_uids(content),
+        source=source,
+        number_of_frames=scans,
+        laterality=_laterality(source),
+        notes=(_NOTE,),
+    )
 
 
 def _normalised(source: str) -> str:
