@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom.uid import BasicTextSRStorage, GrayscaleSoftcopyPresentationStateStorage
 
 from pipeline.cli.main import main
-from pipeline.job import outputs
+from pipeline.job import scorer
 from pipeline.job.loop import delayed_interrupts
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import Heatmap
@@ -130,14 +130,14 @@ def test_failures_are_listed_and_the_rest_is_scored(
 def test_a_heatmap_that_cannot_be_written_costs_neither_tables_nor_report(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "results", outputs.write_bytes
+    out, write = tmp_path / "results", scorer.write_bytes
 
     def fail(path: Path, content: bytes) -> None:
         if path.name.startswith("1.2.3_f0001"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(outputs, "write_bytes", fail)
+    monkeypatch.setattr(scorer, "write_bytes", fail)
     assert score(studies, bundle.path, out) == 1
     assert len(rows(out / "predictions.csv")) == 10
     assert rows(out / "failures.csv") == []
@@ -180,14 +180,14 @@ def test_few_files_wait_for_their_objects(bundle: Bundle, tmp_path: Path, monkey
     for number in range(8):
         (studies / f"{number}.dcm").write_bytes(make_dicom(StudyInstanceUID=f"1.2.{number}"))
     waiting: list[int] = []
-    end = outputs.Writer.end
+    begin = scorer.ObjectWriter.begin
 
-    def count(writer: outputs.Writer, *more: Any) -> None:
-        end(writer, *more)
+    def count(writer: scorer.ObjectWriter, *more: Any) -> None:
+        begin(writer, *more)
         waiting.append(len(writer._waiting))
 
-    monkeypatch.setattr(outputs.Writer, "end", count)
-    monkeypatch.setattr(outputs, "_AHEAD", 3)
+    monkeypatch.setattr(scorer.ObjectWriter, "begin", count)
+    monkeypatch.setattr(scorer, "_AHEAD", 3)
     assert score(studies, bundle.path, tmp_path / "results", "--dicom", "sr") == 0
     assert waiting == [1, 2, 3, 3, 3, 3, 3, 3]
     assert len(list((tmp_path / "results" / "dicom").iterdir())) == 8

@@ -258,10 +258,10 @@ cluster.Cluster.__init__ = init
         ("folder=elsewhere / 'empty'", "A machine of the Ray cluster does not see the folder empty, or sees it empty. Share"),
         ("code=place.code | {'octray': ''}", "A machine of the Ray cluster has another version of octray. Install the same"),
         (
-            "options=Fatal(operator.truediv, 1, 0)",
+            "heatmaps=Fatal(operator.truediv, 1, 0)",
             "octray cannot be started on a machine of the Ray cluster. Install octray[clus",
         ),
-        ("options=Fatal(os.abort)", "The processes of octray end on the Ray cluster before they are ready. Check that its mac"),
+        ("heatmaps=Fatal(os.abort)", "The processes of octray end on the Ray cluster before they are ready. Check that its"),
         ("folder=elsewhere / 'full'", "Not a directory. Check the place, its permissions and its free space."),
     ],
 )

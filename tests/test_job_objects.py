@@ -4,6 +4,7 @@ import io
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pydicom import dcmread
 from pipeline.cli.main import main
 from pipeline.errors import Reason, UnreadableError
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.job.outputs import Asked, Pieces, Writer, objects_of
+from pipeline.job.scorer import ObjectWriter, _Study, objects_of
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import FramePrediction
 from pipeline.results.dicom import Kind
@@ -32,11 +33,11 @@ def file_of(number: int) -> bytes:
     return make_dicom(pixels, PatientName=f"Patient^{number}", **uids)
 
 
-def asked_of(studies: Path, bundle: Bundle) -> Asked:
-    """Score the only file of a folder, and ask for objects of it."""
+def scored(studies: Path, bundle: Bundle) -> tuple[StudyFile, dict[str, Any]]:
+    """Score the only file of a folder; return it and what its objects are made of."""
     (file,) = discover(studies)
     results = [item for item in score_folder(studies, Predictor(bundle)) if isinstance(item, FramePrediction)]
-    return Asked(file, tuple(results), 1.7e9, {})
+    return file, {"results": results, "manifest": bundle.manifest, "made_at": 1.7e9, "pictures": {}}
 
 
 @pytest.mark.parametrize("is_archived", [False, True])
@@ -44,17 +45,17 @@ def test_a_file_that_is_as_it_was_gets_its_objects(is_archived: bool, bundle: Bu
     content = file_of(1)
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "a").write_bytes(make_zip({"a.dcm": content}) if is_archived else content)
-    asked = asked_of(tmp_path / "studies", bundle)
-    assert [name for name, _ in objects_of(asked, bundle.manifest, {Kind.SR})] == ["1.2.1.1-sr.dcm"]
+    file, known = scored(tmp_path / "studies", bundle)
+    assert [name for name, _ in objects_of(file, kinds={Kind.SR}, **known)] == ["1.2.1.1-sr.dcm"]
 
 
 def test_a_file_that_was_replaced_since_it_was_scored_gets_no_objects(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "a.dcm").write_bytes(file_of(1))
-    asked = asked_of(tmp_path / "studies", bundle)
+    file, known = scored(tmp_path / "studies", bundle)
     (tmp_path / "studies" / "a.dcm").write_bytes(file_of(2))
     with pytest.raises(UnreadableError, match="The file was replaced after it was scored. Score it again.") as caught:
-        list(objects_of(asked, bundle.manifest, set(Kind)))
+        list(objects_of(file, kinds=set(Kind), **known))
     assert caught.value.reason == Reason.INCONSISTENT
 
 
@@ -64,15 +65,15 @@ def test_a_run_gives_no_patient_the_results_of_another_and_the_next_run_makes_up
     studies, out = tmp_path / "studies", tmp_path / "results"
     studies.mkdir()
     (studies / "a.dcm").write_bytes(file_of(1))
-    end = Writer.end
+    begin = ObjectWriter.begin
 
-    def replace_then_end(self: Writer, files: tuple[StudyFile, ...], pieces: Pieces, scored_at: float) -> None:
+    def replace_then_begin(self: ObjectWriter, study: _Study) -> None:
         (studies / "a.dcm").write_bytes(file_of(2))
-        end(self, files, pieces, scored_at)
+        begin(self, study)
 
     arguments = ["score", str(studies), "--bundle", str(bundle.path), "--out", str(out), "--dicom", "sr,pm,sc"]
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "end", replace_then_end)
+        patch.setattr(ObjectWriter, "begin", replace_then_begin)
         assert main(arguments) == 1
     assert list((out / "dicom").glob("*")) == []
     assert main(arguments) == 0

@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.cli.progress import bar, study_bar
     from pipeline.job.folder import ResultsFolder
     from pipeline.job.job import Job
-    from pipeline.job.outputs import OutputOptions
     from pipeline.model.bundle import load_bundle
     from pipeline.score.predictor import Predictor
 
@@ -93,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
                 predictor,
                 _Audience(advance, args.json),
                 bar,
-                options=OutputOptions(not args.no_heatmaps, args.dicom),
+                heatmaps=not args.no_heatmaps,
+                objects=args.dicom,
                 name=args.job,
                 ledger=args.ledger,
                 cluster=args.address if args.engine == "ray" else "",

@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import BundleError, InputError, OctrayError
 from pipeline.job.folder import STATE
-from pipeline.job.outputs import OutputOptions
 from pipeline.job.scorer import ScoredClaim, Scorer, killed
 from pipeline.model.bundle import load_bundle
+from pipeline.results.dicom import Kind
 from pipeline.score.predictor import Predictor
 from pipeline.store.ledger import Claim
 from pipeline.version import software_versions
@@ -32,7 +32,7 @@ UNGUARDED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ActorSettings:
     """What an actor needs to know; the paths must lead to the same folders on every machine.
 
     Parameters
@@ -41,7 +41,7 @@ class Place:
         Folder of the bundle, and which bundle it is.
     code
         The versions here, as `software_versions` gives them.
-    base, folder, options
+    base, folder, heatmaps, objects
         As in `Scorer`.
     """
 
@@ -50,13 +50,14 @@ class Place:
     code: Mapping[str, str]
     base: Path
     folder: Path
-    options: OutputOptions
+    heatmaps: bool
+    objects: frozenset[Kind]
 
 
 class Actor:
     """Scores on one CPU of one machine, once it is ready."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ActorSettings) -> None:
         self._place = place
         self._scorer: Scorer | None = None
 
@@ -78,7 +79,9 @@ class Actor:
         if bundle.manifest.bundle_id != self._place.bundle_id:
             name = self._place.bundle.name
             raise BundleError(f"A machine of the Ray cluster has another bundle as {name}. Copy the one there that is here.")
-        self._scorer = Scorer(Predictor(bundle, threads=1), self._place.base, self._place.folder, self._place.options)
+        place = self._place
+        predictor = Predictor(bundle, threads=1)
+        self._scorer = Scorer(predictor, place.base, place.folder, heatmaps=place.heatmaps, objects=place.objects)
 
     def score(self, claims: list[Claim]) -> list[ScoredClaim]:
         """Score studies in the order of their claims; call `ready` first."""
@@ -159,7 +162,7 @@ class Crew:
         Those that are ready and have nothing to do; whoever takes one puts it back, or has it replaced.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ActorSettings) -> None:
         self.idle: deque[Hand] = deque()
         self._starting: dict[Any, Hand] = {}
         self._why: OctrayError = InputError(_NO_CPU)
@@ -249,7 +252,7 @@ class Cluster:
         On entering it, if this process has no token for the cluster or cannot reach it.
     """
 
-    def __init__(self, address: str, place: Place) -> None:
+    def __init__(self, address: str, place: ActorSettings) -> None:
         self._address = address
         self._place = place
         self._open = ExitStack()

@@ -17,7 +17,6 @@ from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.job.folder import ResultsFolder, base_of
 from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
-from pipeline.job.outputs import OutputOptions
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
 from pipeline.job.study_files import (
     Grouping,
@@ -35,6 +34,7 @@ from pipeline.job.summary import summarise
 from pipeline.model.bundle import Bundle
 from pipeline.predictions import StudyRecord
 from pipeline.progress import Progress, silent
+from pipeline.results.dicom import Kind
 from pipeline.results.patient import Detail
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
@@ -77,8 +77,10 @@ class Job:
         Who is told.
     progress
         Shows how the report is written.
-    options
-        What is written beside tables and report.
+    heatmaps
+        Whether pictures of heatmaps are written.
+    objects
+        Which DICOM objects are written for each DICOM file.
     name
         Name of the job in the ledger. If it is given, other processes may find the studies under other paths.
     ledger
@@ -111,7 +113,8 @@ class Job:
         audience: Audience,
         progress: Progress = silent,
         *,
-        options: OutputOptions | None = None,
+        heatmaps: bool = True,
+        objects: frozenset[Kind] = frozenset(),
         name: str = "",
         ledger: str = "",
         cluster: str = "",
@@ -122,12 +125,15 @@ class Job:
         self._bundle = bundle
         self._audience = audience
         self._progress = progress
-        self._options = options or OutputOptions()
+        self._heatmaps = heatmaps
+        self._objects = objects
         self._name = name
         self._url = ledger
         self._cluster = cluster
         self._details = details
-        self._scorer = Scorer(predictor, base_of(studies), folder.path, self._options, usable_cores())
+        self._scorer = Scorer(
+            predictor, base_of(studies), folder.path, heatmaps=heatmaps, objects=objects, cores=usable_cores()
+        )
         self._grouping = Grouping()
         self.skipped: Counter[str] = Counter()
         self.replaced = False
@@ -212,8 +218,8 @@ class Job:
         return {
             "the bundle": self._bundle.manifest.bundle_id,
             "STUDIES or --job": self._name or os.fsencode(self._root.absolute()).hex(),
-            "--no-heatmaps": self._options.heatmaps,
-            "--dicom": sorted(self._options.objects),
+            "--no-heatmaps": self._heatmaps,
+            "--dicom": sorted(self._objects),
             "--ledger": without_password(self._url),
             "the version of octray or its libraries": dict(scoring_versions()),
         }
@@ -306,13 +312,15 @@ class Job:
             yield self._scorer.outcomes
             return
         try:
-            from pipeline.job.cluster import Cluster, Place
+            from pipeline.job.cluster import ActorSettings, Cluster
         except ImportError:
             raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."]) from None
         bundle_id, code = self._bundle.manifest.bundle_id, dict(software_versions())
         folder = self._folder.path.absolute()
-        place = Place(self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._options)
-        with Cluster(self._cluster, place) as cluster:
+        settings = ActorSettings(
+            self._bundle.path.absolute(), bundle_id, code, self._scorer.base, folder, self._heatmaps, self._objects
+        )
+        with Cluster(self._cluster, settings) as cluster:
             yield cluster.outcomes
 
     def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined]) -> None:

@@ -20,7 +20,7 @@ from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
 from services.api.uploads import Upload
 
-Pictures = dict[tuple[str, int], dict[str, str]]
+EncodedPictures = dict[tuple[str, int], dict[str, str]]
 """PNG files, base64, by file and frame, and by label."""
 
 
@@ -52,7 +52,7 @@ def answer_study(uploads: Sequence[Upload], predictor: Predictor, settings: Sett
     looked_at = [upload for upload in uploads if not upload.is_leftover] or uploads
     deadline = time.monotonic() + settings.study_seconds
     derived: dict[str, str] = {}
-    pictures: Pictures = {}
+    pictures: EncodedPictures = {}
 
     def files() -> Iterator[InMemoryFile]:
         """Read uploads as they are needed; their names may be equal, so that numbers tell them apart."""
@@ -113,7 +113,9 @@ def _study_instance_uid(record: StudyRecord, derived: Mapping[str, str]) -> str:
     return f"2.25.{int.from_bytes(digest[:16])}"
 
 
-def _answer(record: StudyRecord, uid: str, manifest: Manifest, pictures: Pictures, left_out: str, skipped: int) -> StudyAnswer:
+def _answer(
+    record: StudyRecord, uid: str, manifest: Manifest, pictures: EncodedPictures, left_out: str, skipped: int
+) -> StudyAnswer:
     by_label = {
         label: [one for frame in record.frames for one in frame.predictions if one.label == label] for label in manifest.labels
     }
@@ -132,7 +134,7 @@ def _answer(record: StudyRecord, uid: str, manifest: Manifest, pictures: Picture
     )
 
 
-def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: Pictures, left_out: str) -> FrameAnswer:
+def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: EncodedPictures, left_out: str) -> FrameAnswer:
     """Return the answer for a frame; its findings have their heatmaps, all of them or, if they would be too many, none."""
     drawn = pictures.get((frame.source, frame.key.frame_number))
     flags = (*(flag.message for flag in frame.flags), *frame.facts.notes)
