@@ -6,6 +6,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY octray octray
 COPY pipeline pipeline
 COPY services services
 COPY configs configs

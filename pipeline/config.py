@@ -155,7 +155,7 @@ class TrackingSection(Section):
 
 
 class Config(Section):
-    """One training run."""
+    """The settings of one training run, as `load_config` reads and checks them."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     data: DataSection = DataSection()

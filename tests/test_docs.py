@@ -14,6 +14,7 @@ from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +39,7 @@ DOCS = ROOT / "docs"
 PAGES = [page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))) if page.is_file()]
 RUN, PARSED = "sh", {"sh", "sh real", "console", "text"}
 # Pages whose commands go on where those of another page ended.
-AFTER = {"clinics.md": "data-scientists.md", "integrators.md": "data-scientists.md"}
+AFTER = dict.fromkeys(("clinics.md", "integrators.md", "python.md"), "data-scientists.md")
 PORT = "8000"
 SECONDS = 400
 
@@ -68,9 +69,18 @@ def prose(page: Path) -> str:
 
 
 def script(page: Path) -> str:
-    """The blocks that run, in order; `make` sets up and tests octray itself, and is left to the tests' own start."""
-    lines = "".join(block.text for block in blocks(page) if block.kind == RUN).splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith("make "))
+    """The blocks that run, in order: commands, and between them Python programs of all blocks that follow each other.
+
+    `make` sets up and tests octray itself, and is left to the tests' own start.
+    """
+    parts = []
+    for kind, group in groupby((one for one in blocks(page) if one.kind in (RUN, "python")), lambda one: one.kind):
+        text = "".join(block.text for block in group)
+        if kind == RUN:
+            parts += [line for line in text.splitlines(keepends=True) if not line.startswith("make ")]
+        else:
+            parts.append(f"python - <<'END_OF_PROGRAM'\n{text}END_OF_PROGRAM\n")
+    return "".join(parts)
 
 
 RUNNING = [page for page in PAGES if script(page)]
@@ -169,13 +179,13 @@ def octray_commands(text: str) -> Iterator[list[str]]:
         found: list[str] | None = None
         for word in shell_words(line):
             if set(word) <= set("();<>|&"):
-                yield from [found] if found is not None else []
+                yield from [found] if found else []
                 found = None
             elif found is not None:
                 found.append(word)
             elif word == "octray" or word.endswith("bin/octray"):
                 found = []
-        yield from [found] if found is not None else []
+        yield from [found] if found else []
 
 
 def shell_words(line: str) -> Iterator[str]:
@@ -360,11 +370,11 @@ def test_the_contract_and_the_rooms_are_those_of_the_program() -> None:
     texts = [block.text for block in blocks(DOCS / "architecture.md")]
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     assert "\n".join(contracts[0]["layers"]) + "\n" in texts
-    tree = next(text for text in texts if text.startswith("pipeline/\n"))
+    tree = next(text for text in texts if "\npipeline/\n" in text)
     named = {words[0].rstrip("/") for line in tree.splitlines() if (words := line.split())}
-    tops = [folder for folder in ROOT.iterdir() if folder.name in ("configs", "data_catalog", "tests", "benchmarks", "docs")]
+    tops = [ROOT / name for name in ("octray", "configs", "data_catalog", "tests", "benchmarks", "docs")]
     inside = [path for package in ("pipeline", "services") for path in (ROOT / package).iterdir()]
-    wanted = {path.name for path in (*tops, *inside) if not path.name.startswith("__")}
+    wanted = {path.name for path in (*tops, *inside) if not path.name.startswith("__") and path.name != "py.typed"}
     assert named == wanted | {"pipeline", "services"}
 
 

@@ -14,7 +14,7 @@ def test_every_data_file_of_a_package_is_shipped() -> None:
         for pattern in patterns
         for path in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    packages = ("pipeline", "services", "configs", "data_catalog")
+    packages = ("octray", "pipeline", "services", "configs", "data_catalog")
     files = {path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()}
     lacking = {path for path in files - shipped if path.suffix not in (".py", ".pyc")}
     assert not lacking, sorted(str(path.relative_to(ROOT)) for path in lacking)

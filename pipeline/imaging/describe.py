@@ -38,7 +38,7 @@ def describe_files(
     InputError
         If a path does not exist, or may not be opened.
     """
-    files = [file for path in paths for file in discover(Path(path), skipped=skipped)]
+    files = [file for path in paths for file in discover(path, skipped=skipped)]
     with file_workers(workers) as pool:
         for file, descriptions in pool.map(_describe_file, zip(files, files, strict=True)):
             try:

@@ -195,7 +195,7 @@ def difference(path: Path, index: Index) -> str:
     return f"The index that was here had other {', '.join(other)}; it was replaced." if other else ""
 
 
-def load_index(path: Path) -> Index:
+def load_index(path: Path | str) -> Index:
     """Load an index and check that its files are those that were written.
 
     Raises
@@ -203,6 +203,7 @@ def load_index(path: Path) -> Index:
     InputError
         If it is missing, damaged, or of another schema.
     """
+    path = Path(path)
     name = path.absolute().name
     summary = _read_summary(path, name)
     try:

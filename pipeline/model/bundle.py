@@ -280,7 +280,7 @@ def write_bundle(path: Path, contents: Mapping[str, bytes], **fields: object) ->
     return Bundle(path, manifest)
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path | str) -> Bundle:
     """Load a bundle and check the hash of every file.
 
     Raises
@@ -288,6 +288,7 @@ def load_bundle(path: Path) -> Bundle:
     BundleError
         If it is missing, incomplete, altered, or of another schema version.
     """
+    path = Path(path)
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

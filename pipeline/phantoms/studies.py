@@ -52,7 +52,9 @@ class _Study:
         return f"studies/{self.patient_id}/study-{self.number:04d}{suffix}"
 
 
-def write_phantom(out: Path, modality: Modality, studies: int, seed: int, progress: Progress = silent) -> None:
+def write_phantom(
+    out: Path | str, modality: Modality = "xray", studies: int = 120, seed: int = 0, progress: Progress = silent
+) -> None:
     """Write synthetic studies to `out/studies`, with their labels and the truth about their lesions.
 
     Radiographs are CR or DX DICOM files or 8 and 16 bit PNG, labelled NORMAL or PNEUMONIA; OCT volumes are multi-frame
@@ -82,7 +84,7 @@ def write_phantom(out: Path, modality: Modality, studies: int, seed: int, progre
         raise InputError(f"The number of synthetic studies must be 1 or more. Got {studies} instead.")
     if seed < 0:
         raise InputError(f"The seed must be 0 or more. Got {seed} instead.")
-    plan = _plan(modality, studies, seed)
+    out, plan = Path(out), _plan(modality, studies, seed)
     write = _write_chest if modality == "xray" else _write_volume
     truth, rows = {}, []
     try:

@@ -52,7 +52,9 @@ from pipeline.workers.cores import usable_cores
 _CHECKED_FRAMES = 4
 
 
-def train(config: Config, index: Index, out: Path, resume: bool = False, progress: Progress = silent) -> Bundle:
+def train(
+    config: Config, index: Index, out: Path | str, resume: bool = False, progress: Progress = silent
+) -> Bundle:
     """Train a network on an index and write the bundle.
 
     Parameters
@@ -77,7 +79,7 @@ def train(config: Config, index: Index, out: Path, resume: bool = False, progres
     TrainingError
         If the loss is not a number.
     """
-    data = select_training_data(config, index)
+    out, data = Path(out), select_training_data(config, index)
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
     tracker = working(

@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 HELP = "serve a bundle over HTTP"
 EXAMPLE = "octray serve --bundle bundle/ --port 8000"
 _GRACE_SECONDS = 20
+_DEFAULTS = Settings()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    limits = Settings()
     parser.add_argument("--bundle", type=Path, required=True, help="folder that `octray train --out` wrote")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument(
         "--threads",
         type=int,
-        default=limits.threads,
+        default=_DEFAULTS.threads,
         help="threads for the network; 0: one per available core (default: %(default)s)",
     )
     parser.add_argument(
-        "--concurrency", type=int, default=limits.concurrency, help="studies scored at once (default: %(default)s)"
+        "--concurrency", type=int, default=_DEFAULTS.concurrency, help="studies scored at once (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-body-mib", type=int, default=limits.max_body_bytes // 2**20, help="largest request in MiB (default: %(default)s)"
+        "--max-body-mib",
+        type=int,
+        default=_DEFAULTS.max_body_bytes // 2**20,
+        help="largest request in MiB (default: %(default)s)",
     )
 
 
@@ -43,12 +46,20 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from pipeline.model.bundle import load_bundle
 
-    settings = _settings(args)
+    _check(args)
 
     def announce(address: str) -> None:
         sys.stderr.write(f"octray: serving {args.bundle.name} at {address}; Ctrl+C ends it.\n")
 
-    serve(load_bundle(args.bundle), host=args.host, port=args.port, settings=settings, listening=announce)
+    serve(
+        load_bundle(args.bundle),
+        host=args.host,
+        port=args.port,
+        threads=args.threads,
+        concurrency=args.concurrency,
+        max_body_bytes=args.max_body_mib * 2**20,
+        listening=announce,
+    )
     return 0
 
 
@@ -57,7 +68,9 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    settings: Settings | None = None,
+    threads: int = _DEFAULTS.threads,
+    concurrency: int = _DEFAULTS.concurrency,
+    max_body_bytes: int = _DEFAULTS.max_body_bytes,
     listening: Callable[[str], object] | None = None,
 ) -> None:
     """Serve a bundle over HTTP until interrupted.
@@ -68,8 +81,9 @@ def serve(
         As `load_bundle` gives it.
     host, port
         Address to listen on; port 0 takes a free one.
-    settings
-        Limits of the service; None takes the defaults.
+    threads, concurrency, max_body_bytes
+        How many cores the network uses (0: each that may be used), how many studies are scored at once, and how large a request
+        may be.
     listening
         Is told the address as soon as the service listens there.
 
@@ -82,12 +96,13 @@ def serve(
 
     from services.api.app import create_app
 
+    settings = Settings(threads=threads, concurrency=concurrency, max_body_bytes=max_body_bytes)
     with listen(host, port) as listener:
         name, number = listener.getsockname()[:2]
         if listening:
             listening(f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}")
         config = uvicorn.Config(
-            create_app(bundle, settings or Settings()),
+            create_app(bundle, settings),
             log_config=_logging(),
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
@@ -119,12 +134,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _check(args: argparse.Namespace) -> None:
     for name, least in (("threads", 0), ("concurrency", 1), ("max_body_mib", 1)):
         if getattr(args, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} must be at least {least}. Got {getattr(args, name)} instead.")
-    return Settings(max_body_bytes=args.max_body_mib * 2**20, concurrency=args.concurrency, threads=args.threads)
 
 
 def _logging() -> dict[str, object]:

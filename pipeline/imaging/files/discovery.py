@@ -109,7 +109,7 @@ _LINK_OUT = Refusal(
 
 
 def discover(
-    root: Path, is_known: Callable[[StudyFile], bool] | None = None, skipped: Counter[str] | None = None
+    root: Path | str, is_known: Callable[[StudyFile], bool] | None = None, skipped: Counter[str] | None = None
 ) -> Iterator[StudyFile]:
     """Find the files to read, sorted by `source`: those of a folder of any depth, and the members of every zip archive in it.
 
@@ -133,6 +133,7 @@ def discover(
     InputError
         If there is nothing at `root`, or it may not be opened.
     """
+    root = Path(root)
     try:
         if root.is_file():
             return iter(sorted(_given(root, skipped), key=_by_source))

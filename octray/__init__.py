@@ -1,0 +1,114 @@
+"""octray from Python: every command is one function, and what it works with can be used alone.
+
+Each name is imported from where it is defined when it is first used, so that `import octray` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.catalog import list_datasets, pull_dataset
+    from pipeline.config import Config, load_config
+    from pipeline.deidentify.crosswalk import show_crosswalk
+    from pipeline.deidentify.deidentifier import deidentify_folder, plan_deidentification
+    from pipeline.errors import ConfigError, InputError, OctrayError, UnreadableError
+    from pipeline.frames import Frame, Split
+    from pipeline.imaging.describe import describe_files, describe_frame
+    from pipeline.imaging.sources import discover, read_frames
+    from pipeline.ingest.build import build_index
+    from pipeline.ingest.index import Index, load_index
+    from pipeline.model.bundle import Bundle, load_bundle
+    from pipeline.model.networks import describe_architecture, list_architectures
+    from pipeline.phantoms.studies import write_phantom
+    from pipeline.predictions import FramePrediction, State
+    from pipeline.score.pictures import draw_heatmap
+    from pipeline.score.predictor import Predictor
+    from pipeline.train.assessment import evaluate_bundle
+    from pipeline.train.run import train
+    from pipeline.train.tracking import register_bundle
+    from services.api.command import serve
+
+__all__ = [
+    "Bundle",
+    "Config",
+    "ConfigError",
+    "Frame",
+    "FramePrediction",
+    "Index",
+    "InputError",
+    "OctrayError",
+    "Predictor",
+    "Split",
+    "State",
+    "UnreadableError",
+    "build_index",
+    "deidentify_folder",
+    "describe_architecture",
+    "describe_files",
+    "describe_frame",
+    "discover",
+    "draw_heatmap",
+    "evaluate_bundle",
+    "list_architectures",
+    "list_datasets",
+    "load_bundle",
+    "load_config",
+    "load_index",
+    "plan_deidentification",
+    "pull_dataset",
+    "read_frames",
+    "register_bundle",
+    "serve",
+    "show_crosswalk",
+    "train",
+    "write_phantom",
+]
+
+_MODULES = {
+    "Bundle": "pipeline.model.bundle",
+    "Config": "pipeline.config",
+    "ConfigError": "pipeline.errors",
+    "Frame": "pipeline.frames",
+    "FramePrediction": "pipeline.predictions",
+    "Index": "pipeline.ingest.index",
+    "InputError": "pipeline.errors",
+    "OctrayError": "pipeline.errors",
+    "Predictor": "pipeline.score.predictor",
+    "Split": "pipeline.frames",
+    "State": "pipeline.predictions",
+    "UnreadableError": "pipeline.errors",
+    "build_index": "pipeline.ingest.build",
+    "deidentify_folder": "pipeline.deidentify.deidentifier",
+    "describe_architecture": "pipeline.model.networks",
+    "describe_files": "pipeline.imaging.describe",
+    "describe_frame": "pipeline.imaging.describe",
+    "discover": "pipeline.imaging.sources",
+    "draw_heatmap": "pipeline.score.pictures",
+    "evaluate_bundle": "pipeline.train.assessment",
+    "list_architectures": "pipeline.model.networks",
+    "list_datasets": "pipeline.catalog",
+    "load_bundle": "pipeline.model.bundle",
+    "load_config": "pipeline.config",
+    "load_index": "pipeline.ingest.index",
+    "plan_deidentification": "pipeline.deidentify.deidentifier",
+    "pull_dataset": "pipeline.catalog",
+    "read_frames": "pipeline.imaging.sources",
+    "register_bundle": "pipeline.train.tracking",
+    "serve": "services.api.command",
+    "show_crosswalk": "pipeline.deidentify.crosswalk",
+    "train": "pipeline.train.run",
+    "write_phantom": "pipeline.phantoms.studies",
+}
+"""Where each name is defined; the imports above say the same to type checkers, and a test compares them."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
