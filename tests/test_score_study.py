@@ -394,4 +394,6 @@ def test_files_in_memory_are_scored_as_those_on_a_disk(studies: Path, predictor:
     in_memory = (InMemoryFile(file.source, file.path.read_bytes()) for file in files)
     *_, expected = score_study(files, predictor)
     *_, record = score_study(in_memory, predictor)
-    assert record == expected
+    assert isinstance(expected, StudyRecord)
+    frames = tuple(replace(frame, facts=replace(frame.facts, file_sha256="")) for frame in expected.frames)
+    assert record == replace(expected, frames=frames)

@@ -99,7 +99,14 @@ def run(args: argparse.Namespace) -> int:
                 cluster=args.address if args.engine == "ray" else "",
                 details=args.identity,
             )
-            interrupted = _run(job, args.watch)
+            interrupted = False
+            try:
+                if args.watch is None:
+                    job.score()
+                else:
+                    job.watch(args.watch)
+            except KeyboardInterrupt:
+                interrupted = True
     except OSError as error:
         if not _is_of(error, args.out):
             raise
@@ -150,18 +157,6 @@ class _Audience:
             except BrokenPipeError:  # nobody reads any more, which is no reason to leave studies out
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
                 self._out = None
-
-
-def _run(job: "Job", quiet: float | None) -> bool:
-    """Score once, or until interrupted; return whether it was."""
-    try:
-        if quiet is None:
-            job.score()
-        else:
-            job.watch(quiet)
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def _say(out: Path, job: "Job") -> None:

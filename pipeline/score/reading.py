@@ -140,10 +140,11 @@ def read_admitted(file: StudyFile | InMemoryFile, admission: Admission) -> Itera
         As `read_frames`.
     """
     if isinstance(file, InMemoryFile):
-        content, frames = file.content, read_frames_from_bytes(file.content, file.source, admission.reading)
+        content, file_sha256 = file.content, ""  # nobody can replace it
+        frames = read_frames_from_bytes(content, file.source, admission.reading)
     else:
         content, frames = open_file(file, admission.reading)
-    file_sha256 = hashlib.sha256(content).hexdigest()
+        file_sha256 = hashlib.sha256(content).hexdigest()
     whole, passed = read_frames_from_bytes(content, file.source, _unreduced(admission).reading), 0
     for index, frame in enumerate(frames):
         if frame.whole_shape is not None and may_differ(frame, admission.gate):
