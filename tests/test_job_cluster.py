@@ -127,7 +127,7 @@ def kill(numbers: list[int]) -> None:
 def most_attempts(out: Path) -> int:
     """Return how often a study is held to have killed its actor."""
     with closing(sqlite3.connect(out / ".octray" / "ledger.sqlite")) as ledger:
-        (most,) = ledger.execute("SELECT max(attempts) FROM octray_studies").fetchone()
+        (most,) = ledger.execute("SELECT max(attempts) FROM octray_units").fetchone()
     return int(most)
 
 
