@@ -15,7 +15,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.dicom.dataset import stated_study
 from pipeline.imaging.guard import silence_decoders
-from pipeline.imaging.sources import StudyFile, discover, locate, read_bytes, read_frames, read_frames_from_bytes
+from pipeline.imaging.sources import StudyFile, discover, discover_all, locate, read_bytes, read_frames, read_frames_from_bytes
 from pipeline.settings import Limits, Reading
 from tests.builders import make_dataset, make_dicom, make_dicomdir, make_pixels, make_zip
 
@@ -41,7 +41,7 @@ def test_links_out_of_the_folder_are_found_and_not_followed(tmp_path: Path) -> N
     os.mkfifo(inside / "pipe")
     found = {file.source: file for file in discover(inside)}
     assert list(found) == ["deep/a.dcm", "file.dcm", "folder", "twin.dcm"]
-    assert found["twin.dcm"].place() == found["deep/a.dcm"].place()
+    assert [file.source for _, file in discover_all([inside])] == ["deep/a.dcm", "file.dcm", "folder"]
     for source in ("file.dcm", "folder"):
         for file in (found[source], locate(inside, source)):
             with pytest.raises(UnreadableError, match="leads out of the given folder") as caught:
@@ -49,6 +49,23 @@ def test_links_out_of_the_folder_are_found_and_not_followed(tmp_path: Path) -> N
             assert caught.value.reason is Reason.UNSAFE_PATH
     with pytest.raises(UnreadableError, match="leads out"):
         read_bytes(locate(inside, "folder/deep/a.dcm"))
+
+
+def test_files_are_found_once_and_what_is_no_study_is_left_out(tmp_path: Path) -> None:
+    for name in ("one/a.png", "one/b.png", "one/labels.csv", "two/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "one" / "again.png").symlink_to(tmp_path / "one" / "a.png")
+    asked: list[tuple[int, str]] = []
+
+    def is_known(root: int, file: StudyFile) -> bool:
+        asked.append((root, file.source))
+        return False
+
+    sources = [tmp_path / "one", tmp_path / "two", tmp_path / "one" / "b.png"]
+    found = discover_all(sources, [tmp_path / "two" / ".." / "one" / "labels.csv"], is_known)
+    assert [(root, file.source) for root, file in found] == [(0, "a.png"), (0, "b.png"), (1, "c.png")]
+    assert {(0, "a.png"), (1, "c.png")} <= set(asked)
 
 
 def test_links_to_nothing_and_in_a_circle_are_found_and_cannot_be_read(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pipeline.ingest.file_reader import (
     ReadFile,
     ReadFrame,
     collect,
-    find_files,
     from_json,
     journal_key,
     read_file,
@@ -83,23 +82,6 @@ def test_a_file_that_cannot_be_read_has_no_hash(tmp_path: Path) -> None:
     failure = read(make_dicom(VOLUME), tmp_path, small).failure
     assert failure
     assert failure.reason == "resource_limit"
-
-
-def test_files_are_found_once_and_what_is_no_study_is_left_out(tmp_path: Path) -> None:
-    for name in ("one/a.png", "one/b.png", "one/labels.csv", "two/c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "one" / "again.png").symlink_to(tmp_path / "one" / "a.png")
-    asked: list[tuple[int, str]] = []
-
-    def is_known(file_id: tuple[int, str], _: StudyFile) -> bool:
-        asked.append(file_id)
-        return False
-
-    sources = [tmp_path / "one", tmp_path / "two", tmp_path / "one" / "b.png"]
-    found = find_files(sources, [tmp_path / "two" / ".." / "one" / "labels.csv"], is_known)
-    assert list(found) == [(0, "a.png"), (0, "b.png"), (1, "c.png")]
-    assert {(0, "a.png"), (1, "c.png")} <= set(asked)
 
 
 ODD = ReadFile(failure=Refusal(Reason.TRUNCATED, "\udcff\0 is cut off."))

@@ -1,6 +1,5 @@
 """De-identifies folders: worker processes clean the files, the crosswalk records each, and then it takes its new name."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import FileStamp, StudyFile, file_stamp, lasting_stamp
 from pipeline.imaging.quality import ocr
-from pipeline.imaging.sources import discover
+from pipeline.imaging.sources import discover_all
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, Reading, WorkerLimits, worker_limits
 
@@ -248,14 +247,8 @@ def deidentify_folder(
     paths = [Path(source) for source in sources]
     plan.check(paths)
     with Deidentifier(plan, reading, workers) as deidentifier:
-        files = []
-        seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in plan.own_files}
-        for source in paths:
-            for file in discover(source, deidentifier.knows, skipped):
-                place = file.place()
-                if file.refusal or place not in seen:
-                    seen.add(place)
-                    files.append(file)
+        found = discover_all(paths, plan.own_files, lambda _, file: deidentifier.knows(file), skipped)
+        files = [file for _, file in found]
         if not files:
             raise InputError("The sources contain no file. Check the path.")
         outcomes = deidentifier.deidentify(files, progress)

@@ -8,7 +8,7 @@ from pipeline.frames import Frame
 from pipeline.imaging.dicom.dataset import PREAMBLE, PREFIX, is_dicom
 from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.files.archives import is_archive
-from pipeline.imaging.files.discovery import discover, locate
+from pipeline.imaging.files.discovery import discover, discover_all, locate
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile, read_bytes, read_head
 from pipeline.imaging.guard import silence_decoders
@@ -22,6 +22,7 @@ from pipeline.settings import DEFAULT_READING, Reading
 __all__ = [
     "StudyFile",
     "discover",
+    "discover_all",
     "locate",
     "open_file",
     "read_bytes",

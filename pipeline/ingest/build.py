@@ -14,7 +14,8 @@ from pipeline.frames import ImageRecord, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.quality.gate import check_tools
-from pipeline.ingest.file_reader import NO_LABEL, FileReader, ReadFile, ReadFrame, find_files, journal_key, usable
+from pipeline.imaging.sources import discover_all
+from pipeline.ingest.file_reader import NO_LABEL, FileReader, ReadFile, ReadFrame, journal_key, usable
 from pipeline.ingest.index import FILES, Index, difference, write_index
 from pipeline.ingest.journal import JOURNAL, Journal
 from pipeline.ingest.labels import (
@@ -155,8 +156,13 @@ def build_index(
     ):
         homes = (deidentifier.out,) if deidentifier else roots
         reader = FileReader([as_text(str(home)) for home in homes], journal, reading, gate, workers)
-        is_known = (lambda _, file: deidentifier.knows(file)) if deidentifier else reader.knows
-        found = find_files(paths, own_files, is_known, skipped)
+
+        def is_known(root: int, file: StudyFile) -> bool:
+            return deidentifier.knows(file) if deidentifier else reader.knows((root, file.source), file)
+
+        found = {(root, file.source): file for root, file in discover_all(paths, own_files, is_known, skipped)}
+        if not found:
+            raise InputError(f"There is no file in {', '.join(path.name for path in paths)}. Give a folder of studies.")
         facts, columns, note = _facts(labels, label_from, patient_key, paths, roots, found)
         pattern = parse_patient_pattern(patient_key, columns)
         # Without a table, a file that cannot be read is read nevertheless, to say why.

@@ -1,21 +1,19 @@
-"""Finds the files of an ingest, reads each once in worker processes, keeps what the index needs, and says which can be used."""
+"""Reads the files of an ingest, each once in worker processes, keeps what the index needs, and says which can be used."""
 
 import hashlib
 import json
-import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PASSING, InputError, Reason, UnreadableError
+from pipeline.errors import PASSING, Reason, UnreadableError
 from pipeline.frames import Frame, InstanceKey, Quarantined, of_whole_file
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.study_file import Refusal, file_stamp, lasting_stamp
 from pipeline.imaging.quality.gate import admit
-from pipeline.imaging.sources import StudyFile, discover, open_file
+from pipeline.imaging.sources import StudyFile, open_file
 from pipeline.ingest.journal import Journal
 from pipeline.ingest.labels import FileId
 from pipeline.ingest.patients import hash_patient, read_patient_id
@@ -84,54 +82,6 @@ class ReadFile:
         if self.failure is None or self.failure.reason == Reason.NOT_AN_IMAGE:
             return True
         return bool(self.file_sha256) and self.failure.reason not in _MAY_PASS
-
-
-def find_files(
-    sources: Sequence[Path],
-    leave_out: Collection[Path],
-    is_known: Callable[[FileId, StudyFile], bool],
-    skipped: Counter[str] | None = None,
-) -> dict[FileId, StudyFile]:
-    """Return every file of the sources in order, once each.
-
-    Parameters
-    ----------
-    sources
-        Files or folders.
-    leave_out
-        Files that are not studies: the table of labels, the index itself.
-    is_known, skipped
-        As in `discover`.
-
-    Raises
-    ------
-    InputError
-        If a source is missing, or none has a file.
-    """
-    excluded = {os.path.realpath(path) for path in leave_out}
-    folders: dict[Path, str] = {}
-    seen: set[object] = set()
-    files: dict[FileId, StudyFile] = {}
-    for root, source in enumerate(sources):
-        for file in discover(source, lambda file, root=root: is_known((root, file.source), file), skipped):  # type: ignore[misc]
-            place = _real_path(file.path, folders), tuple(member.offset for member in file.inside)
-            if file.refusal is None and (place in seen or (not file.inside and place[0] in excluded)):
-                continue
-            seen.add(place)
-            files[root, file.source] = file
-    if not files:
-        raise InputError(f"There is no file in {', '.join(source.name for source in sources)}. Give a folder of studies.")
-    return files
-
-
-def _real_path(path: Path, folders: dict[Path, str]) -> str:
-    """Return the path with links followed; `folders` caches those of the folders, so that a file costs one system call."""
-    if path.is_symlink():
-        return os.path.realpath(path)
-    folder = path.parent
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    return os.path.join(folders[folder], path.name)  # noqa: PTH118
 
 
 def journal_key(reading: Reading, gate: Gate) -> str:

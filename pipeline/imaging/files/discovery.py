@@ -7,7 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from pydicom import dcmread
@@ -147,6 +147,47 @@ def discover(
         one for file in _walk(root, skipped) for one in ((file,) if is_known and is_known(file) else _expanded(file, skipped))
     ]
     return iter(sorted(_without_dicomdirs(found), key=_by_source))
+
+
+def discover_all(
+    sources: Iterable[Path],
+    leave_out: Iterable[Path] = (),
+    is_known: Callable[[int, StudyFile], bool] | None = None,
+    skipped: Counter[str] | None = None,
+) -> Iterator[tuple[int, StudyFile]]:
+    """Find the files of several sources, each file once, even if two sources or two links lead to it.
+
+    Parameters
+    ----------
+    sources
+        Files or folders.
+    leave_out
+        Files that are not studies, such as octray's own.
+    is_known
+        As in `discover`, given the position of the source and the file.
+    skipped
+        As in `discover`.
+
+    Yields
+    ------
+    tuple
+        The position of the source, and a file as `discover` finds it.
+
+    Raises
+    ------
+    InputError
+        As `discover`.
+    """
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)  # so that a file costs one system call
+    seen: set[tuple[str, tuple[int, ...]]] = {(os.path.realpath(path), ()) for path in leave_out}
+    for position, source in enumerate(sources):
+        for file in discover(source, partial(is_known, position) if is_known else None, skipped):
+            path = file.path
+            real = os.path.realpath(path) if path.is_symlink() else os.path.join(real_folder(path.parent), path.name)  # noqa: PTH118
+            place = real, tuple(member.offset for member in file.inside)
+            if file.refusal or place not in seen:
+                seen.add(place)
+                yield position, file
 
 
 def _by_source(file: StudyFile) -> str:

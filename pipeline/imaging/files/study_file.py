@@ -111,10 +111,6 @@ class StudyFile:
         size = self.inside[-1].size if self.inside else found.st_size
         return size, found.st_mtime_ns, found.st_ctime_ns ^ identity
 
-    def place(self) -> tuple[str, tuple[int, ...]]:
-        """Return where the file lies, links followed: the same for two ways to one file or one member."""
-        return os.path.realpath(self.path), tuple(member.offset for member in self.inside)
-
 
 def file_stamp(file: StudyFile) -> FileStamp | None:
     """Return the stamp of a file; None if it cannot be looked at, or may not be read."""
