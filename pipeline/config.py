@@ -231,7 +231,9 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
         where = f" at line {place.line + 1}" if place else ""
         raise ConfigError([f"{path.name} is not valid YAML{where}."]) from None
     if not isinstance(values, dict):
-        raise ConfigError([f"{path.name} must be a mapping of sections, for example `model:`."])
+        raise ConfigError(
+            [f"{path.name} must be a mapping of sections, such as `model:`. `octray config check smoke` prints an example."]
+        )
     return values
 
 

@@ -120,13 +120,13 @@ def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(InputError, match="has no example in the split"):
         run_ingest(str(tmp_path), "--label-from", "folder", "--out", str(tmp_path / "index"))
     assert run_ingest(str(tmp_path / "A"), str(tmp_path / "B"), "--out", str(tmp_path / "index")) == 0
-    assert "repeat the pixels of another; none of them crosses splits" in " ".join(capsys.readouterr().err.split())
+    assert "have the same pixels as another; equal images are in the same split" in " ".join(capsys.readouterr().err.split())
 
 
 def test_pictures_that_name_no_patient_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         Image.fromarray((make_pixels(seed=number) * 255).astype("u1")).save(tmp_path / f"p{number}_a.png")
-    told = "3 frames name no patient: each of their studies counts as a patient of its own"
+    told = "3 frames name no patient: each of their studies counts as one patient"
     arguments = (str(tmp_path), "--out", str(tmp_path.parent / "index"))
     assert run_ingest(*arguments) == 0
     assert told in " ".join(capsys.readouterr().err.split())
@@ -154,7 +154,7 @@ def test_the_folder_that_is_the_label_is_named_and_what_looks_wrong_is_said(
         "40/20/20/20",
         "--label-from",
     )
-    with pytest.raises(InputError, match="any of these could be the label: folder:1 .2 names., folder:2"):
+    with pytest.raises(InputError, match="each could be the label: folder:1 .2 names., folder:2"):
         run_ingest(*arguments, "folder")
     assert not (tmp_path / "i" / "index.json").exists()
     assert run_ingest(*arguments, "folder:1") == 0

@@ -234,7 +234,7 @@ def test_studies_inside_the_results_are_refused_and_left_alone(
     (tmp_path / "dicom" / "volume.dcm").rename(tmp_path / "dicom" / "CHEST-sr_0123456789abcdef.dcm")
     before = contents(tmp_path / "dicom")
     assert score(tmp_path / "dicom", bundle.path, tmp_path) == 2
-    assert "The studies dicom must not lie inside the results folder" in capsys.readouterr().err
+    assert "must not contain the studies dicom" in capsys.readouterr().err
     assert contents(tmp_path / "dicom") == before
 
 

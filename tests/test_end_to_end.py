@@ -262,7 +262,7 @@ ENDS = [
     *((f"ingest {kind}-alone --out index", f"There is no readable study in {kind}-alone: of 1 files") for kind in UNREADABLE),
     *((f"inspect {kind}-alone", "No frame could be read: 1 unreadable files.") for kind in UNREADABLE),
     *((line.format(name), sentence) for name, sentence in BROKEN.items() for line in WITH_BUNDLE),
-    (f"{LABELLED} missing.csv", "missing.csv has labels for 1 files that are not there: gone.png."),
+    (f"{LABELLED} missing.csv", "missing.csv names files that do not exist (1): gone.png."),
     (f"{LABELLED} rare.csv", "The label RARE has no example in the split "),
     ("train nowhere.yaml --index i --out b", "There is no configuration nowhere.yaml. Give a file, or one of oct.yaml"),
     ("train smoke --index labelled --out b", "labelled is not an index: it has no readable index.json."),

@@ -119,7 +119,7 @@ def test_labels_for_files_outside_the_sources_are_counted(tmp_path: Path) -> Non
 def test_labels_for_missing_files_are_counted_with_five_examples(tmp_path: Path) -> None:
     rows = "".join(f"deep/{number}.png,X\n" for number in range(7))
     table = read_labels(write(tmp_path, "file,label\n" + rows))
-    with pytest.raises(InputError, match=r"labels for 7 files that are not there: 0\.png, 1\.png, .*4\.png and 2 more"):
+    with pytest.raises(InputError, match=r"names files that do not exist \(7\): 0\.png, 1\.png, .*4\.png and 2 more"):
         match_files(table, [tmp_path], [(0, "9.png")])
 
 
@@ -252,7 +252,7 @@ def test_one_of_several_folders_is_not_guessed() -> None:
     with pytest.raises(InputError) as caught:
         labels_of("folder", CLASSES)
     assert str(caught.value).startswith(
-        "Files lie in up to 3 folders within each other, and any of these could be the label: folder:1 (2 names), folder:2 (12 "
+        "There are up to 3 levels of folders below SOURCE, and each could be the label: folder:1 (2 names), folder:2 (12 "
         "names that look like patients), folder:3 (2 names that look like eyes). Name the folder that is the label"
     )
 

@@ -318,7 +318,7 @@ def test_a_bundle_that_cannot_be_registered_is_said_in_mlflows_words(
     (tmp_path / "mlflow.db").write_text("no database at all" * 100)
     assert main(["bundle", "register", str(tmp_path / "bundle"), f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("octray: MLflow does not register the bundle: (sqlite3.DatabaseError) file is not a database.")
+    assert said.startswith("octray: MLflow could not register the bundle: (sqlite3.DatabaseError) file is not a database.")
     assert len(said.splitlines()) == 1
 
 

@@ -135,19 +135,21 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
     from collections import Counter
 
     lines = [note for note in notes if note]
+    if not index.labels:
+        lines.append("The index has no labels. To train on it, ingest again with --labels or --label-from.")
     if duplicates := index.duplicates():
-        lines.append(f"{duplicates} frames repeat the pixels of another; none of them crosses splits.")
+        lines.append(f"{duplicates} frames have the same pixels as another; equal images are in the same split.")
     if contradictions := index.contradictions():
-        lines.append(f"{contradictions} pictures occur with different labels; check them.")
+        lines.append(f"{contradictions} images occur with different labels; check them.")
     if several := sum(sum(map(bool, record.labels.values())) > 1 for record in index.records):
         lines.append(
-            f"{several} frames have more than one label. If that is right, train with model.activation=sigmoid; else correct "
-            "the labels."
+            f"{several} frames have more than one label. If that is right, train with model.activation=sigmoid; otherwise "
+            "correct the labels."
         )
     if unknown := index.unknown_patients():
         lines.append(
-            f"{unknown} frames name no patient: each of their studies counts as a patient of its own, so that one patient may "
-            "be in several splits. Give --patient-key."
+            f"{unknown} frames name no patient: each of their studies counts as one patient, so a patient with several studies "
+            "may be in several splits. Give --patient-key."
         )
     for flag, count in sorted(Counter(flag for record in index.records for flag in record.flags).items()):
         lines.append(f"{count} frames flagged: {flag}")

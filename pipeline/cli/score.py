@@ -197,11 +197,11 @@ def _check_places(studies: Path, bundle: Path, out: Path) -> None:
     if out.resolve().is_relative_to(bundle.resolve()):
         raise InputError(f"The results must not lie in the folder of the bundle, {_name(bundle)}. Give another --out.")
     if studies.resolve().is_relative_to(out.resolve()):
-        where = f"The studies {_name(studies)} must not lie inside the results folder {_name(out)}"
-        raise InputError(f"{where}, in which octray removes what it takes for old results. Give another --out.")
+        where = f"The results folder {_name(out)} must not contain the studies {_name(studies)}"
+        raise InputError(f"{where}, since octray deletes old results in it. Give another --out.")
     if out.resolve().is_relative_to(studies.resolve()):
         where = f"The results folder {_name(out)} must not lie inside {_name(studies)}"
-        raise InputError(f"{where}: its heatmaps would be scored the next time. Give another --out.")
+        raise InputError(f"{where}: its heatmaps would be scored in the next run. Give another --out.")
 
 
 def _is_of(error: OSError, out: Path) -> bool:

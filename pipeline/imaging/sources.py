@@ -125,6 +125,6 @@ def _reader(head: bytes, source: str) -> Reader:
         )
     raise UnreadableError(
         Reason.NOT_AN_IMAGE,
-        "The file is not an image that octray reads: neither DICOM, PNG, JPEG nor TIFF, nor of an OCT device that it knows, "
+        "octray does not recognise the content of the file: it is neither DICOM, PNG, JPEG nor TIFF, nor a supported OCT file, "
         "whatever its name says.",
     )

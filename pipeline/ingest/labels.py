@@ -161,7 +161,7 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     if any("\0" in cell for _, cells in numbered for cell in cells):
         raise InputError(f"{path.name} holds characters of value 0. Save it again as CSV (UTF-8, commas).")
     if not numbered:
-        raise InputError(f"{path.name} has no rows. It needs the columns file and label, and one row a file.")
+        raise InputError(f"{path.name} has no rows. It needs the columns file and label, and one row per file.")
     columns = _columns(path, header)
     _check_widths(path, numbered, len(columns), len(header))
     return columns, [
@@ -330,8 +330,8 @@ def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[File
             missing.append(file)
     if missing:
         raise InputError(
-            f"{table.path.name} has labels for {len(missing)} files that are not there: {examples(missing)}. "
-            "The column file must hold paths below a source folder, or below the table's own folder."
+            f"{table.path.name} names files that do not exist ({len(missing)}): {examples(missing)}. "
+            "The column file must hold paths below SOURCE, or below the folder of the table."
         )
     if twice:
         raise InputError(
@@ -480,7 +480,7 @@ def _only_folders(sources: Sequence[Path], folders: Mapping[FileId, Sequence[str
             for level, names in enumerate(levels, start=1)
         )
         raise InputError(
-            f"Files lie in up to {most} folders within each other, and any of these could be the label: {', '.join(known)}. "
+            f"There are up to {most} levels of folders below SOURCE, and each could be the label: {', '.join(known)}. "
             f"{_NAME_THE_FOLDER}"
         )
     return {

@@ -119,8 +119,8 @@ def check_labels(splits: Sequence[Split], strata: Sequence[Collection[str]], wan
         for split in wanted:
             if (label, split) not in present:
                 raise InputError(
-                    f"The label {label} has no example in the split {split}: it occurs in too few patients. Give more patients "
-                    "with it, other shares (--split), or leave the label out."
+                    f"The label {label} has no example in the split {split}: it occurs in too few patients. Add patients "
+                    "with it, change --split, or leave the label out."
                 )
 
 

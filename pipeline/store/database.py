@@ -354,4 +354,7 @@ _SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
 )
 """Marks in what the driver says, or codes of PostgreSQL (its manual, Appendix A), and what is told instead."""
 
-_OTHER = "The database of the ledger cannot be reached or used. Check that it runs and may be written to, and start again."
+_OTHER = (
+    "The database of the ledger cannot be reached or used. Check that it is running and that you may write to it, then start "
+    "again."
+)

@@ -205,7 +205,7 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
                     client.set_terminated(run_id, "FINISHED")
     except Exception as error:
         raise TrackingError(
-            f"MLflow does not register the bundle: {_reason(error)}. The bundle is unchanged; the same command tries again."
+            f"MLflow could not register the bundle: {_reason(error)}. The bundle is unchanged; run the command again."
         ) from None
 
 
