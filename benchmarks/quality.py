@@ -58,7 +58,7 @@ def _phantoms(gate: Gate) -> list[Frame]:
         drawn = [draw_chest(rng, label) for label in ("NORMAL", "PNEUMONIA") for _ in range(50)]
     else:
         drawn = [one for label in ("NORMAL", "DRUSEN", "DME") for _ in range(10) for one in draw_volume(rng, label)]
-    return [Frame(one.pixels, InstanceKey("1", "1", "1", 1), "phantom", "") for one in drawn]
+    return [Frame(pixels, InstanceKey("1", "1", "1", 1), "phantom", "") for pixels, _ in drawn]
 
 
 def _print_rates(name: str, gate: Gate, frames: list[Frame]) -> None:
@@ -92,7 +92,7 @@ def _print_samples(folder: Path) -> None:
 def _print_times() -> None:
     print("\nmilliseconds, median: reading a picture, and the checks on it; the third number is the second by the first")
     rng = np.random.default_rng(0)
-    for kind, gate, pixels in (("chest", CHEST, draw_chest(rng, "NORMAL").pixels), ("B-scan", B_SCAN, _b_scan(rng))):
+    for kind, gate, pixels in (("chest", CHEST, draw_chest(rng, "NORMAL")[0]), ("B-scan", B_SCAN, _b_scan(rng))):
         for size in ((224, 224), (512, 496), (2000, 2000)):
             image = Image.fromarray(np.round(pixels * 255).astype(np.uint8)).resize(size)
             for coding in ("JPEG", "PNG"):
@@ -119,7 +119,7 @@ def _milliseconds(work: Callable[[], object]) -> float:
 
 
 def _b_scan(rng: np.random.Generator) -> FloatArray:
-    return draw_volume(rng, "NORMAL")[0].pixels
+    return draw_volume(rng, "NORMAL")[0][0]
 
 
 def _turned(turns: int) -> Change:

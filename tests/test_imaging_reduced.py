@@ -67,7 +67,7 @@ def ramp(rows: int, columns: int) -> NDArray[np.uint16]:
 
 
 def chest(bits: int) -> NDArray[Any]:
-    grey = draw_chest(np.random.default_rng(5), "PNEUMONIA").pixels
+    grey = draw_chest(np.random.default_rng(5), "PNEUMONIA")[0]
     return np.rint(grey * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
 
 

@@ -102,11 +102,11 @@ def test_boxes_lie_inside_the_frame_and_only_where_the_label_says_so(folder: str
 def test_an_opacity_is_brighter_than_the_same_place_in_the_other_lung() -> None:
     brighter = []
     for seed in range(12):
-        drawing = draw_chest(np.random.default_rng(seed), PNEUMONIA)
-        if len(drawing.boxes) == 1:
-            box, mirrored = drawing.boxes[0], drawing.pixels[:, ::-1]
+        pixels, boxes = draw_chest(np.random.default_rng(seed), PNEUMONIA)
+        if len(boxes) == 1:
+            box, mirrored = boxes[0], pixels[:, ::-1]
             place = slice(box.top, box.top + box.rows), slice(box.left, box.left + box.columns)
-            brighter.append(drawing.pixels[place].mean() - mirrored[place].mean())
+            brighter.append(pixels[place].mean() - mirrored[place].mean())
     assert len(brighter) >= 3
     assert np.mean(brighter) > 0.05
 

@@ -26,12 +26,8 @@ class LesionBox:
     columns: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SyntheticFrame:
-    """One frame, float32 of shape (rows, columns) in [0, 1] with 1 as white, and the boxes of its lesions."""
-
-    pixels: FloatArray
-    boxes: tuple[LesionBox, ...]
+Drawing = tuple[FloatArray, list[LesionBox]]
+"""One frame, float32 of shape (rows, columns) in [0, 1] with 1 as white, and the boxes of its lesions."""
 
 
 def _box_around(mask: NDArray[np.bool_], label: str, factor: tuple[float, float] = (1.0, 1.0)) -> LesionBox:
@@ -67,7 +63,7 @@ class _Anatomy:
     heart: FloatArray
 
 
-def draw_chest(rng: np.random.Generator, label: str) -> SyntheticFrame:
+def draw_chest(rng: np.random.Generator, label: str) -> Drawing:
     """Draw one frontal chest radiograph, 512 to 1024 pixels a side, with random position, scale, tilt and exposure.
 
     Parameters
@@ -91,7 +87,7 @@ def draw_chest(rng: np.random.Generator, label: str) -> SyntheticFrame:
     fine = Image.fromarray(_expose(rng, density)).resize((columns, rows), Image.Resampling.BICUBIC)
     pixels = np.asarray(fine, dtype=np.float32)
     grain = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(rng.uniform(0.008, 0.02))
-    return SyntheticFrame(np.clip(pixels + grain * (0.4 + pixels), 0, 1, dtype=np.float32), tuple(boxes))
+    return np.clip(pixels + grain * (0.4 + pixels), 0, 1, dtype=np.float32), boxes
 
 
 def _edge(distance: _Floats, softness: float) -> FloatArray:
@@ -201,7 +197,7 @@ class _Retina:
     pit: FloatArray
 
 
-def draw_volume(rng: np.random.Generator, label: str) -> tuple[SyntheticFrame, ...]:
+def draw_volume(rng: np.random.Generator, label: str) -> tuple[Drawing, ...]:
     """Draw the three to five B-scans of one volume, all of one size, each with the lesions of the label.
 
     Parameters
@@ -222,7 +218,7 @@ def draw_volume(rng: np.random.Generator, label: str) -> tuple[SyntheticFrame, .
 
 def _draw_frame(
     rng: np.random.Generator, shape: tuple[int, int], label: str, posture: NDArray[np.float64], gain: float, offset: float
-) -> SyntheticFrame:
+) -> Drawing:
     rows, columns = shape
     x = np.linspace(-1, 1, columns, dtype=np.float32)
     retina = _retina(rng, x, rows, posture, offset)
@@ -235,7 +231,7 @@ def _draw_frame(
     reflectivity = _layers(rng, retina, lift, rows)
     if label == DME:
         boxes = _cysts(rng, reflectivity, retina)
-    return SyntheticFrame(_speckled(rng, reflectivity, gain), tuple(boxes))
+    return _speckled(rng, reflectivity, gain), boxes
 
 
 def _retina(rng: np.random.Generator, x: FloatArray, rows: int, posture: NDArray[np.float64], offset: float) -> _Retina:

@@ -22,7 +22,8 @@ from pydicom.uid import (
 )
 
 from pipeline.errors import InputError
-from pipeline.phantoms.drawing import DME, DRUSEN, PNEUMONIA, SyntheticFrame, draw_chest, draw_volume
+from pipeline.frames import FloatArray
+from pipeline.phantoms.drawing import DME, DRUSEN, PNEUMONIA, LesionBox, draw_chest, draw_volume
 from pipeline.progress import Progress, silent
 
 NORMAL = "NORMAL"
@@ -90,9 +91,9 @@ def write_phantom(
     try:
         for study in progress(plan, f"writing {modality} phantoms", len(plan)):
             rng = np.random.default_rng([seed, study.number])
-            file, drawings = write(out, rng, study)
+            file, boxes = write(out, rng, study)
             rows.append((file, study.label, study.patient_id))
-            truth[file] = _truth(study.label, drawings)
+            truth[file] = _truth(study.label, boxes)
         with (out / "labels.csv").open("w", newline="", encoding="utf-8") as table:
             csv.writer(table, lineterminator="\n").writerows([("file", "label", "patient_key"), *rows])
         (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
@@ -119,24 +120,24 @@ def _plan(modality: Modality, studies: int, seed: int) -> list[_Study]:
     return plan
 
 
-def _write_chest(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[SyntheticFrame, ...]]:
-    drawing = draw_chest(rng, study.label)
+def _write_chest(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, list[list[LesionBox]]]:
+    pixels, boxes = draw_chest(rng, study.label)
     if rng.random() < _PNG_SHARE:
         file = study.path(".png")
         wide = rng.random() < 0.5
-        stored = np.round(drawing.pixels * (65535 if wide else 255)).astype(np.uint16 if wide else np.uint8)
+        stored = np.round(pixels * (65535 if wide else 255)).astype(np.uint16 if wide else np.uint8)
         Image.fromarray(stored).save(_target(out, file), compress_level=1)
     else:
         file = study.path("/image-1.dcm")
-        _radiograph(rng, drawing, study).save_as(_target(out, file), enforce_file_format=True)
-    return file, (drawing,)
+        _radiograph(rng, pixels, study).save_as(_target(out, file), enforce_file_format=True)
+    return file, [boxes]
 
 
-def _write_volume(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, tuple[SyntheticFrame, ...]]:
+def _write_volume(out: Path, rng: np.random.Generator, study: _Study) -> tuple[str, list[list[LesionBox]]]:
     drawings = draw_volume(rng, study.label)
     file = study.path("/volume-1.dcm")
-    _tomogram(rng, drawings, study).save_as(_target(out, file), enforce_file_format=True)
-    return file, drawings
+    _tomogram(rng, [pixels for pixels, _ in drawings], study).save_as(_target(out, file), enforce_file_format=True)
+    return file, [boxes for _, boxes in drawings]
 
 
 def _target(out: Path, file: str) -> Path:
@@ -145,18 +146,15 @@ def _target(out: Path, file: str) -> Path:
     return target
 
 
-def _truth(label: str, drawings: Sequence[SyntheticFrame]) -> dict[str, object]:
-    frames = [
-        {"frame_number": number, "boxes": [asdict(box) for box in drawing.boxes]}
-        for number, drawing in enumerate(drawings, start=1)
-    ]
+def _truth(label: str, boxes: Sequence[Sequence[LesionBox]]) -> dict[str, object]:
+    frames = [{"frame_number": number, "boxes": [asdict(box) for box in frame]} for number, frame in enumerate(boxes, start=1)]
     return {"label": label, "frames": frames}
 
 
 # DICOM data sets
 
 
-def _radiograph(rng: np.random.Generator, drawing: SyntheticFrame, study: _Study) -> Dataset:
+def _radiograph(rng: np.random.Generator, pixels: FloatArray, study: _Study) -> Dataset:
     """Return a CR or DX dataset of 12 bits stored in 16.
 
     Photometric Interpretation (0028,0004), window (0028,1050) and (0028,1051), rescale (0028,1052) and (0028,1053) and View
@@ -170,7 +168,7 @@ def _radiograph(rng: np.random.Generator, drawing: SyntheticFrame, study: _Study
         "CHEST",
         ["L", "F"],
     )
-    stored = np.round((1 - drawing.pixels if inverted else drawing.pixels) * 4095).astype(np.uint16)
+    stored = np.round((1 - pixels if inverted else pixels) * 4095).astype(np.uint16)
     _add_pixels(dataset, stored, 12, "MONOCHROME1" if inverted else "MONOCHROME2")
     dataset.PixelSpacing = [round(float(rng.uniform(0.3, 0.45)), 3)] * 2
     slope, intercept = 1.0, 0.0
@@ -183,22 +181,22 @@ def _radiograph(rng: np.random.Generator, drawing: SyntheticFrame, study: _Study
     return dataset
 
 
-def _tomogram(rng: np.random.Generator, drawings: Sequence[SyntheticFrame], study: _Study) -> Dataset:
+def _tomogram(rng: np.random.Generator, frames: Sequence[FloatArray], study: _Study) -> Dataset:
     """Return a multi-frame Ophthalmic Tomography dataset of 8 bits (PS3.3 A.52.4), one frame a B-scan.
 
     Pixel measures, frame anatomy and plane orientation are shared; frame content and plane position belong to each frame.
     """
-    stored = np.round(np.stack([drawing.pixels for drawing in drawings]) * 255).astype(np.uint8)
-    frames, rows, columns = stored.shape
+    stored = np.round(np.stack(frames) * 255).astype(np.uint8)
+    count, rows, columns = stored.shape
     dataset = _dataset(study, OphthalmicTomographyImageStorage, "OPT")
     dataset.ImageType, dataset.ImageLaterality = ["ORIGINAL", "PRIMARY"], study.laterality
     dataset.BurnedInAnnotation, dataset.LossyImageCompression, dataset.PresentationLUTShape = "NO", "00", "IDENTITY"
     dataset.FrameOfReferenceUID = study.uid("frame of reference")
-    dataset.NumberOfFrames = frames
+    dataset.NumberOfFrames = count
     _add_pixels(dataset, stored, 8, "MONOCHROME2")
     width, depth = float(rng.uniform(5.5, 6.5)), 1.9
-    dataset.SharedFunctionalGroupsSequence = [_shared_groups(study.laterality, (depth / rows, width / columns), width / frames)]
-    dataset.PerFrameFunctionalGroupsSequence = [_frame_groups(number, number * width / frames) for number in range(frames)]
+    dataset.SharedFunctionalGroupsSequence = [_shared_groups(study.laterality, (depth / rows, width / columns), width / count)]
+    dataset.PerFrameFunctionalGroupsSequence = [_frame_groups(number, number * width / count) for number in range(count)]
     return dataset
 
 

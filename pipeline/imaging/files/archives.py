@@ -67,22 +67,15 @@ class _Spent:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
-class _Archive:
-    """An archive that is being listed; it lies in `stream` from `start` on, and has `size` bytes."""
+class _Archive(io.RawIOBase):
+    """An archive that is being listed, as a stream of its own: the `size` bytes of a file from `start` on.
 
-    stream: IO[bytes]
-    start: int
-    size: int
-    file: StudyFile
-    depth: int
+    It refuses to read more at once than a directory may have.
+    """
 
-
-class _Window(io.RawIOBase):
-    """A part of a stream as a stream of its own; it refuses to read more at once than a directory may have."""
-
-    def __init__(self, archive: _Archive) -> None:
-        self._stream, self._start, self._size, self._at = archive.stream, archive.start, archive.size, 0
+    def __init__(self, stream: IO[bytes], start: int, size: int, file: StudyFile, depth: int) -> None:
+        self.stream, self.start, self.size, self.file, self.depth = stream, start, size, file, depth
+        self._at = 0
 
     def seekable(self) -> bool:
         return True
@@ -91,7 +84,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if at < 0:
             raise OSError("before the start")
         self._at = at
@@ -101,13 +94,13 @@ class _Window(io.RawIOBase):
         return self._at
 
     def read(self, count: int = -1) -> bytes:
-        left = max(self._size - self._at, 0)
+        left = max(self.size - self._at, 0)
         count = left if count < 0 else min(count, left)
         if count > MOST_DIRECTORY:
             raise UnreadableError(Reason.RESOURCE_LIMIT, "The zip archive has too many members. Unpack it first.")
-        self._stream.seek(self._start + self._at)
+        self.stream.seek(self.start + self._at)
         self._at += count
-        return self._stream.read(count)
+        return self.stream.read(count)
 
 
 def is_archive(head: bytes) -> bool:
@@ -163,10 +156,9 @@ def _directory(archive: _Archive, spent: _Spent) -> list[zipfile.ZipInfo]:
             Reason.RESOURCE_LIMIT, f"The zip archive lies in more than {MOST_DEPTH - 1} others. Unpack the outer ones first."
         )
     with unreadable(DAMAGED):
-        window = _Window(archive)
-        with zipfile.ZipFile(cast(IO[bytes], window)) as opened:
+        with zipfile.ZipFile(cast(IO[bytes], archive)) as opened:
             every = opened.infolist()
-        _check_end(window)
+        _check_end(archive)
     files = [info for info in every if not info.filename.endswith(("/", "\\"))]
     left_behind = {info.filename: path for info in files if (path := _leftover_path(info.filename))}
     spent.skipped.update(leftover(path[-1]) for path in set(left_behind.values()))
@@ -176,14 +168,13 @@ def _directory(archive: _Archive, spent: _Spent) -> list[zipfile.ZipInfo]:
     return found
 
 
-def _check_end(window: _Window) -> None:
+def _check_end(archive: _Archive) -> None:
     """Check that the end record that `ZipFile` found, the last one, is at the end, followed by its comment and zeros at most.
 
     If it is not, the archive is cut off, and the record belongs to an archive within it.
     """
-    size = window.seek(0, io.SEEK_END)
-    window.seek(max(0, size - _END_RECORD - 2**16))
-    tail = window.read()
+    archive.seek(max(0, archive.size - _END_RECORD - 2**16))
+    tail = archive.read()
     start = tail.rfind(ZIP[1])
     end = start + _END_RECORD + int.from_bytes(tail[start + _END_RECORD - 2 : start + _END_RECORD], "little")
     if end > len(tail) or tail[end:].strip(b"\0"):
