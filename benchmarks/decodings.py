@@ -49,7 +49,7 @@ Case = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What came of one reading: what the gate lets pass (None if it refuses it), the network's input and the gate's figures."""
+    """One reading: what the gate lets pass (None if it refuses it), the network's input and the gate's figures."""
 
     admitted: Admitted | None
     pixels: FloatArray

@@ -1,4 +1,4 @@
-"""Pictures that are no medical images at all, made anew and always the same: what a bundle must refuse, whatever it is for."""
+"""Pictures that are no medical images at all, generated, always the same: every bundle must refuse them."""
 
 from collections.abc import Iterator
 

@@ -1,6 +1,6 @@
 """What frozen ImageNet features tell of a labelled set, and what fit and masking change: `python -m benchmarks.frozen INDEX`.
 
-All splits of the index are taken together and divided anew by patients, five parts, three times; a balanced logistic regression
+All splits of the index are combined and divided again by patient, five parts, three times; a balanced logistic regression
 on standardised features of EfficientNet-Lite0 at 224 pixels is fitted to four parts and judged on the fifth.
 """
 

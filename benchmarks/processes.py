@@ -37,7 +37,7 @@ def radiograph() -> pydicom.Dataset:
 
 
 def write_small(folder: Path, count: int) -> Path:
-    """Write the radiograph so many times as JPEG at a small size, shifted and numbered, so that each is a study of its own."""
+    """Write the radiograph repeatedly as JPEG at a small size, shifted and numbered, so that each is a study of its own."""
     whole = radiograph()
     pixels = (whole.pixel_array >> (whole.BitsStored - 8)).clip(0, 255).astype(np.uint8)
     pictures = [_small(np.roll(pixels, _SHIFT * number, axis=1)) for number in range(min(count, _PICTURES))]
@@ -81,7 +81,7 @@ def first_of(folder: Path, root: Path, count: int) -> Path:
 
 
 def rate(seconds: Callable[[Path], float], many: Path, few: Path) -> float:
-    """Return the files a second of a run that is under way."""
+    """Return the files a second of a run in progress."""
     more = len(list(many.iterdir())) - len(list(few.iterdir()))
     return more / (seconds(many) - seconds(few))
 

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.score [COUNT]` (1000 unless told otherwise, at least 100) writes as many radiographs of 224 pixels as
 JPEG, and a tenth as many, at least 100, of 2,000 pixels as DICOM, uncompressed and lossless JPEG 2000, trains a bundle on some,
-and prints ratios. Rates are those of a run that is under way: the time for all files less that for the first few, so that no
+and prints ratios. Rates are those of a run in progress: the time for all files less that for the first few, so that no
 start counts.
 """
 

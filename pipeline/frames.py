@@ -37,9 +37,9 @@ class InstanceKey:
     study_instance_uid
         Study Instance UID (0020,000D); derived from the content (2.25.*) for files that carry none.
     series_instance_uid
-        Series Instance UID (0020,000E), likewise.
+        Series Instance UID (0020,000E), or a derived one.
     sop_instance_uid
-        SOP Instance UID (0008,0018), likewise.
+        SOP Instance UID (0008,0018), or a derived one.
     frame_number
         Starts at 1, as in DICOM.
     """
@@ -95,7 +95,7 @@ class Frame:
         Hash of the frame's decoded stored values (C order, little endian) with their shape and type; equal pixels, equal hash.
         This and the other hashes are empty if they were not requested, or if the frame was not decoded whole.
     modality
-        Modality (0008,0060), for example CR, DX or OPT, which is said of B-scans only: en-face frames are OPTENF, photographs
+        Modality (0008,0060), for example CR, DX or OPT, for B-scans only: en-face frames are OPTENF, photographs
         of the eye OP; empty if neither the file nor its SOP class states it.
     view_position
         View Code Sequence (0054,0220), else View Position (0018,5101): AP, PA, LL, RL, FRONTAL, LATERAL or another term; empty

@@ -27,7 +27,7 @@ def rounded(value: float) -> float:
 
 
 def known(value: float | None) -> float | None:
-    """Return a number rounded, or None where it is not known."""
+    """Return a number rounded, or None if it is not known."""
     return None if value is None else rounded(value)
 
 
@@ -36,7 +36,7 @@ Rounded = Annotated[float, PlainSerializer(rounded)]
 
 
 class Activation(StrEnum):
-    """How logits become probabilities: `softmax` where exactly one label holds, `sigmoid` where labels are independent."""
+    """How logits become probabilities: `softmax` if exactly one label applies, `sigmoid` if labels are independent."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -45,7 +45,7 @@ class Activation(StrEnum):
 class State(StrEnum):
     """What a result says, in one word; `not_scorable` comes with a reason instead of numbers.
 
-    `no_image` is said of objects that have no pixels by their kind, such as a structured report: there is nothing to score.
+    `no_image` is for objects that have no pixels by their kind, such as a structured report: there is nothing to score.
     """
 
     POSITIVE = "positive"
@@ -245,7 +245,7 @@ class Heatmap:
         Of the frame alone, which stands at the upper left of the picture; 0 if nothing was drawn.
     values
         float32 array of shape (map_rows, map_columns), not negative: what each cell of the last feature map says for the label,
-        in the bundle's measure (`HeatmapSupport.meaning`). None if nobody needs them any more.
+        in the bundle's measure (`HeatmapSupport.meaning`). None once they are no longer needed.
     jpeg, png
         The picture as files; empty if they were not asked for, or are written already.
     fault
@@ -342,7 +342,7 @@ class StudyRecord:
         return tuple(row for row in self.not_used if row.reason == Reason.NO_IMAGE)
 
     def sources(self) -> set[str]:
-        """Return the files that something is said of."""
+        """Return the files that appear in the record."""
         return {frame.source for frame in self.frames} | {row.source for row in self.not_used}
 
     def to_json(self) -> bytes:
@@ -363,15 +363,15 @@ def _adapter() -> TypeAdapter[StudyRecord]:
 def study_states(frames: Iterable[Sequence[Prediction]], normal_label: str | None) -> dict[str, State]:
     """Return one state for each label of a study, or of the frames of one eye.
 
-    A finding is positive where it is in any frame; else uncertain where any frame is uncertain; else negative. The label that
-    means no finding must hold for all frames: it is negative where it is in any; else uncertain where any is; else positive.
+    A finding is positive if it is in any frame; else uncertain if any frame is uncertain; else negative. The label that
+    means no finding must hold for all frames: it is negative if it is in any; else uncertain if any is; else positive.
 
     Parameters
     ----------
     frames
         The predictions of each scored frame.
     normal_label
-        The label that means no finding; None where there is none.
+        The label that means no finding; None if there is none.
 
     Returns
     -------

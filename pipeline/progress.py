@@ -19,6 +19,6 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
 
 
 def working(progress: Progress, description: str, work: Callable[[], Item]) -> Item:
-    """Do one piece of work that cannot be counted, show that it is under way, and return its result."""
+    """Do one piece of work that cannot be counted, show that it is running, and return its result."""
     results = [work() for _ in progress((None,), description, 1)]
     return results[0]

@@ -18,7 +18,7 @@ _SIGN = ".octray-demo"
 
 
 def demo(out: Path) -> int:
-    """Run the demo below `out`, which is made anew, and return 0 when all of it worked.
+    """Run the demo in `out`, which is emptied first, and return 0 if all of it worked.
 
     Synthetic chest radiographs and OCT volumes are written, ingested and learned; other studies, among them a real radiograph,
     are scored; at the end the places of all results are printed.

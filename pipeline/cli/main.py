@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return UNUSABLE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nobody to read it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing reads what is still buffered
         return DONE
     except OSError as error:
         what = error.strerror or type(error).__name__

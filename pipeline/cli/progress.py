@@ -31,7 +31,7 @@ class Advance(Protocol):
     """Moves a bar."""
 
     def __call__(self, total: int, done: int, failed: int) -> None:
-        """So many of `total` studies are done now, and so many files and frames were not scored."""
+        """Show how many of `total` studies are done, and how many files and frames were not scored."""
 
 
 @contextmanager

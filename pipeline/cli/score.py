@@ -154,7 +154,7 @@ class _Audience:
             try:
                 self._out.write("".join(f"{json.dumps(line)}\n" for line in lines))
                 self._out.flush()
-            except BrokenPipeError:  # nobody reads any more, which is no reason to leave studies out
+            except BrokenPipeError:  # the reader has gone, which is no reason to skip studies
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
                 self._out = None
 

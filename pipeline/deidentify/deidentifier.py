@@ -44,7 +44,7 @@ class Plan:
     out
         Output folder; the new files are `PSEUDONYM/STUDY/SERIES/INSTANCE.dcm` in it, without anything of the original names.
     key
-        The key file, made if there is none. The crosswalk lies beside it.
+        The key file, created if missing. The crosswalk is beside it.
     options
         What is kept and what is blanked.
     """
@@ -103,7 +103,7 @@ def plan_deidentification(
     out
         Folder for the new files.
     key
-        File of the secret key, made if there is none; the crosswalk lies beside it. None: the default of the user.
+        File of the secret key, created if missing; the crosswalk is beside it. None: the default of the user.
     keep
         What is kept beyond the Basic Profile: dates (all of a patient moved by the same number of days), uids, patient (sex,
         age, size and weight), descriptors (those in which every word is known to be safe).
@@ -176,7 +176,7 @@ class RefusedFile:
     Parameters
     ----------
     source
-        Its path below the source; it may identify somebody, so only the crosswalk may contain it.
+        Its path below the source; it may be identifying, so only the crosswalk may contain it.
     reason
         A code of `Reason` or `RefusalReason`.
     message

@@ -1,6 +1,6 @@
 """Remembers beside the key what became of each file, so that a second run does not read unchanged files again.
 
-It identifies files by keyed hashes only, so it names nobody. Without it, everything is read again.
+It identifies files by keyed hashes only, so it identifies no patient. Without it, everything is read again.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Collects what identifies somebody in a file before it is de-identified, by a list of its own, not by Table E.1-1."""
+"""Collects identifying values of a file before it is de-identified, by its own list, not by Table E.1-1."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -172,7 +172,7 @@ _SHORTEST_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What identified somebody in a file.
+    """The identifying values of a file.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ _LARGEST_SHARE = 0.25
 def find_text_rectangles(stored: NDArray[Any], may_show_identity: bool = True) -> tuple[Rectangle, ...]:
     """Return the rectangles of a frame that contain text, with a margin of a few pixels.
 
-    A single character (a side marker such as R or L) identifies nobody and is left. The frame is searched twice: scaled from
+    A single character (a side marker such as R or L) is not identifying and is left. The frame is searched twice: scaled from
     its smallest to its largest value, and with its grey levels equalised, so that faint text is found too.
 
     Parameters

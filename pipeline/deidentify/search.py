@@ -37,7 +37,7 @@ _UNACCENTED = str.maketrans(
 
 
 class Search:
-    """Searches texts and numbers for what identified somebody.
+    """Searches texts and numbers for identifying values.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def is_defined_term(text: str) -> bool:
 
 
 def is_common(word: str) -> bool:
-    """Return whether a word identifies nobody: a word of anatomy, techniques or terms, or one that many addresses have."""
+    """Return whether a word is not identifying: a word of anatomy, techniques or terms, or one that many addresses have."""
     return any(word.lower() in word_list(name) for name in ("code_terms.txt", "safe_words.txt", "common_words.txt"))
 
 

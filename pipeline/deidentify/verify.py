@@ -40,7 +40,7 @@ def verify(content: bytes, identity: Identity, pseudonym: str, options: Options,
     content
         All its bytes.
     identity
-        What identified somebody in the original.
+        What identifies the patient in the original.
     pseudonym
         The patient's pseudonym.
     options

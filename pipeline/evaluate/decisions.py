@@ -139,7 +139,7 @@ def conformal_bands(
     A band has two purposes, and it reaches as far as the wider of them.
 
     First, it covers the truth: in a patient like those of the calibration split, a frame with the label lies below
-    `present_from` with a chance of at most `alpha`, and a frame without it lies at or above `absent_below` likewise. Let K
+    `present_from`, and a frame without it at or above `absent_below`, each with a chance of at most `alpha`. Let K
     patients have frames with the label, N_k of them each. Then `present_from` is the largest probability seen in these frames
     that has a mass of at least 1 - alpha at or above it, if each frame has the mass 1 / (N_k (K + 1)). If the patients can be
     exchanged, and the frames of a patient as well, the chance of a miss is at most alpha, with or without ties, however many

@@ -21,7 +21,7 @@ from pipeline.frames import FloatArray
 MOST_FRAMES = 1000
 FALSE_ALARMS = 0.01
 RANKED_PATIENTS = 99
-"""From so many patients on, the largest of them is what one in a hundred further patients exceeds."""
+"""From this many patients on, the largest of them is what one in a hundred further patients exceeds."""
 _LEAST_VARIANCE = 1e-12  # features are float32, so that less is rounding
 
 
@@ -34,7 +34,7 @@ class Reference:
     mean
         float64 of shape (channels,), rounded to float32: of the features of training frames, each of unit length.
     whitening
-        float64 of shape (channels, channels), rounded likewise: the length of this times (features - mean) is the distance.
+        float64 of shape (channels, channels), also rounded: the length of this times (features - mean) is the distance.
     threshold
         The distance that counts as 1.
     calibration_frames, calibration_patients

@@ -141,7 +141,7 @@ def prepare(
 
 
 def _on_pixels(square: tuple[int, int, int], rows: int, whole_box: Box) -> Box:
-    """Return a square of a frame of so many rows as a box on the pixels on which `whole_box` is the whole frame."""
+    """Return a square of a frame with this many rows as a box on the pixels on which `whole_box` is the whole frame."""
     top, left, side = (one * whole_box[2] / rows for one in square)
     return whole_box[0] + top, whole_box[1] + left, side, side
 

@@ -127,7 +127,7 @@ class Index:
         return sum(count > 1 for count in Counter(pixels for pixels, _ in pairs).values())
 
     def unknown_patients(self) -> int:
-        """Return how many frames name no patient; the study of each stands in for one."""
+        """Return how many frames name no patient; the study of each counts as one."""
         return sum(record.patient_key == record.key.study_instance_uid for record in self.records)
 
     def counts(self) -> dict[str, dict[str, int]]:

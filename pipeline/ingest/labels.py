@@ -91,7 +91,7 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
     ----------
     path
         CSV (RFC 4180) in UTF-8 with the columns `file` and `label`, and optionally `split` and a column of patient keys; other
-        columns are ignored. A file that stands in several rows has several labels.
+        columns are ignored. A file with several rows has several labels.
     patient_key
         What was given as `--patient-key`: patient keys are read if it is a column's name, or if it is None and there is a
         column named `patient_key`.

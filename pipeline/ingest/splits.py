@@ -136,7 +136,7 @@ def _join(
     studies: Sequence[str],
     seed: int,
 ) -> list[_Group]:
-    """Join patients that share pixels or a study (union-find); largest groups first, then by lot."""
+    """Join patients that share pixels or a study (union-find); largest groups first, ties in random order."""
     parents: dict[Hashable, Hashable] = {}
 
     def find(node: Hashable) -> Hashable:

@@ -1,1 +1,1 @@
-"""Scoring folders as durable work: studies are planned, claimed, scored and finished; whatever ends a run, the next goes on."""
+"""Scores folders as durable work: list studies, claim, score, write; the next run continues one that ended early."""

@@ -236,7 +236,7 @@ def _run_in(path: Path) -> tuple[Run | None, dict[str, str]]:
 
 
 def _locked(file: IO[str], how: int, seconds: float = 0.0) -> bool:
-    """Lock a file, or return that others keep it locked for so many seconds."""
+    """Lock a file, or return that others keep it locked for this many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         try:

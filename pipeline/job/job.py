@@ -50,10 +50,10 @@ _FILES_COMPARED = 20
 
 
 class Audience(Protocol):
-    """Who is told how a job goes."""
+    """Is notified of the progress of a job."""
 
     def planned(self, total: int, records: Iterator[StudyRecord]) -> None:
-        """So many studies are there; `records` are those of the ones that an earlier run has finished."""
+        """This many studies were found; `records` are those that an earlier run has finished."""
 
     def done(self, record: StudyRecord) -> None:
         """A study is finished: what it says is in the ledger, and its pictures are written."""
@@ -74,7 +74,7 @@ class Job:
     bundle, predictor
         What scores.
     audience
-        Who is told.
+        Is notified of progress.
     progress
         Shows how the report is written.
     heatmaps
@@ -354,7 +354,7 @@ def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: Exception) -> 
 
 
 def _is_quiet(files: Sequence[StudyFile], seconds: float) -> bool:
-    """Return whether all files are there, and nothing of them has changed for so many seconds."""
+    """Return whether all files are there, and nothing of them has changed for this many seconds."""
     return time.time() - changed_at(files) >= seconds
 
 

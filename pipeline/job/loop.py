@@ -70,7 +70,7 @@ class PendingResults:
         self._kept = {(line["key"], line["fingerprint"]): line for earlier in self._earlier for line in _lines(earlier)}
 
     def take(self, claim: Claim) -> Outcome | None:
-        """Return what came of a study, if it is kept here, and its files and what was written are still the same."""
+        """Return the outcome of a study, if it is kept here, and its files and what was written are still the same."""
         line = self._kept.get((claim.key, claim.fingerprint))
         if line is None or not all(map(self._is_there, _outputs(line))):
             return None
@@ -82,7 +82,7 @@ class PendingResults:
         return {output.name for line in self._kept.values() for output in _outputs(line)}
 
     def keep(self, outcomes: Iterable[tuple[Claim, Outcome]]) -> None:
-        """Keep what came of studies."""
+        """Keep the outcomes of studies."""
         with self._path.open("a", encoding="utf-8") as file:
             for claim, outcome in outcomes:
                 line = {

@@ -197,7 +197,7 @@ class Scorer:
         return replace(result, heatmaps=tuple(named))
 
     def _finished(self, study: _Study) -> ScoredClaim:
-        """Wait until all files of a study are written, and return what came of it."""
+        """Wait until all files of a study are written, and return its outcome."""
         for future in study.being_written:
             outputs, failures = future.result()
             study.outputs += outputs
@@ -221,7 +221,7 @@ class Scorer:
 
 
 def killed(claim: Claim, base: Path) -> ScoredClaim:
-    """Return what is said of a study whose worker was killed: it is to be tried again, or was tried often enough."""
+    """Return the record of a study whose worker was killed: it will be tried again, or was tried often enough."""
     if claim.attempt < MOST_ATTEMPTS:
         return ScoredClaim(claim, None)
     message = f"Reading or scoring the study ended its process {MOST_ATTEMPTS} times. Copy or export it again."
@@ -263,7 +263,7 @@ class ObjectWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._workers.close()  # nobody needs what it is still making
+        self._workers.close()  # what it is still making is not needed
         self._pool.shutdown(cancel_futures=True)
         shutil.rmtree(self.pictures, ignore_errors=True)
 

@@ -1,6 +1,6 @@
 """What people read of a bundle: its model card, the excerpt of it in reports, and the table that `octray evaluate` prints.
 
-All of it is made from data: the manifest and `metrics.json` of the bundle. The words stand in `templates/model_card.jinja`.
+All of it is made from data: the manifest and `metrics.json` of the bundle. The text is in `templates/model_card.jinja`.
 """
 
 import math

@@ -388,4 +388,4 @@ _COLUMNS = {
     "Patient": frozenset({Detail.NAME, Detail.ID, Detail.BIRTH_DATE}),
     "Examination": frozenset({Detail.ACCESSION_NUMBER, Detail.STUDY_DATE, Detail.DEVICE}),
 }
-"""The columns of the worklist that are about people, and what stands in each."""
+"""The columns of the worklist that are about people, and what each contains."""

@@ -77,7 +77,7 @@ class Ranking:
     def of_frame(self, predictions: Sequence[Prediction]) -> tuple[int, float]:
         """Return the sort key of a frame: the rank of its most urgent finding, and its probability.
 
-        The probability is rounded as it is written, so that digits that nobody sees, and that differ between machines, do not
+        The probability is rounded as it is written, so that digits that are not shown, and that differ between machines, do not
         change the order.
         """
         return max((self._key(one) for one in predictions if one.label != self.normal_label), default=(0, 0.0))

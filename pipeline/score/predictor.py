@@ -50,9 +50,9 @@ class Predictor:
     Raises
     ------
     BundleError
-        Where graph, classifier, labels and operating points do not belong together.
+        If graph, classifier, labels and operating points do not belong together.
     ConfigError
-        Where the bundle's quality gate needs what is not installed.
+        If the bundle's quality gate needs what is not installed.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
@@ -87,7 +87,7 @@ class Predictor:
         Raises
         ------
         UnreadableError
-            Where the bundle's quality gate refuses a frame, which `admission` tells beforehand, or where a frame is unlike all
+            If the bundle's quality gate refuses a frame, which `admission` tells beforehand, or if a frame is unlike all
             that the bundle was trained on.
         """
         admission = replace(self.admission, drawn=False)
@@ -109,7 +109,7 @@ class Predictor:
         -------
         list of FramePrediction, Quarantined or Admitted
             In the order of the frames. `Quarantined` with `Reason.OUT_OF_DISTRIBUTION` if a frame is unlike all that the bundle
-            was trained on. The frame itself if it was decoded at a reduced resolution, and what is said of it is so near a
+            was trained on. The frame itself if it was decoded at a reduced resolution, and its answer is so near a
             threshold that the whole frame may be on the other side: read it whole (`read_whole`), and score that.
         """
         return [
@@ -119,7 +119,7 @@ class Predictor:
         ]
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[tuple[FramePrediction | Quarantined, bool]]:
-        """Return for each frame what is said of it, and whether that is too near a threshold for a reduced resolution."""
+        """Return for each frame its prediction, and whether that is too near a threshold for a reduced resolution."""
         logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps else None

@@ -122,7 +122,7 @@ class Admission:
         Raises
         ------
         UnreadableError
-            Where the gate refuses it.
+            If the gate refuses it.
         """
         flags = admit(frame, self.gate)
         pixels = prepare(frame.pixels, self.preprocessing, frame.whole_box, frame.whole_shape)
@@ -140,7 +140,7 @@ def read_admitted(file: StudyFile | InMemoryFile, admission: Admission) -> Itera
         As `read_frames`.
     """
     if isinstance(file, InMemoryFile):
-        content, file_sha256 = file.content, ""  # nobody can replace it
+        content, file_sha256 = file.content, ""  # it cannot be replaced
         frames = read_frames_from_bytes(content, file.source, admission.reading)
     else:
         content, frames = open_file(file, admission.reading)

@@ -40,7 +40,7 @@ ITEMS_AT_ONCE = 64
 LEAST_READERS = 2
 """Processes that only read, even if there are fewer cores: one of them may wait for a disk or a network."""
 FILES_AT_ONCE, SMALL_BYTES = 4, 2**18
-"""So many files of at most that size are one task of a worker, so that they share calls of the network."""
+"""This many files of at most this size are one task of a worker, so that they share calls of the network."""
 TASKS_A_WORKER = 16
 """Tasks that are begun ahead of their use."""
 
@@ -143,7 +143,7 @@ def score_studies(
         Is asked before each frame, and says in a sentence why to stop, or nothing to go on. The files that are not finished
         then are reported with the sentence and `Reason.TIME_LIMIT`.
     progress
-        Is told how many files are finished.
+        Called with the number of finished files.
     tasks_ahead
         How many groups of small files, or single large ones, are begun ahead of their use.
 
@@ -312,7 +312,7 @@ def _retried(
     outcomes: Iterable[tuple[Sequence[_Member[Study]], Iterator[list[Found]]]],
     alone: Callable[[Sequence[AnyFile]], Iterator[list[Found]]],
 ) -> Iterator[tuple[_Member[Study], Found]]:
-    """Yield what came of files that were scored together; those on which a worker failed are scored again, each alone.
+    """Yield the results of files that were scored together; those on which a worker failed are scored again, each alone.
 
     If a worker fails on several files it is not known on which, and it may have been ended from outside.
     """

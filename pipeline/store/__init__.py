@@ -1,1 +1,1 @@
-"""The durable store: units of work, who holds them, how often they were tried, and what came of them."""
+"""The durable store: units of work, leases, attempts and results."""

@@ -60,7 +60,7 @@ def change(connection: Connection, rows: Rows, constants: Mapping[str, Any], onl
     Parameters
     ----------
     connection
-        Within a transaction; on SQLite one that nobody else can write beside.
+        Within a transaction; on SQLite one that excludes other writers.
     rows
         What differs between the units; `unit` is the id of the one that a row belongs to.
     constants
@@ -99,7 +99,7 @@ def among(connection: Connection, what: Column[Any], values: list[Any]) -> Colum
 
 
 def _given(rows: Rows) -> tuple[Any, dict[str, Any]]:
-    """Return rows as a table that PostgreSQL unfolds from one array a column, and for each name what stands in it.
+    """Return rows as a table that PostgreSQL unfolds from one array a column, and for each name its column.
 
     Text goes there as bytes, which the driver writes several times as fast.
     """

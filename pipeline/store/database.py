@@ -259,9 +259,7 @@ def _prepare_sqlite(connection: Any, _: object, *, seconds: float, is_alone: boo
     if is_alone:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         if connection.execute("PRAGMA page_count").fetchone() == (0,):
-            connection.execute(
-                f"PRAGMA application_id = {APPLICATION}"
-            )  # now, so that it stands in the file and not in the log
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")  # now, so that it is in the file and not in the log
     while connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -352,7 +350,7 @@ _SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
         "",
     ),
 )
-"""Marks in what the driver says, or codes of PostgreSQL (its manual, Appendix A), and what is told instead."""
+"""Marks in what the driver says, or codes of PostgreSQL (its manual, Appendix A), and the message for each."""
 
 _OTHER = (
     "The database of the ledger cannot be reached or used. Check that it is running and that you may write to it, then start "

@@ -99,7 +99,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a study.
+    """The outcome of a study.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class StoredOutcome(Outcome):
 
 @dataclass(frozen=True, slots=True)
 class CachedResult:
-    """What came of a file; an empty fingerprint says that it is to be worked on again."""
+    """The result of a file; an empty fingerprint means that it must be processed again."""
 
     key: str
     fingerprint: str
@@ -176,7 +176,7 @@ class Ledger:
     def add(self, works: Iterable[Unit]) -> int:
         """Enter units; return how many are new, or have changed and are to be worked on again.
 
-        What came of a unit that has changed is dropped. A unit that is there already takes its new position. What was
+        The outcome of a unit that has changed is dropped. A unit that is there already takes its new position. What was
         entered before this is interrupted stays, and entering it again does nothing.
         """
         changes = 0
@@ -195,14 +195,14 @@ class Ledger:
                 bulk.remove(connection, ids)
 
     def claim(self, owner: str, count: int, lease_seconds: float) -> list[Claim]:
-        """Take units that nobody holds, in their order; then those whose lease has run out.
+        """Claim units that no process holds, in their order; then those whose lease has run out.
 
         Parameters
         ----------
         owner
             Who takes them: a name that one process has for as long as it lives.
         count
-            At most so many.
+            Maximum number of units.
         lease_seconds
             How long they are held, unless `beat` extends that.
         """
@@ -215,13 +215,13 @@ class Ledger:
 
     def beat(self, owner: str, lease_seconds: float) -> None:
         """Extend the lease of all that an owner holds."""
-        mine = self._select("id").where(_held_by(owner)).with_for_update(skip_locked=True)  # waits for nobody
+        mine = self._select("id").where(_held_by(owner)).with_for_update(skip_locked=True)  # does not wait
         with self._writing() as connection:
             ids = connection.execute(mine).scalars().all()
             connection.execute(_these(connection, ids).values(lease_until=now(self.engine) + lease_seconds))
 
     def finish(self, owner: str, outcomes: Sequence[Outcome]) -> set[int]:
-        """Keep what came of units; return the ids of those that the owner still held. Outcomes of the others are dropped.
+        """Record the outcomes of units; return the ids of those that the owner still held. Outcomes of the others are dropped.
 
         May be called again with the same outcomes if it is not known whether they were kept: the answer is the same.
         """
@@ -340,7 +340,7 @@ class Ledger:
         return self._count(units.c.state.in_((PENDING, HELD)))
 
     def outcomes(self, order: Order) -> Iterator[StoredOutcome]:
-        """Read what came of the units, final or not, a page at a time, as it was when this was called.
+        """Read the outcomes of the units, final or not, a page at a time, as it was when this was called.
 
         All that is held in memory of the others is their number: eight bytes for each.
         """

@@ -1,4 +1,4 @@
-"""What became of each file of a run, kept so that a file that has not changed is not worked on again."""
+"""Stores the result of each file of a run, so that unchanged files are not processed again."""
 
 import os
 import secrets

@@ -133,7 +133,7 @@ class Member:
     def take_writing(self) -> bool:
         """Return whether this process writes what people read of the round, and calls `finish` afterwards.
 
-        It does if it is the first to find all work finished, or if nobody else is left to finish it.
+        It does if it is the first to find all work finished, or if no other process is left to finish it.
         """
         with writing(self._ledger.engine) as connection:
             row, others = self._row(connection), self._others(connection)
@@ -152,7 +152,7 @@ class Member:
                 self._set(connection, phase=Phase.FINISHED, leader="", summary=summary)
 
     def summary(self) -> str | None:
-        """Return what `finish` was given; None as long as the round goes on."""
+        """Return what `finish` was given; None until the round is over."""
         with writing(self._ledger.engine) as connection:
             row = self._row(connection)
         return row.summary if row.round != self._round or row.phase == Phase.FINISHED else None
@@ -166,7 +166,7 @@ class Member:
                         self._enter(connection)
 
     def _row(self, connection: Connection) -> Any:
-        """Return the row of the job, which nobody else changes until the transaction ends."""
+        """Return the row of the job, which no other process changes until the transaction ends."""
         return connection.execute(select(jobs).where(jobs.c.name == self._ledger.job).with_for_update()).one()
 
     def _set(self, connection: Connection, **values: Any) -> None:

@@ -41,7 +41,7 @@ class Assessment:
     evaluation
         None if there is no test split.
     states, refusals
-        How often the bundle is uncertain, and how often it refuses frames, likewise.
+        How often the bundle is uncertain, and how often it refuses frames, on the same split.
     plots
         File names and PNG images.
     """

@@ -42,7 +42,7 @@ _BUNDLE_ID = "octray.bundle_id"
 
 
 class Tracker:
-    """Records one training run in MLflow. A failure is reported once on standard error, and training goes on.
+    """Records one training run in MLflow. A failure is reported once on standard error, and training continues.
 
     Every run gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
     could not be recorded are kept and sent with later ones.

@@ -1,4 +1,4 @@
-"""Messages between a pool and its workers; large arrays in them are sent as they lie in memory, without a copy."""
+"""Messages between a pool and its workers; large arrays in them are sent without a copy."""
 
 import os
 import pickle
@@ -60,7 +60,7 @@ def send(connection: Connection, message: Message) -> None:
     Raises
     ------
     ConnectionError
-        If nobody reads it any more.
+        If the other side has closed it.
     """
     sizes = [buffer.nbytes for buffer in message.buffers]
     connection.send_bytes(pickle.dumps((message.kind.value, message.pickled, sizes), pickle.HIGHEST_PROTOCOL))

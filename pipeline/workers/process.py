@@ -22,7 +22,7 @@ _seconds = 0.0, 0.0
 
 
 def work(handle: int, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Sequence[str]) -> None:
-    """Do the tasks that come in until nobody sends any more, then end.
+    """Run incoming tasks until the pool closes the connection, then end.
 
     Parameters
     ----------

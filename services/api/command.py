@@ -85,7 +85,7 @@ def serve(
         How many cores the network uses (0: each that may be used), how many studies are scored at once, and how large a request
         may be.
     listening
-        Is told the address as soon as the service listens there.
+        Called with the address as soon as the service listens there.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises
     ------
     InputError
-        Where the port is in use, or the address is not one of this machine.
+        If the port is in use, or the address is not one of this machine.
     """
     if not 0 <= port <= 65535:
         raise InputError(f"The port must be between 0 and 65535. Got {port} instead.")

@@ -22,8 +22,8 @@ class Settings:
     upload_seconds
         Longest time that a request body may take to arrive; a slower one is answered with 408.
     study_seconds
-        How long one study may take to be read and scored; files that are not read by then stand in the answer's failures. The
-        file that is under way then is given up at its next frame.
+        How long one study may take to be read and scored; files not read by then are listed in the answer's failures. The
+        file that is being read then is given up at its next frame.
     max_heatmaps
         Most heatmaps in one answer, which holds them in memory as base64, up to about a megabyte each; frames beyond it are
         scored without one and say so in their flags.

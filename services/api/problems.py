@@ -66,7 +66,7 @@ _TYPES: Mapping[type[OctrayError], tuple[int, str, str]] = {
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return what a caller is told of `error`: a sentence, never a traceback, never more than octray itself wrote."""
+    """Return the sentence that a caller gets for `error`: never a traceback, never more than octray itself wrote."""
     if isinstance(error, OctrayError):
         status, code, title = next(_TYPES[kind] for kind in type(error).__mro__ if kind in _TYPES)
         failures = getattr(error, "failures", None)

@@ -1,4 +1,4 @@
-"""The answers of the service, as they stand in its OpenAPI description."""
+"""The answers of the service, as in its OpenAPI description."""
 
 from typing import Annotated, Literal
 

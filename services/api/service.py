@@ -31,7 +31,7 @@ class Service:
         self._open = 0
 
     async def load(self) -> None:
-        """Load the predictor in a worker thread; where that fails the service stays up and says so in `/readyz`."""
+        """Load the predictor in a worker thread; if that fails, the service stays up and says so in `/readyz`."""
         try:
             self._predictor = await anyio.to_thread.run_sync(_loaded, self.bundle, self.settings.threads)
         except OctrayError as error:
@@ -62,7 +62,7 @@ class Service:
         Raises
         ------
         HTTPException
-            503 where as many requests as the limits allow are open already.
+            503 if as many requests as the limits allow are open already.
         """
         if self._open >= self.settings.concurrency + self.settings.queue:
             raise HTTPException(503, "The service is busy. Try again in a few seconds.", RETRY)

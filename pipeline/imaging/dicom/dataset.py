@@ -218,7 +218,7 @@ def _stated(dataset: Dataset) -> StatedStudy:
 
 
 def _raw(dataset: Dataset, tag: BaseTag) -> bytes:
-    """Return the bytes of an element as they lie in the file, without blanks and case."""
+    """Return the raw bytes of an element, without blanks and in one case."""
     found = dataset.get_item(tag).value if tag in dataset else b""
     return found.strip(b" \0^").upper() if isinstance(found, bytes) else b""
 

@@ -35,7 +35,7 @@ MOST_DEPTH = 3
 MOST_DIRECTORY = 2**25
 """Bytes of the central directory of an archive."""
 MOST_RATIO, RATIO_FROM = 250, 2**24
-"""How many times its packed size a member may have if it inflates to so many bytes; radiographs seldom reach 5."""
+"""How many times its packed size a member may have if it inflates to this many bytes; radiographs seldom reach 5."""
 
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _END_RECORD = 22

@@ -1,6 +1,6 @@
 """The quality gate: checks a frame, says in sentences for people what is wrong with it, and refuses it if the gate says so.
 
-A value that the file does not state is never held against it, and no value of the file stands in a sentence.
+A value that the file does not state is never held against it, and no message contains a value of the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class CheckedFrame:
         self.strict = strict
 
     def doubt(self, most: float) -> float:
-        """Return by how much a threshold gives way: `most`, the change from the whole frame to a reduced one, or 0."""
+        """Return by how much a threshold is relaxed: `most`, the change from the whole frame to a reduced one, or 0."""
         return most if self.strict else 0.0
 
     @cached_property

@@ -44,7 +44,7 @@ def volume_frames(
     Parameters
     ----------
     scans
-        For each B-scan the array of shape (rows, columns) as it lies in the file, the same in grey levels, and what was assumed
+        For each B-scan the array of shape (rows, columns) as stored in the file, the same in grey levels, and what was assumed
         about it, in sentences.
     uids
         Study, series and SOP Instance UID.

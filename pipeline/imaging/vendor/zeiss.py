@@ -41,7 +41,7 @@ def is_named_by_the_device(source: str) -> bool:
 def read_img(content: bytes, source: str, reading: Reading = DEFAULT_READING) -> Iterator[Frame]:
     """Read an `.img` file, one frame a B-scan, in the order of the file.
 
-    Each is turned by half a turn, as it lies upside down in the file.
+    Each is rotated by 180 degrees, since it is stored upside down.
 
     Raises
     ------

@@ -35,7 +35,7 @@ def write_secondary_capture(author: Author, frame_number: int, label: str, png: 
     -------
     bytes
         The DICOM file, uncompressed. Burned In Annotation (0028,0301) is copied from the source, if it has one: the text that
-        octray adds identifies nobody.
+        octray adds identifies no patient.
     """
     source = author.source
     with Image.open(io.BytesIO(png)) as picture:
