@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from pipeline.imaging.sources import discover, read_frames
     from pipeline.ingest.build import build_index
     from pipeline.ingest.index import Index, load_index
+    from pipeline.job.job import score_folder
     from pipeline.model.bundle import Bundle, load_bundle
     from pipeline.model.networks import describe_architecture, list_architectures
     from pipeline.phantoms.studies import write_phantom
-    from pipeline.predictions import FramePrediction, State
+    from pipeline.predictions import FramePrediction, State, StudyRecord
     from pipeline.score.pictures import draw_heatmap
     from pipeline.score.predictor import Predictor
+    from pipeline.score.study import score_study
     from pipeline.train.assessment import evaluate_bundle
     from pipeline.train.run import train
     from pipeline.train.tracking import register_bundle
@@ -40,6 +42,7 @@ __all__ = [
     "Predictor",
     "Split",
     "State",
+    "StudyRecord",
     "UnreadableError",
     "build_index",
     "deidentify_folder",
@@ -58,6 +61,8 @@ __all__ = [
     "pull_dataset",
     "read_frames",
     "register_bundle",
+    "score_folder",
+    "score_study",
     "serve",
     "show_crosswalk",
     "train",
@@ -76,6 +81,7 @@ _MODULES = {
     "Predictor": "pipeline.score.predictor",
     "Split": "pipeline.frames",
     "State": "pipeline.predictions",
+    "StudyRecord": "pipeline.predictions",
     "UnreadableError": "pipeline.errors",
     "build_index": "pipeline.ingest.build",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
@@ -94,6 +100,8 @@ _MODULES = {
     "pull_dataset": "pipeline.catalog",
     "read_frames": "pipeline.imaging.sources",
     "register_bundle": "pipeline.train.tracking",
+    "score_folder": "pipeline.job.job",
+    "score_study": "pipeline.score.study",
     "serve": "services.api.command",
     "show_crosswalk": "pipeline.deidentify.crosswalk",
     "train": "pipeline.train.run",

@@ -54,7 +54,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(json.dumps([*octray.describe_files([str(tmp_path)])])) == printed
     frames = [octray.describe_frame(frame) for frame in octray.read_frames(str(tmp_path / "a.dcm"))]
     assert json.loads(json.dumps(frames)) == printed[:2]
-    with pytest.raises(octray.UnreadableError, match="not an image"):
+    with pytest.raises(octray.UnreadableError, match="neither DICOM"):
         list(octray.read_frames(tmp_path / "b.dcm"))
 
 
@@ -111,6 +111,38 @@ def test_frames_predictions_and_heatmaps(tmp_path: Path) -> None:
     picture = octray.draw_heatmap(frame, result.heatmaps[0], bundle.manifest)
     assert (picture.dtype, picture.shape[2]) == (np.uint8, 3)
     assert picture.shape[1] > 2 * 260
+
+
+def test_score(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for study in ("1", "2"):
+        (tmp_path / "in" / study).mkdir(parents=True)
+        pixels = rng.integers(0, 4000, (300, 260), np.uint16)
+        (tmp_path / "in" / study / "a.dcm").write_bytes(make_dicom(pixels, StudyInstanceUID=f"1.2.{study}"))
+    (tmp_path / "in" / "b.txt").write_text("no image")
+    bundle = make_bundle(tmp_path / "bundle")
+    words = [str(tmp_path / "in"), "--bundle", str(bundle.path), "--out", str(tmp_path / "one"), "--dicom", "sr"]
+    assert main(["score", *words]) == 1
+    job = octray.score_folder(str(tmp_path / "in"), bundle, str(tmp_path / "two"), objects=["sr"])
+    assert (job.totals.frames, job.totals.failures, job.scored, job.faults, job.interrupted) == (2, 1, 3, [], False)
+    one, two = ({path.relative_to(top) for path in top.rglob("*")} for top in (tmp_path / "one", tmp_path / "two"))
+    assert one == two
+    for path in sorted(one):
+        if path.suffix in (".csv", ".jpg"):
+            assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    *frames, record = octray.score_study(octray.discover(tmp_path / "in" / "1"), octray.Predictor(bundle))
+    assert record.study_instance_uid == "1.2.1"
+    assert [frame.predictions for frame in frames] == [frame.predictions for frame in record.frames]
+    row = (tmp_path / "one" / "predictions.csv").read_text().splitlines()[1]
+    assert f"{frames[0].predictions[0].probability:.4f}" in row
+
+
+@pytest.mark.parametrize("options", [{"objects": ["pdf"]}, {"identity": ["names"]}])
+def test_an_argument_that_there_is_not_is_refused(options: dict[str, list[str]], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (name,), (value,) = options, options.values()
+    with pytest.raises(octray.ConfigError, match=f"{name}: there is no {value[0]}. Name some of "):
+        octray.score_folder(tmp_path / "in", make_bundle(tmp_path / "bundle"), tmp_path / "out", **options)
 
 
 def test_lists_and_descriptions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,11 @@
 """`octray score`: a folder of studies in; tables, heatmaps and a report page out."""
 
 import argparse
-import errno
 import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,62 +72,50 @@ def run(args: argparse.Namespace) -> int:
     """Score, write what was finished, say where it lies, and return the exit code."""
     from pipeline.imaging.file_workers import warm_file_worker
 
-    _check_places(args.studies, args.bundle, args.out)
-    if args.engine != "ray":
+    if args.engine != "ray" and args.studies.exists():
         warm_file_worker()
-    from pipeline.cli.progress import bar, study_bar
-    from pipeline.job.folder import ResultsFolder
-    from pipeline.job.job import Job
+    from pipeline.cli.progress import bar
+    from pipeline.job.job import score_folder
     from pipeline.model.bundle import load_bundle
-    from pipeline.score.predictor import Predictor
 
-    bundle = load_bundle(args.bundle)
-    predictor = Predictor(bundle, threads=1)
-    try:
-        with ResultsFolder(args.out) as folder, study_bar("Scoring") as advance:
-            job = Job(
-                args.studies,
-                folder,
-                bundle,
-                predictor,
-                _Audience(advance, args.json),
-                bar,
-                heatmaps=not args.no_heatmaps,
-                objects=args.dicom,
-                name=args.job,
-                ledger=args.ledger,
-                cluster=args.address if args.engine == "ray" else "",
-                details=args.identity,
-            )
-            interrupted = False
-            try:
-                if args.watch is None:
-                    job.score()
-                else:
-                    job.watch(args.watch)
-            except KeyboardInterrupt:
-                interrupted = True
-    except OSError as error:
-        if not _is_of(error, args.out):
-            raise
-        raise InputError(f"The results folder {_name(args.out)} cannot be written: {error.strerror}.") from None
+    with ExitStack() as stack:
+        job = score_folder(
+            args.studies,
+            load_bundle(args.bundle),
+            args.out,
+            heatmaps=not args.no_heatmaps,
+            objects=args.dicom,
+            identity=args.identity,
+            watch=args.watch,
+            ledger=args.ledger,
+            job=args.job,
+            cluster=args.address if args.engine == "ray" else "",
+            audience=_Audience(stack, args.json),
+            progress=bar,
+        )
     _say(args.out, job)
-    if interrupted or job.totals is None:
+    if job.interrupted or job.totals is None:
         return INTERRUPTED
     if job.totals.failures and not job.totals.frames:
         told = f"failures.csv says why for each of the {job.totals.failures}"
-        raise InputError(f"None of the files in {_name(args.studies)} could be scored; {told}.")
+        raise InputError(f"None of the files in {args.studies.resolve().name} could be scored; {told}.")
     return SOME_FAILED if job.totals.failures or job.faults else DONE
 
 
 class _Audience:
     """Moves the bar and prints what was finished; what an earlier run has finished comes first."""
 
-    def __init__(self, advance: "Advance", print_json: bool) -> None:
-        self._advance = advance
+    def __init__(self, stack: ExitStack, print_json: bool) -> None:
+        self._stack = stack
+        self._advance: Advance | None = None
         self._out = sys.stdout if print_json else None  # as it is now: a cluster prints what it thinks, which goes elsewhere
         self._is_new = True
         self._total = self._done = self._failed = 0
+
+    def started(self) -> None:
+        from pipeline.cli.progress import study_bar
+
+        self._advance = self._stack.enter_context(study_bar("Scoring"))
 
     def planned(self, total: int, records: "Iterator[StudyRecord]") -> None:
         self._total, self._done, self._failed = total, 0, 0
@@ -143,7 +131,8 @@ class _Audience:
     def _count(self, record: "StudyRecord") -> None:
         self._done += 1
         self._failed += len(record.failures)
-        self._advance(self._total, self._done, self._failed)
+        if self._advance:
+            self._advance(self._total, self._done, self._failed)
 
     def _print(self, record: "StudyRecord | None") -> None:
         from pipeline.results.tables import failure_record, frame_record
@@ -189,30 +178,6 @@ def _say(out: Path, job: "Job") -> None:
     for path in (out / name for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS, OBJECTS)):
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             sys.stderr.write(f"  {path}\n")
-
-
-def _check_places(studies: Path, bundle: Path, out: Path) -> None:
-    if not studies.exists():
-        raise InputError(f"There is no file or folder {_name(studies)}. Give the folder of studies to score.")
-    if out.resolve().is_relative_to(bundle.resolve()):
-        raise InputError(f"The results must not lie in the folder of the bundle, {_name(bundle)}. Give another --out.")
-    if studies.resolve().is_relative_to(out.resolve()):
-        where = f"The results folder {_name(out)} must not contain the studies {_name(studies)}"
-        raise InputError(f"{where}, since octray deletes old results in it. Give another --out.")
-    if out.resolve().is_relative_to(studies.resolve()):
-        where = f"The results folder {_name(out)} must not lie inside {_name(studies)}"
-        raise InputError(f"{where}: its heatmaps would be scored in the next run. Give another --out.")
-
-
-def _is_of(error: OSError, out: Path) -> bool:
-    """Say whether an error is one of a file among the results; that of a full disk names none."""
-    if error.filename is None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-    return Path(os.fsdecode(error.filename)).resolve().is_relative_to(out.resolve())
-
-
-def _name(path: Path) -> str:
-    return path.resolve().name
 
 
 def _kinds(text: str) -> "frozenset[Kind]":

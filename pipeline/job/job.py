@@ -1,16 +1,18 @@
 """A folder of studies into a folder of results: plans the studies, has them scored, and writes what people read."""
 
+import errno
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from enum import StrEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
@@ -52,11 +54,152 @@ _FILES_COMPARED = 20
 class Audience(Protocol):
     """Is notified of the progress of a job."""
 
+    def started(self) -> None:
+        """The results folder may be written to, and the studies are looked for."""
+
     def planned(self, total: int, records: Iterator[StudyRecord]) -> None:
         """This many studies were found; `records` are those that an earlier run has finished."""
 
     def done(self, record: StudyRecord) -> None:
         """A study is finished: what it says is in the ledger, and its pictures are written."""
+
+
+class _Nobody:
+    """An audience that does not listen."""
+
+    def started(self) -> None:
+        pass
+
+    def planned(self, total: int, records: Iterator[StudyRecord]) -> None:
+        pass
+
+    def done(self, record: StudyRecord) -> None:
+        pass
+
+
+def score_folder(
+    studies: Path | str,
+    bundle: Bundle,
+    out: Path | str,
+    *,
+    heatmaps: bool = True,
+    objects: Collection[str] = (),
+    identity: Collection[str] = (),
+    watch: float | None = None,
+    ledger: str = "",
+    job: str = "",
+    cluster: str = "",
+    audience: Audience | None = None,
+    progress: Progress = silent,
+) -> "Job":
+    """Score a folder of studies, and write tables, pictures and a report; what an earlier call has finished is not done again.
+
+    Parameters
+    ----------
+    studies
+        A folder, or one file.
+    bundle
+        As `load_bundle` gives it.
+    out
+        Folder of the results; neither it nor the studies may lie inside the other.
+    heatmaps
+        Whether pictures of heatmaps are written.
+    objects
+        Which DICOM objects are written for each DICOM file: sr (report), pm (heatmaps), sc (heatmaps over the image).
+    identity
+        What the report says of patients and examinations: some of name, id, birth_date, accession_number, study_date, device.
+    watch
+        Seconds for which nothing of a study must have changed before it is scored: the call then goes on until Ctrl+C. None
+        scores what is there, and returns.
+    ledger
+        Address of a PostgreSQL database that keeps the results; empty: a file in the results folder.
+    job
+        Name under which other processes, also on other machines, share the work.
+    cluster
+        HOST:PORT of the Ray cluster that scores; `auto` finds one on this machine; empty: this process scores.
+    audience
+        Is told of every study that is finished.
+    progress
+        Shows how the report is written.
+
+    Returns
+    -------
+    Job
+        How it went: `totals` of frames, studies and failures, `faults`, and whether it was `interrupted`.
+
+    Raises
+    ------
+    InputError
+        If there is no study, the folders lie inside each other, or the results cannot be written.
+    ConfigError
+        If an argument names what there is not, or Ray is not installed.
+    """
+    studies, out = Path(studies), Path(out)
+    _check_places(studies, bundle.path, out)
+    kinds, details = _choices(Kind, objects, "objects"), _choices(Detail, identity, "identity")
+    predictor, audience = Predictor(bundle, threads=1), audience or _Nobody()
+    try:
+        with ResultsFolder(out) as folder:
+            audience.started()
+            scored = Job(
+                studies,
+                folder,
+                bundle,
+                predictor,
+                audience,
+                progress,
+                heatmaps=heatmaps,
+                objects=kinds,
+                name=job,
+                ledger=ledger,
+                cluster=cluster,
+                details=details,
+            )
+            try:
+                if watch is None:
+                    scored.score()
+                else:
+                    scored.watch(watch)
+            except KeyboardInterrupt:
+                scored.interrupted = True
+            return scored
+    except OSError as error:
+        if not _is_of(error, out):
+            raise
+        raise InputError(f"The results folder {_name(out)} cannot be written: {error.strerror}.") from None
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def _choices(kind: type[_Choice], names: Collection[str], argument: str) -> frozenset[_Choice]:
+    if unknown := sorted({*names} - {*kind}):
+        raise ConfigError([f"{argument}: there is no {', '.join(unknown)}. Name some of {', '.join(kind)}."])
+    return frozenset(map(kind, names))
+
+
+def _check_places(studies: Path, bundle: Path, out: Path) -> None:
+    if not studies.exists():
+        raise InputError(f"There is no file or folder {_name(studies)}. Give the folder of studies to score.")
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"The results must not lie in the folder of the bundle, {_name(bundle)}. Give another --out.")
+    if studies.resolve().is_relative_to(out.resolve()):
+        where = f"The results folder {_name(out)} must not contain the studies {_name(studies)}"
+        raise InputError(f"{where}, since octray deletes old results in it. Give another --out.")
+    if out.resolve().is_relative_to(studies.resolve()):
+        where = f"The results folder {_name(out)} must not lie inside {_name(studies)}"
+        raise InputError(f"{where}: its heatmaps would be scored in the next run. Give another --out.")
+
+
+def _is_of(error: OSError, out: Path) -> bool:
+    """Say whether an error is one of a file among the results; that of a full disk names none."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    return Path(os.fsdecode(error.filename)).resolve().is_relative_to(out.resolve())
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
 
 
 class Job:
@@ -102,6 +245,8 @@ class Job:
         How many studies this process has finished.
     faults
         Names of files of studies that could not be drawn or written, each with the reason.
+    interrupted
+        Whether Ctrl+C ended it. What was finished by then is written.
     """
 
     def __init__(
@@ -139,6 +284,7 @@ class Job:
         self.replaced = False
         self.scored = 0
         self.faults: list[str] = []
+        self.interrupted = False
         self.totals: Totals | None = Totals()
         self._reported_at = 0.0
 
