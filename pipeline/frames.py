@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,23 @@ class InstanceKey:
     series_instance_uid: str
     sop_instance_uid: str
     frame_number: int
+
+
+class Box(NamedTuple):
+    """The box that a whole frame takes on other pixels, in those pixels: on a smaller copy of it, or on the network's grid.
+
+    Parameters
+    ----------
+    top, left
+        Of the outer corner of the frame's first pixel; negative if the frame begins outside.
+    rows, columns
+        Size of the whole frame.
+    """
+
+    top: float
+    left: float
+    rows: float
+    columns: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +152,7 @@ class Frame:
     whole_shape
         Rows and columns of the frame in its file if `pixels` have fewer, since they were decoded at a reduced resolution.
     whole_box
-        Top, left, rows and columns of the box that the whole frame then takes on `pixels`, in their pixels.
+        The box that the whole frame then takes on `pixels`, in their pixels.
     notes
         What was assumed on the way to grey levels, in sentences.
     file_sha256
@@ -165,7 +183,7 @@ class Frame:
     instance_sha256: str = ""
     stored_range: tuple[float, float] = (0.0, 0.0)
     whole_shape: tuple[int, int] | None = None
-    whole_box: tuple[float, float, float, float] | None = None
+    whole_box: Box | None = None
     notes: tuple[str, ...] = ()
     file_sha256: str = ""
     decoder: str = ""

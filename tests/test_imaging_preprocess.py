@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydicom.uid import JPEG2000Lossless
 from scipy import ndimage
 
-from pipeline.frames import ImageRecord, Split
-from pipeline.imaging.preprocess import FOCUS, Placement, bright_height, placement, prepare, reading_for
+from pipeline.frames import Box, ImageRecord, Split
+from pipeline.imaging.preprocess import FOCUS, bright_height, placement, prepare, reading_for
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.network_input import prepared_frames
@@ -70,16 +70,16 @@ def test_cropped_frames_cover_the_grid(rows: int, columns: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "fit", "expected"),
     [
-        (496, 512, Fit.PAD, Placement(3, 0, 217, 224)),
-        (100, 200, Fit.PAD, Placement(56, 0, 112, 224)),
-        (1, 5000, Fit.PAD, Placement(111, 0, 1, 224)),
-        (5000, 1, Fit.PAD, Placement(0, 111, 224, 1)),
-        (112, 224, Fit.CROP, Placement(0, -112, 224, 448)),
-        (10, 10, Fit.CROP, Placement(0, 0, 224, 224)),
-        (100, 200, Fit.FOCUS, Placement(-48, -208, 320, 640)),
+        (496, 512, Fit.PAD, Box(3, 0, 217, 224)),
+        (100, 200, Fit.PAD, Box(56, 0, 112, 224)),
+        (1, 5000, Fit.PAD, Box(111, 0, 1, 224)),
+        (5000, 1, Fit.PAD, Box(0, 111, 224, 1)),
+        (112, 224, Fit.CROP, Box(0, -112, 224, 448)),
+        (10, 10, Fit.CROP, Box(0, 0, 224, 224)),
+        (100, 200, Fit.FOCUS, Box(-48, -208, 320, 640)),
     ],
 )
-def test_placement(rows: int, columns: int, fit: Fit, expected: Placement) -> None:
+def test_placement(rows: int, columns: int, fit: Fit, expected: Box) -> None:
     assert placement(rows, columns, Preprocessing(224, fit)) == expected
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import Reason, UnreadableError
-from pipeline.frames import Quarantined
+from pipeline.frames import Box, Quarantined
 from pipeline.imaging.preprocess import placement, prepare
 from pipeline.imaging.sources import locate
 from pipeline.score.reading import (
@@ -92,7 +92,7 @@ def test_a_view_is_the_frame_as_pillow_resizes_it() -> None:
 
 def test_a_frame_that_was_decoded_smaller_is_drawn_and_placed_like_the_whole_one() -> None:
     whole, crop = make_frame(pixels=make_pixels(400, 240)), Preprocessing(32, Fit.CROP)
-    smaller = make_frame(pixels=make_pixels(200, 120), whole_shape=(400, 240), whole_box=(0.0, 0.0, 200.0, 120.0))
+    smaller = make_frame(pixels=make_pixels(200, 120), whole_shape=(400, 240), whole_box=Box(0.0, 0.0, 200.0, 120.0))
     view, expected = view_of(smaller, crop), view_of(whole, crop)
     assert view.grey.shape == expected.grey.shape
     assert view.box == expected.box == placement(400, 240, crop)

@@ -1,7 +1,6 @@
 """From a frame's pixels to the input of the network, and from a heatmap back to the frame; the same in training and scoring."""
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -9,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.frames import FloatArray
+from pipeline.frames import Box, FloatArray
 from pipeline.settings import Fit, Limits, Preprocessing, Reading
-
-Box = tuple[float, float, float, float]
 
 FOCUS = 0.7
 """Side of the square that `Fit.FOCUS` shows, as a part of the frame's shorter side; DECISIONS.md says what was measured."""
@@ -34,26 +31,8 @@ PANEL_GAP = 8
 """Columns between a frame and the same frame with its heatmap, in a picture of both."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The box that a whole frame takes on the network's grid, in network pixels; only with `Fit.PAD` does it stay inside.
-
-    Parameters
-    ----------
-    top, left
-        Of the frame's first pixel's outer corner; negative if the frame is cropped.
-    rows, columns
-        Size of the whole frame.
-    """
-
-    top: float
-    left: float
-    rows: float
-    columns: float
-
-
-def placement(rows: int, columns: int, preprocessing: Preprocessing, height: float = 0.5) -> Placement:
-    """Return the place of a frame of `rows` x `columns` pixels on the network's grid.
+def placement(rows: int, columns: int, preprocessing: Preprocessing, height: float = 0.5) -> Box:
+    """Return the box that a frame of `rows` x `columns` pixels takes on the network's grid; only `Fit.PAD` keeps it inside.
 
     With `Fit.PAD` all four values are whole numbers, and no side is shorter than one pixel, however long the frame is. `height`
     is that of `bright_height`; only `Fit.FOCUS` needs it.
@@ -62,10 +41,10 @@ def placement(rows: int, columns: int, preprocessing: Preprocessing, height: flo
     if preprocessing.fit is not Fit.PAD:
         top, left, side = _square(rows, columns, preprocessing.fit, height)
         scale = size / side
-        return Placement(-top * scale, -left * scale, rows * scale, columns * scale)
+        return Box(-top * scale, -left * scale, rows * scale, columns * scale)
     longest = max(rows, columns)
     tall, wide = (max(1, round(side * size / longest)) for side in (rows, columns))
-    return Placement((size - tall) // 2, (size - wide) // 2, tall, wide)
+    return Box((size - tall) // 2, (size - wide) // 2, tall, wide)
 
 
 def bright_height(pixels: FloatArray, preprocessing: Preprocessing) -> float:
@@ -112,7 +91,7 @@ def prepare(
     preprocessing
         As in the bundle.
     whole_box
-        As in `Frame`: top, left, rows and columns of the whole frame on `pixels`; None if they are the whole frame.
+        As in `Frame`: the box of the whole frame on `pixels`; None if they are the whole frame.
     whole_shape
         As in `Frame`: rows and columns of the frame in its file; those of `pixels` if it is None.
 
@@ -125,8 +104,8 @@ def prepare(
     if preprocessing.mask_white_borders:
         pixels = mask_white_borders(pixels)
     size, (rows, columns) = preprocessing.size, whole_shape or pixels.shape
-    box = whole_box or (0, 0, rows, columns)
-    height = (_height(pixels) * len(pixels) - box[0]) / box[2] if preprocessing.fit is Fit.FOCUS else 0.5
+    box = whole_box or Box(0, 0, rows, columns)
+    height = (_height(pixels) * len(pixels) - box.top) / box.rows if preprocessing.fit is Fit.FOCUS else 0.5
     grid = np.zeros((1, size, size), np.float32)
     if whole_box is not None:
         pixels = np.pad(pixels, ((0, 1), (0, 1)), mode="edge")  # the box may reach a part of a pixel beyond
@@ -134,26 +113,25 @@ def prepare(
         square = _on_pixels(_square(rows, columns, preprocessing.fit, height), rows, box)
         grid[0] = _resize(*_cut(pixels, square), size, size)
         return grid
-    place = placement(rows, columns, preprocessing)
-    top, left, tall, wide = (int(value) for value in (place.top, place.left, place.rows, place.columns))
+    top, left, tall, wide = map(int, placement(rows, columns, preprocessing))
     grid[0, top : top + tall, left : left + wide] = _resize(pixels, box, tall, wide)
     return grid
 
 
 def _on_pixels(square: tuple[int, int, int], rows: int, whole_box: Box) -> Box:
     """Return a square of a frame with this many rows as a box on the pixels on which `whole_box` is the whole frame."""
-    top, left, side = (one * whole_box[2] / rows for one in square)
-    return whole_box[0] + top, whole_box[1] + left, side, side
+    top, left, side = (one * whole_box.rows / rows for one in square)
+    return Box(whole_box.top + top, whole_box.left + left, side, side)
 
 
 def _cut(pixels: FloatArray, box: Box) -> tuple[FloatArray, Box]:
     """Cut out the pixels that a box touches, black above and below the frame; return them with the box on them."""
-    first, last = math.floor(box[0]), math.ceil(box[0] + box[2])
-    start, end = math.floor(box[1]), math.ceil(box[1] + box[3])
+    first, last = math.floor(box.top), math.ceil(box.top + box.rows)
+    start, end = math.floor(box.left), math.ceil(box.left + box.columns)
     above, below = max(0, -first), max(0, last - pixels.shape[0])
     shown = pixels[max(0, first) : last, start:end]
     shown = np.pad(shown, ((above, below), (0, 0))) if above or below else shown
-    return shown, (box[0] - first, box[1] - start, box[2], box[3])
+    return shown, Box(box.top - first, box.left - start, box.rows, box.columns)
 
 
 def _square(rows: int, columns: int, fit: Fit, height: float) -> tuple[int, int, int]:
@@ -247,7 +225,7 @@ def _long(depth: NDArray[Any], columns: int) -> NDArray[Any]:
     return long
 
 
-def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, int]) -> FloatArray:
+def onto_frame(values: FloatArray, box: Box, size: int, shape: tuple[int, int]) -> FloatArray:
     """Map a heatmap back through padding or cropping onto the frame's own grid, at any resolution.
 
     Parameters
@@ -271,7 +249,7 @@ def onto_frame(values: FloatArray, box: Placement, size: int, shape: tuple[int, 
     return np.asarray(rows @ values @ columns.T, np.float32)
 
 
-def seen_square(box: Placement, size: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+def seen_square(box: Box, size: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
     """Return the part of a frame that the network saw: top, left, bottom and right in pixels of a grid that covers the frame.
 
     Parameters

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 
+from pipeline.frames import Box
 from pipeline.imaging.codestream import Codestream, halvings, read_codestream
 from pipeline.imaging.grayscale import Values
 
@@ -31,7 +32,7 @@ def reduced_shape(shape: tuple[int, int], count: int) -> tuple[int, int]:
     return -(-shape[0] >> count), -(-shape[1] >> count)
 
 
-def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -> tuple[float, float, float, float]:
+def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -> Box:
     """Return the box of a whole picture on its reduced one.
 
     Parameters
@@ -45,8 +46,8 @@ def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -
 
     Returns
     -------
-    tuple[float, float, float, float]
-        Top, left, rows and columns, in pixels of the reduced picture; it reaches beyond it by less than one.
+    Box
+        In pixels of the reduced picture; it reaches beyond it by less than one.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def whole_box(whole: tuple[int, int], decoded: tuple[int, int], offset: float) -
     if count is None:
         raise ValueError(f"A picture of {whole} cannot be halved to {decoded}.")
     start = offset - offset / 2**count
-    return start, start, whole[0] / 2**count, whole[1] / 2**count
+    return Box(start, start, whole[0] / 2**count, whole[1] / 2**count)
 
 
 def decode_jpeg_2000(encoded: bytes, side: int, bits: int, signed: bool) -> Values | None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import UnreadableError
-from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
-from pipeline.imaging.preprocess import Placement, bright_height, placement, prepare
+from pipeline.frames import Box, FloatArray, Frame, FrameFacts, Quarantined
+from pipeline.imaging.preprocess import bright_height, placement, prepare
 from pipeline.imaging.quality.gate import admit, may_differ
 from pipeline.imaging.sources import StudyFile, open_file, read_frames_from_bytes
 from pipeline.settings import Flag, Gate, Preprocessing, Reading
@@ -35,7 +35,7 @@ class View:
     """
 
     grey: NDArray[np.uint8]
-    box: Placement
+    box: Box
     size: int
 
 
