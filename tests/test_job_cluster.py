@@ -262,7 +262,7 @@ cluster.Cluster.__init__ = init
             "octray cannot be started on a machine of the Ray cluster. Install octray[clus",
         ),
         ("heatmaps=Fatal(os.abort)", "The processes of octray end on the Ray cluster before they are ready. Check that its"),
-        ("folder=elsewhere / 'full'", "Not a directory. Check the place, its permissions and its free space."),
+        ("folder=elsewhere / 'full'", "traces: File exists. Check the place, its permissions and its free space."),
     ],
 )
 def test_what_the_machines_of_the_cluster_lack_is_told(
