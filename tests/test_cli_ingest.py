@@ -199,7 +199,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "What was read so far is kept: the same command goes on from there." in " ".join(said.split())
+    assert "What was read so far is kept: run the same command to continue." in " ".join(said.split())
     assert "Traceback" not in said
     assert not (out / "index.json").exists()
     assert run_ingest(str(tmp_path), "--out", str(out)) == 0

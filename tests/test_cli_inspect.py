@@ -86,7 +86,7 @@ def test_one_object_a_frame_and_one_an_unreadable_file(tmp_path: Path, capsys: p
     assert first["max"] == pytest.approx(29 / 255, abs=1e-5)
     assert unreadable["source"] == "b.dcm"
     assert unreadable["reason"] == "not_an_image"
-    assert unreadable["message"].startswith("The file is not an image")
+    assert unreadable["message"].startswith("octray does not recognise the content")
 
 
 def test_columns_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,12 +102,12 @@ def test_columns_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_nothing_readable_nothing_there_and_nothing_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="no file or folder gone"):
         run(tmp_path / "gone")
-    with pytest.raises(InputError, match="There is no file in what was given"):
+    with pytest.raises(InputError, match="No files were found"):
         run(tmp_path)
     (tmp_path / "a.dcm").write_text("no image")
     with pytest.raises(InputError, match="No frame could be read: 1 unreadable files"):
         run(tmp_path)
-    assert capsys.readouterr().out.startswith("a.dcm  UNREADABLE  not_an_image: The file is not an image")
+    assert capsys.readouterr().out.startswith("a.dcm  UNREADABLE  not_an_image: octray does not recognise the content")
 
 
 def test_every_field_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,4 +147,4 @@ def test_an_interrupt_says_nothing_of_what_is_kept(tmp_path: Path) -> None:
     assert "frame 1" in run.stdout.readline()
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=60)[1]
-    assert (run.returncode, said) == (130, "octray: Interrupted. The files that follow were not looked at.\n")
+    assert (run.returncode, said) == (130, "octray: Interrupted. The remaining files were not read.\n")

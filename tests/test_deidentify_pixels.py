@@ -1,4 +1,4 @@
-"""Images that may show who the patient is: which they are, and what blanking changes in them."""
+"""Images that may identify the patient: which they are, and what blanking changes in them."""
 
 import io
 from typing import Any

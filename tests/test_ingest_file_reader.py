@@ -113,7 +113,7 @@ def test_limits_window_and_gate_decide_what_is_read() -> None:
         (replace(FAILED, file_sha256=""), False),
         (replace(FAILED, failure=Refusal(Reason.RESOURCE_LIMIT, "It is too large.")), True),
         (replace(FAILED, failure=Refusal(Reason.TIME_LIMIT, "It took long.")), False),
-        (replace(FAILED, failure=Refusal(Reason.MEMORY_LIMIT, "It needs more memory than there is.")), False),
+        (replace(FAILED, failure=Refusal(Reason.MEMORY_LIMIT, "It needs more memory than is available.")), False),
         (replace(FAILED, failure=Refusal(Reason.NOT_OPENED, "It could not be read.")), False),
         (replace(FAILED, failure=Refusal(Reason.DECODER_CRASH, "It crashed.")), False),
     ],

@@ -157,7 +157,7 @@ def test_frames_that_name_no_patient_are_counted() -> None:
         ("index.json", b'{"schema_version": 3}', "has schema version 3; this octray reads 2. Install a newer octray"),
         ("index.json", b'{"schema_version": 1}', "has schema version 1; this octray reads 2. Ingest the studies again"),
         ("index.json", b'{"schema_version": 2}', "The index set is damaged"),
-        ("frames.parquet", None, "is not whole"),
+        ("frames.parquet", None, "is incomplete"),
         ("frames.parquet", b"PAR1", "The file frames.parquet of index set was altered or cut"),
         ("quarantine.csv", b"", "The file quarantine.csv of index set was altered or cut"),
     ],
@@ -181,5 +181,5 @@ def test_an_index_that_could_not_be_finished_is_none(tmp_path: Path) -> None:
     (tmp_path / "frames.parquet").mkdir()
     with pytest.raises(InputError, match="cannot be written"):
         write_index(tmp_path, make_index())
-    with pytest.raises(InputError, match="is not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         load_index(tmp_path)

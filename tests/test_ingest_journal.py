@@ -141,7 +141,7 @@ except InputError as error:
 
 def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "j")], capture_output=True, check=True, text=True)
-    assert said.stdout.startswith("The journal.sqlite of the index cannot be written: the disk is full, or fails. Free some")
+    assert said.stdout.startswith("The journal.sqlite of the index cannot be written: the disk is full or failing. Free some")
     assert said.stderr == ""
 
 

@@ -230,7 +230,7 @@ def test_actors_without_a_cpu_get_no_studies(
 def test_a_cluster_without_a_free_cpu_is_told(cluster: RayCluster, studies: Path, bundle: Bundle, tmp_path: Path) -> None:
     with occupied(cluster, 2):
         told = refusal(cluster, arguments(studies, bundle, tmp_path), IMPATIENT)
-    assert told.startswith("The Ray cluster starts no process of octray. Check that it has a free CPU")
+    assert told.startswith("The Ray cluster does not start a process of octray. Check that it has a free CPU")
 
 
 ELSEWHERE = f"""

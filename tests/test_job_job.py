@@ -129,9 +129,9 @@ def test_another_bundle_begins_anew_and_says_so(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(arguments(studies, bundle, tmp_path / "results"))
-    assert "looked at in this run: 31.\n" in capsys.readouterr().err
+    assert "processed in this run: 31.\n" in capsys.readouterr().err
     main(arguments(studies, bundle, tmp_path / "results"))
-    assert "looked at in this run: 0.\n" in capsys.readouterr().err
+    assert "processed in this run: 0.\n" in capsys.readouterr().err
     other = make_bundle(tmp_path / "other", temperature=3.0)
     main(arguments(studies, other, tmp_path / "results"))
     assert "which were there before, were removed." in capsys.readouterr().err

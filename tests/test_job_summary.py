@@ -113,7 +113,7 @@ def test_asking_for_identity_scores_nothing_again(
     before = contents(out)
     capsys.readouterr()
     score(studies, bundle, out, "--identity", "name")
-    assert "looked at in this run: 0.\n" in capsys.readouterr().err
+    assert "processed in this run: 0.\n" in capsys.readouterr().err
     score(studies, bundle, out)
     assert contents(out) == before
 

@@ -205,7 +205,7 @@ def test_a_frame_unlike_the_training_is_refused_and_the_others_are_not(tmp_path:
     first, refused, *rest = predictor.predict_admitted(frames)
     assert isinstance(refused, Quarantined)
     assert (refused.source, refused.frame_number, refused.reason) == ("a/b.dcm", 7, Reason.OUT_OF_DISTRIBUTION)
-    assert refused.message.startswith("The frame looks unlike all that the bundle was trained on (distance ")
+    assert refused.message.startswith("The frame is unlike the images that the bundle was trained on (distance ")
     for result, frame in zip([first, *rest], known, strict=True):
         assert isinstance(result, FramePrediction)
         assert result.distance is not None

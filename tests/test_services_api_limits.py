@@ -58,7 +58,7 @@ def test_a_body_that_does_not_come_is_given_up(bundle: Bundle) -> None:
         raise AssertionError
 
     status, problem = answer(create_app(bundle, Settings(upload_seconds=0.05)), receive)
-    assert (status, problem["detail"]) == (408, "The request did not come whole within 0.05 seconds.")
+    assert (status, problem["detail"]) == (408, "The request did not arrive completely within 0.05 seconds.")
 
 
 def test_a_client_that_vanishes_leaves_no_place_taken(bundle: Bundle) -> None:

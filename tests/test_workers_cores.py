@@ -73,7 +73,7 @@ def test_the_user_has_the_last_word(eight: Path, monkeypatch: pytest.MonkeyPatch
     assert usable_cores() == 6
     for wrong in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv(CORES, wrong)
-        with pytest.raises(InputError, match="OCTRAY_CORES must be a whole number from 1 on. Got"):
+        with pytest.raises(InputError, match="OCTRAY_CORES must be a whole number, 1 or more. Got"):
             usable_cores()
 
 
@@ -94,7 +94,7 @@ def test_one_option_holds_for_a_command_and_what_it_starts(
     assert (seen, os.environ[CORES]) == ([(5, "5"), (4, "4")], "3")
     with pytest.raises(SystemExit):
         main([*words, "0"])
-    assert "must be a whole number from 1 on. Got '0' instead" in capsys.readouterr().err
+    assert "must be a whole number, 1 or more. Got '0' instead" in capsys.readouterr().err
 
 
 def test_a_process_that_is_held_to_one_core_uses_one() -> None:

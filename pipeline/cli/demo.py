@@ -69,9 +69,9 @@ def _octray(*words: object, ends: Collection[int] = (DONE,)) -> None:
 
 def _places(out: Path) -> str:
     return f"""
-The whole way worked. The networks learned from a few synthetic pictures. So many frames are uncertain, which the tables above
-count as errors; what the networks say of the real radiograph means nothing. If it was not scored, because it is unlike all that
-they have seen, that is as it should be, and the report says so.
+Everything worked. The networks learned from a few synthetic images only, so many frames are uncertain, which the tables above
+count as errors. Their results on the real radiograph mean nothing. If it was refused because it is unlike the synthetic images,
+that is correct, and the report says so.
   report page   {out / "results" / "report.html"}
   table         {out / "results" / "predictions.csv"}
   heatmaps      {out / "results" / "heatmaps"}

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             skipped=skipped,
         )
     except KeyboardInterrupt:
-        console.print("What was read so far is kept: the same command goes on from there.", markup=False, highlight=False)
+        console.print("What was read so far is kept: run the same command to continue.", markup=False, highlight=False)
         raise
     _show_counts(console, index)
     _show_notes(console, index, [*notes, skipped_line(skipped), _where_names_are(plan)])

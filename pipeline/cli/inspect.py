@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
             without_image += reason == Reason.NO_IMAGE
             unreadable += reason not in (None, Reason.NO_IMAGE)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("Interrupted. The files that follow were not looked at.") from None
+        raise KeyboardInterrupt("Interrupted. The remaining files were not read.") from None
     if line := skipped_line(skipped):
         sys.stderr.write(f"{line}\n")
     if not frames and not (without_image and not unreadable):
         raise InputError(
             f"No frame could be read: {unreadable} unreadable files."
             if unreadable
-            else "There is no file in what was given. Give a file, or a folder that holds some."
+            else "No files were found. Give a file, or a folder that contains files."
         )
     return 1 if unreadable else 0
 

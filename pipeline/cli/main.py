@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _at_least_one(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on. Got {text!r} instead")
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more. Got {text!r} instead")
     return int(text)
 
 

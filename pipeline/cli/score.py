@@ -155,12 +155,12 @@ def _say(out: Path, job: "Job") -> None:
 
     totals = job.totals
     if totals is None:
-        told = f"Studies and single files looked at in this run: {job.scored}. "
+        told = f"Studies and single files processed in this run: {job.scored}. "
         sys.stderr.write(f"{told}Other processes go on with this job: the last of them writes tables and report.\n")
         return
     sys.stderr.write(
         f"Frames scored: {totals.frames}. Studies: {totals.studies}, with a finding: {totals.urgent}. "
-        f"Files or frames not scored: {totals.failures}. Studies and single files looked at in this run: {job.scored}.\n"
+        f"Files or frames not scored: {totals.failures}. Studies and single files processed in this run: {job.scored}.\n"
     )
     if totals.without_image:
         sys.stderr.write(

@@ -89,9 +89,9 @@ class Done:
             yield
         except LedgerError as error:
             told = {
-                "locked": "Another octray de-identifies with this key. Wait until it is done.",
-                "full": f"{self._name} cannot be written: the disk is full, or fails. Free some space; the same command goes "
-                "on from there.",
+                "locked": "Another octray de-identifies with this key. Wait until it has finished.",
+                "full": f"{self._name} cannot be written: the disk is full or failing. Free some space and "
+                "run the same command to continue.",
             }
             raise InputError(told.get(error.problem, f"{self._name} cannot be used. Delete it, and run it again.")) from None
 

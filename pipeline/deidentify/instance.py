@@ -194,7 +194,7 @@ def _clean_pixels(dataset: Dataset, layout: Layout, options: Options) -> Iterato
     elif is_suspect:
         raise RefusedError(
             RefusalReason.BURNED_IN,
-            "The image may show who the patient is. Blank those regions with --blank, or let --clean-pixels find the text.",
+            "The image may identify the patient. Blank those regions with --blank, or let --clean-pixels find the text.",
         )
     else:
         yield from clear_surplus(dataset, layout)

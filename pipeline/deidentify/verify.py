@@ -60,7 +60,8 @@ def verify(content: bytes, identity: Identity, pseudonym: str, options: Options,
         raise RefusedError(
             RefusalReason.IDENTITY_LEFT,
             f"A value in {', '.join(dict.fromkeys(repeated))} repeats an identifier or a date of the file and cannot be "
-            "replaced safely. Look at the file; if it is chance, add --allow SHA256:ATTRIBUTE (the crosswalk has the hash).",
+            "replaced safely. Look at the file; if it is a coincidence, add --allow SHA256:ATTRIBUTE (the hash is in the "
+            "crosswalk).",
         )
     if not found and _is_in_bytes(content, dataset, identity, options):
         found = ["the bytes of the file"]

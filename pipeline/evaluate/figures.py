@@ -65,7 +65,7 @@ def _roc(columns: Sequence[LabelColumn]) -> bytes:
         up = np.append(0, points.true_positives / points.true_positives[-1])
         axes.plot(across, up, color=colour, linestyle=line, linewidth=1.8, label=_named(column, f"AUROC {area:.3f}"))
         _dot(axes, 1 - float(specificity(counts)), float(sensitivity(counts)), colour)
-    return _finish(figure, axes, "lower right", "Dots: what is said; uncertain frames count as errors")
+    return _finish(figure, axes, "lower right", "Dots: the states; uncertain frames count as errors")
 
 
 def _precision_recall(columns: Sequence[LabelColumn]) -> bytes:
@@ -85,7 +85,7 @@ def _precision_recall(columns: Sequence[LabelColumn]) -> bytes:
         axes.axhline(float(prevalence(counts)), color=colour, linewidth=0.8, alpha=0.45, zorder=1)
         if (decided := counts.true_positives + counts.false_positives) > 0:
             _dot(axes, float(sensitivity(counts)), float(counts.true_positives / decided), colour)
-    return _finish(figure, axes, "lower left", "AP: average precision; dots: what is said; thin lines: prevalence")
+    return _finish(figure, axes, "lower left", "AP: average precision; dots: the states; thin lines: prevalence")
 
 
 def _reliability(columns: Sequence[LabelColumn]) -> bytes:
@@ -138,9 +138,7 @@ def _confusion(columns: Sequence[LabelColumn]) -> bytes:
         axes = figure.add_subplot(down, across, position)
         _table(axes, np.array(cells).astype(int), ["absent", "present"], ["negative", "uncertain", "positive"])
         axes.set_title(textwrap.fill(column.label, 22), color=INK, fontsize=10)
-    figure.suptitle(
-        "What is said of frames with and without the label", color=INK, fontsize=12, fontweight="bold", x=0.02, ha="left"
-    )
+    figure.suptitle("States of frames with and without the label", color=INK, fontsize=12, fontweight="bold", x=0.02, ha="left")
     figure.supxlabel("State", color=INK, fontsize=10)
     figure.supylabel("Truth", color=INK, fontsize=10)
     return _png(figure)

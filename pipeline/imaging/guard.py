@@ -73,7 +73,7 @@ def unreadable(message: str) -> Iterator[None]:
     except OctrayError:
         raise
     except MemoryError:
-        raise UnreadableError(Reason.MEMORY_LIMIT, f"{message} Its image needs more memory than there is.") from None
+        raise UnreadableError(Reason.MEMORY_LIMIT, f"{message} Its image needs more memory than is available.") from None
     except Exception:
         raise UnreadableError(Reason.DECODE_FAILED, message) from None
 

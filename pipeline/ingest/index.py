@@ -223,7 +223,9 @@ def load_index(path: Path | str) -> Index:
             tuple(summary["percent"]) if summary["percent"] else None,
         )
     except OSError:
-        raise InputError(f"The index {name} is not whole: a file of it cannot be read. Ingest the studies again.") from None
+        raise InputError(
+            f"The index {name} is incomplete: one of its files cannot be read. Ingest the studies again."
+        ) from None
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         raise InputError(f"The index {name} is damaged. Ingest the studies again.") from None
 

@@ -110,8 +110,8 @@ def _in_words() -> Iterator[None]:
 
 
 _SENTENCES = {
-    "locked": f"Another octray writes to this {JOURNAL}. Wait until it is done, or give --out another folder.",
-    "full": f"The {JOURNAL} of the index cannot be written: the disk is full, or fails. Free some space; the same command goes "
-    "on from there.",
+    "locked": f"Another octray writes to this {JOURNAL}. Wait until it has finished, or give --out another folder.",
+    "full": f"The {JOURNAL} of the index cannot be written: the disk is full or failing. Free some space and run the "
+    "same command to continue.",
 }
 _OTHER = f"The {JOURNAL} of the index cannot be used. Delete it, and ingest again."

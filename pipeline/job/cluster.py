@@ -122,7 +122,7 @@ _MOST_STARTS = 3
 
 _START_SECONDS = 120.0
 _ASK_SECONDS = 30.0
-_NO_CPU = "The Ray cluster starts no process of octray. Check that it has a free CPU, and octray installed."
+_NO_CPU = "The Ray cluster does not start a process of octray. Check that it has a free CPU, and octray installed."
 _ENDED = "The processes of octray end on the Ray cluster before they are ready. Check that its machines have enough memory."
 _FAILED = "octray cannot be started on a machine of the Ray cluster. Install octray[cluster] there, the same as here."
 

@@ -125,7 +125,7 @@ class ResultsFolder:
                 shutil.rmtree(self.path / PICTURES, ignore_errors=True)  # a killed process leaves them
             elif is_watch or not _locked(self._lock, fcntl.LOCK_SH):
                 raise InputError(
-                    f"Another octray works in {self._name}, and with --watch only one may. Wait until it is done, or give "
+                    f"Another octray works in {self._name}, and with --watch only one may. Wait until it has finished, or give "
                     "another --out."
                 )
             elif is_one_machine and (self.path / STATE / _LOCK).read_text(encoding="utf-8") != socket.gethostname():

@@ -21,7 +21,7 @@ REASONS: Mapping[str, str] = {
     "not_opened": "Could not be opened",
     "resource_limit": "Too large",
     "time_limit": "Takes too long to read",
-    "memory_limit": "Needs more memory than there is",
+    "memory_limit": "Needs more memory than is available",
     "decoder_crash": "Crashes the decoder",
     "unsafe_path": "Leads out of the folder",
     "missing": "File missing",

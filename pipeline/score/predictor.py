@@ -212,7 +212,7 @@ def _reference(bundle: Bundle) -> Reference | None:
 
 def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
     message = (
-        f"The frame looks unlike all that the bundle was trained on (distance {distance:.2f}, refused above 1). "
+        f"The frame is unlike the images that the bundle was trained on (distance {distance:.2f}, refused above 1). "
         "Score it with a bundle that was made for such images, or have it read without one."
     )
     return Quarantined(facts.source, Reason.OUT_OF_DISTRIBUTION, message, facts.key.frame_number)

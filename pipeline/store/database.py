@@ -322,7 +322,7 @@ _SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
     (
         ("disk is full", "disk i/o error"),
         ("53100",),
-        "The disk of the ledger is full, or fails. Make room, and start again.",
+        "The disk of the ledger is full or failing. Free some space, and start again.",
         "full",
     ),
     (
@@ -346,7 +346,7 @@ _SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
     (
         (),
         ("57014",),
-        "The database of the ledger is too slow: it has not answered in time. See what else it has to do, and start again.",
+        "The database of the ledger is too slow: it has not answered in time. Check its load, and start again.",
         "",
     ),
 )

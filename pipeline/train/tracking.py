@@ -148,7 +148,7 @@ class Tracker:
             if (reason := _reason(error)) not in self._said:
                 self._said.add(reason)
                 sys.stderr.write(
-                    f"octray: MLflow does not record the run ({reason}); training goes on and its results are kept. "
+                    f"octray: MLflow does not record the run ({reason}); training continues and its results are kept. "
                     "`octray bundle register` records the bundle later.\n"
                 )
             return False

@@ -24,7 +24,7 @@ def usable_cores() -> int:
     """
     if told := os.environ.get(CORES, "").strip():
         if not (told.isascii() and told.isdigit() and int(told)):
-            raise InputError(f"{CORES} must be a whole number from 1 on. Got {told[:20]} instead.")
+            raise InputError(f"{CORES} must be a whole number, 1 or more. Got {told[:20]} instead.")
         return int(told)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _shares())]))

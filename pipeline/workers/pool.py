@@ -293,7 +293,7 @@ class _Worker:
         if code in (-signal.SIGKILL, OUT_OF_MEMORY):
             return UnreadableError(
                 Reason.MEMORY_LIMIT,
-                "Reading the file needs more memory than there is. Free some, make the file smaller, or split it.",
+                "Reading the file needs more memory than is available. Free some, make the file smaller, or split it.",
             )
         return UnreadableError(
             Reason.DECODER_CRASH,

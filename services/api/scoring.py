@@ -103,7 +103,7 @@ def _study_instance_uid(record: StudyRecord, derived: Mapping[str, str]) -> str:
         if stated and uid != stated:
             raise StudyMismatchError(
                 f"The files belong to more than one study: {_name(source)} has another Study Instance UID (0020,000D) than the "
-                "files before it. Send each study in a request of its own."
+                "files before it. Send each study in a separate request."
             )
         stated = uid
     others = sorted(set(uids.values()))

@@ -56,7 +56,7 @@ async def receive_uploads(request: Request, settings: Settings) -> AsyncIterator
         with anyio.fail_after(settings.upload_seconds):
             form = await Request(request.scope, body.receive).form(max_files=settings.max_files, max_fields=_MAX_FIELDS)
     except TimeoutError:
-        raise HTTPException(408, f"The request did not come whole within {settings.upload_seconds:g} seconds.") from None
+        raise HTTPException(408, f"The request did not arrive completely within {settings.upload_seconds:g} seconds.") from None
     try:
         yield _named(form.getlist(FIELD))
     finally:
