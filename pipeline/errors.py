@@ -1,6 +1,6 @@
 """The exceptions of octray; a command turns them into exit codes, the HTTP service into problem details.
 
-A message is a sentence that says what is wrong and how to mend it. It names files by their own name only, never by a whole
+A message is a sentence that says what is wrong and what to do. It names files by their own name only, never by a whole
 path, and never carries a patient's name or identifier.
 """
 

@@ -159,7 +159,7 @@ class Crew:
     Attributes
     ----------
     idle
-        Those that are ready and have nothing to do; whoever takes one puts it back, or has it replaced.
+        Those that are ready and have nothing to do; one that is taken must be put back or replaced.
     """
 
     def __init__(self, place: ActorSettings) -> None:
@@ -205,7 +205,7 @@ class Crew:
         self._starting[actor.ready.remote()] = Hand(actor, node, times)
 
     def _welcome(self, reference: Any) -> None:
-        """Take an actor that is ready, or learn why it is not: only one that died without a word is worth another try."""
+        """Take an actor that is ready; start another only if it died without an error."""
         hand = self._starting.pop(reference)
         try:
             ray.get(reference)

@@ -82,7 +82,7 @@ class Predictor:
         frames
             Of any shape, from any number of studies.
         heatmaps
-            Whether to add a heatmap for every label; a bundle of schema version 1 without exact heatmaps gives none.
+            Whether to add a heatmap for every label.
 
         Raises
         ------

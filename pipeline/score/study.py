@@ -132,7 +132,7 @@ def score_studies(
     predictor
         What scores.
     heatmaps
-        What is made of heatmaps.
+        In which forms heatmaps are wanted.
     cores
         How many to keep at work.
     in_workers
@@ -403,9 +403,9 @@ class Scoring:
     predictor
         What scores.
     admission
-        What is asked of files and frames.
+        Decides which files and frames are scored.
     heatmaps
-        What is made of heatmaps.
+        In which forms heatmaps are wanted.
     """
 
     predictor: "Predictor"
