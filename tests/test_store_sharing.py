@@ -103,3 +103,44 @@ def test_a_job_writes_into_one_folder(ledger: Ledger, stack: ExitStack) -> None:
     joined(stack, ledger)
     with Member(ledger, "other") as member, pytest.raises(InputError, match="writes into another results folder"):
         member.join(is_alone=True)
+
+
+def test_who_was_stopped_longer_than_a_lease_goes_on_with_the_others(
+    ledger: Ledger, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(Member, "_beat", lambda self: None)
+    stopped = joined(stack, ledger)
+    assert stopped.take_planning() is True
+    ledger.add(works(1))
+    assert (stopped.is_leader(), stopped.planned()) == (True, True)
+    time.sleep(0.6)
+    other = joined(stack, ledger)
+    assert other.take_planning() is True
+    assert (stopped.summary(), stopped.take_writing()) == (None, False)  # what it worked on was never finished
+    other.planned()
+    (claim,) = ledger.claim(stopped.owner, 9, LONG)
+    assert other.take_writing() is False  # it is seen again
+    ledger.finish(stopped.owner, [outcome(claim)])
+    assert stopped.take_writing() is True
+    time.sleep(0.6)
+    assert other.take_writing() is True
+    assert (other.finish("1 study"), stopped.summary()) == (True, "1 study")
+    assert stopped.finish("0 studies") is False  # what it wrote may have replaced the tables of the other
+    assert (stopped.take_writing(), stopped.finish("1 study, again")) == (True, True)
+    assert other.summary() == "1 study, again"
+
+
+def test_who_plans_too_slowly_leaves_the_list_of_another(
+    ledger: Ledger, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(Member, "_beat", lambda self: None)
+    slow = joined(stack, ledger)
+    assert slow.take_planning() is True
+    time.sleep(0.6)
+    other = joined(stack, ledger)
+    assert other.take_planning() is True
+    assert (slow.is_leader(), slow.planned(), slow.take_planning()) == (False, False, None)
+    assert other.planned() is True
+    assert slow.take_planning() is False

@@ -300,14 +300,18 @@ class Job:
             name = self._root.resolve().name
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
         with self._joined() as (ledger, member):
-            if wait_for(lambda: with_retries(member.take_planning)):
+            while wait_for(lambda: with_retries(member.take_planning)):
                 _reopen(ledger, self._scorer.base, self._folder.path)
+                self.skipped.clear()
                 files = list(discover(self._root, skipped=self.skipped))
                 studies = self._studies(ledger, member, files)
                 self._plan(ledger, studies, 0)
+                if not member.is_leader():  # this process was taken for dead, and the list of another one is newer
+                    continue
                 ledger.keep({study.key for study in studies})
                 self._try_again(ledger)
-                member.planned()
+                if member.planned():
+                    break
             else:
                 self._check_files(ledger)
             self._work(ledger, member)
@@ -319,7 +323,7 @@ class Job:
         could be read was never scored and is not listed: whatever it was renamed to is found, and so is the file if it is back.
         """
         with self._joined(is_watch=True) as (ledger, member):
-            with_retries(member.take_planning)
+            wait_for(lambda: with_retries(member.take_planning))  # a process of another machine may have died just now
             _reopen(ledger, self._scorer.base, self._folder.path)
             inbox, is_begun = Inbox(ledger.works()), bool(len(ledger))
             while True:
@@ -388,7 +392,7 @@ class Job:
             return self._grouping.studies(files)
         except Exception as error:
             if member.take_writing():
-                self._write(ledger, _not_begun(ledger, files, error))
+                self.totals = self._write(ledger, _not_begun(ledger, files, error))
             raise
 
     def _plan(self, ledger: Ledger, studies: list[StudyFiles], first: int) -> None:
@@ -417,7 +421,9 @@ class Job:
         try:
             with self._outcomes() as outcomes:
                 loop.work(outcomes)
-                while with_retries(ledger.unfinished) and with_retries(member.summary) is None:
+                while with_retries(member.summary) is None:
+                    if not with_retries(ledger.unfinished) and with_retries(member.take_writing):
+                        break
                     time.sleep(_POLL_SECONDS)  # what others hold is finished by them, or claimed here once their leases run out
                     loop.work(outcomes)
             is_ended = True
@@ -429,19 +435,15 @@ class Job:
             self.faults += loop.faults
             self.totals = None
             with delayed_interrupts():
-                if member.take_writing():
+                if with_retries(member.take_writing) if is_ended else member.take_writing():
                     some_gone = is_watched and _forget_gone(ledger, self._scorer.base)
-                    self._write(ledger, not_begun)
-                    member.finish(json.dumps(asdict(self.totals or Totals())))
-        while is_ended and self.totals is None:  # another process writes, unless it dies
-            if (summary := with_retries(member.summary)) is not None:
-                self.totals = Totals(**json.loads(summary))
-            elif with_retries(member.take_writing):
-                with delayed_interrupts():
-                    self._write(ledger, ())
-                    member.finish(json.dumps(asdict(self.totals or Totals())))
-            else:
-                time.sleep(_POLL_SECONDS)
+                    totals = self._write(ledger, not_begun)
+                    if with_retries(partial(member.finish, json.dumps(asdict(totals)))):
+                        self.totals = totals
+        if is_ended and self.totals is None:
+            if (summary := with_retries(member.summary)) is None:  # this process was taken for dead while it wrote
+                return self._work(ledger, member, is_watched)
+            self.totals = Totals(**json.loads(summary))
         return some_gone
 
     def _pending_results(self) -> PendingResults:
@@ -469,11 +471,11 @@ class Job:
         with Cluster(self._cluster, settings) as cluster:
             yield cluster.outcomes
 
-    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined]) -> None:
+    def _write(self, ledger: Ledger, not_begun: Sequence[Quarantined]) -> Totals:
         names = {output.name for outcome in ledger.outcomes(Order.POSITION) for output in outcome.outputs}
         names |= self._pending_results().names()
         self._folder.keep_pieces(names)  # not those of studies that changed, or that a kill cut off
-        self.totals = summarise(
+        totals = summarise(
             self._folder.path,
             ledger,
             self._bundle,
@@ -484,6 +486,7 @@ class Job:
             details=self._details,
         )
         self._folder.reported(time.time())
+        return totals
 
 
 def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: Exception) -> list[Quarantined]:

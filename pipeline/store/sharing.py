@@ -121,14 +121,21 @@ class Member:
             self._round = row.round if is_shared else row.round + 1
             self._enter(connection)
             if not is_shared:
-                self._set(connection, phase=Phase.PLANNING, leader=self.owner, round=self._round)
+                told = row.summary if row.phase == Phase.FINISHED else ""  # else the round before was given up
+                self._set(connection, phase=Phase.PLANNING, leader=self.owner, round=self._round, summary=told)
         return not is_shared
 
-    def planned(self) -> None:
-        """Let the others begin to work."""
+    def is_leader(self) -> bool:
+        """Return whether this process still plans or writes; if its lease has run out, another one may have taken over."""
         with writing(self._ledger.engine) as connection:
-            if self._row(connection).leader == self.owner:
+            return bool(self._row(connection).leader == self.owner)
+
+    def planned(self) -> bool:
+        """Let the others begin to work; return False if another one has taken over the planning."""
+        with writing(self._ledger.engine) as connection:
+            if is_leader := self._row(connection).leader == self.owner:
                 self._set(connection, phase=Phase.WORKING, leader="")
+        return bool(is_leader)
 
     def take_writing(self) -> bool:
         """Return whether this process writes what people read of the round, and calls `finish` afterwards.
@@ -145,17 +152,37 @@ class Member:
             self._set(connection, phase=Phase.WRITING, leader=self.owner)
             return True
 
-    def finish(self, summary: str) -> None:
-        """End the round, with what the other processes of the job tell of it."""
-        with writing(self._ledger.engine) as connection:
-            if self._row(connection).leader == self.owner:
-                self._set(connection, phase=Phase.FINISHED, leader="", summary=summary)
+    def finish(self, summary: str) -> bool:
+        """End the round, with what the other processes of the job tell of it.
 
-    def summary(self) -> str | None:
-        """Return what `finish` was given; None until the round is over."""
+        Returns
+        -------
+        bool
+            False if another process has taken over the writing. If that one has finished, what this one wrote late may have
+            replaced newer tables, so that it has to write once more: `take_writing` is then True.
+        """
         with writing(self._ledger.engine) as connection:
             row = self._row(connection)
-        return row.summary if row.round != self._round or row.phase == Phase.FINISHED else None
+            if row.leader == self.owner:
+                self._set(connection, phase=Phase.FINISHED, leader="", summary=summary)
+                return True
+            if row.phase == Phase.FINISHED:
+                self._follow(connection, row.round)
+                self._set(connection, phase=Phase.WRITING, leader=self.owner)
+        return False
+
+    def summary(self) -> str | None:
+        """Return what `finish` was given, in this round or a later one; None until the round is over.
+
+        If this process was taken for dead and the others have begun another round, it takes part in that.
+        """
+        with writing(self._ledger.engine) as connection:
+            row = self._row(connection)
+            if row.phase == Phase.FINISHED or (row.round != self._round and row.summary):
+                return str(row.summary)
+            if row.round != self._round:
+                self._follow(connection, row.round)
+        return None
 
     def _beat(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
@@ -177,6 +204,10 @@ class Member:
         self._bury(connection, processes.c.lease_until < now(self._ledger.engine))
         of_job = (processes.c.job == self._ledger.job) & (processes.c.owner != self.owner)
         return {row.owner: row.round for row in connection.execute(select(processes.c.owner, processes.c.round).where(of_job))}
+
+    def _follow(self, connection: Connection, number: int) -> None:
+        self._round = number
+        self._enter(connection)
 
     def _enter(self, connection: Connection) -> None:
         values = {"host": self._host, "round": self._round, "lease_until": now(self._ledger.engine) + LEASE_SECONDS}
