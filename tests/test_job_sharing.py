@@ -151,3 +151,36 @@ def test_machines_cannot_share_a_ledger_in_a_file(
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     assert join(*arguments(few, bundle, tmp_path / "results")) == 2
     assert "Another machine works in results, with a ledger in a file, which machines cannot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%20c", b"\xff".decode(errors="surrogateescape")])
+def test_a_results_folder_of_any_name_holds_its_ledger(name: str, studies: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "out" / name
+    assert main(arguments(studies / "000.dcm", bundle, out, "--no-heatmaps")) == 0
+    assert (out / ".octray" / "ledger.sqlite").is_file()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (out / "predictions.parquet").is_file()
+
+
+def test_results_stay_if_the_ledger_of_others_cannot_be_reached(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert main(arguments(studies / "000.dcm", bundle, out)) == 0
+    before = contents(out)
+    assert main(arguments(studies / "000.dcm", bundle, out, "--ledger", f"sqlite:///{tmp_path / 'none' / 'l.sqlite'}")) == 2
+    assert contents(out) == before
+    assert main(arguments(studies / "000.dcm", bundle, out)) == 0
+    assert "were removed" not in capsys.readouterr().err
+
+
+def test_results_stay_if_another_process_works_and_what_it_wrote_cannot_be_read(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert main(arguments(studies / "000.dcm", bundle, out)) == 0
+    before = contents(out)
+    (out / ".octray" / "run.json").write_text("{")
+    assert join(*arguments(studies / "000.dcm", bundle, out)) == 2
+    assert "Another octray works in results, with another value of: " in capsys.readouterr().err
+    assert contents(out) == before

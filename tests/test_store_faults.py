@@ -146,7 +146,9 @@ def test_what_was_entered_before_an_interrupt_stays(new_database: str) -> None:
         assert keys(ledger) == []
 
 
-@pytest.mark.parametrize("address", ["", "mysql://host/x", "postgresql://octray@127.0.0.1:1/postgres?sslmode=require"])
+@pytest.mark.parametrize(
+    "address", ["", "mysql://host/x", "sqlite:////a?b", "postgresql://octray@127.0.0.1:1/postgres?sslmode=require"]
+)
 def test_an_address_that_is_not_known_is_said(address: str) -> None:
     with pytest.raises(LedgerError, match="address of the ledger is not one that octray knows"):
         Ledger(address, "run")

@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +138,9 @@ class ResultsFolder:
                 _locked(self._lock, fcntl.LOCK_SH)
 
     @property
-    def ledger(self) -> str:
-        """Address of the ledger in this folder."""
-        return f"sqlite:///{self.path.resolve() / STATE / _LEDGER}"
+    def ledger(self) -> Path:
+        """The file of the ledger in this folder."""
+        return self.path / STATE / _LEDGER
 
     @property
     def pending_results(self) -> Path:
@@ -151,7 +151,15 @@ class ResultsFolder:
     def _name(self) -> str:
         return self.path.resolve().name
 
-    def begin(self, facts: Mapping[str, Any], job: str = "", *, is_alone: bool = True, keep: bool = False) -> Run:
+    def begin(
+        self,
+        facts: Mapping[str, Any],
+        job: str = "",
+        *,
+        is_alone: bool = True,
+        keep: bool = False,
+        remove_job: Callable[[str], None] | None = None,
+    ) -> Run:
         """Return the results that have these facts; if the folder holds others, they are removed first.
 
         Parameters
@@ -164,18 +172,23 @@ class ResultsFolder:
             Whether no other process works in the folder; while one does, its results are not removed.
         keep
             Whether other results are never removed, since their studies may be gone.
+        remove_job
+            Removes the job of other results from a ledger outside of the folder; called before anything else is removed, so
+            that a failure leaves all as it was.
 
         Raises
         ------
         InputError
             If the folder holds other results, and they are not to be removed.
+        OSError
+            If the folder cannot be read or written.
         """
         path = self.path / STATE / _RUN
         hashes = {name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest() for name, fact in facts.items()}
         before, hashes_before = _run_in(path)
         if before and hashes == hashes_before:
             return before
-        if before and not is_alone:
+        if not is_alone:
             others = ", ".join(name for name in hashes if hashes[name] != hashes_before.get(name))
             raise InputError(
                 f"Another octray works in {self._name}, with another value of: {others}. Give the same to share its work; or "
@@ -186,6 +199,8 @@ class ResultsFolder:
                 f"{self._name} holds results of another bundle, folder, --dicom or version of octray, whose "
                 "studies may have been taken away. Give another --out."
             )
+        if before and remove_job:
+            remove_job(before.job)
         path.unlink(missing_ok=True)
         self.clear()
         drawn = uuid.uuid4().hex
@@ -231,7 +246,7 @@ def _run_in(path: Path) -> tuple[Run | None, dict[str, str]]:
         run = json.loads(path.read_text(encoding="utf-8"))
         found = Run(str(run["id"]), str(run["job"]), goes_on=True, reported_at=float(run.get("reported_at", 0.0)))
         return found, dict(run["facts_sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None, {}
 
 

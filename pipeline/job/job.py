@@ -40,7 +40,7 @@ from pipeline.results.dicom import Kind
 from pipeline.results.patient import Detail
 from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
-from pipeline.store.database import without_password
+from pipeline.store.database import file_address, without_password
 from pipeline.store.ledger import Ledger, Order, Output, Unit
 from pipeline.store.sharing import Member, wait_for
 from pipeline.version import scoring_versions, software_versions
@@ -349,19 +349,22 @@ class Job:
     @contextmanager
     def _joined(self, is_watch: bool = False) -> Iterator[tuple[Ledger, Member]]:
         """Begin the results of this job, go on with them, or join the processes that work on them."""
-        url = self._url or self._folder.ledger
+        url = self._url or file_address(self._folder.ledger)
         with ExitStack() as stack:
-            with self._folder.starting(is_watch=is_watch, is_one_machine=url.startswith("sqlite")) as is_alone:
-                run = self._folder.begin(self._facts(), self._name, is_alone=is_alone, keep=is_watch)
+            is_file = not self._url or self._url.startswith("sqlite")
+            with self._folder.starting(is_watch=is_watch, is_one_machine=is_file) as is_alone:
+                remove = self._remove_job if self._url else None
+                run = self._folder.begin(self._facts(), self._name, is_alone=is_alone, keep=is_watch, remove_job=remove)
                 self.replaced = bool(run.replaced)
                 self._reported_at = run.reported_at
-                if run.replaced and self._url:
-                    with Ledger(url, run.replaced) as old:
-                        old.remove()
                 ledger = stack.enter_context(Ledger(url, run.job))
                 member = stack.enter_context(Member(ledger, run.id))
                 member.join(is_alone)
             yield ledger, member
+
+    def _remove_job(self, name: str) -> None:
+        with Ledger(self._url, name) as old:
+            old.remove()
 
     def _facts(self) -> dict[str, object]:
         """Return all that results depend on, beside the studies themselves, by names for people."""

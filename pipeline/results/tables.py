@@ -146,7 +146,7 @@ def parquet_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(_ARROW[kind])) for name, (kind, _) in COLUMNS.items()])
     waiting: list[dict[str, Value]] = []
     remove_leftovers(path)
-    with replacing(path) as temporary, ParquetWriter(temporary, schema) as writer:
+    with replacing(path) as temporary, temporary.open("wb") as file, ParquetWriter(file, schema) as writer:
 
         def add(frame: FramePrediction) -> None:
             waiting.extend(rows_of(frame))

@@ -34,7 +34,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pipeline.errors import LedgerError
@@ -107,13 +107,13 @@ _TABLES = 0x6F637472
 """Number of the lock under which tables are made."""
 
 
-def connect(url: str, seconds: float = 0.0, is_alone: bool = False) -> Engine:
+def connect(url: str | URL, seconds: float = 0.0, is_alone: bool = False) -> Engine:
     """Return an engine whose tables exist and are those of this octray.
 
     Parameters
     ----------
     url
-        `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.
+        `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, or what `file_address` returned.
     seconds
         How long one call may take; 0 takes 15.
     is_alone
@@ -129,7 +129,8 @@ def connect(url: str, seconds: float = 0.0, is_alone: bool = False) -> Engine:
     except ArgumentError:
         raise _wrong_address() from None
     kind = address.get_backend_name()
-    if kind not in ("sqlite", "postgresql") or not address.query.keys() <= {"unix_sock"}:
+    has_rest = isinstance(url, str) and kind == "sqlite" and "?" in url  # which is not the name of a file
+    if kind not in ("sqlite", "postgresql") or has_rest or not address.query.keys() <= {"unix_sock"}:
         raise _wrong_address()
     if kind == "postgresql":
         address = address.set(drivername="postgresql+pg8000")
@@ -147,6 +148,11 @@ def connect(url: str, seconds: float = 0.0, is_alone: bool = False) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def file_address(path: Path) -> URL:
+    """Return the address of a SQLite file of any name, also one that means something else in an address."""
+    return URL.create("sqlite", database=os.fspath(path.resolve()))
 
 
 def without_password(url: str) -> str:

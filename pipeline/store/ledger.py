@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, func, select, true, update
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 
 from pipeline.store import bulk
 from pipeline.store.database import FAILED, FINISHED, HELD, PENDING, connect, jobs, now, processes, translated, units, writing
@@ -159,7 +159,7 @@ class Ledger:
         By every method, if the database cannot be used.
     """
 
-    def __init__(self, url: str, job: str, *, seconds: float = 0.0, is_alone: bool = False) -> None:
+    def __init__(self, url: str | URL, job: str, *, seconds: float = 0.0, is_alone: bool = False) -> None:
         self.engine = connect(url, seconds, is_alone)
         self.job = job
 

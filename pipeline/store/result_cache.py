@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from pipeline.errors import InputError, LedgerError
-from pipeline.store.database import APPLICATION, jobs, writing
+from pipeline.store.database import APPLICATION, file_address, jobs, writing
 from pipeline.store.ledger import CachedResult, Ledger
 
 _MAGIC = b"SQLite format 3\0"
@@ -136,7 +136,7 @@ class ResultCache:
                 head = file.read(100)
             if head and not (head.startswith(_MAGIC) and head[68:72] == APPLICATION.to_bytes(4)):
                 raise InputError(f"The {self._path.name} that is there was not made by octray. Move it away.")
-        url = f"sqlite:///{self._path.resolve() if self._path else ':memory:'}"
+        url = file_address(self._path) if self._path else "sqlite:///:memory:"
         ledger = Ledger(url, self._bound_to, seconds=_WAIT_SECONDS, is_alone=True)
         try:
             with writing(ledger.engine) as connection:
