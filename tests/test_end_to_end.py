@@ -21,9 +21,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from safetensors.torch import load_file
 
 from pipeline.catalog import find_card
-from pipeline.cli import evaluate
 from pipeline.cli.main import main
 from pipeline.evaluate.calibration import probabilities
+from pipeline.evaluate.metrics import Sample
 from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import StudyFile, discover, read_frames
@@ -36,6 +36,7 @@ from pipeline.phantoms.studies import write_phantom
 from pipeline.predictions import FramePrediction
 from pipeline.score.predictor import Predictor
 from pipeline.settings import Fit, Preprocessing
+from pipeline.train import assessment
 from services.api.app import create_app
 from services.api.options import Settings
 from tests.builders import make_bundle, make_dicom, score_folder
@@ -121,7 +122,9 @@ def answers(bundle: Bundle, folder: Path) -> Iterator[tuple[list[dict[str, Any]]
 # One set of figures
 
 
-def test_score_finds_the_probabilities_behind_the_figures(trained: Trained, tmp_path: Path) -> None:
+def test_score_finds_the_probabilities_behind_the_figures(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "results"
     assert main(["score", str(trained.studies), "--bundle", str(trained.bundle), "--out", str(out)]) == 0
     with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
@@ -131,7 +134,10 @@ def test_score_finds_the_probabilities_behind_the_figures(trained: Trained, tmp_
     metrics = json.loads(bundle.read(METRICS))["evaluation"]["labels"]
     assert len(scored) == 2 * len(index.records)
     records = index.of(Split.TEST)
-    sample = evaluate._score(bundle, index, records)
+    samples: list[Sample] = []
+    monkeypatch.setattr(assessment, "evaluate", lambda sample, *_: samples.append(sample))
+    assessment.evaluate_bundle(bundle, index)
+    (sample,) = samples
     evaluated = probabilities(sample.logits, sample.activation, sample.temperature)
     for column, label in enumerate(bundle.manifest.labels):
         mine = [scored[record.source, record.key.frame_number, label] for record in records]

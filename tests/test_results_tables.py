@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frames import FrameFacts, Quarantined
-from pipeline.predictions import FramePrediction, State
+from pipeline.predictions import FramePrediction, State, rounded
 from pipeline.results import tables
 from pipeline.results.tables import PREDICTION_COLUMNS, parquet_table, predictions_table
 from pipeline.settings import Check, Flag
@@ -43,7 +43,7 @@ def test_what_is_not_certain_and_what_came_in_stand_in_the_row(tmp_path: Path) -
     (row,) = read(tmp_path / "p.csv")
     expected = {
         "state": "uncertain",
-        "operating_point": tables.number(0.43215),
+        "operating_point": f"{rounded(0.43215):.4f}",
         "conformal_set": "present;absent",
         "distance": "0.7124",
         "laterality": "L",
@@ -95,7 +95,7 @@ def test_text_that_a_spreadsheet_would_run_is_guarded(start: str, tmp_path: Path
 
 @given(st.floats(-1e6, 1e6))
 def test_numbers_have_four_digits_and_no_negative_zero(value: float) -> None:
-    written = tables.number(value)
+    written = f"{rounded(value):.4f}"
     assert len(written.partition(".")[2]) == 4
     assert math.isclose(float(written), value, abs_tol=0.5001e-4)
     assert written != "-0.0000"
