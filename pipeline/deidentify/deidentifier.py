@@ -1,20 +1,31 @@
 """De-identifies folders: worker processes clean the files, the crosswalk records each, and then it takes its new name."""
 
+import hashlib
+import json
+import os
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 
-from pipeline.deidentify.crosswalk import Crosswalk, Entry, crosswalk_path, default_key_path, make_or_read_key, read_crosswalk
-from pipeline.deidentify.done import Done, bound_to, done_path
+from pipeline.deidentify.crosswalk import (
+    Crosswalk,
+    Entry,
+    Secret,
+    crosswalk_path,
+    default_key_path,
+    make_or_read_key,
+    read_crosswalk,
+)
 from pipeline.deidentify.instance import Deidentified, deidentify_file
 from pipeline.deidentify.profile import Keep, Options, Rectangle, RefusalReason, RefusedError
-from pipeline.errors import PASSING, ConfigError, InputError, Reason, UnreadableError
+from pipeline.errors import PASSING, ConfigError, InputError, LedgerError, Reason, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import FileStamp, StudyFile, file_stamp, lasting_stamp
@@ -22,6 +33,8 @@ from pipeline.imaging.quality import ocr
 from pipeline.imaging.sources import discover_all
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, Reading, WorkerLimits, worker_limits
+from pipeline.store.result_cache import ResultCache
+from pipeline.version import reading_versions
 
 _PART = ".dcm.part"
 _BYTES_A_SECOND = 2**24
@@ -83,8 +96,12 @@ class Plan:
     @property
     def own_files(self) -> tuple[Path, ...]:
         """The files that de-identification itself writes beside the key; they are no studies, even inside a source."""
-        done = done_path(self.key)
+        done = _done_path(self.key)
         return self.key, crosswalk_path(self.key), done, done.with_name(f"{done.name}-wal")  # the last is left by a kill
+
+
+def _done_path(key: Path) -> Path:
+    return key.with_name(f"{key.name}.done")
 
 
 def plan_deidentification(
@@ -283,7 +300,7 @@ class Deidentifier:
         self._refused: dict[str, str] = {}  # alias to the hash of the refused file
         path = crosswalk_path(plan.key)
         self._crosswalk = Crosswalk(path, self.secret, self._remembered(read_crosswalk(path, self.secret)))
-        self._done = Done(done_path(plan.key), self.secret, bound_to(plan.options, reading, self.out))
+        self._earlier = _EarlierRuns(_done_path(plan.key), self.secret, _bound_to(plan.options, reading, self.out))
         self._remove_parts()
 
     def __enter__(self) -> "Deidentifier":
@@ -291,7 +308,7 @@ class Deidentifier:
 
     def __exit__(self, *exception: object) -> None:
         self._crosswalk.close()
-        self._done.close()
+        self._earlier.close()
         self._remove_parts()
 
     def knows(self, file: StudyFile) -> bool:
@@ -335,7 +352,7 @@ class Deidentifier:
 
     def _earlier_outcome(self, file: StudyFile, stamp: FileStamp | None) -> WrittenFile | RefusedFile | None:
         """Return what became of a file in an earlier run; None if that does not hold any more."""
-        noted = self._done.get(file, stamp) if stamp else None
+        noted = self._earlier.get(file, stamp) if stamp else None
         if noted is None:
             return None
         if len(noted) == 2:
@@ -384,11 +401,11 @@ class Deidentifier:
             part.replace(path)
             self._originals[new.name] = sha256
             if stamp and (new_stamp := file_stamp(StudyFile(path, new.name))):
-                self._done.put(file, stamp, [new.name, new.has_patient, *new_stamp])
+                self._earlier.put(file, stamp, [new.name, new.has_patient, *new_stamp])
             return WrittenFile(new.name, new.has_patient)
         except (UnreadableError, RefusedError) as error:
             if stamp and sha256 and error.reason not in _TRANSIENT:
-                self._done.put(file, stamp, [error.reason.value, str(error)])
+                self._earlier.put(file, stamp, [error.reason.value, str(error)])
             return self.leave_out(file, error.reason.value, str(error), sha256)
         finally:
             part.unlink(missing_ok=True)
@@ -397,6 +414,83 @@ class Deidentifier:
         """Remove what a killed run left unfinished."""
         for part in list(self.out.glob(f".*{_PART}")):
             part.unlink(missing_ok=True)
+
+
+def _bound_to(options: Options, reading: Reading, out: Path) -> str:
+    """Return a hash of everything that decides what becomes of a file: options, limits, output folder, `reading_versions`."""
+    keep = sorted(one.name for one in options.keep)
+    rectangles = list(map(astuple, options.rectangles))
+    digest = hashlib.sha256(repr((keep, rectangles, options.clean_pixels, os.fspath(out), reading)).encode())
+    digest.update(repr(reading_versions()).encode())
+    return digest.hexdigest()
+
+
+class _EarlierRuns:
+    """What became of each file in runs with the same `bound_to`, so that a second run does not read unchanged files again.
+
+    It identifies files by keyed hashes only, so it names nobody. Each outcome is written before the next file is done. Without
+    it, everything is read again.
+
+    Parameters
+    ----------
+    path
+        The SQLite file; a damaged one is replaced by an empty one.
+    secret
+        The key of the hashes.
+    bound_to
+        A hash of everything else that decides what becomes of a file.
+
+    Raises
+    ------
+    InputError
+        By every method, if the file cannot be used.
+    """
+
+    def __init__(self, path: Path, secret: Secret, bound_to: str) -> None:
+        self._secret, self._bound_to, self._name = secret, bound_to, path.name
+        with self._as_input_error():
+            self._results = ResultCache(path, "deidentify", seconds=0)
+            self._results.begin()
+            keys = self._results.keys()
+            self._noted = dict(zip(keys, self._results.get(keys), strict=True))
+
+    def get(self, file: StudyFile, stamp: FileStamp) -> Sequence[Any] | None:
+        """Return what was noted of a file, if its stamp is still the same."""
+        digest = self._digest(file)
+        if self._results.stamp(digest) != _text(stamp):
+            return None
+        return list(json.loads(self._noted[digest]))
+
+    def put(self, file: StudyFile, stamp: FileStamp, noted: Sequence[Any]) -> None:
+        """Note what became of a file; `stamp` is the one that it had before it was read."""
+        digest = self._digest(file)
+        self._noted[digest] = json.dumps(noted)
+        with self._as_input_error():
+            self._results.put(digest, _text(stamp), self._noted[digest])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._as_input_error():
+            self._results.close()
+
+    def _digest(self, file: StudyFile) -> str:
+        return self._secret.file_key(f"{self._bound_to}\0{os.path.abspath(file.path)}\0{file.source}")  # noqa: PTH100
+
+    @contextmanager
+    def _as_input_error(self) -> Iterator[None]:
+        try:
+            yield
+        except LedgerError as error:
+            told = {
+                "locked": "Another octray de-identifies with this key. Wait until it has finished.",
+                "full": f"{self._name} cannot be written: the disk is full or failing. Free some space and "
+                "run the same command to continue.",
+            }
+            raise InputError(told.get(error.problem, f"{self._name} cannot be used. Delete it, and run it again.")) from None
+
+
+def _text(stamp: FileStamp) -> str:
+    return " ".join(map(str, stamp))
 
 
 def _limits(file_bytes: int, files: Iterable[StudyFile], clean_pixels: bool) -> WorkerLimits:
