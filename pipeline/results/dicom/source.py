@@ -17,11 +17,11 @@ from pydicom.tag import Tag
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pipeline.imaging import guard
-from pipeline.imaging.dicom import elements, header
+from pipeline.imaging.dicom import elements
 from pipeline.imaging.dicom.codecs import LOSSY
-from pipeline.imaging.dicom.dataset import instance_uids, parse, uid_text
+from pipeline.imaging.dicom.dataset import parse
+from pipeline.imaging.dicom.header import read_header
 from pipeline.imaging.dicom.layout import read_layout
-from pipeline.imaging.dicom.terms import modality
 from pipeline.imaging.identity import derived_uid
 from pipeline.model.bundle import Manifest
 from pipeline.results.dicom import Kind
@@ -109,21 +109,18 @@ def read_source(content: bytes, limits: Limits) -> Source:
     """
     with guard.unreadable("The DICOM file is damaged: its header cannot be read. Copy or export it again."):
         dataset, syntax, _ = parse(content, limits)
-        layout = read_layout(dataset, syntax, limits)
-        uids, _ = instance_uids(dataset, content)
-        sop_class = uid_text(dataset, "SOPClassUID")
-        number = elements.whole_number(dataset, "InstanceNumber") or 1
-        scope = elements.Scope.of(dataset, 0)
+        header = read_header(dataset, read_layout(dataset, syntax, limits), content)
+        frame, number = header.frame(1), header.instance_number or 1
         return Source(
             dataset=dataset,
-            uids=uids,
-            sop_class_uid=sop_class or str(SecondaryCaptureImageStorage),
-            modality=modality(scope, sop_class),
-            laterality=side if (side := header.laterality(scope)) in ("R", "L") else "",
+            uids=header.uids,
+            sop_class_uid=header.sop_class_uid or str(SecondaryCaptureImageStorage),
+            modality=frame.modality,
+            laterality=frame.laterality if frame.laterality in ("R", "L") else "",
             is_lossy=syntax in LOSSY or elements.code(dataset, "LossyImageCompression") == "01",
-            rows=layout.rows,
-            columns=layout.columns,
-            frames=layout.frames,
+            rows=header.layout.rows,
+            columns=header.layout.columns,
+            frames=header.layout.frames,
             instance_number=number if 0 < number <= _MOST else 1,
             identity=_identity(dataset),
         )
