@@ -93,7 +93,7 @@ def test_a_worker_that_was_started_ahead_is_used() -> None:
     limits = WorkerLimits(frame_seconds=7.0)
     warm_file_worker(limits)
     warm_file_worker(limits)
-    (waiting,) = (worker._process.pid for worker in _idle_workers[os.getpid()] if worker.limits.cpu_seconds == 7.0)
+    (waiting,) = (worker._process.pid for worker in _idle_workers[os.getpid()] if worker.limits.frame_seconds == 7.0)
     with file_workers(1, limits) as single:
         assert list(single.run(process_id, 0)) == [waiting]
 

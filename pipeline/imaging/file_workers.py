@@ -1,25 +1,16 @@
 """Worker processes that read files: a `WorkerPool` with the limits of one file, and the readers already imported."""
 
-from typing import Any
-
 from pipeline.settings import WorkerLimits, worker_limits
 from pipeline.workers.pool import WorkerPool, warm
+
+_PRELOAD = ("pipeline.imaging.sources",)
 
 
 def file_workers(workers: int = 0, limits: WorkerLimits | None = None) -> WorkerPool:
     """Return a pool of workers that read files, by default under the limits of `worker_limits`; 0 takes one for each core."""
-    return WorkerPool(workers, **_arguments(limits or worker_limits()))
+    return WorkerPool(workers, limits or worker_limits(), _PRELOAD)
 
 
 def warm_file_worker(limits: WorkerLimits | None = None) -> None:
     """Start a worker for the next `file_workers` with these limits, which is ready by the time it is needed."""
-    warm(**_arguments(limits or worker_limits()))
-
-
-def _arguments(limits: WorkerLimits) -> dict[str, Any]:
-    return {
-        "cpu_seconds": limits.frame_seconds,
-        "wall_seconds": limits.wall_seconds,
-        "memory_bytes": limits.worker_bytes,
-        "preload": ("pipeline.imaging.sources",),
-    }
+    warm(limits or worker_limits(), _PRELOAD)

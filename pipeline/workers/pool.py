@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Pipe
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pipeline.errors import Reason, UnreadableError, WorkerError
+from pipeline.settings import WorkerLimits
 from pipeline.workers.ahead import ITEMS_AHEAD, stream_ahead
 from pipeline.workers.cores import usable_cores
 from pipeline.workers.messages import Message, MessageKind, packed, receive, send
@@ -30,15 +31,6 @@ Result = TypeVar("Result")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-class _Limits(NamedTuple):
-    """What a worker may use; idle workers are shared between pools with equal limits."""
-
-    cpu_seconds: float
-    wall_seconds: float
-    memory_bytes: int
-    preload: tuple[str, ...]
-
-
 class WorkerPool:
     """Worker processes, each started when it is first needed; may be used by several threads at once.
 
@@ -46,21 +38,16 @@ class WorkerPool:
     ----------
     workers
         How many tasks run at the same time; 0 takes one for each core that this process may use.
-    cpu_seconds
-        Processor time for each result of a task, of all threads of the worker.
-    wall_seconds
-        Time by the clock for each result of a task.
-    memory_bytes
-        Address space of a worker.
+    limits
+        Time for each result of a task, and the address space of a worker.
     preload
         Modules that a worker imports when it starts, so that this does not count as time of its first task.
     """
 
-    def __init__(
-        self, workers: int = 0, *, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, workers: int, limits: WorkerLimits, preload: Iterable[str] = ()) -> None:
         self.workers = workers or usable_cores()
-        self._limits = _Limits(cpu_seconds, wall_seconds, memory_bytes, tuple(preload))
+        self._limits = limits
+        self._preload = tuple(preload)
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(self.workers):
             self._idle.put(None)
@@ -188,7 +175,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise WorkerError("The worker processes have been ended already.")
-            worker = _take_idle(self._limits) or _Worker(self._limits)
+            worker = _take_idle(self._limits, self._preload) or _Worker(self._limits, self._preload)
             self._running.add(worker)
             return worker
 
@@ -228,12 +215,13 @@ class _Busy:
 class _Worker:
     """One process, and this end of the socket to it; it ends when this end is closed, so it never outlives this process."""
 
-    def __init__(self, limits: _Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: WorkerLimits, preload: tuple[str, ...]) -> None:
+        self.limits, self.preload = limits, preload
+        arguments = (limits.frame_seconds, limits.wall_seconds, limits.worker_bytes, preload)
         self._connection, theirs = Pipe()
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from pipeline.workers.process import work; "
-            f"work({theirs.fileno()}, *{tuple(limits)!r})"
+            f"work({theirs.fileno()}, *{arguments!r})"
         )
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", code],
@@ -281,7 +269,7 @@ class _Worker:
         if code == -signal.SIGPROF:
             return UnreadableError(
                 Reason.TIME_LIMIT,
-                f"Reading the file took more than {self.limits.cpu_seconds:g} seconds of processor time. Try again; if that "
+                f"Reading the file took more than {self.limits.frame_seconds:g} seconds of processor time. Try again; if that "
                 "does not help, save it in an encoding that is read faster, or make it smaller.",
             )
         if code == -signal.SIGALRM:
@@ -308,13 +296,12 @@ hundreds of small files."""
 _idle_lock = threading.Lock()
 
 
-def warm(*, cpu_seconds: float, wall_seconds: float, memory_bytes: int, preload: Iterable[str] = ()) -> None:
+def warm(limits: WorkerLimits, preload: tuple[str, ...] = ()) -> None:
     """Start a worker now for the next pool with these limits, so that it is ready when it is needed."""
-    limits = _Limits(cpu_seconds, wall_seconds, memory_bytes, tuple(preload))
     with _idle_lock:
-        is_there = any(worker.limits == limits for worker in _idle_workers.get(os.getpid(), []))
+        is_there = any((worker.limits, worker.preload) == (limits, preload) for worker in _idle_workers.get(os.getpid(), []))
     if not is_there:
-        _put_idle(_Worker(limits))
+        _put_idle(_Worker(limits, preload))
 
 
 def _put_idle(worker: _Worker) -> None:
@@ -325,11 +312,11 @@ def _put_idle(worker: _Worker) -> None:
         _idle_workers[os.getpid()].append(worker)
 
 
-def _take_idle(limits: _Limits) -> _Worker | None:
+def _take_idle(limits: WorkerLimits, preload: tuple[str, ...]) -> _Worker | None:
     with _idle_lock:
         waiting = _idle_workers.get(os.getpid(), [])
         for worker in waiting:
-            if worker.limits == limits:
+            if (worker.limits, worker.preload) == (limits, preload):
                 waiting.remove(worker)
                 return worker if worker.is_alive() else None
     return None
@@ -356,10 +343,10 @@ def _working_folder() -> str | None:
         return None
 
 
-def _not_started(code: int, limits: _Limits) -> WorkerError:
+def _not_started(code: int, limits: WorkerLimits) -> WorkerError:
     if code == OUT_OF_MEMORY:
         return WorkerError(
-            f"The process that reads files cannot start within {limits.memory_bytes // 2**20} MiB of memory. Free some, "
+            f"The process that reads files cannot start within {limits.worker_bytes // 2**20} MiB of memory. Free some, "
             "or raise OCTRAY_WORKER_BYTES if you set it."
         )
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
