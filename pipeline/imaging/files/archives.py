@@ -6,7 +6,7 @@ import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, cast
 
 from pipeline.errors import Reason, UnreadableError
@@ -125,11 +125,7 @@ def find_members(file: StudyFile, skipped: Counter[str] | None = None) -> Iterat
             size = stream.seek(0, io.SEEK_END)
             yield from _list(_Archive(stream, 0, size, file, 1), _Spent(skipped=Counter() if skipped is None else skipped))
     except OSError as error:
-        yield _refused(file, Refusal.of(not_opened(error)))
-
-
-def _refused(file: StudyFile, refusal: Refusal) -> StudyFile:
-    return StudyFile(file.path, file.source, file.inside, refusal)
+        yield replace(file, refusal=Refusal.of(not_opened(error)))
 
 
 def _list(archive: _Archive, spent: _Spent) -> Iterator[StudyFile]:
@@ -137,7 +133,7 @@ def _list(archive: _Archive, spent: _Spent) -> Iterator[StudyFile]:
         infos = _directory(archive, spent)
         _check(archive, infos, spent)
     except UnreadableError as error:
-        yield _refused(archive.file, Refusal.of(error))
+        yield replace(archive.file, refusal=Refusal.of(error))
         return
     if _DOCUMENTS.intersection(info.filename for info in infos):
         yield archive.file
@@ -263,7 +259,7 @@ def _nested(archive: _Archive, found: StudyFile, spent: _Spent) -> Iterator[Stud
             content = inflated(archive.stream, member)
             inner = _Archive(io.BytesIO(content), 0, len(content), found, archive.depth + 1)
     except UnreadableError as error:
-        yield _refused(found, Refusal.of(error))
+        yield replace(found, refusal=Refusal.of(error))
         return
     for one in _list(inner, spent):
         # An archive that is refused, or is a document, is read as the member that it is.

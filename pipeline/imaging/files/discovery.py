@@ -5,9 +5,10 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from pydicom import dcmread
@@ -48,8 +49,8 @@ def _is_dicomdir(head: bytes) -> bool:
     return head[128:132] == b"DICM" and _DIRECTORY_CLASS in head
 
 
-def _referenced_files(content: bytes) -> tuple[_FileId, ...]:
-    """Return the files that the records in use of a DICOMDIR name, in the order of the records, each once.
+def _referenced_files(content: bytes) -> Iterator[_FileId]:
+    """Yield the files that the records in use of a DICOMDIR name, in the order of the records, each once.
 
     Raises
     ------
@@ -62,13 +63,10 @@ def _referenced_files(content: bytes) -> tuple[_FileId, ...]:
         sequence = dataset.get_item("DirectoryRecordSequence")
         if isinstance(sequence, RawDataElement) and len(sequence.value or b"") < sequence.length:
             raise UnreadableError(Reason.TRUNCATED, "The DICOMDIR is cut off. Give the folder that it lies in instead.")
-        records = dataset.DirectoryRecordSequence
-        named = [record.ReferencedFileID for record in records if record.get("ReferencedFileID") and _is_in_use(record)]
-        return tuple(dict.fromkeys((one,) if isinstance(one, str) else tuple(map(str, one)) for one in named))
-
-
-def _is_in_use(record: Mapping[str, object]) -> bool:
-    return record.get("RecordInUseFlag", 0xFFFF) != 0
+        used = (record for record in dataset.DirectoryRecordSequence if record.get("RecordInUseFlag", 0xFFFF) != 0)
+        named = [record.ReferencedFileID for record in used if record.get("ReferencedFileID")]
+        file_ids = dict.fromkeys((one,) if isinstance(one, str) else tuple(map(str, one)) for one in named)
+    yield from file_ids
 
 
 def _as_key(parts: Iterable[str]) -> _FileId:
@@ -136,7 +134,7 @@ def discover(
     root = Path(root)
     try:
         if root.is_file():
-            return iter(sorted(_given(root, skipped), key=_by_source))
+            return iter(sorted(_given(root, skipped), key=attrgetter("source")))
         if not root.is_dir():
             raise InputError(f"There is no file or folder {as_text(root.name)}. Check the path.")
         os.scandir(root).close()
@@ -146,7 +144,7 @@ def discover(
     found = [
         one for file in _walk(root, skipped) for one in ((file,) if is_known and is_known(file) else _expanded(file, skipped))
     ]
-    return iter(sorted(_without_dicomdirs(found), key=_by_source))
+    return iter(sorted(_without_dicomdirs(found), key=attrgetter("source")))
 
 
 def discover_all(
@@ -190,10 +188,6 @@ def discover_all(
                 yield position, file
 
 
-def _by_source(file: StudyFile) -> str:
-    return file.source
-
-
 def _given(path: Path, skipped: Counter[str] | None) -> Iterator[StudyFile]:
     file = StudyFile(path, as_text(path.name))
     if not _is_dicomdir(_peek(file)):
@@ -222,11 +216,7 @@ def _file_ids(file: StudyFile) -> tuple[_FileId, ...]:
     """Parse a DICOMDIR in a worker process, so that a damaged one cannot end the program before any file is found."""
     content = read_bytes(file, Reading(Limits(file_bytes=MOST_DICOMDIR_BYTES)))
     with file_workers(1, replace(worker_limits(), frame_seconds=_DICOMDIR_SECONDS)) as pool:
-        return tuple(pool.run(_referenced, content))
-
-
-def _referenced(content: bytes) -> Iterator[_FileId]:
-    yield from _referenced_files(content)
+        return tuple(pool.run(_referenced_files, content))
 
 
 def _absent(directory: StudyFile, file_id: _FileId) -> StudyFile:
