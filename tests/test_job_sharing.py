@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.errors import LedgerError
+from pipeline.job import loop
 from pipeline.model.bundle import Bundle
 from pipeline.store.ledger import Ledger, Order
 from pipeline.store.sharing import Member
@@ -184,3 +186,25 @@ def test_results_stay_if_another_process_works_and_what_it_wrote_cannot_be_read(
     assert join(*arguments(studies / "000.dcm", bundle, out)) == 2
     assert "Another octray works in results, with another value of: " in capsys.readouterr().err
     assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("outcomes", 1), ("keep", 1), ("failed", 1), ("outcomes", 3)], ids=["lost", "list", "again", "tables"]
+)
+def test_a_ledger_that_is_away_for_a_moment_ends_no_run(
+    call: str, number: int, studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(Ledger, call)
+    calls: list[str] = []
+
+    def away(self: Ledger, *given: object) -> object:
+        calls.append(call)
+        if len(calls) == number:
+            raise LedgerError("The database of the ledger cannot be reached.")
+        return real(self, *given)
+
+    monkeypatch.setattr(loop, "_FIRST_PAUSE_SECONDS", 0.01)
+    assert main(arguments(studies / "000.dcm", bundle, tmp_path / "results")) == 0
+    monkeypatch.setattr(Ledger, call, away)
+    assert main(arguments(studies / "000.dcm", bundle, tmp_path / "results")) == 0
+    assert len(calls) > 1

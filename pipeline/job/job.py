@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
@@ -301,16 +301,16 @@ class Job:
             raise InputError(f"{name} holds no files. Give a folder of DICOM, PNG, JPEG or TIFF files.")
         with self._joined() as (ledger, member):
             while wait_for(lambda: with_retries(member.take_planning)):
-                _reopen(ledger, self._scorer.base, self._folder.path)
+                with_retries(partial(_reopen, ledger, self._scorer.base, self._folder.path))
                 self.skipped.clear()
                 files = list(discover(self._root, skipped=self.skipped))
                 studies = self._studies(ledger, member, files)
-                self._plan(ledger, studies, 0)
-                if not member.is_leader():  # this process was taken for dead, and the list of another one is newer
+                with_retries(partial(self._plan, ledger, studies, 0))
+                if not with_retries(member.is_leader):  # this process was taken for dead, and the list of another one is newer
                     continue
-                ledger.keep({study.key for study in studies})
-                self._try_again(ledger)
-                if member.planned():
+                with_retries(partial(ledger.keep, {study.key for study in studies}))
+                with_retries(partial(self._try_again, ledger))
+                if with_retries(member.planned):
                     break
             else:
                 self._check_files(ledger)
@@ -437,11 +437,12 @@ class Job:
         finally:
             self.faults += loop.faults
             self.totals = None
+            attempt: Callable[[Callable[[], Any]], Any] = with_retries if is_ended else _once
             with delayed_interrupts():
-                if with_retries(member.take_writing) if is_ended else member.take_writing():
-                    some_gone = is_watched and _forget_gone(ledger, self._scorer.base)
-                    totals = self._write(ledger, not_begun)
-                    if with_retries(partial(member.finish, json.dumps(asdict(totals)))):
+                if attempt(member.take_writing):
+                    some_gone = is_watched and attempt(partial(_forget_gone, ledger, self._scorer.base))
+                    totals = attempt(partial(self._write, ledger, not_begun))
+                    if attempt(partial(member.finish, json.dumps(asdict(totals)))):
                         self.totals = totals
         if is_ended and self.totals is None:
             if (summary := with_retries(member.summary)) is None:  # this process was taken for dead while it wrote
@@ -490,6 +491,10 @@ class Job:
         )
         self._folder.reported(time.time())
         return totals
+
+
+def _once(ask: Callable[[], Any]) -> Any:
+    return ask()
 
 
 def _not_begun(ledger: Ledger, files: Iterable[StudyFile], error: Exception) -> list[Quarantined]:
