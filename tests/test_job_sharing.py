@@ -141,6 +141,10 @@ def test_a_job_has_one_results_folder(
     assert main(arguments(studies / "few", bundle, tmp_path / "own", *more)) == 2
     assert "The job night of this ledger writes into another results folder." in capsys.readouterr().err
     assert main(arguments(studies / "few", bundle, tmp_path / "results", *more)) == 0
+    other = ("--job", "day", *more[2:])
+    assert main(arguments(studies / "few", bundle, tmp_path / "own", *other)) == 0
+    with Ledger(more[3], "night") as ledger:
+        assert len(ledger) == 1, "a folder that could not join a job has removed it"
 
 
 def test_machines_cannot_share_a_ledger_in_a_file(

@@ -158,7 +158,7 @@ class ResultsFolder:
         *,
         is_alone: bool = True,
         keep: bool = False,
-        remove_job: Callable[[str], None] | None = None,
+        remove_job: Callable[[Run], None] | None = None,
     ) -> Run:
         """Return the results that have these facts; if the folder holds others, they are removed first.
 
@@ -200,7 +200,7 @@ class ResultsFolder:
                 "studies may have been taken away. Give another --out."
             )
         if before and remove_job:
-            remove_job(before.job)
+            remove_job(before)
         path.unlink(missing_ok=True)
         self.clear()
         drawn = uuid.uuid4().hex

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from pipeline.errors import PASSING, ConfigError, InputError, Reason, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.sources import StudyFile, discover
-from pipeline.job.folder import ResultsFolder, base_of
+from pipeline.job.folder import ResultsFolder, Run, base_of
 from pipeline.job.loop import Loop, Outcomes, PendingResults, delayed_interrupts, with_retries
 from pipeline.job.scorer import MOST_ATTEMPTS, Scorer
 from pipeline.job.study_files import (
@@ -362,9 +362,10 @@ class Job:
                 member.join(is_alone)
             yield ledger, member
 
-    def _remove_job(self, name: str) -> None:
-        with Ledger(self._url, name) as old:
-            old.remove()
+    def _remove_job(self, run: Run) -> None:
+        """Remove the job of other results, unless it belongs to another folder: one that this process could not join."""
+        with Ledger(self._url, run.job) as old:
+            old.remove(run.id)
 
     def _facts(self) -> dict[str, object]:
         """Return all that results depend on, beside the studies themselves, by names for people."""

@@ -165,6 +165,7 @@ def read_whole(item: Admitted, admission: Admission) -> Iterator[Admitted | Quar
         The frame as it was read.
     admission
         By which terms.
+
     Yields
     ------
     Admitted or Quarantined

@@ -277,9 +277,12 @@ class Ledger:
                 there = self._select("id").where(bulk.among(connection, units.c.key, group))
                 bulk.remove(connection, list(connection.execute(there).scalars()))
 
-    def remove(self) -> None:
-        """Forget the whole job."""
+    def remove(self, folder: str | None = None) -> None:
+        """Forget the whole job; if `folder` is given, only if it is the results folder of the job, as in `Member`."""
         with self._writing() as connection:
+            owner = connection.execute(select(jobs.c.folder).where(jobs.c.name == self.job)).scalar()
+            if folder is not None and owner not in (None, folder):
+                return
             for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
                 connection.execute(table.delete().where(table.c[name] == self.job))
 
