@@ -112,10 +112,7 @@ def _divided(
 
 def _own(bundle: Bundle) -> tuple[str, Score, float]:
     """Return what the bundle does, which refuses what is farther than 1."""
-    outliers = bundle.manifest.outliers
-    if outliers is None:
-        raise SystemExit(f"The bundle {bundle.path.name} refuses nothing: it was written by an earlier octray.")
-    reference = load_reference(bundle.read(REFERENCE), outliers.threshold)
+    reference = load_reference(bundle.read(REFERENCE), bundle.manifest.outliers.threshold)
     return "the bundle", lambda x: np.array([reference.distance(one) for one in x]), 1.0
 
 

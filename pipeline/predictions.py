@@ -26,11 +26,6 @@ def rounded(value: float) -> float:
     return round(value, DIGITS) + 0.0
 
 
-def known(value: float | None) -> float | None:
-    """Return a number rounded, or None if it is not known."""
-    return None if value is None else rounded(value)
-
-
 Rounded = Annotated[float, PlainSerializer(rounded)]
 """A number that is serialised `rounded`."""
 
@@ -208,14 +203,14 @@ class Prediction:
     state
         What the bundle's `DecisionRule` makes of the probabilities of the frame.
     operating_point
-        The threshold of the label, in [0, 1], around which its band lies; None if it is not known.
+        The threshold of the label, in [0, 1], around which its band lies.
     """
 
     label: str
     logit: Rounded
     probability: Rounded
     state: State
-    operating_point: Rounded | None = None
+    operating_point: Rounded
 
     @property
     def positive(self) -> bool:
@@ -281,7 +276,7 @@ class FramePrediction:
         What the quality gate found in the frame and let pass.
     distance
         How far the frame lies from those that the bundle was trained on, in units of the bundle's threshold: above 1 it is
-        refused; None if the bundle has no reference.
+        refused.
     heatmaps
         One for each label, or none if they were not asked for; in a `StudyRecord` those of which pictures were asked for.
     """
@@ -289,8 +284,8 @@ class FramePrediction:
     facts: FrameFacts
     bundle_id: str
     predictions: tuple[Prediction, ...]
-    flags: tuple[Flag, ...] = ()
-    distance: Rounded | None = None
+    flags: tuple[Flag, ...]
+    distance: Rounded
     heatmaps: tuple[Heatmap, ...] = ()
 
     @property

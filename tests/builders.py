@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
 from pipeline.evaluate.metrics import Sample
-from pipeline.evaluate.outliers import fit_reference, pooled
+from pipeline.evaluate.outliers import Reference, fit_reference, pooled
 from pipeline.frames import Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
@@ -140,10 +140,13 @@ def make_bundle(
     metrics: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Bundle:
-    """A whole bundle around `make_graph`; the classifier's weights are `weight` and `bias` in the safetensors file."""
+    """A whole bundle around `make_graph`, which is uncertain of nothing and refuses nothing: every distance is 0.5, or 0.
+
+    The classifier's weights are `weight` and `bias` in the safetensors file.
+    """
     from safetensors.numpy import save
 
-    graph = make_graph(len(labels), size)
+    graph, channels = make_graph(len(labels), size), 4
     initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(graph).graph.initializer}
     contents = {
         GRAPH: graph,
@@ -151,6 +154,7 @@ def make_bundle(
         METRICS: json.dumps(metrics or {}).encode(),
         MODEL_CARD: b"# Tiny model\n",
         CONFIG: b"name: tiny\n",
+        REFERENCE: Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes(),
     }
     fields: dict[str, Any] = {
         "architecture": "tiny",
@@ -165,6 +169,8 @@ def make_bundle(
         "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
         "quality": make_quality(),
         "limits": Limits(),
+        "conformal": {"alpha": 0.1, "bands": ()},
+        "outliers": {"threshold": 2.0, "calibration_frames": 30},
         "provenance": {
             "created": "2026-01-01T00:00:00+00:00",
             "git_commit": "",
@@ -199,7 +205,7 @@ def make_wary_bundle(path: Path, **overrides: Any) -> Bundle:
 
 def make_prediction(label: str = "PNEUMONIA", probability: float = 0.9, positive: bool = True, **overrides: Any) -> Prediction:
     state = State.POSITIVE if positive else State.NEGATIVE
-    values: dict[str, Any] = {"logit": 1.5, "state": state}
+    values: dict[str, Any] = {"logit": 1.5, "state": state, "operating_point": 0.5}
     return Prediction(label=label, probability=probability, **(values | overrides))
 
 
@@ -207,7 +213,7 @@ def make_result(
     *predictions: Prediction, source: str = "a/b.dcm", key: InstanceKey | None = None, **facts: Any
 ) -> FramePrediction:
     """What a bundle said of one frame."""
-    return FramePrediction(FrameFacts(key or make_key(), source, **facts), "b", predictions)
+    return FramePrediction(FrameFacts(key or make_key(), source, **facts), "b", predictions, (), 0.5)
 
 
 def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, **overrides: Any) -> Sample:

@@ -40,7 +40,7 @@ def scored(content: bytes, manifest: Manifest, folder: Path) -> tuple[FramePredi
 def result(key: InstanceKey, manifest: Manifest, laterality: str = "") -> FramePrediction:
     labels = manifest.labels
     predictions = tuple(
-        Prediction(label, 1.5, 0.8123456 - 0.2 * number, STATES[min(number, 2)]) for number, label in enumerate(labels)
+        Prediction(label, 1.5, 0.8123456 - 0.2 * number, STATES[min(number, 2)], 0.5) for number, label in enumerate(labels)
     )
     heatmaps = tuple(Heatmap(label, True, values=values(key.frame_number, number)) for number, label in enumerate(labels))
     flags = (Flag(Check.SATURATED, "Much of the frame is white."),)

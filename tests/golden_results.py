@@ -125,7 +125,7 @@ def _results_of_commands(scratch: Path) -> Iterator[tuple[str, str | list[float]
             place = f"{row['source']}, {row['label']}"
             yield f"state of {place}", f"{row['state']} {row['positive']} {row['conformal_set']}"
             yield f"probability of {place}", [float(row["probability"]), float(row["logit"])]
-            if row["distance"]:
+            if folder == "wary-out" and row["distance"]:
                 yield f"distance of {place}", [float(row["distance"])]
         for row in _rows(scratch / folder / "failures.csv"):
             yield f"refusal of {row['source']} in {folder}", f"{row['frame_number']} {row['state']} {row['reason']}"

@@ -31,8 +31,8 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     assert content == (
         "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,view_position,label,logit,probability,"
         "positive,state,operating_point,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,,absent,,,b,\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,,present,,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,0.5000,absent,0.5000,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,0.5000,present,0.5000,,b,\r\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_a_frame_record_has_the_numbers_of_the_table() -> None:
             "probability": 0.1235,
             "positive": True,
             "state": "positive",
-            "operating_point": None,
+            "operating_point": 0.5,
             "conformal_set": ["present"],
         }
     ]
@@ -148,12 +148,12 @@ def make_frames(count: int) -> list[FramePrediction]:
                 (number + 1) / 7,
                 number % 3 == 0,
                 **({"state": State.UNCERTAIN} if known else {}),
-                operating_point=0.25 if known else None,
+                operating_point=0.25,
             )
             for label in ("A", "=B")
         )
         flags = (Flag(Check.ROTATED, "Turned."),) if known else ()
-        distance = 0.123456 if known else None
+        distance = 0.123456
         frames.append(
             FramePrediction(FrameFacts(key, f"=a/{number}.dcm", "R", file_sha256="f" * 64), "b", predictions, flags, distance)
         )

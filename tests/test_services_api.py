@@ -21,7 +21,7 @@ from pydicom.uid import BasicTextSRStorage
 
 from pipeline.errors import TrainingError
 from pipeline.imaging.sources import read_frames_from_bytes
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.score.predictor import Predictor
 from pipeline.settings import Preprocessing
 from services.api.app import create_app
@@ -205,7 +205,7 @@ def test_it_is_alive_but_not_ready_before_the_model_is_loaded(bundle: Bundle) ->
 
 def test_a_graph_that_cannot_be_loaded_leaves_it_not_ready(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = make_bundle(tmp_path / "whole")
-    contents = {name: whole.read(name) for name in (WEIGHTS, METRICS, MODEL_CARD, CONFIG)}
+    contents = {name: whole.read(name) for name in whole.manifest.files}
     fields = whole.manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
     broken = write_bundle(tmp_path / "broken", {**contents, GRAPH: b"no graph"}, **fields)
     with TestClient(create_app(broken, Settings())) as client:

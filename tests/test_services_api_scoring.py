@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.model.bundle import GRAPH, Bundle, write_bundle
 from pipeline.score import study
 from pipeline.settings import Check, Policy
 from pipeline.workers.pool import _idle_workers
@@ -149,7 +149,7 @@ def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pyt
             model.graph.node[number].CopyFrom(reshape)
     model.graph.node[-1].input[1] = "other"
     model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 5), np.float32), "other"))
-    contents = {name: whole.read(name) for name in (WEIGHTS, METRICS, MODEL_CARD, CONFIG)}
+    contents = {name: whole.read(name) for name in whole.manifest.files}
     fields = whole.manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
     broken = write_bundle(tmp_path / "broken", {**contents, GRAPH: model.SerializeToString()}, **fields)
     with TestClient(create_app(broken, Settings())) as client:

@@ -118,7 +118,6 @@ def test_temperature_and_operating_points_are_those_of_the_calibration_split(bun
     assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(bundle.manifest.temperature, rel=1e-4)
     chances = scipy.special.softmax(logits / bundle.manifest.temperature, axis=1)
     states = bundle.manifest.rule().states(chances)
-    assert bundle.manifest.conformal is not None
     for column, (point, band) in enumerate(zip(bundle.manifest.operating_points, bundle.manifest.conformal.bands, strict=True)):
         missed, found, _ = roc_curve(truth[:, column], chances[:, column])
         present, positive = truth[:, column] == 1, chances[:, column] >= point.threshold
@@ -132,8 +131,6 @@ def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, 
     records, manifest = index.of(Split.TEST), bundle.manifest
     chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / manifest.temperature, axis=1)
     states = manifest.rule().states(chances)
-    assert manifest.conformal is not None
-    assert manifest.outliers is not None
     said, refused = manifest.conformal.measured, manifest.outliers.measured
     assert said is not None
     assert refused is not None
@@ -142,7 +139,7 @@ def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, 
     assert said.uncertain.value == pytest.approx((states == "uncertain").any(axis=1).mean())
     predictor = Predictor(bundle)
     distances = [
-        predictor._reference.distance(pooled(predictor.engine.run(frame[None])[1][0]))  # type: ignore[union-attr]
+        predictor._reference.distance(pooled(predictor.engine.run(frame[None])[1][0]))
         for frame in pixels_of(bundle, index, Split.TEST)
     ]
     concerned = {record.patient_key for record, distance in zip(records, distances, strict=True) if distance > 1}
@@ -180,7 +177,6 @@ def test_without_a_test_split_nothing_is_claimed(untested: Bundle) -> None:
     assert json.loads(untested.read(METRICS))["evaluation"] is None
     assert "Not measured: the index has no test split." in untested.read(MODEL_CARD).decode()
     assert json.loads(untested.read(METRICS))["states"] is None
-    assert untested.manifest.conformal is not None
     assert untested.manifest.conformal.measured is None
     assert set(untested.manifest.files) == REQUIRED_FILES | {REFERENCE}
 

@@ -27,7 +27,7 @@ METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 CONFIG = "config.yaml"
 REFERENCE = "reference.safetensors"
-REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG})
+REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG, REFERENCE})
 
 
 class _Part(BaseModel):
@@ -190,15 +190,14 @@ class Manifest(_Part):
     intended_use: IntendedUse
     quality: Quality
     limits: Limits
-    conformal: Conformal | None = None
-    outliers: Outliers | None = None
+    conformal: Conformal
+    outliers: Outliers
     provenance: Provenance
     files: Mapping[str, str]
 
     def rule(self) -> DecisionRule:
         """Return the rule that turns probabilities into states; every label must have an operating point."""
-        bands = self.conformal.bands if self.conformal else ()
-        return DecisionRule.of(self.labels, self.operating_points, bands, self.activation, self.normal_label)
+        return DecisionRule.of(self.labels, self.operating_points, self.conformal.bands, self.activation, self.normal_label)
 
     def gate(self) -> Gate:
         """Return the quality gate that frames pass before the bundle scores them."""
@@ -328,8 +327,6 @@ def _parse_manifest(name: str, text: str) -> Manifest:
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
         raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle again.") from None
-    if manifest.outliers is not None and REFERENCE not in manifest.files:
-        raise BundleError(f"The bundle {name} has no {REFERENCE}, which its {MANIFEST} needs. Train the bundle again.")
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
     if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")

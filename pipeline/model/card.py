@@ -86,8 +86,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         headings, *rows = _figures(evaluation, tuple(_TITLES))
         figures = {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
     conformal = manifest.conformal
-    needed = math.ceil(1 / conformal.alpha - 1 - 1e-9) if conformal else 0
-    bands = conformal.bands if conformal else ()
+    needed = math.ceil(1 / conformal.alpha - 1 - 1e-9)
     emphasis = "**{}**" if format == "markdown" else "{}"
     card = environment.get_template("model_card.jinja").render(
         manifest=manifest,
@@ -104,7 +103,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         ],
         bands=list(_bands(manifest)),
         needed_patients=needed,
-        few_patients=[band.label for band in bands if min(band.present_patients, band.absent_patients) < needed],
+        few_patients=[band.label for band in conformal.bands if min(band.present_patients, band.absent_patients) < needed],
         checks=[
             (
                 check.name,
@@ -121,8 +120,8 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
 
 
 def _bands(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    measured = manifest.conformal.measured if manifest.conformal else None
-    for band in manifest.conformal.bands if manifest.conformal else ():
+    measured = manifest.conformal.measured
+    for band in manifest.conformal.bands:
         found = measured.labels[band.label] if measured else None
         parts = (found.covered_positives, found.covered_negatives, found.uncertain) if found else (None,) * 3
         patients = f"{band.present_patients} / {band.absent_patients}"

@@ -15,7 +15,7 @@ from pipeline.atomic import remove_leftovers, replacing, replacing_text
 from pipeline.csv_escape import csv_escape
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
-from pipeline.predictions import DIGITS, FramePrediction, Prediction, State, known, rounded
+from pipeline.predictions import DIGITS, FramePrediction, Prediction, State, rounded
 
 Value = str | int | float | bool | None
 Column = tuple[type[str | int | float | bool], Callable[[FramePrediction, Prediction], Value]]
@@ -34,9 +34,9 @@ COLUMNS: Mapping[str, Column] = {
     "probability": (float, lambda _, prediction: rounded(prediction.probability)),
     "positive": (bool, lambda _, prediction: prediction.positive),
     "state": (str, lambda _, prediction: prediction.state.value),
-    "operating_point": (float, lambda _, prediction: known(prediction.operating_point)),
+    "operating_point": (float, lambda _, prediction: rounded(prediction.operating_point)),
     "conformal_set": (str, lambda _, prediction: ";".join(prediction.conformal_set)),
-    "distance": (float, lambda frame, _: known(frame.distance)),
+    "distance": (float, lambda frame, _: rounded(frame.distance)),
     "flags": (str, lambda frame, _: ";".join(flag.check for flag in frame.flags)),
     "bundle_id": (str, lambda frame, _: frame.bundle_id),
     "input_sha256": (str, lambda frame, _: frame.facts.file_sha256),

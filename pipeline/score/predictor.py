@@ -10,7 +10,7 @@ from safetensors.numpy import load
 
 from pipeline.errors import BundleError, Reason, UnreadableError
 from pipeline.evaluate.calibration import probabilities
-from pipeline.evaluate.outliers import Reference, load_reference, pooled
+from pipeline.evaluate.outliers import load_reference, pooled
 from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
@@ -66,7 +66,10 @@ class Predictor:
         self._maps = _maps(bundle, self._classifier)
         self._thresholds = _thresholds(bundle.manifest)
         self._rule = bundle.manifest.rule()
-        self._reference = _reference(bundle)
+        try:
+            self._reference = load_reference(bundle.read(REFERENCE), bundle.manifest.outliers.threshold)
+        except ValueError:
+            raise BundleError(f"The file {REFERENCE} of bundle {bundle.path.name} cannot be used. {_MEND}") from None
         self._check_shapes()
 
     @property
@@ -124,16 +127,16 @@ class Predictor:
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         maps = self._maps(features) if heatmaps else None
         states = self._rule.states(calibrated)
-        distances = [self._reference.distance(pooled(one)) if self._reference else None for one in features]
+        distances = [self._reference.distance(pooled(one)) for one in features]
         results: list[FramePrediction | Quarantined] = [
-            _refusal(item.facts, distance)
-            if (distance := distances[index]) is not None and not distance <= 1
+            _refusal(item.facts, distances[index])
+            if not distances[index] <= 1
             else FramePrediction(
                 facts=item.facts,
                 bundle_id=self.manifest.bundle_id,
                 predictions=self._predictions(logits[index], calibrated[index], states[index]),
                 flags=item.flags,
-                distance=distance,
+                distance=distances[index],
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
             )
             for index, item in enumerate(admitted)
@@ -144,13 +147,13 @@ class Predictor:
         )
         return list(zip(results, near, strict=True))
 
-    def _is_near(self, logits: FloatArray, distance: float | None) -> bool:
+    def _is_near(self, logits: FloatArray, distance: float) -> bool:
         """Say whether a little more or less of any logit, or of the distance, may make another answer of a frame.
 
         Each label is moved against all others, and all together: then each probability, and the lead of each label over any
         other, takes its least and its largest value.
         """
-        if distance is not None and not distance < 1 - NEAR_DISTANCE:
+        if not distance < 1 - NEAR_DISTANCE:
             return distance <= 1 + NEAR_DISTANCE
         apart = 2 * np.eye(len(logits)) - 1
         moves = np.concatenate([[np.zeros(len(logits))], apart, -apart, [np.ones(len(logits))], [-np.ones(len(logits))]])
@@ -198,16 +201,6 @@ def _classifier(bundle: Bundle) -> FloatArray:
         return np.asarray(load(bundle.read(WEIGHTS))[name], np.float32)
     except (SafetensorError, KeyError):
         raise BundleError(f"The weights of bundle {bundle.path.name} have no tensor {name}. {_MEND}") from None
-
-
-def _reference(bundle: Bundle) -> Reference | None:
-    outliers = bundle.manifest.outliers
-    if outliers is None:
-        return None
-    try:
-        return load_reference(bundle.read(REFERENCE), outliers.threshold)
-    except ValueError:
-        raise BundleError(f"The file {REFERENCE} of bundle {bundle.path.name} cannot be used. {_MEND}") from None
 
 
 def _refusal(facts: FrameFacts, distance: float) -> Quarantined:

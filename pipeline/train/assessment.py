@@ -152,7 +152,7 @@ def evaluate_bundle(
         activation=manifest.activation,
         temperature=manifest.temperature,
         operating_points=manifest.operating_points,
-        bands=manifest.conformal.bands if manifest.conformal else (),
+        bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
     )
     return working(progress, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))

@@ -36,7 +36,7 @@ class LabelAnswer(Answer):
     probability: Probability
     positive: bool = Field(description="whether the state is positive")
     state: ScoredState = Field(description="uncertain if neither presence nor absence can be ruled out")
-    operating_point: float | None = Field(description="the probability around which the label is uncertain")
+    operating_point: float = Field(description="the probability around which the label is uncertain")
     conformal_set: tuple[Literal["present", "absent"], ...] = Field(
         description="the state in other words: what cannot be ruled out at the bundle's error rate"
     )
@@ -55,9 +55,7 @@ class FrameAnswer(Answer):
     sop_instance_uid: str
     frame_number: int = Field(ge=1)
     laterality: str = Field(description="R, L, U or B; empty if unknown")
-    distance: float | None = Field(
-        description="how far the frame lies from those of the training, refused above 1; null if the bundle cannot tell"
-    )
+    distance: float = Field(description="how far the frame lies from those of the training, refused above 1")
     labels: dict[str, LabelAnswer]
     flags: tuple[str, ...] = Field(description="what was assumed, stands out or was left out, in sentences")
 

@@ -222,8 +222,7 @@ def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
 def _measurements(manifest: Manifest, result: FramePrediction, one: Prediction) -> list[Measurement]:
     threshold = [point.threshold for point in manifest.operating_points if point.label == one.label]
     values: list[tuple[Code, float]] = [(_PROBABILITY, one.probability), *((_THRESHOLD, value) for value in threshold)]
-    if result.distance is not None:
-        values.append((_DISTANCE, result.distance))
+    values.append((_DISTANCE, result.distance))
     return [Measurement(name=name, value=rounded(value), unit=_NO_UNITS) for name, value in values]
 
 

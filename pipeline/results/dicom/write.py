@@ -111,7 +111,7 @@ def _sha256(content: bytes, results: Sequence[FramePrediction]) -> str:
         (
             result.key.frame_number,
             result.facts.laterality,
-            None if result.distance is None else rounded(result.distance),
+            rounded(result.distance),
             [flag.check.value for flag in result.flags],
             [(one.label, rounded(one.probability), one.positive, one.conformal_set) for one in result.predictions],
         )
