@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from pipeline.errors import BundleError
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle, write_bundle
+from pipeline.evaluate.outliers import Reference
+from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.export import export_graph, heatmap_support
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network, create_network
@@ -30,6 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Bundle]:
     like = make_bundle(root / "like", size=64).manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
     weights = safetensors.torch.save(dict(network.body.state_dict()))
     contents = {GRAPH: export_graph(network, 64), WEIGHTS: weights, METRICS: b"{}", MODEL_CARD: b"#", CONFIG: b"name: a\n"}
+    channels = network.classifier.in_features
+    contents[REFERENCE] = Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes()
     fields = like | {"architecture": "test_convnext", "heatmap": support.model_dump()}
     return network, write_bundle(root / "bundle", contents, **fields)
 

@@ -17,7 +17,7 @@ from pipeline.model.networks import Network, create_network
 from pipeline.predictions import Activation
 from pipeline.progress import silent
 from pipeline.train.finetune import Augmentation, FrameSet, finetune
-from pipeline.train.head import Examples, class_weights, count_terms, fit_head, remove_class_weights, weighted_loss
+from pipeline.train.head import class_weights, count_terms, fit_head, remove_class_weights, weighted_loss
 
 SIZE = 32
 
@@ -61,24 +61,24 @@ def test_the_softmax_loss_is_weighted_cross_entropy() -> None:
     torch.testing.assert_close(weighted_loss(logits, targets, weights, Activation.SOFTMAX, divisor, 0.1), expected)
 
 
-def examples(count: int, seed: int) -> Examples:
+def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, 3, count)
     features = rng.normal(size=(count, 8)) * 3 + 10 + one_hot(classes, 8) * 4
-    return Examples(features, one_hot(classes, 3))
+    return features, one_hot(classes, 3)
 
 
 def test_the_head_is_a_balanced_logistic_regression() -> None:
     train, tune = examples(300, 0), examples(100, 1)
     decay = 0.01
     head = fit_head(
-        train, tune, class_weights(train.targets, Activation.SOFTMAX), Activation.SOFTMAX, HeadSection(weight_decays=(decay,))
+        train, tune, class_weights(train[1], Activation.SOFTMAX), Activation.SOFTMAX, HeadSection(weight_decays=(decay,))
     )
-    center, scale = train.features.mean(0), train.features.std(0)
+    center, scale = train[0].mean(0), train[0].std(0)
     oracle = LogisticRegression(C=1 / (decay * 300), class_weight="balanced", tol=1e-8, max_iter=5000)
-    oracle.fit((train.features - center) / scale, train.targets.argmax(1))
-    expected = oracle.predict_proba((tune.features - center) / scale)
-    logits = tune.features @ head.weight.T + head.bias
+    oracle.fit((train[0] - center) / scale, train[1].argmax(1))
+    expected = oracle.predict_proba((tune[0] - center) / scale)
+    logits = tune[0] @ head.weight.T + head.bias
     found = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -94,7 +94,7 @@ def test_the_weight_decay_with_the_lowest_tune_loss_is_taken() -> None:
 
 def test_features_that_are_not_numbers_stop_the_head() -> None:
     broken = examples(20, 0)
-    broken.features[3, 3] = np.inf
+    broken[0][3, 3] = np.inf
     with pytest.raises(TrainingError, match="loss of the linear head is not a number"), np.errstate(invalid="ignore"):
         fit_head(broken, examples(20, 1), np.ones(3), Activation.SOFTMAX, HeadSection())
 
@@ -208,7 +208,7 @@ def test_without_class_weights_probabilities_are_those_of_the_training_split_aga
     features = rng.normal(size=(4000, 4)) + present[:, None]
     targets = np.stack([~present, present], axis=1).astype(float)
     weights = class_weights(targets, activation)
-    head = fit_head(*[Examples(features, targets)] * 2, weights, activation, HeadSection(weight_decays=(1e-6,)))
+    head = fit_head(*[(features, targets)] * 2, weights, activation, HeadSection(weight_decays=(1e-6,)))
     layer = torch.nn.Linear(4, 2).requires_grad_(False)
     layer.weight.copy_(torch.from_numpy(head.weight))
     layer.bias.copy_(torch.from_numpy(head.bias))

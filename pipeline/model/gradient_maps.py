@@ -1,15 +1,20 @@
 """Heatmaps by a backward pass through the head, with `grad-cam`, on the absolute scale that the library discards."""
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from pipeline.errors import BundleError, ConfigError
 from pipeline.frames import FloatArray
-from pipeline.model.networks import Network
+from pipeline.model.bundle import WEIGHTS, Bundle
+from pipeline.model.networks import Network, create_network
 from pipeline.predictions import HeatmapMethod
 
 
@@ -92,3 +97,35 @@ def _map(library: Any, features: FloatArray, label: int) -> FloatArray:
     seen = torch.from_numpy(features).clone().requires_grad_()
     found: FloatArray = library(seen, [ClassifierOutputTarget(label)] * len(features))
     return found
+
+
+class GradientMaps:
+    """The head of a bundle's network, built again for its maps; may be called from several threads, which wait for each other.
+
+    Parameters
+    ----------
+    bundle
+        As `load_bundle` gives it; nothing is downloaded.
+
+    Raises
+    ------
+    BundleError
+        If its weights are not those of its architecture.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._method = bundle.manifest.heatmap.method
+        self._lock = Lock()
+        try:
+            self._network = create_network(bundle.manifest.architecture, len(bundle.manifest.labels)).eval()
+            self._network.body.load_state_dict(load(bundle.read(WEIGHTS)))
+        except (ConfigError, SafetensorError, RuntimeError):
+            raise BundleError(
+                f"The weights of bundle {bundle.path.name} do not fit the network {bundle.manifest.architecture} that its "
+                "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
+            ) from None
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Return maps of shape (n, labels, map_rows, map_columns), not negative, in logits, for the last feature map."""
+        with self._lock:
+            return gradient_maps(self._network, features, self._method)

@@ -96,13 +96,8 @@ def write_report(
             source=source,
             since=since,
             details=shown_details,
-            columns=[
-                {"name": name, "details": group & set(details)} for name, group in _COLUMNS.items() if group & set(details)
-            ],
+            columns=[{"name": name, "details": some} for name, group in _COLUMNS.items() if (some := group & set(details))],
             failures=failures[:FAILURES_SHOWN],
-            failures_a_study=_FAILURES_A_STUDY,
-            frames_shown=_FRAMES_SHOWN,
-            panel_gap=PANEL_GAP,
         )
 
     with replacing_text(folder / page_name(1)) as first:
@@ -140,6 +135,7 @@ def _environment() -> "Environment":
         "reason": words.reason,
         "thousands": lambda number: f"{number:,}",
     }
+    environment.globals |= {"failures_a_study": _FAILURES_A_STUDY, "frames_shown": _FRAMES_SHOWN, "panel_gap": PANEL_GAP}
     return environment
 
 

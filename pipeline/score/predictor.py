@@ -215,7 +215,7 @@ def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray
     """Return what makes maps of a feature map; torch is imported only if the bundle needs it."""
     if classifier is not None:
         return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method)
-    from pipeline.score.gradient import GradientMaps
+    from pipeline.model.gradient_maps import GradientMaps
 
     return GradientMaps(bundle)
 

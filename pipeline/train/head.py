@@ -17,22 +17,6 @@ from pipeline.predictions import Activation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Examples:
-    """Frames that a head is trained or measured on.
-
-    Parameters
-    ----------
-    features
-        Pooled features of shape (n, channels).
-    targets
-        Of shape (n, labels): 1, 0 or nan.
-    """
-
-    features: Float64
-    targets: Float64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """A trained linear layer.
 
@@ -54,32 +38,54 @@ class Head:
     tune_loss: float
 
 
-def fit_head(train: Examples, tune: Examples, weights: Float64, activation: Activation, settings: HeadSection) -> Head:
+def fit_head(
+    train: tuple[Float64, Float64],
+    tune: tuple[Float64, Float64],
+    weights: Float64,
+    activation: Activation,
+    settings: HeadSection,
+) -> Head:
     """Fit a linear layer for every weight decay and return the one with the lowest loss on the tune split.
 
     Features are standardised for the fit, and the scaling is folded into the layer that is returned.
+
+    Parameters
+    ----------
+    train, tune
+        Pooled features of shape (n, channels), and targets of shape (n, labels): 1, 0 or nan.
+    weights, activation
+        As from and in `class_weights`.
+    settings
+        As configured.
 
     Raises
     ------
     TrainingError
         If the loss is not a number.
     """
-    center, scale = train.features.mean(0), train.features.std(0) + 1e-6
-    near, far = (Examples((part.features - center) / scale, part.targets) for part in (train, tune))
+    center, scale = train[0].mean(0), train[0].std(0) + 1e-6
+    near, far = (((features - center) / scale, targets) for features, targets in (train, tune))
     heads = [_fit(near, far, weights, activation, decay, settings.epochs) for decay in settings.weight_decays]
     best = min(heads, key=lambda head: head.tune_loss)
     weight = best.weight / scale
     return Head(weight, best.bias - weight @ center, best.weight_decay, best.tune_loss)
 
 
-def _fit(train: Examples, tune: Examples, weights: Float64, activation: Activation, decay: float, epochs: int) -> Head:
-    features, targets, counts = (torch.from_numpy(array) for array in (train.features, train.targets, weights))
+def _fit(
+    train: tuple[Float64, Float64],
+    tune: tuple[Float64, Float64],
+    weights: Float64,
+    activation: Activation,
+    decay: float,
+    epochs: int,
+) -> Head:
+    features, targets, counts = (torch.from_numpy(array) for array in (*train, weights))
     layer = torch.nn.Linear(features.shape[1], targets.shape[1], dtype=torch.float64)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     solver = torch.optim.LBFGS(layer.parameters(), max_iter=epochs, history_size=20, line_search_fn="strong_wolfe")
 
-    terms, tune_terms = (count_terms(part.targets, activation) for part in (train, tune))
+    terms, tune_terms = (count_terms(truth, activation) for _, truth in (train, tune))
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
@@ -89,8 +95,8 @@ def _fit(train: Examples, tune: Examples, weights: Float64, activation: Activati
 
     final = float(solver.step(closure).detach())  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        tune_logits = layer(torch.from_numpy(tune.features))
-        tune_loss = float(weighted_loss(tune_logits, torch.from_numpy(tune.targets), counts, activation, tune_terms))
+        tune_logits = layer(torch.from_numpy(tune[0]))
+        tune_loss = float(weighted_loss(tune_logits, torch.from_numpy(tune[1]), counts, activation, tune_terms))
     if not np.isfinite([final, tune_loss]).all():
         raise TrainingError("The loss of the linear head is not a number. Look for frames with extreme or empty pixels.")
     return Head(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy(), decay, tune_loss)

@@ -43,7 +43,7 @@ from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, assess_network
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
-from pipeline.train.head import Examples, class_weights, fit_head, remove_class_weights
+from pipeline.train.head import class_weights, fit_head, remove_class_weights
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import Workspace, open_workspace
@@ -168,8 +168,8 @@ class _Training:
         if self._config.train.augment.flip_columns:
             mirrored = self._workspace.array("mirrored", *self._features(network, engine, pixels[..., ::-1], train))
             seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
-        examples = Examples(np.asarray(seen, np.float64), truth)
-        others = Examples(np.asarray(features[tune], np.float64), data.targets[tune])
+        examples = np.asarray(seen, np.float64), truth
+        others = np.asarray(features[tune], np.float64), data.targets[tune]
         activation, settings = self._config.model.activation, self._config.train.head
         weights = self._class_weights()
         head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, weights, activation, settings))
