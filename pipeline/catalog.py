@@ -196,6 +196,8 @@ def unpack_medmnist(archive: Path, folder: Path, classes: Sequence[str], progres
         Created if it does not exist. If it contains `labels.csv`, nothing is done.
     classes
         The names of the class numbers 0, 1, 2...
+    progress
+        Shows how many images are written.
 
     Returns
     -------

@@ -106,7 +106,7 @@ def test_small_files_that_ask_for_much_get_little(pool: WorkerPool, name: str) -
         assert verdict.reason != ""
 
 
-def test_items_without_end_are_ended_by_the_sandbox() -> None:
+def test_items_without_end_are_ended_by_the_pool() -> None:
     """pydicom looks for the end of each of them up to the end of the file, whose time grows with the square of its size."""
     with file_workers(1, WorkerLimits(frame_seconds=1.0)) as single:
         with pytest.raises(UnreadableError, match="took more than 1 seconds of processor time") as caught:

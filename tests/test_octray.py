@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,14 @@ def test_score(tmp_path: Path) -> None:
     assert [frame.predictions for frame in frames] == [frame.predictions for frame in record.frames]
     row = (tmp_path / "one" / "predictions.csv").read_text().splitlines()[1]
     assert f"{frames[0].predictions[0].probability:.4f}" in row
+
+
+def test_a_folder_is_scored_in_another_thread_than_the_main_one(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(np.arange(300 * 260, dtype=np.uint16).reshape(300, 260)))
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(octray.score_folder, tmp_path / "in", make_bundle(tmp_path / "bundle"), tmp_path / "out").result()
+    assert job.totals.frames == 1
 
 
 @pytest.mark.parametrize("options", [{"objects": ["pdf"]}, {"identity": ["names"]}])

@@ -316,7 +316,7 @@ def test_a_worker_that_died_while_it_waited_is_replaced() -> None:
     assert second != first
 
 
-def test_a_closed_sandbox_says_so() -> None:
+def test_a_closed_pool_says_so() -> None:
     with file_workers(1) as closed:
         pass
     with pytest.raises(WorkerError, match="have been ended already"):

@@ -3,6 +3,7 @@
 import base64
 import json
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -200,7 +201,10 @@ class Loop:
 
 @contextmanager
 def delayed_interrupts() -> Iterator[None]:
-    """Hold interrupts back until the block is done; made for the main thread, which alone gets them."""
+    """Hold interrupts back until the block is done. Another thread than the main one gets none and may not change this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     held: list[int] = []
     with ExitStack() as restored:
         for number in (signal.SIGINT, signal.SIGTERM):
