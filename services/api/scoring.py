@@ -75,9 +75,10 @@ def answer_study(uploads: Sequence[Upload], predictor: Predictor, settings: Sett
             if isinstance(item, StudyRecord):
                 record = without_partial_files(item)
             elif isinstance(item, FramePrediction):
-                drawn = {one.label: base64.b64encode(one.png).decode("ascii") for one in item.heatmaps if one.png}
+                drawn = [one for one in item.heatmaps if one.png]
                 if drawn_so_far + len(drawn) <= settings.max_heatmaps:
-                    pictures[item.source, item.key.frame_number] = drawn
+                    encoded = {one.label: base64.b64encode(one.png).decode("ascii") for one in drawn}
+                    pictures[item.source, item.key.frame_number] = encoded
                     drawn_so_far += len(drawn)
             elif item.message.endswith(NO_FRAME_AFTER):
                 for key in [key for key in pictures if key[0] == item.source]:

@@ -12,7 +12,8 @@ from pipeline.errors import OctrayError, UnreadableError
 from pipeline.imaging.file_workers import file_workers
 from pipeline.model.bundle import Bundle
 from pipeline.score.predictor import Predictor
-from pipeline.score.reading import InMemoryFile, read_admitted
+from pipeline.score.reading import InMemoryFile
+from pipeline.score.study import read_files
 from services.api.options import Settings
 from services.api.problems import RETRY
 
@@ -77,5 +78,5 @@ def _loaded(bundle: Bundle, threads: int) -> Predictor:
     """Load the predictor, and start a process that reads files, so that the first study does not wait for it."""
     predictor = Predictor(bundle, threads)
     with file_workers(1) as workers, suppress(UnreadableError):
-        list(workers.run(partial(read_admitted, admission=predictor.admission), InMemoryFile("", b"")))
+        list(workers.run(partial(read_files, admission=predictor.admission), [InMemoryFile("", b"")]))
     return predictor
