@@ -172,6 +172,15 @@ def test_what_was_lost_is_made_again(spoil: Callable[[Path, Path], None], studie
         assert entries(tmp_path / "out") == known
 
 
+def test_a_key_is_free_again_if_the_notes_beside_it_cannot_be_used(studies: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "keys" / "my.key.done"
+    notes.write_bytes(bytes(200))
+    with pytest.raises(InputError, match=r"The my.key.done that is there was not made by octray. Move it away."):
+        run(studies, tmp_path / "out")
+    notes.unlink()
+    assert len(run(studies, tmp_path / "out").names) == 2
+
+
 def test_other_options_make_every_file_again(studies: Path, tmp_path: Path) -> None:
     dates, basic = Options(frozenset({Keep.DATES, Keep.PATIENT})), tmp_path / "out"
     run(studies, basic)

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -299,17 +299,20 @@ class Deidentifier:
         self._allowed: dict[str, list[str]] = {}  # new name to the attributes that were allowed
         self._refused: dict[str, str] = {}  # alias to the hash of the refused file
         path = crosswalk_path(plan.key)
-        self._crosswalk = Crosswalk(path, self.secret, self._remembered(read_crosswalk(path, self.secret)))
-        self._earlier = _EarlierRuns(_done_path(plan.key), self.secret, _bound_to(plan.options, reading, self.out))
-        self._remove_parts()
+        with ExitStack() as stack:
+            crosswalk = Crosswalk(path, self.secret, self._remembered(read_crosswalk(path, self.secret)))
+            self._crosswalk = stack.enter_context(crosswalk)
+            self._earlier = _EarlierRuns(_done_path(plan.key), self.secret, _bound_to(plan.options, reading, self.out))
+            stack.callback(self._earlier.close)
+            self._remove_parts()
+            stack.callback(self._remove_parts)
+            self._open = stack.pop_all()
 
     def __enter__(self) -> "Deidentifier":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._crosswalk.close()
-        self._earlier.close()
-        self._remove_parts()
+        self._open.close()
 
     def knows(self, file: StudyFile) -> bool:
         """Return whether an earlier run dealt with a file, and neither it nor the new file has changed since."""
