@@ -212,3 +212,16 @@ def test_a_ledger_that_is_away_for_a_moment_ends_no_run(
     monkeypatch.setattr(Ledger, call, away)
     assert main(arguments(studies / "000.dcm", bundle, tmp_path / "results")) == 0
     assert len(calls) > 1
+
+
+def test_a_process_that_is_interrupted_while_it_waits_tells_no_totals(
+    studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Member) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Member, "take_planning", interrupted)
+    assert main(arguments(studies / "000.dcm", bundle, tmp_path / "results")) == 130
+    told = capsys.readouterr().err
+    assert "Other processes of this job, or the next run, write tables and report." in told
+    assert "Studies: 0" not in told

@@ -156,7 +156,7 @@ def _say(out: Path, job: "Job") -> None:
     totals = job.totals
     if totals is None:
         told = f"Studies and single files processed in this run: {job.scored}. "
-        sys.stderr.write(f"{told}Other processes go on with this job: the last of them writes tables and report.\n")
+        sys.stderr.write(f"{told}Other processes of this job, or the next run, write tables and report.\n")
         return
     sys.stderr.write(
         f"Frames scored: {totals.frames}. Studies: {totals.studies}, with a finding: {totals.urgent}. "

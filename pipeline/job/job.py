@@ -285,7 +285,7 @@ class Job:
         self.scored = 0
         self.faults: list[str] = []
         self.interrupted = False
-        self.totals: Totals | None = Totals()
+        self.totals: Totals | None = None
         self._reported_at = 0.0
 
     def score(self) -> None:
