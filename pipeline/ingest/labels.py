@@ -107,14 +107,11 @@ def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
     patient = wanted if wanted in columns else None
     split = "split" if any(row.get("split") for row in rows) else None
     for column in filter(None, ("file", "label", patient, split)):
-        if empty := [row["file"] or f"line {row['']}" for row in rows if not row[column]]:
+        if empty := [row[""] for row in rows if not row[column]]:
+            raise InputError(f"{path.name} has an empty {column} in {_lines(empty)}. Fill the cells in, or leave the rows out.")
+        if column != "file" and (unknown := [row[""] for row in rows if row[column].lower() in _NO_VALUE]):
             raise InputError(
-                f"{path.name} has {len(empty)} rows with an empty {column}: {examples(empty)}. "
-                "Fill the cells in, or leave the rows out."
-            )
-        if column != "file" and (unknown := [row["file"] for row in rows if row[column].lower() in _NO_VALUE]):
-            raise InputError(
-                f"{path.name} has {len(unknown)} rows with {_NO_VALUE[0]} or the like as {column}: {examples(unknown)}. A "
+                f"{path.name} has {_NO_VALUE[0]} or the like as {column} in {_lines(unknown)}. A "
                 "program wrote this for a cell without a value: fill the cells in, or leave the rows out."
             )
         if broken := [row[""] for row in rows if _LINE_BREAK.search(row[column])]:
