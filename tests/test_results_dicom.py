@@ -242,7 +242,7 @@ def test_the_report_says_what_the_bundle_said(manifest: Manifest, tmp_path: Path
 
 def test_heatmaps_that_failed_their_checks_are_marked(manifest: Manifest, tmp_path: Path) -> None:
     doubtful = make_bundle(tmp_path / "bundle", LABELS, heatmap=make_support("pointing")).manifest
-    caveat = "The heatmaps of this bundle failed checks (pointing): do not take them as a reason."
+    caveat = "The heatmaps of this bundle failed checks (pointing): do not rely on them."
     content = make_dicom()
     for one, expected in ((doubtful, True), (manifest, False)):
         objects = written(content, scored(content, one, tmp_path), one)

@@ -183,7 +183,7 @@ def test_failures_are_listed_with_their_reasons(tmp_path: Path, bundle: Bundle) 
 def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_path: Path, bundle: Bundle) -> None:
     frames = [make_scored(number, 0.9) for number in range(STUDIES_A_PAGE + 1)]
     doubtful = make_bundle(tmp_path / "doubtful", heatmap=make_support("randomisation"))
-    caveat = "The heatmaps of this bundle failed checks (randomisation): do not take them as a reason."
+    caveat = "The heatmaps of this bundle failed checks (randomisation): do not rely on them."
     assert '<p class="warning">' + caveat + "</p>" in write(tmp_path, doubtful, frames)
     assert caveat in Page((tmp_path / "report-2.html").read_text(encoding="utf-8")).text
     assert "failed checks" not in write(tmp_path, bundle, frames)

@@ -176,7 +176,7 @@ def test_the_model_is_described_without_its_files(client: TestClient, bundle: Bu
 
 
 def test_heatmaps_that_failed_their_checks_are_marked(tmp_path: Path, client: TestClient) -> None:
-    caveat = "The heatmaps of this bundle failed checks (insertion): do not take them as a reason."
+    caveat = "The heatmaps of this bundle failed checks (insertion): do not rely on them."
     with running(create_app(make_bundle(tmp_path / "bundle", heatmap=make_support("insertion")), Settings())) as doubtful:
         for one, expected in ((doubtful, caveat), (client, "")):
             assert one.get("/v1/model").json()["heatmap_caveat"] == expected

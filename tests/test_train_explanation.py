@@ -120,7 +120,7 @@ def test_empty_maps_are_no_ground_for_trust(examined: Examined) -> None:
     assert support.caveat
     assert support.caveat == (
         "The heatmaps of this bundle could not be checked (randomisation, deletion, insertion), as they are the same "
-        "everywhere: do not take them as a reason."
+        "everywhere: do not rely on them."
     )
 
 

@@ -95,7 +95,7 @@ class HeatmapSupport(_Part):
         empty = ", ".join(check.name for check in self.checks if not check.frames)
         found = [f"failed checks ({failed})"] if failed else []
         found += [f"could not be checked ({empty}), as they are the same everywhere"] if empty else []
-        return f"The heatmaps of this bundle {' and '.join(found)}: do not take them as a reason." if found else ""
+        return f"The heatmaps of this bundle {' and '.join(found)}: do not rely on them." if found else ""
 
 
 class LabelCoverage(_Part):
