@@ -232,7 +232,7 @@ def _unpack_split(
     if min(numbers, default=0) < 0:
         raise ValueError(numbers)
     with content.open(f"{name}_images.npy") as stream:
-        images = progress(_items(stream), f"Unpacking {name}", len(numbers))
+        images = progress(_items(stream), f"unpacking {name}", len(numbers))
         for index, (number, image) in enumerate(zip(numbers, images, strict=True)):
             file = Path(classes[number]) / f"{name}-{index:06d}.png"
             (folder / file.parent).mkdir(parents=True, exist_ok=True)

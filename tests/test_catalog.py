@@ -152,7 +152,7 @@ def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path],
     for row, image, label in zip(rows, images, labels, strict=True):
         assert row["label"] == ("NORMAL", "PNEUMONIA")[label]
         np.testing.assert_array_equal(np.asarray(Image.open(folder / row["file"])), image)
-    assert bars == [("tiny.npz", 1), ("Unpacking train", 5), ("Unpacking val", 3), ("Unpacking test", 4)]
+    assert bars == [("tiny.npz", 1), ("unpacking train", 5), ("unpacking val", 3), ("unpacking test", 4)]
 
 
 def test_a_second_pull_needs_no_server(server: tuple[str, Path], tmp_path: Path) -> None:

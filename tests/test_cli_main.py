@@ -85,14 +85,14 @@ def test_every_command_has_help_with_an_example_that_it_takes(command: str, caps
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "octray: the following arguments are required: COMMAND. `octray --help` shows an example."),
+        ([], "octray: the following arguments are required: COMMAND. `octray --help` explains how to use it."),
         (["scroe"], "octray: argument COMMAND: invalid choice: 'scroe'"),
-        (["score", "a"], "octray: the following arguments are required: --bundle, --out. `octray score --help` shows"),
-        (["train", "smoke"], "octray: the following arguments are required: --index, --out. `octray train --help` shows"),
+        (["score", "a"], "octray: the following arguments are required: --bundle, --out. `octray score --help` explains"),
+        (["train", "smoke"], "octray: the following arguments are required: --index, --out. `octray train --help` explains"),
         (["train", "smoke", "--index", "i", "--out", "o", "--epochs", "3"], "octray: unrecognized arguments: --epochs 3."),
         (["score", "a", "b", "--bundle", "c", "--out", "d"], "octray: unrecognized arguments: b."),
         (["phantom", "a", "--studies", "many"], "octray: argument --studies: invalid int value: 'many'."),
-        (["models"], "octray: the following arguments are required: ACTION. `octray models --help` shows an example."),
+        (["models"], "octray: the following arguments are required: ACTION. `octray models --help` explains how to use it."),
         (["evaluate", "b", "--index", "i", "--split", "validation"], "octray: argument --split: invalid choice: 'validation'"),
     ],
 )

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="CONFIG",
         help="configuration whose sections limits, quality and data say which files and frames are used "
-        "(default: only mammograms are refused)",
+        "(default: all but mammograms)",
     )
     deidentification = parser.add_argument_group("de-identification")
     deidentification.add_argument(

@@ -37,7 +37,7 @@ octray is not a medical device: its results are for research and are not to be u
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(UNUSABLE, f"octray: {printable(message)}. `{self.prog} --help` shows an example.\n")
+        self.exit(UNUSABLE, f"octray: {printable(message)}. `{self.prog} --help` explains how to use it.\n")
 
 
 class _Version(argparse.Action):

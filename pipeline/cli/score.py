@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep running: score each study once its files have not changed for SECONDS",
     )
     parser.add_argument(
-        "--ledger", default="", metavar="URL", help="PostgreSQL database to keep the results in, instead of a file in RESULTS"
+        "--ledger",
+        default="",
+        metavar="URL",
+        help="PostgreSQL database that records what is finished, instead of a file in RESULTS",
     )
     parser.add_argument(
         "--job",
@@ -115,7 +118,7 @@ class _Audience:
     def started(self) -> None:
         from pipeline.cli.progress import study_bar
 
-        self._advance = self._stack.enter_context(study_bar("Scoring"))
+        self._advance = self._stack.enter_context(study_bar("scoring"))
 
     def planned(self, total: int, records: "Iterator[StudyRecord]") -> None:
         self._total, self._done, self._failed = total, 0, 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         bundle = train(config, index, args.out, args.resume, bar)
     except KeyboardInterrupt:
-        sys.stderr.write("octray: run the same command with --resume to continue after the last finished epoch.\n")
+        sys.stderr.write("octray: Run the same command with --resume to continue after the last finished epoch.\n")
         raise
     print(f"bundle {bundle.manifest.bundle_id} written to {args.out}")
     print(f"figures and limits: {args.out / 'MODEL_CARD.md'}")

@@ -82,7 +82,7 @@ def write_report(
     """
     template = _environment().get_template("report.html")
     pages = max(1, math.ceil(totals.listed / STUDIES_A_PAGE))
-    rest = iter(progress((study for study in studies if study.is_listed), "Writing the report", totals.listed))
+    rest = iter(progress((study for study in studies if study.is_listed), "writing the report", totals.listed))
     shown_details = [detail for detail in Detail if detail in details]
     for part in folder.glob(".report*.part"):  # of a run that was killed
         part.unlink()

@@ -155,7 +155,7 @@ def evaluate_bundle(
         bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
     )
-    return working(progress, "drawing patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
+    return working(progress, "resampling patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
 
 
 def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:

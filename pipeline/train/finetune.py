@@ -208,9 +208,7 @@ class _FineTuning:
             ],
             weight_decay=settings.weight_decay,
         )
-        self._scheduler = ReduceLROnPlateau(
-            self._optimiser, factor=settings.plateau_factor, patience=settings.plateau_patience
-        )
+        self._scheduler = ReduceLROnPlateau(self._optimiser, factor=settings.plateau_factor, patience=settings.plateau_patience)
         self.best = _trainable(network)
         self.course = Course()
 
@@ -225,7 +223,7 @@ class _FineTuning:
         frames, size = self._tune, self._settings.batch_size
         with torch.no_grad():
             count = math.ceil(len(frames.rows) / size)
-            batches = self._progress(frames.batches(frames.rows, size), "judging the tune split", count)
+            batches = self._progress(frames.batches(frames.rows, size), "measuring the tune split", count)
             logits = torch.cat([self._network(pixels)[0] for pixels, _ in batches])
         truth = frames.targets[frames.rows]
         targets, terms = torch.from_numpy(truth).float(), count_terms(truth, self._activation)

@@ -52,9 +52,7 @@ from pipeline.workers.cores import usable_cores
 _CHECKED_FRAMES = 4
 
 
-def train(
-    config: Config, index: Index, out: Path | str, resume: bool = False, progress: Progress = silent
-) -> Bundle:
+def train(config: Config, index: Index, out: Path | str, resume: bool = False, progress: Progress = silent) -> Bundle:
     """Train a network on an index and write the bundle.
 
     Parameters
@@ -100,7 +98,7 @@ def train(
     try:
         with threadpool_limits(config.train.threads or usable_cores(), "blas"):
             bundle = training.run(out)
-        working(progress, "handing the bundle to MLflow", lambda: tracker.log_bundle(out, model_name(config)))
+        working(progress, "registering the bundle in MLflow", lambda: tracker.log_bundle(out, model_name(config)))
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
