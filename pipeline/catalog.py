@@ -91,8 +91,8 @@ def find_card(name: str) -> Card:
     cards = {card.name: card for card in list_datasets()}
     if name in cards:
         return cards[name]
-    near = difflib.get_close_matches(name.lower(), cards, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(cards)}."
+    near = difflib.get_close_matches(name.lower(), cards, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}? `octray data list` shows all of them." if near else f"There are: {', '.join(cards)}."
     raise InputError(f"The catalogue has no data set {name!r}. {hint}")
 
 
