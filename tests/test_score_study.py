@@ -36,6 +36,7 @@ from pipeline.score.study import (
     without_partial_files,
 )
 from pipeline.settings import FRAME_SECONDS, Check, Policy, WorkerLimits
+from pipeline.workers import ahead
 from pipeline.workers.ahead import ITEMS_AHEAD
 from tests.builders import (
     make_bundle,
@@ -197,6 +198,22 @@ def test_of_heatmaps_that_is_made_which_is_asked_for(
         files_of_it = jpeg(picture) if "jpeg" in forms else b"", png(picture) if "png" in forms else b""
         found = [(one.label, one.has_positive_evidence, one.jpeg, one.png) for one in scored.heatmaps if one.rows]
         assert found == [("PNEUMONIA", finding.has_positive_evidence, *files_of_it)] * any(files_of_it)
+
+
+def test_pictures_are_drawn_as_they_are_needed(studies: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory holds few of them, however many frames are in one call of the network."""
+    monkeypatch.setattr(ahead, "BYTES_AHEAD", 0)
+    drawn, count = study.drawn, itertools.count(1)
+    pictures = []
+    monkeypatch.setattr(study, "drawn", lambda *given: pictures.append(next(count)) or drawn(*given))
+    (studies / "many.dcm").write_bytes(make_dicom(np.random.default_rng(1).integers(0, 4000, (40, 30, 30), np.uint16)))
+    predictor.engine.frames_at_once = 20
+    files = [file for file in discover(studies) if file.source == "many.dcm"]
+    with closing(score_study(files, predictor, heatmaps={"png"}, in_workers=False)) as items:
+        next(items)
+        time.sleep(0.5)
+        assert len(pictures) <= 4
+        assert sum(isinstance(item, FramePrediction) for item in items) == 39
 
 
 def make_overflowing_bundle(path: Path) -> Bundle:

@@ -24,7 +24,7 @@ from pipeline.imaging.sources import StudyFile
 from pipeline.predictions import FramePrediction, StudyRecord
 from pipeline.score.pictures import drawn
 from pipeline.score.reading import Admission, Admitted, InMemoryFile, read_admitted, read_whole
-from pipeline.workers.ahead import ITEMS_AHEAD, map_ahead
+from pipeline.workers.ahead import ITEMS_AHEAD, stream_ahead
 from pipeline.workers.pool import WorkerPool
 from pipeline.workers.process import outside_limits, restart_clock
 
@@ -260,13 +260,21 @@ def _network_here(
     ):
         read = partial(rereading.run, partial(read_whole, admission=scoring.admission))
 
-        def scored(batch: Sequence[tuple[_Member[Study], Item]]) -> list[tuple[_Member[Study], Result]]:
+        def scored(batch: Sequence[tuple[_Member[Study], Item]]) -> Iterator[tuple[_Member[Study], Result]]:
             frames = [replace(item, file=one.file) if isinstance(item, Admitted) else item for one, item in batch]
-            return list(zip((one for one, _ in batch), scoring.scored(frames, read), strict=True))
+            yield from zip((one for one, _ in batch), scoring.scored(frames, read), strict=True)
 
         some = batches(items, scoring.predictor.engine.frames_at_once, lambda pair: isinstance(pair[1], Admitted))
-        with closing(map_ahead(scored, some, threads, 2 * threads)) as results:
-            yield from chain.from_iterable(results)
+        ahead = stream_ahead(scored, ((None, batch) for batch in some), threads, ahead=2 * threads, size=_bytes_of_heatmaps)
+        with closing(ahead) as streams:
+            for _, results in streams:
+                yield from results
+
+
+def _bytes_of_heatmaps(pair: tuple[object, Result]) -> int:
+    result = pair[1]
+    heatmaps = result.heatmaps if isinstance(result, FramePrediction) else ()
+    return sum(len(one.jpeg) + len(one.png) + (0 if one.values is None else one.values.nbytes) for one in heatmaps)
 
 
 # Tasks of workers, and what is done if one fails.
@@ -421,8 +429,8 @@ class Scoring:
         batch: Sequence[Item],
         read: Callable[[Admitted], Iterator[Admitted | Quarantined]],
         unlimited: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> list[Result]:
-        """Return the items of a batch in their order, with results in place of frames.
+    ) -> Iterator[Result]:
+        """Yield the items of a batch in their order, with results in place of frames; each is drawn when it is needed.
 
         Parameters
         ----------
@@ -438,24 +446,24 @@ class Scoring:
         BundleError, ScoringError
             If the network fails.
         """
-        results: list[Result | Admitted] = list(batch)
-        places = [place for place, item in enumerate(batch) if isinstance(item, Admitted)]
-        while places:
-            frames = [frame for place in places if isinstance(frame := results[place], Admitted)]
+        results: list[Result] = [None if isinstance(item, Admitted) else item for item in batch]
+        frames = {place: item for place, item in enumerate(batch) if isinstance(item, Admitted)}
+        unscored = dict(frames)
+        while unscored:
             with unlimited(), of_the_network():
-                found = self.predictor.predict_admitted(frames, bool(self.heatmaps))
-            again = []
-            for place, frame, result in zip(places, frames, found, strict=True):
-                if isinstance(result, Admitted):
-                    results[place] = _reread(frame, read)
-                    again.append(place)
-                elif isinstance(result, FramePrediction):
-                    with unlimited():
-                        results[place] = self._drawn(result, frame)
+                found = self.predictor.predict_admitted(list(unscored.values()), bool(self.heatmaps))
+            scored, unscored = unscored, {}
+            for (place, frame), result in zip(scored.items(), found, strict=True):
+                item = _reread(frame, read) if isinstance(result, Admitted) else result
+                if isinstance(item, Admitted):
+                    frames[place] = unscored[place] = item
                 else:
-                    results[place] = result
-            places = [place for place in again if isinstance(results[place], Admitted)]
-        return [item for item in results if not isinstance(item, Admitted)]
+                    results[place] = item
+        for place, one in enumerate(results):
+            if isinstance(one, FramePrediction):
+                with unlimited():
+                    one = self._drawn(one, frames.pop(place))
+            yield one
 
     def _drawn(self, result: FramePrediction, frame: Admitted) -> FramePrediction:
         """Return what the bundle says of a frame, its heatmaps with what is asked of them."""
@@ -486,14 +494,14 @@ def score_files(files: Sequence[AnyFile], scoring: Scoring) -> Iterator[list[Res
     read = partial(read_whole, admission=scoring.admission)
     items = _items(files, scoring.admission)
     for batch in batches(items, scoring.predictor.engine.frames_at_once, lambda item: isinstance(item, Admitted)):
-        yield scoring.scored(batch, read, outside_limits)
+        yield list(scoring.scored(batch, read, outside_limits))
 
 
 def score_singly(files: Sequence[AnyFile], scoring: Scoring) -> Iterator[list[Result]]:
     """Do what `score_files` does, but give what comes of each frame before the next is read."""
     read = partial(read_whole, admission=scoring.admission)
     for item in _items(files, scoring.admission):
-        yield scoring.scored([item], read, outside_limits)
+        yield list(scoring.scored([item], read, outside_limits))
 
 
 def _items(files: Sequence[AnyFile], admission: Admission) -> Iterator[Item]:
