@@ -64,7 +64,7 @@ class Audience(Protocol):
         """A study is finished: what it says is in the ledger, and its pictures are written."""
 
 
-class _Nobody:
+class _NoAudience:
     """An audience that does not listen."""
 
     def started(self) -> None:
@@ -137,7 +137,7 @@ def score_folder(
     studies, out = Path(studies), Path(out)
     _check_places(studies, bundle.path, out)
     kinds, details = _choices(Kind, objects, "objects"), _choices(Detail, identity, "identity")
-    predictor, audience = Predictor(bundle, threads=1), audience or _Nobody()
+    predictor, audience = Predictor(bundle, threads=1), audience or _NoAudience()
     try:
         with ResultsFolder(out) as folder:
             audience.started()

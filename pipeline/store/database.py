@@ -79,11 +79,11 @@ jobs = Table(
     "octray_jobs",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("folder", Text, nullable=False),
+    Column("folder", Text, nullable=False, default=""),
     Column("phase", SmallInteger, nullable=False),
-    Column("leader", Text, nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("summary", Text, nullable=False),
+    Column("leader", Text, nullable=False, default=""),
+    Column("round", Integer, nullable=False, default=0),
+    Column("summary", Text, nullable=False, default=""),
     Column("salt", Text, nullable=False, server_default=""),
 )
 

@@ -24,6 +24,8 @@ from pipeline.store.database import FAILED, FINISHED, HELD, PENDING, connect, jo
 _ROWS = 1000
 _PAGE = 500
 _COMPRESSION = 1
+_JOB_COLUMNS = (units.c.job, processes.c.job, jobs.c.name)
+"""What names the job in each table."""
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 Item = TypeVar("Item")
@@ -283,14 +285,14 @@ class Ledger:
             owner = connection.execute(select(jobs.c.folder).where(jobs.c.name == self.job)).scalar()
             if folder is not None and owner not in (None, folder):
                 return
-            for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
-                connection.execute(table.delete().where(table.c[name] == self.job))
+            for column in _JOB_COLUMNS:
+                connection.execute(column.table.delete().where(column == self.job))
 
     def remove_others(self) -> None:
         """Forget all other jobs of the database."""
         with self._writing() as connection:
-            for table, name in ((units, "job"), (processes, "job"), (jobs, "name")):
-                connection.execute(table.delete().where(table.c[name] != self.job))
+            for column in _JOB_COLUMNS:
+                connection.execute(column.table.delete().where(column != self.job))
 
     def put(self, results: Iterable[CachedResult]) -> None:
         """Keep results of units that this process worked on without claiming them, whatever was kept of them before."""

@@ -142,9 +142,9 @@ class ResultCache:
             with writing(ledger.engine) as connection:
                 salts = {row.name: row.salt for row in connection.execute(select(jobs.c.name, jobs.c.salt))}
                 if self._bound_to not in salts:
-                    first = {"folder": "", "phase": 0, "leader": "", "round": 0, "summary": "", "salt": secrets.token_hex(32)}
+                    salts[self._bound_to] = secrets.token_hex(32)
+                    first = {"phase": 0, "salt": salts[self._bound_to]}  # the files of a run have no phases
                     connection.execute(jobs.insert().values(name=self._bound_to, **first))
-                    salts[self._bound_to] = first["salt"]
             if len(salts) > 1:
                 ledger.remove_others()
             self.salt = bytes.fromhex(salts[self._bound_to])

@@ -91,7 +91,7 @@ class Member:
             If the job writes into another results folder.
         """
         insert = sqlite.insert if self._ledger.engine.dialect.name == "sqlite" else postgresql.insert
-        first = {"folder": self._folder, "phase": Phase.FINISHED, "leader": "", "round": 0, "summary": ""}
+        first = {"folder": self._folder, "phase": Phase.FINISHED}
         with writing(self._ledger.engine) as connection:
             connection.execute(insert(jobs).values(name=self._ledger.job, **first).on_conflict_do_nothing())
             if self._row(connection).folder != self._folder:
