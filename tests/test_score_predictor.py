@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load, save
 
 from pipeline.errors import BundleError, ConfigError, Reason, UnreadableError
-from pipeline.frames import Quarantined
+from pipeline.frames import FloatArray, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.predictions import ConformalBand, FramePrediction, OperatingPoint, State
@@ -216,11 +216,23 @@ def test_a_frame_unlike_the_training_is_refused_and_the_others_are_not(tmp_path:
     assert caught.value.reason is Reason.OUT_OF_DISTRIBUTION
 
 
-def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": np.zeros(1, np.float32)}, r"reference\.safetensors of bundle bundle cannot be used"),
+        (
+            {"mean": np.zeros(3, np.float32), "whitening": np.eye(3, dtype=np.float32)},
+            r"The reference has 3 features for \d+ of the graph\. Train the bundle again\.",
+        ),
+    ],
+)
+def test_a_reference_that_is_damaged_or_of_another_network_is_refused(
+    tensors: dict[str, FloatArray], message: str, tmp_path: Path
+) -> None:
     wary = make_wary_bundle(tmp_path / "bundle")
-    contents = {name: wary.read(name) for name in wary.manifest.files} | {REFERENCE: save({"x": np.zeros(1, np.float32)})}
+    contents = {name: wary.read(name) for name in wary.manifest.files} | {REFERENCE: save(tensors)}
     fields = {key: value for key, value in wary.manifest if key not in _OWN}
-    with pytest.raises(BundleError, match=r"reference\.safetensors of bundle bundle cannot be used"):
+    with pytest.raises(BundleError, match=message):
         Predictor(write_bundle(wary.path, contents, **fields))
 
 

@@ -50,7 +50,7 @@ class Predictor:
     Raises
     ------
     BundleError
-        If graph, classifier, labels and operating points do not belong together.
+        If graph, classifier, reference, labels and operating points do not belong together.
     ConfigError
         If the bundle's quality gate needs what is not installed.
     """
@@ -190,6 +190,9 @@ class Predictor:
         if self._classifier is not None and self._classifier.shape != (labels, features.shape[1]):
             expected = (labels, features.shape[1])
             raise BundleError(f"The classifier has shape {self._classifier.shape} instead of {expected}. {_MEND}")
+        if self._reference.mean.shape != features.shape[1:2]:
+            channels = len(self._reference.mean)
+            raise BundleError(f"The reference has {channels} features for {features.shape[1]} of the graph. {_MEND}")
 
 
 _MEND = "Train the bundle again."
