@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,9 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
+from pipeline.predictions import Heatmap
 from pipeline.score import study
+from pipeline.score.pictures import drawn
 from pipeline.settings import Check, Policy
 from pipeline.workers.pool import _idle_workers
 from services.api.app import create_app
@@ -137,6 +140,20 @@ def test_an_answer_has_no_more_heatmaps_than_allowed_and_says_so(bundle: Bundle)
     sentence = "No heatmap: an answer has at most 2. Send fewer frames at a time to see it."
     assert [sentence in frame["flags"] for frame in frames] == [False, False, True, True]
     assert not any(sentence in frame["flags"] for frame in without)
+
+
+def test_heatmaps_that_an_answer_has_no_room_for_are_not_drawn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(heatmap: Heatmap, *rest: Any) -> Heatmap:
+        calls.append(heatmap.label)
+        return drawn(heatmap, *rest)
+
+    monkeypatch.setattr(study, "drawn", counted)
+    with running(create_app(bundle, Settings(max_heatmaps=2))) as client:
+        frames = client.post("/v1/predict", files=files(*(make_png(seed=number) for number in range(40)))).json()["frames"]
+    assert [frame["labels"]["PNEUMONIA"]["heatmap"] is not None for frame in frames] == [True, True] + 38 * [False]
+    assert 2 <= len(calls) < 40, "only those that were drawn ahead are in vain"
 
 
 def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -71,6 +71,7 @@ def score_study(
     heatmaps: Collection[HeatmapForm] = (),
     cores: int = 1,
     in_workers: bool | None = None,
+    draws: Callable[[], bool] | None = None,
     cancel: Callable[[], str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generator[FramePrediction | Quarantined | StudyRecord, None, None]:
@@ -82,7 +83,7 @@ def score_study(
         At least one; taken as needed, so that few are in memory if they are `InMemoryFile`s.
     predictor
         What scores.
-    heatmaps, cores, in_workers, cancel, progress
+    heatmaps, cores, in_workers, draws, cancel, progress
         As in `score_studies`.
 
     Yields
@@ -103,6 +104,7 @@ def score_study(
         heatmaps=heatmaps,
         cores=cores,
         in_workers=in_workers,
+        draws=draws,
         cancel=cancel,
         progress=progress,
         tasks_ahead=2 * readers,
@@ -119,6 +121,7 @@ def score_studies(
     heatmaps: Collection[HeatmapForm] = (),
     cores: int = 1,
     in_workers: bool | None = None,
+    draws: Callable[[], bool] | None = None,
     cancel: Callable[[], str] | None = None,
     progress: Callable[[int], None] | None = None,
     tasks_ahead: int | None = None,
@@ -139,6 +142,9 @@ def score_studies(
         Whether worker processes run the network too, one for each core: best for many files. Otherwise they only read, and this
         process runs the network: best for one study at a time, on a GPU, or if heatmaps need more than the graph. None chooses
         by the predictor.
+    draws
+        Is asked before the pictures of each frame are drawn whether they are still wanted, in another thread and a few frames
+        ahead of their use; only if this process runs the network. None draws all.
     cancel
         Is asked before each frame, and says in a sentence why to stop, or nothing to go on. The files that are not finished
         then are reported with the sentence and `Reason.TIME_LIMIT`.
@@ -162,7 +168,7 @@ def score_studies(
         If the network fails otherwise.
     """
     pictures = frozenset(heatmaps) & {"jpeg", "png"}
-    scoring = Scoring(predictor, replace(predictor.admission, drawn=bool(pictures)), frozenset(heatmaps))
+    scoring = Scoring(predictor, replace(predictor.admission, drawn=bool(pictures)), frozenset(heatmaps), draws)
     if in_workers is None:
         in_workers = predictor.runs_in_workers
     run = _network_in_workers if in_workers else _network_here
@@ -414,11 +420,14 @@ class Scoring:
         Decides which files and frames are scored.
     heatmaps
         In which forms heatmaps are wanted.
+    draws
+        As in `score_studies`; other processes draw all.
     """
 
     predictor: "Predictor"
     admission: Admission
     heatmaps: frozenset[HeatmapForm]
+    draws: Callable[[], bool] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the place of the bundle instead of the predictor, which cannot be pickled."""
@@ -468,7 +477,7 @@ class Scoring:
     def _drawn(self, result: FramePrediction, frame: Admitted) -> FramePrediction:
         """Return what the bundle says of a frame, its heatmaps with what is asked of them."""
         heatmaps, manifest = result.heatmaps, self.predictor.manifest
-        if frame.view:
+        if frame.view and (self.draws is None or self.draws()):
             as_jpeg, as_png = "jpeg" in self.heatmaps, "png" in self.heatmaps
             heatmaps = tuple(
                 one if one.label == manifest.normal_label else drawn(one, frame.view, manifest, as_jpeg, as_png)

@@ -14,7 +14,7 @@ from pipeline.predictions import FramePrediction, StudyRecord, study_states
 from pipeline.results.tables import state_of
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import InMemoryFile
-from pipeline.score.study import NO_FRAME_AFTER, HeatmapForm, score_study, without_partial_files
+from pipeline.score.study import HeatmapForm, score_study, without_partial_files
 from services.api.options import Settings
 from services.api.problems import StudyMismatchError, UnreadableStudyError
 from services.api.schemas import Failure, FrameAnswer, HeatmapAnswer, LabelAnswer, StudyAnswer
@@ -68,21 +68,24 @@ def answer_study(uploads: Sequence[Upload], predictor: Predictor, settings: Sett
             f"The study took longer than the {settings.study_seconds:g} seconds that the service gives one. Send fewer files."
         )
 
-    record, drawn_so_far = StudyRecord(""), 0
+    drawn_so_far = 0
+
+    def draws() -> bool:
+        return drawn_so_far < settings.max_heatmaps
+
+    record = StudyRecord("")
     forms: frozenset[HeatmapForm] = frozenset({"png"} if heatmaps else ())
-    with closing(score_study(files(), predictor, heatmaps=forms, in_workers=False, cancel=cancel)) as items:
+    items = score_study(files(), predictor, heatmaps=forms, in_workers=False, draws=draws, cancel=cancel)
+    with closing(items):
         for item in items:
             if isinstance(item, StudyRecord):
                 record = without_partial_files(item)
             elif isinstance(item, FramePrediction):
                 drawn = [one for one in item.heatmaps if one.png]
-                if drawn_so_far + len(drawn) <= settings.max_heatmaps:
+                if draws() and drawn_so_far + len(drawn) <= settings.max_heatmaps:
                     encoded = {one.label: base64.b64encode(one.png).decode("ascii") for one in drawn}
                     pictures[item.source, item.key.frame_number] = encoded
-                    drawn_so_far += len(drawn)
-            elif item.message.endswith(NO_FRAME_AFTER):
-                for key in [key for key in pictures if key[0] == item.source]:
-                    drawn_so_far -= len(pictures.pop(key))
+                    drawn_so_far += len(drawn)  # never less again, so that `draws` decides alike in any thread
     if not record.frames:
         raise UnreadableStudyError(tuple(map(_failure, (*record.failures, *record.without_image))))
     uid = _study_instance_uid(record, derived)
