@@ -14,7 +14,8 @@ from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_data_config
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.model.networks import bundled_weights, create_network, load_weights
+from pipeline.model.networks import create_network
+from pipeline.model.weights import bundled_weights, load_weights
 
 PALACE, DAISY = 698, 985  # positions in ImageNet's list of 1,000 classes
 
@@ -90,7 +91,7 @@ def test_a_file_that_is_not_safetensors(tmp_path: Path) -> None:
 def test_imagenet_weights_without_a_network_name_the_alternatives(tmp_path: Path) -> None:
     code = (
         "from pipeline.model.networks import create_network\n"
-        "from pipeline.model.networks import load_weights\n"
+        "from pipeline.model.weights import load_weights\n"
         "load_weights(create_network('test_resnet', 2), 'test_resnet', 'imagenet')\n"
     )
     closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "2"}

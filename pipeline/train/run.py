@@ -37,7 +37,8 @@ from pipeline.model.bundle import (
 from pipeline.model.card import model_card
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph, heatmap_support
-from pipeline.model.networks import Network, create_network, load_weights
+from pipeline.model.networks import Network, create_network
+from pipeline.model.weights import load_weights
 from pipeline.predictions import DecisionRule, State
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, assess_network
