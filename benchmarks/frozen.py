@@ -19,7 +19,8 @@ from pipeline.ingest.index import Index, load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.engine import Engine
 from pipeline.model.export import export_graph
-from pipeline.model.networks import create_network, load_weights
+from pipeline.model.networks import create_network
+from pipeline.model.weights import load_weights
 from pipeline.settings import Fit, Preprocessing
 
 SIZE, FOLDS, SEEDS, BATCH = 224, 5, 3, 32

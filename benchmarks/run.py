@@ -19,7 +19,8 @@ from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.export import export_graph
-from pipeline.model.networks import create_network, load_weights
+from pipeline.model.networks import create_network
+from pipeline.model.weights import load_weights
 from pipeline.phantoms.studies import write_phantom
 from pipeline.settings import Limits, Preprocessing
 
