@@ -29,6 +29,20 @@ class Split(StrEnum):
     TEST = "test"
 
 
+class LabelLevel(StrEnum):
+    """For what a label was given, the smallest first.
+
+    A label of an instance, an eye, a study or a patient need not hold for each of its frames: one B-scan of a volume may show
+    no fluid. A file of one frame is that frame.
+    """
+
+    FRAME = "frame"
+    INSTANCE = "instance"
+    EYE = "eye"
+    STUDY = "study"
+    PATIENT = "patient"
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceKey:
     """The key of a frame: study > series > instance > frame, always complete.
@@ -239,6 +253,8 @@ class ImageRecord:
         Hash of the bytes of the file, or of the member of an archive, that holds the frame.
     flags
         What the quality gate found and lets pass.
+    label_level
+        For what the labels were given; None if the frame has none.
     """
 
     key: InstanceKey
@@ -255,6 +271,7 @@ class ImageRecord:
     laterality: str = ""
     file_sha256: str = ""
     flags: tuple[Check, ...] = ()
+    label_level: LabelLevel | None = None
 
 
 @dataclass(frozen=True, slots=True)

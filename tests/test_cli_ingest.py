@@ -106,7 +106,7 @@ def test_frames_with_several_labels_are_counted(studies: Path, tmp_path: Path, c
     written = "\n".join([*rows, ",".join([file, other, *rest[1:]])])
     table.write_text(written.replace("studies/", ""))
     arguments = (str(studies / "studies"), "--labels", str(table), "--out", str(tmp_path / "set"))
-    assert run_ingest(*arguments, "--patient-key", r"^([^/]+)/") == 0
+    assert run_ingest(*arguments, "--patient-from", r"^([^/]+)/") == 0
     count = sum(record.source == file.removeprefix("studies/") for record in load_index(tmp_path / "set").records)
     said = " ".join(capsys.readouterr().err.split())
     assert f" {count} frames have more than one label. If that is right, train with model.activation=sigmoid; otherwise" in said
@@ -130,7 +130,7 @@ def test_pictures_that_name_no_patient_are_told(tmp_path: Path, capsys: pytest.C
     arguments = (str(tmp_path), "--out", str(tmp_path.parent / "index"))
     assert run_ingest(*arguments) == 0
     assert told in " ".join(capsys.readouterr().err.split())
-    assert run_ingest(*arguments, "--patient-key", "^(p[0-9])_") == 0
+    assert run_ingest(*arguments, "--patient-from", "^(p[0-9])_") == 0
     assert "name no patient" not in capsys.readouterr().err
 
 
@@ -148,7 +148,7 @@ def test_the_folder_that_is_the_label_is_named_and_what_looks_wrong_is_said(
         str(source),
         "--out",
         str(tmp_path / "i"),
-        "--patient-key",
+        "--patient-from",
         "/(p[0-9]+)/",
         "--split",
         "40/20/20/20",

@@ -160,6 +160,18 @@ def test_files_that_are_refused_or_have_no_label_stand_under_aliases(studies: Pa
     assert what_is_left(studies.parent / "index", studies.parent / "shared") == set()
 
 
+@pytest.mark.parametrize("by", ["patient_key", "study_instance_uid"])
+def test_labels_of_patients_and_studies_hold_under_new_names(studies: Path, by: str) -> None:
+    table = studies.parent / "labels.csv"
+    keys = {name: patient_id(name) if by == "patient_key" else f"{STUDY}.{number}" for number, name in enumerate(FAMILY_NAMES)}
+    table.write_text("key,dx\n" + "".join(f"{key},{label_of(name)}\n" for name, key in keys.items()))
+    assert ingest(studies, "--labels", str(table), "--columns", f"{by}=key,label=dx") == 0
+    known = originals(studies)
+    for record in index_of(studies).records:
+        assert {label for label, holds in record.labels.items() if holds} == {label_of(name_of(known[record.source]))}
+    assert what_is_left(studies.parent / "index", studies.parent / "shared") == set()
+
+
 def test_files_without_a_label_are_not_even_de_identified(studies: Path) -> None:
     table = write_table(studies)
     write_study(studies / f"{UNLABELLED}.dcm", 51, UNLABELLED)
@@ -167,7 +179,7 @@ def test_files_without_a_label_are_not_even_de_identified(studies: Path) -> None
     assert len(list((studies.parent / "shared").rglob("*.dcm"))) == 16
 
 
-@pytest.mark.parametrize("options", [[], ["--patient-key", "([^/]+)[.]dcm$"]], ids=["Patient ID", "path"])
+@pytest.mark.parametrize("options", [[], ["--patient-from", "([^/]+)[.]dcm$"]], ids=["Patient ID", "path"])
 def test_a_patient_stays_together_and_nameless(studies: Path, options: list[str]) -> None:
     for number, name in enumerate(FAMILY_NAMES):
         write_study(studies / "again" / label_of(name) / f"{name}.dcm", 100 + number, name)

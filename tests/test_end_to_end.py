@@ -230,7 +230,7 @@ def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(8):
         write_picture(tmp_path / "labelled" / f"{number}.png", number)
     rows = [f"{number}.png,{'AB'[number % 2]},p{number}\n" for number in range(8)]
-    (tmp_path / "missing.csv").write_text("".join(["file,label,patient_key\n", *rows, "gone.png,A,p9\n"]))
+    (tmp_path / "missing.csv").write_text("".join(["file,label,patient_key\n", "gone.png,A,p9\n"]))
     (tmp_path / "rare.csv").write_text("".join(["file,label,patient_key\n", *rows[:8], "6.png,RARE,p6\n"]))
     (tmp_path / "faulty.yaml").write_text("name: faulty\nmodel: {architektur: a}\ntrain: {sed: 1}\npreprocessing: {size: 7}\n")
     make_bundle(tmp_path / "good")
@@ -262,7 +262,7 @@ WITH_BUNDLE = [
     "bundle verify {}",
     "bundle register {}",
 ]
-LABELLED = "ingest labelled --out index --patient-key patient_key --labels"
+LABELLED = "ingest labelled --out index --labels"
 
 ENDS = [
     *((f"score {kind}-alone --bundle good --out results", f"None of the files in {kind}-alone could") for kind in UNREADABLE),

@@ -21,7 +21,7 @@ from pydicom.uid import BasicTextSRStorage
 
 from pipeline.config import Config
 from pipeline.errors import InputError, Reason
-from pipeline.frames import Split
+from pipeline.frames import LabelLevel, Split
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import build_index
 from pipeline.ingest.file_reader import NO_LABEL, UID_CLASH
@@ -58,7 +58,8 @@ def build(folder: Path, **rules: object) -> Index:
 
 def test_a_labelled_folder_becomes_an_index(tmp_path: Path) -> None:
     index, notes = build_index([tmp_path], labels=write_set(tmp_path), seed=3)
-    assert notes == ["Labels: 24 files named by their path below a source."]
+    assert notes[0] == "Labels: 24 files named by their path below a source."
+    assert notes[1].startswith("The label SICK occurs in only 12 patients: 9 in train, 1 in tune, 1 in calibration, 1 in test.")
     assert index.labels == ("SICK", "WELL")
     assert index.sources == (tmp_path.resolve(),)
     assert (index.quarantine, index.seed, index.percent) == ((), 3, (70, 10, 10, 10))
@@ -101,6 +102,143 @@ def test_several_labels_for_one_file_are_kept(tmp_path: Path) -> None:
     assert labels["SICK/0.png"] == {"SICK", "OLD"}
     assert labels["SICK/11.png"] == {"SICK"}
     assert all(value is not None for record in index.records for value in record.labels.values())
+
+
+def write_volumes(folder: Path, patients: int = 8) -> None:
+    """An OCT volume of two frames for each eye of each patient."""
+    folder.mkdir()
+    for number in range(2 * patients):
+        pixels = np.random.default_rng(number).integers(0, 99, (2, 4, 4), np.uint16)
+        patient, eye = f"{number // 2:04d}", "RL"[number % 2]
+        (folder / f"{number}.dcm").write_bytes(
+            make_dicom(pixels, PatientID=patient, StudyInstanceUID=f"1.2.{number // 2}", Laterality=eye, NumberOfFrames=2)
+        )
+
+
+def test_what_is_unknown_is_neither_present_nor_absent(tmp_path: Path) -> None:
+    for number in range(24):
+        write_picture(tmp_path / "s" / f"{number}.png", number)
+    states = {0: "1,0", 1: "0,1", 2: ",1", 3: "-1,0", 4: ","}
+    rows = "".join(f"{number}.png,{states[number % 5]}\n" for number in range(24))
+    (tmp_path / "labels.csv").write_text("file,Edema,Mass\n" + rows)
+    index, notes = build_index([tmp_path / "s"], labels=tmp_path / "labels.csv", columns=["labels=*"], percent=(40, 20, 20, 20))
+    expected = {0: (1, 0), 1: (0, 1), 2: (np.nan, 1), 3: (np.nan, 0)}
+    for record, target in zip(index.records, index.targets(index.records, index.labels), strict=True):
+        np.testing.assert_array_equal(target, expected[int(Path(record.source).stem) % 5])
+    assert {row.source: row.reason for row in index.quarantine} == {f"{number}.png": NO_LABEL for number in (4, 9, 14, 19)}
+    assert "Nothing is known of the labels of this file" in index.quarantine[0].message
+    for split in Split:  # each has an example and a counter-example that are known
+        known = index.targets(index.of(split), ("Edema",))
+        assert {0.0, 1.0} <= set(known.ravel().tolist())
+    assert any("cells are -1" in note for note in notes)
+
+
+def test_a_label_that_is_never_known_is_none(tmp_path: Path) -> None:
+    for number in range(8):
+        write_picture(tmp_path / "s" / f"{number}.png", number)
+    rows = "".join(f"{number}.png,1,,0\n" for number in range(8))
+    (tmp_path / "labels.csv").write_text("file,A,B,C\n" + rows)
+    index, _ = build_index([tmp_path / "s"], labels=tmp_path / "labels.csv", columns=["labels=A+B+C"])
+    assert index.labels == ("A", "C")
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "level"),
+    [
+        (["patient_key=pid"], [f"{number:04d},,{'AB'[number % 2]}" for number in range(8)], LabelLevel.PATIENT),
+        (
+            ["patient_key=pid,laterality=eye"],
+            [f"{number:04d},{eye},{'AB'[number % 2]}" for number in range(8) for eye in ("OD", "OS")],
+            LabelLevel.EYE,
+        ),
+        (["study_instance_uid=pid"], [f"1.2.{number},,{'AB'[number % 2]}" for number in range(8)], LabelLevel.STUDY),
+    ],
+)
+def test_labels_of_patients_eyes_and_studies_apply_to_all_their_frames(
+    tmp_path: Path, columns: list[str], rows: list[str], level: LabelLevel
+) -> None:
+    write_volumes(tmp_path / "s")
+    (tmp_path / "labels.csv").write_text("\n".join(["pid;eye;label".replace(";", ","), *rows]))
+    index, notes = build_index([tmp_path / "s"], labels=tmp_path / "labels.csv", columns=columns, percent=(40, 20, 20, 20))
+    assert len(index.records) == 32
+    for record in index.records:
+        number = int(Path(record.source).stem) // 2
+        assert record.labels == {"A": number % 2 == 0, "B": number % 2 == 1}
+        assert record.label_level is level
+        assert record.patient_key.startswith("patient-")
+    assert notes[0].startswith("Labels: 32 frames joined by")
+
+
+def test_only_the_eye_with_a_label_is_used(tmp_path: Path) -> None:
+    write_volumes(tmp_path / "s")
+    rows = [f"{number:04d},R,{'AB'[number % 2]}" for number in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["pid,eye,label", *rows]))
+    index = build(
+        tmp_path / "s", labels=tmp_path / "labels.csv", columns=["patient_key=pid,laterality=eye"], percent=(40, 20, 20, 20)
+    )
+    assert {record.laterality for record in index.records} == {"R"}
+    assert {(row.reason, row.frame_number) for row in index.quarantine} == {(NO_LABEL, None)}
+    assert len(index.quarantine) == 8
+
+
+def test_labels_of_patients_are_joined_with_patients_in_paths(tmp_path: Path) -> None:
+    for number in range(16):
+        write_picture(tmp_path / "s" / f"p{number // 2}_{number}.png", number)
+    (tmp_path / "labels.csv").write_text("pid,dx\n" + "".join(f"p{number},{'AB'[number % 2]}\n" for number in range(8)))
+    index = build(
+        tmp_path / "s",
+        labels=tmp_path / "labels.csv",
+        columns=["patient_key=pid,label=dx"],
+        patient_from="^(p[0-9]+)_",
+        percent=(40, 20, 20, 20),
+    )
+    assert {record.patient_key for record in index.records} == {f"p{number}" for number in range(8)}
+    assert {record.label_level for record in index.records} == {LabelLevel.PATIENT}
+
+
+def test_the_level_of_a_label_is_that_of_its_file(tmp_path: Path) -> None:
+    write_volumes(tmp_path / "s", 2)
+    write_picture(tmp_path / "s" / "9.png", 9)
+    (tmp_path / "s" / "p").mkdir()
+    for number in range(2):
+        write_picture(tmp_path / "s" / "p" / f"{number}.png", number)
+    with zipfile.ZipFile(tmp_path / "s" / "z.zip", "w") as archive:
+        write_picture(tmp_path / "x.png", 77)
+        archive.write(tmp_path / "x.png", "deep/x.png")
+    rows = [*(f"{number}.dcm,A" for number in range(4)), "9.png,A", "p,B", "z.zip,B"]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(InputError, match="has no example in the split"):
+        build(tmp_path / "s", labels=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *(f"{row},train" for row in rows)]))
+    index = build(tmp_path / "s", labels=tmp_path / "labels.csv")
+    levels = {record.source: record.label_level for record in index.records}
+    assert levels["0.dcm"] is LabelLevel.INSTANCE
+    assert levels["9.png"] is LabelLevel.FRAME
+    assert levels["p/0.png"] is levels["z.zip/deep/x.png"] is LabelLevel.STUDY
+    assert {record.labels["B"] for record in index.records if "/" in record.source} == {True}
+
+
+def test_a_label_can_be_left_out(tmp_path: Path) -> None:
+    table = write_set(tmp_path)
+    with table.open("a") as file:
+        file.write("SICK/0.png,RARE,SICK0\n")
+    write_picture(tmp_path / "rare.png", 5)
+    with table.open("a") as file:
+        file.write("rare.png,RARE,r\n")
+    with pytest.raises(InputError, match="label RARE has no example .* occurs in 2 patients. .* --leave-out RARE"):
+        build(tmp_path, labels=table)
+    index = build(tmp_path, labels=table, leave_out=["RARE"])
+    assert index.labels == ("SICK", "WELL")
+    assert [(row.source, row.message) for row in index.quarantine] == [
+        ("rare.png", "All labels of this are left out by --leave-out.")
+    ]
+    with pytest.raises(InputError, match="--leave-out names OTHER, but the labels are RARE, SICK, WELL"):
+        build(tmp_path, labels=table, leave_out=["OTHER"])
+
+
+def test_columns_without_a_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--columns says what the columns of a table of labels mean, but --labels gives none"):
+        build(tmp_path, columns=["file=a"])
 
 
 def test_unreadable_and_unlabelled_files_are_quarantined_with_their_reason(tmp_path: Path) -> None:
@@ -153,10 +291,10 @@ def test_copies_stay_in_one_split_and_are_counted(tmp_path: Path) -> None:
 
 def test_a_pattern_finds_the_patient_in_the_path(tmp_path: Path) -> None:
     table = write_set(tmp_path)
-    index = build(tmp_path, labels=table, patient_key=r"/(\d+)\.png$")
+    index = build(tmp_path, labels=table, patient_from=r"/(\d+)\.png$")
     assert {record.patient_key for record in index.records} == {str(number) for number in range(12)}
-    with pytest.raises(InputError, match=r"does not match the path of 24 files: 0\.png"):
-        build(tmp_path, labels=table, patient_key="^(never)/")
+    with pytest.raises(InputError, match=r"finds no patient in the path of 24 files: 0\.png"):
+        build(tmp_path, labels=table, patient_from="^(never)/")
 
 
 def test_patients_of_dicom_files_are_joined_under_a_pseudonym(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.frames import ImageRecord, Quarantined, Split
+from pipeline.frames import ImageRecord, LabelLevel, Quarantined, Split
 from pipeline.ingest.index import FILES, Index, difference, load_index, quarantine_to_csv, write_index
 from pipeline.settings import Check
 from tests.builders import make_key
@@ -37,7 +37,7 @@ def make_record(number: int = 1, **overrides: Any) -> ImageRecord:
 def make_index(**overrides: Any) -> Index:
     values: dict[str, Any] = {
         "records": (
-            make_record(1, file_sha256="f" * 64),
+            make_record(1, file_sha256="f" * 64, label_level=LabelLevel.EYE),
             make_record(2, split=Split.TEST, labels={"X": False, "Y": True}, modality="DX", flags=(Check.ROTATED,)),
         ),
         "quarantine": (
@@ -154,9 +154,9 @@ def test_frames_that_name_no_patient_are_counted() -> None:
         ("index.json", None, "is not an index: it has no readable index.json"),
         ("index.json", b"{", "The index.json of index set is damaged"),
         ("index.json", b"[]", "The index.json of index set is damaged"),
-        ("index.json", b'{"schema_version": 3}', "has schema version 3; this octray reads 2. Install a newer octray"),
-        ("index.json", b'{"schema_version": 1}', "has schema version 1; this octray reads 2. Ingest the studies again"),
-        ("index.json", b'{"schema_version": 2}', "The index set is damaged"),
+        ("index.json", b'{"schema_version": 4}', "has schema version 4; this octray reads 3. Install a newer octray"),
+        ("index.json", b'{"schema_version": 2}', "has schema version 2; this octray reads 3. Ingest the studies again"),
+        ("index.json", b'{"schema_version": 3}', "The index set is damaged"),
         ("frames.parquet", None, "is incomplete"),
         ("frames.parquet", b"PAR1", "The file frames.parquet of index set was altered or cut"),
         ("quarantine.csv", b"", "The file quarantine.csv of index set was altered or cut"),

@@ -1,5 +1,6 @@
 """The laws of dividing patients: none crosses, no duplicate crosses, the order does not matter, shares and labels are kept."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.frames import Split
-from pipeline.ingest.splits import Percent, assign_splits, check_given_splits, parse_percent
+from pipeline.ingest.splits import (
+    Percent,
+    assign_splits,
+    check_given_splits,
+    check_labels,
+    few_patients,
+    fitting_percent,
+    parse_percent,
+)
 
 SPLITS = list(Split)
 frames = st.lists(st.tuples(*(st.integers(0, last) for last in (12, 20, 30))), min_size=1, max_size=40)
@@ -96,8 +105,66 @@ def test_without_labels_the_shares_still_hold() -> None:
 
 def test_a_label_without_an_example_in_a_split_is_named() -> None:
     rows = [*plenty(40, "A"), ("only", "RARE", "x")]
-    with pytest.raises(InputError, match="label RARE has no example in the split tune"):
+    with pytest.raises(
+        InputError, match=r"label RARE has no example in the split tune: it occurs in 1 patient\. Each of the 4"
+    ):
         assign(rows)
+
+
+def rare(count: int) -> list[tuple[str, str, str]]:
+    return [(f"rare{number}", "R R", f"r{number}") for number in range(count)]
+
+
+def test_the_advice_for_one_patient_too_few_works() -> None:
+    rows = plenty(40, "A") + rare(3)
+    with pytest.raises(
+        InputError, match=r"occurs in 3 patients. 4 splits need one each. Give --split (\S+), and .*train.folds=2"
+    ) as caught:
+        assign(rows)
+    (advice,) = re.findall(r"--split ([0-9/]+)", str(caught.value))
+    splits = assign(rows, parse_percent(advice))
+    assert {split for row, split in zip(rows, splits, strict=True) if row[1] == "R R"} == set(SPLITS[:3])
+    assert "--leave-out 'R R'" in str(caught.value)
+
+
+def test_patients_that_stay_together_are_too_few_for_another_reason() -> None:
+    rows = plenty(40, "A") + [(f"rare{number}", "R", "same") for number in range(9)]
+    with pytest.raises(InputError, match="occurs in 9 patients. Some of them share images or studies and stay together. Add"):
+        assign(rows)
+
+
+def test_given_splits_without_a_label_are_to_be_changed_in_the_table() -> None:
+    with pytest.raises(InputError, match=r"no example in the split test: it occurs in 1 patient\. Change the column split"):
+        check_labels([Split.TRAIN, Split.TEST], [["A"], []], ["p", "q"], [Split.TRAIN, Split.TEST], are_given=True)
+
+
+def remark(rows: list[tuple[str, str, str]], percent: Percent = (70, 10, 10, 10)) -> str:
+    return few_patients(assign(rows, percent), [[row[1]] for row in rows], [row[0] for row in rows])
+
+
+def test_a_rare_label_is_named_with_its_numbers_and_what_fits() -> None:
+    assert remark(plenty(200, "A") + rare(5)) == (
+        "The label R R occurs in only 5 patients: 2 in train, 1 in tune, 1 in calibration, 1 in test. Operating points and "
+        "figures "
+        "from so few are mostly chance. Measure by cross-validation (train.folds=3), which tests on every patient of train and "
+        "tune; --split 60/20/20/0 leaves more of them for it."
+    )
+    assert "Measure by cross-validation (train.folds=4), which tests on every patient of train and tune. So is one other" in (
+        remark(plenty(20, "A") + rare(5), (60, 20, 20, 0))
+    )
+    assert remark(plenty(200, "A") + rare(60)) == ""
+
+
+@settings(deadline=None)
+@given(st.integers(5, 60), st.integers(0, 5))
+def test_the_proposed_split_gives_each_split_enough(count: int, seed: int) -> None:
+    percent = fitting_percent(count)
+    assert sum(percent) == 100
+    rows = plenty(150, "A") + rare(count)
+    splits = assign(rows, percent, seed)
+    counts = Counter(split for row, split in zip(rows, splits, strict=True) if row[1] == "R R")
+    assert counts[Split.TRAIN] >= 2
+    assert all(counts[split] >= (5 if percent[3] else 1) for split in SPLITS[1 : 4 if percent[3] else 3])
 
 
 def test_the_test_split_may_be_left_out() -> None:

@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder to write the index to")
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument(
-        "--labels", type=Path, metavar="CSV", help="table with the columns file,label and optionally patient_key, split"
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns file and label, and optionally patient_key and split; --columns names others",
     )
     labels.add_argument(
         "--label-from",
@@ -35,10 +38,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the innermost), or what a regular expression with one group finds in the path below SOURCE",
     )
     parser.add_argument(
-        "--patient-key",
-        metavar="COLUMN|REGEX",
-        help="column of the table, or a regular expression with one group for the path below SOURCE "
-        "(default: the column patient_key, else the DICOM patient, else the study)",
+        "--columns",
+        action="append",
+        default=[],
+        metavar="WHAT=COLUMN,...",
+        help="which column of the table says what, such as 'file=Image Index,label=Finding Labels,patient_key=Patient ID'. "
+        "WHAT is file, label (a column that holds labels), labels (columns of 0 and 1: A+B, A..D, or *), patient_key, split; "
+        "or, instead of file, study_instance_uid, series_instance_uid, sop_instance_uid, laterality",
+    )
+    parser.add_argument(
+        "--uncertain",
+        choices=("ignore", "zeros", "ones"),
+        default="ignore",
+        help="what -1 means in a column of 0 and 1: unknown, so that training leaves it out (ignore), absent (zeros), or "
+        "present (ones); default ignore",
+    )
+    parser.add_argument(
+        "--empty",
+        choices=("unknown", "absent"),
+        help="what an empty cell means: unknown, or that no label applies (default: unknown in columns of 0 and 1, else an "
+        "error)",
+    )
+    parser.add_argument(
+        "--several-rows",
+        choices=("refuse", "unknown", "any", "majority"),
+        default="refuse",
+        help="what holds if rows for one file contradict each other, such as those of several readers (default refuse)",
+    )
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="do not use this label, for example since too few patients have it; can be given several times",
+    )
+    parser.add_argument(
+        "--patient-from",
+        default="",
+        metavar="folder:N|REGEX",
+        help="the patient is the name of the N-th folder below SOURCE, or what a regular expression with one group finds in "
+        "the path below SOURCE (default: the column patient_key, else the DICOM patient, else the study)",
     )
     parser.add_argument(
         "--split", default="70/10/10/10", help="percentages of patients for train/tune/calibration/test (default 70/10/10/10)"
@@ -82,7 +121,12 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             labels=args.labels,
             label_from=args.label_from,
-            patient_key=args.patient_key,
+            columns=args.columns,
+            uncertain=args.uncertain,
+            empty=args.empty,
+            several_rows=args.several_rows,
+            leave_out=args.leave_out,
+            patient_from=args.patient_from,
             percent=parse_percent(args.split),
             seed=args.seed,
             deidentify=plan,
@@ -149,7 +193,7 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
     if unknown := index.unknown_patients():
         lines.append(
             f"{unknown} frames name no patient: each of their studies counts as one patient, so a patient with several studies "
-            "may be in several splits. Give --patient-key."
+            "may be in several splits. Give --patient-from, or a column patient_key."
         )
     for flag, count in sorted(Counter(flag for record in index.records for flag in record.flags).items()):
         lines.append(f"{count} frames flagged: {flag}")

@@ -1,6 +1,5 @@
 """Builds an index: reads every study, joins what is known of labels and patients, and divides the patients into splits."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,7 +9,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.deidentify.deidentifier import Deidentifier, Plan, RefusedFile, WrittenFile
 from pipeline.errors import InputError
-from pipeline.frames import ImageRecord, Quarantined, Split
+from pipeline.frames import ImageRecord, LabelLevel, Quarantined, Split
 from pipeline.imaging.files.names import as_text
 from pipeline.imaging.files.study_file import StudyFile
 from pipeline.imaging.quality.gate import check_tools
@@ -19,22 +18,36 @@ from pipeline.ingest.file_reader import NO_LABEL, FileReader, ReadFile, ReadFram
 from pipeline.ingest.index import FILES, Index, difference, write_index
 from pipeline.ingest.journal import JOURNAL, Journal
 from pipeline.ingest.labels import (
+    Empty,
     FileFacts,
     FileId,
-    examples,
-    folder_labels,
-    label_warning,
-    match_files,
-    patient_key_warning,
+    JoinKey,
+    LabelTable,
+    SeveralRows,
+    Uncertain,
+    parse_columns,
     read_labels,
 )
-from pipeline.ingest.patients import keys_from_paths, parse_patient_pattern, pseudonyms
-from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels
+from pipeline.ingest.matching import FrameId, join_frames, match_files
+from pipeline.ingest.path_names import folder_labels, names_from_paths
+from pipeline.ingest.patients import hash_patient, pseudonyms
+from pipeline.ingest.remarks import label_remarks, patient_remarks
+from pipeline.ingest.spelling import examples, same_text
+from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels, few_patients
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, LENIENT, Reading
 
 _NOT_IN_TABLE = "The table of labels does not name this file. Add a row for it to use it."
 _NO_FOLDER = "No folder of this file is the label by --label-from. Move it into one, or name another folder, to use it."
+
+_NOT_MEANT = (
+    "No row of the table of labels has the study, series, instance, eye or patient of this. If the file does not state them, "
+    "name the file in the table."
+)
+_ALL_UNKNOWN = "Nothing is known of the labels of this file: they are empty or uncertain in the table. Add one to use the file."
+_LEFT_OUT = "All labels of this are left out by --leave-out."
+_NOTHING = FileFacts(frozenset())
+_LABELS_SHOWN = 30
 
 Used = Mapping[FileId, Sequence[ReadFrame]]
 """The files that are used, in order, with their frames."""
@@ -55,26 +68,24 @@ class _FileSet:
     quarantine
         Files that are accounted for already.
     origins
-        Path below its source under which a file was found, if it now has another.
+        As what a file was found, if it now is another.
     nameless
         Files in which the patient was made up, since the original names none.
-    pseudonym
-        Returns what stands for a patient that the table of labels or a path names.
+    pseudonym, uid
+        Return what stands for a patient, and for a UID, that the table of labels or a path names.
     """
 
     files: Mapping[FileId, StudyFile]
     to_read: Mapping[FileId, StudyFile]
     facts: Mapping[FileId, FileFacts]
     quarantine: tuple[Quarantined, ...] = ()
-    origins: Mapping[FileId, str] = field(default_factory=dict)
+    origins: Mapping[FileId, FileId] = field(default_factory=dict)
     nameless: frozenset[FileId] = frozenset()
     pseudonym: Callable[[str], str] = str
+    uid: Callable[[str], str] = str
 
-    def facts_of(self, file_id: FileId) -> FileFacts:
-        return self.facts.get(file_id, FileFacts(frozenset()))
-
-    def origin(self, file_id: FileId) -> str:
-        return self.origins.get(file_id, file_id[1])
+    def origin(self, file_id: FileId) -> FileId:
+        return self.origins.get(file_id, file_id)
 
 
 def build_index(
@@ -83,7 +94,12 @@ def build_index(
     *,
     labels: Path | str | None = None,
     label_from: str = "",
-    patient_key: str | None = None,
+    columns: Mapping[str, str] | Sequence[str] = (),
+    uncertain: Uncertain | str = Uncertain.IGNORE,
+    empty: Empty | str | None = None,
+    several_rows: SeveralRows | str = SeveralRows.REFUSE,
+    leave_out: Collection[str] = (),
+    patient_from: str = "",
     percent: Percent = DEFAULT_PERCENT,
     seed: int = 0,
     deidentify: Plan | None = None,
@@ -104,10 +120,20 @@ def build_index(
     labels
         Table of labels, see `pipeline.ingest.labels.read_labels`.
     label_from
-        Which folder's name is the label of a file, see `pipeline.ingest.labels.folder_labels`; empty if none is.
-    patient_key
-        A column of the table, or a regular expression with one group for the path below the source. If None: the table's
-        column `patient_key`, else Patient ID (0010,0020) under a pseudonym, else the study.
+        Which folder's name is the label of a file, see `pipeline.ingest.path_names.folder_labels`; empty if none is.
+    columns
+        Which column of the table says what: `{"file": "image", "label": "finding"}`, or texts: `["file=image,label=finding"]`.
+    uncertain
+        What -1 in a column that is a label means: `ignore` (nothing is known), `zeros` (absent) or `ones` (present).
+    empty
+        What an empty cell means: `unknown` or `absent`; None as in `read_labels`.
+    several_rows
+        What holds if rows for the same files contradict each other: `refuse`, `unknown`, `any` or `majority`.
+    leave_out
+        Labels that do not count; frames that have no other are not used.
+    patient_from
+        Which folder's name is the patient (`folder:N`), or a regular expression with one group for the path below the source.
+        If empty: the table's column of patient keys, else Patient ID (0010,0020) under a pseudonym, else the study.
     percent
         Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
     seed
@@ -139,6 +165,10 @@ def build_index(
     """
     paths, out = [Path(source) for source in sources], Path(out) if out else None
     labels = Path(labels) if labels else None
+    columns = columns if isinstance(columns, Mapping) else parse_columns(columns)
+    uncertain, empty, several_rows = Uncertain(uncertain), Empty(empty) if empty else None, SeveralRows(several_rows)
+    if columns and not labels:
+        raise InputError("--columns says what the columns of a table of labels mean, but --labels gives none.")
     reading, gate = DEFAULT_READING, LENIENT
     if config:
         reading, gate = Reading(config.limits, None, config.preprocessing.voi_explanation), config.gate()
@@ -147,6 +177,9 @@ def build_index(
         deidentify.check(paths)
         if out and (key := deidentify.key).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The key {key.name} lies inside the index and would be handed on with it. Name another place.")
+    table = None
+    if labels:
+        table = read_labels(labels, columns, uncertain=uncertain, empty=empty, with_patients=not patient_from)
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in paths)
     own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-wal")] if out else []  # the last is left by a kill
     own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
@@ -163,35 +196,67 @@ def build_index(
         found = {(root, file.source): file for root, file in discover_all(paths, own_files, is_known, skipped)}
         if not found:
             raise InputError(f"There is no file in {', '.join(path.name for path in paths)}. Give a folder of studies.")
-        facts, columns, note = _facts(labels, label_from, patient_key, paths, roots, found)
-        pattern = parse_patient_pattern(patient_key, columns)
+        unlabelled = _NOT_IN_TABLE if table else _NO_FOLDER
+        facts, notes = _facts(table, label_from, several_rows, paths, roots, found)
+        by_path = names_from_paths(patient_from, "--patient-from", paths, found) if patient_from else None
         # Without a table, a file that cannot be read is read nevertheless, to say why.
+        by_file = bool(table and not table.joined_by)
         to_read = {
-            one: file for one, file in found.items() if one in facts or not (labels or (label_from and not file.refusal))
+            one: file for one, file in found.items() if one in facts or not (by_file or (label_from and not file.refusal))
         }
-        unlabelled = _NOT_IN_TABLE if labels else _NO_FOLDER
         files = _FileSet(found, to_read, facts)
         if deidentifier:
             files = _deidentified(files, deidentifier, unlabelled, progress)
         outcomes = reader.read(files.to_read, progress)
         reader.forget_others(files.files)
+        salt = journal.salt
     used, quarantined = usable(files.files, outcomes, unlabelled)
+    patients = _patients(outcomes, used, files, by_path, patient_from)
+
+    def key_of(key: JoinKey) -> JoinKey:
+        """Return a row's key as files have it: identifiers replaced if they were de-identified, a hash for Patient ID."""
+        study, series, instance = (files.uid(uid) if uid else "" for uid in key[:3])
+        patient = key.patient_key
+        if patient and not patient_from:
+            patient = hash_patient(files.pseudonym(patient), salt)
+        return JoinKey(study, series, instance, key.laterality, patient)
+
+    known, more = _known(table, several_rows, files, used, outcomes, patients, key_of)
+    notes += more
+    left_out = frozenset(map(same_text, leave_out))
+    kept = _without(known, left_out)
+    every = frozenset(table.labels) - left_out if table and table.states_absence else frozenset()
+    labelled: Used = used
+    if table or label_from:
+        labelled, without = _labelled(used, kept, known, every)
+        quarantined += without
     quarantine = (*files.quarantine, *quarantined)
-    if not used:
+    if not labelled:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(row.reason for row in quarantine).items()))
         names = ", ".join(source.name for source in paths)
         raise InputError(f"There is no readable study in {names}: of {len(found)} files none can be used ({reasons}).")
-    names_of_labels = _labels(facts if labels else {}, files, used)
-    records = _records(outcomes, used, files, _patient_keys(outcomes, used, files, pattern), names_of_labels)
-    patients = {label: {record.patient_key for record in records if record.labels[label]} for label in names_of_labels}
-    named = {record.patient_key for record in records if record.patient_key != record.key.study_instance_uid}
-    warnings = [one for one in (label_warning(names_of_labels, patients, bool(label_from)), patient_key_warning(named)) if one]
+    if table:
+        _check_not_lost(facts, labelled, files, left_out)
+    numbered = pseudonyms(patients[file_id] for file_id in labelled)
+
+    def patient_of(file_id: FileId, facts: FileFacts) -> str:
+        if patient_from:
+            return files.pseudonym(patients[file_id])
+        return facts.patient_key or numbered.get(patients[file_id], "")
+
+    names_of_labels = _labels(kept, labelled, every)
+    records = _records(outcomes, labelled, files, kept, patient_of, names_of_labels)
+    index = Index(records, quarantine, homes, names_of_labels, seed=seed)
+    warnings = [*label_remarks(index, bool(label_from)), *patient_remarks(index, patient_from)]
     try:
-        divided, shares = _divided(records, files, percent, seed)
+        index = _divided(index, bool(table) and any(one.split for one in kept.values()), percent)
     except InputError as error:
         raise InputError(" ".join((str(error), *warnings))) from None
-    index = Index(divided, quarantine, homes, names_of_labels, seed=seed, percent=shares)
-    notes = [*([note] if note else ()), *warnings]
+    notes += warnings
+    if rare := few_patients(
+        [record.split for record in index.records], index.strata(), [record.patient_key for record in index.records]
+    ):
+        notes.append(rare)
     if out is None:
         return index, notes
     if replaced := difference(out, index):
@@ -200,20 +265,28 @@ def build_index(
 
 
 def _facts(
-    labels: Path | None,
+    table: LabelTable | None,
     label_from: str,
-    patient_key: str | None,
+    several_rows: SeveralRows,
     sources: Sequence[Path],
     roots: Sequence[Path],
     files: Mapping[FileId, StudyFile],
-) -> tuple[Mapping[FileId, FileFacts], tuple[str, ...], str]:
-    """Return what is known of the files, the columns of the table of labels, and how its names were understood."""
-    if labels:
-        table = read_labels(labels, patient_key)
-        facts, note = match_files(table, roots, files)
-        return facts, table.columns, note
+) -> tuple[Mapping[FileId, FileFacts], list[str]]:
+    """Return what is known of the files before any is read, and how the names in the table were understood."""
+    if table:
+        return ({}, list(table.notes)) if table.joined_by else _matched(table, roots, files, several_rows)
     readable = [file_id for file_id, file in files.items() if not file.refusal]
-    return folder_labels(label_from, sources, readable) if label_from else {}, (), ""
+    return folder_labels(label_from, sources, readable) if label_from else {}, []
+
+
+def _matched(
+    table: LabelTable, roots: Sequence[Path], files: Mapping[FileId, StudyFile], several_rows: SeveralRows
+) -> tuple[Mapping[FileId, FileFacts], list[str]]:
+    facts, notes = match_files(table, roots, files, several_rows)
+    found = {label for known in facts.values() for label in known.labels | known.unknown}
+    if gone := sorted({*table.labels} - found) if not table.states_absence else []:
+        notes.append(f"No file is left with the label {examples(gone)}.")
+    return facts, [*table.notes, *notes]
 
 
 def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, progress: Progress) -> _FileSet:
@@ -232,12 +305,14 @@ def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, 
         deidentifier.leave_out(file, NO_LABEL, unlabelled) for one, file in found.files.items() if one not in found.to_read
     ]
     written = {file_id: one for file_id, one in outcomes.items() if isinstance(one, WrittenFile)}
-    pseudonym = deidentifier.secret.pseudonym
+    secret = deidentifier.secret
     facts: dict[FileId, FileFacts] = {}
     contradicting = set()
     for file_id, one in written.items():
-        known = found.facts_of(file_id)
-        carried = replace(known, patient_key=pseudonym(known.patient_key) if known.patient_key else None)
+        if file_id not in found.facts:
+            continue
+        known = found.facts[file_id]
+        carried = replace(known, patient_key=secret.pseudonym(known.patient_key) if known.patient_key else None)
         if facts.setdefault((0, one.name), carried) != carried:
             contradicting.add(one.name)
     if contradicting:
@@ -251,54 +326,165 @@ def _deidentified(found: _FileSet, deidentifier: Deidentifier, unlabelled: str, 
         files,
         facts,
         quarantine=tuple(Quarantined(one.alias, one.reason, one.message) for one in refused),
-        origins={(0, one.name): source for (_, source), one in written.items()},
+        origins={(0, one.name): file_id for file_id, one in written.items()},
         nameless=frozenset((0, one.name) for one in written.values() if not one.has_patient),
-        pseudonym=pseudonym,
+        pseudonym=secret.pseudonym,
+        uid=secret.uid,
     )
 
 
-def _labels(table: Mapping[FileId, FileFacts], files: _FileSet, used: Used) -> tuple[str, ...]:
-    """Return the labels of what is used; a label of the table must not be lost with its files."""
-    present = {label for file_id in used for label in files.facts_of(file_id).labels}
-    if lost := sorted({label for known in table.values() for label in known.labels} - present):
+def _patients(
+    outcomes: Mapping[FileId, ReadFile], used: Used, files: _FileSet, by_path: Mapping[FileId, str] | None, patient_from: str
+) -> dict[FileId, str]:
+    """Return what tells patients apart for each file: the name in its path, or else the hash of Patient ID; empty if unknown.
+
+    Raises
+    ------
+    InputError
+        If patients are named by paths, and not by all.
+    """
+    if by_path is None:
+        return {file_id: "" if file_id in files.nameless else outcomes[file_id].patient for file_id in used}
+    if without := [files.origin(file_id)[1] for file_id in used if files.origin(file_id) not in by_path]:
+        raise InputError(
+            f"--patient-from {patient_from} finds no patient in the path of {len(without)} files: {examples(without)}. It is "
+            "searched for in the path below the source folder."
+        )
+    return {file_id: by_path[files.origin(file_id)] for file_id in used}
+
+
+def _known(
+    table: LabelTable | None,
+    several_rows: SeveralRows,
+    files: _FileSet,
+    used: Used,
+    outcomes: Mapping[FileId, ReadFile],
+    patients: Mapping[FileId, str],
+    key_of: Callable[[JoinKey], JoinKey],
+) -> tuple[dict[FrameId, FileFacts], list[str]]:
+    """Return what is known of each frame that can be used; a label for a file of several frames is one for an instance."""
+    if table and table.joined_by:
+        frames = {
+            (file_id, frame.key): JoinKey(
+                frame.key.study_instance_uid,
+                frame.key.series_instance_uid,
+                frame.key.sop_instance_uid,
+                frame.laterality,
+                patients[file_id],
+            )
+            for file_id, own in used.items()
+            for frame in own
+        }
+        joined, notes = join_frames(table, frames, several_rows, key_of)
+        renamed = {
+            facts: replace(facts, patient_key=files.pseudonym(facts.patient_key)) if facts.patient_key else facts
+            for facts in set(joined.values())
+        }
+        return {frame_id: renamed[facts] for frame_id, facts in joined.items()}, notes
+    known: dict[FrameId, FileFacts] = {}
+    for file_id, own in used.items():
+        if file_id in files.facts:
+            facts = files.facts[file_id]
+            if facts.level is LabelLevel.FRAME and len(outcomes[file_id].frames) > 1:
+                facts = replace(facts, level=LabelLevel.INSTANCE)
+            known |= {(file_id, frame.key): facts for frame in own}
+    return known, []
+
+
+def _without(known: Mapping[FrameId, FileFacts], left_out: frozenset[str]) -> Mapping[FrameId, FileFacts]:
+    """Return what is known of frames without some labels; a frame that has no other label is left out.
+
+    Raises
+    ------
+    InputError
+        If nothing is known of one of these labels.
+    """
+    if not left_out:
+        return known
+    labels = {label for facts in set(known.values()) for label in facts.labels | facts.unknown}
+    if other := sorted(left_out - labels):
+        raise InputError(f"--leave-out names {examples(other)}, but the labels are {examples(labels, _LABELS_SHOWN)}.")
+    less = {
+        facts: replace(facts, labels=facts.labels - left_out, unknown=facts.unknown - left_out) for facts in set(known.values())
+    }
+    return {frame_id: less[facts] for frame_id, facts in known.items() if less[facts].labels or not facts.labels & left_out}
+
+
+def _labelled(
+    used: Used, known: Mapping[FrameId, FileFacts], with_left_out: Mapping[FrameId, FileFacts], every: frozenset[str]
+) -> tuple[dict[FileId, Sequence[ReadFrame]], list[Quarantined]]:
+    """Divide what is used into frames of which a label is known, and rows for the quarantine.
+
+    Parameters
+    ----------
+    known, with_left_out
+        What is known of the frames; and what it was before labels were left out.
+    every
+        All labels, if each row of the table says of all of them whether they are known.
+    """
+    labelled: dict[FileId, Sequence[ReadFrame]] = {}
+    quarantine = []
+    for (root, source), frames in used.items():
+        why = []
+        for frame in frames:
+            frame_id = (root, source), frame.key
+            if frame_id in known:
+                why.append(_ALL_UNKNOWN if every and known[frame_id].unknown == every else "")
+            else:
+                why.append(_LEFT_OUT if frame_id in with_left_out else _NOT_MEANT)
+        if good := tuple(frame for frame, message in zip(frames, why, strict=True) if not message):
+            labelled[root, source] = good
+        rows = [
+            Quarantined(source, NO_LABEL, message, frame.key.frame_number, root)
+            for frame, message in zip(frames, why, strict=True)
+            if message
+        ]
+        quarantine += rows if good else [replace(rows[0], frame_number=None)]
+    return labelled, quarantine
+
+
+def _check_not_lost(facts: Mapping[FileId, FileFacts], used: Used, files: _FileSet, left_out: frozenset[str]) -> None:
+    """Refuse an index in which a label of the table is lost with the files that could not be read."""
+    present = {label for file_id in used if file_id in files.facts for label in files.facts[file_id].labels}
+    if lost := sorted({label for known in facts.values() for label in known.labels} - present - left_out):
         raise InputError(
             f"None of the files with the label {', '.join(lost)} can be read. Repair them, or leave the label out."
         )
-    return tuple(sorted(present))
 
 
-def _patient_keys(
-    outcomes: Mapping[FileId, ReadFile], used: Used, files: _FileSet, pattern: re.Pattern[str] | None
-) -> dict[FileId, str]:
-    """Return the patient of each file; empty if only its study is known."""
-    if pattern:
-        paths = keys_from_paths(pattern, map(files.origin, used))
-        return {file_id: files.pseudonym(paths[files.origin(file_id)]) for file_id in used}
-    hashes = {file_id: "" if file_id in files.nameless else outcomes[file_id].patient for file_id in used}
-    numbered = pseudonyms(hashes.values())
-    return {file_id: files.facts_of(file_id).patient_key or numbered.get(hashes[file_id], "") for file_id in used}
+def _labels(known: Mapping[FrameId, FileFacts], used: Used, every: frozenset[str]) -> tuple[str, ...]:
+    """Return the labels of which something is known of what is used, `every` those of which each row says something."""
+    facts = {
+        known[frame_id] for file_id, frames in used.items() for frame in frames if (frame_id := (file_id, frame.key)) in known
+    }
+    never = frozenset.intersection(*(one.unknown for one in facts)) if facts else frozenset()
+    return tuple(sorted(every.union(*(one.labels | one.unknown for one in facts)) - never))
 
 
 def _records(
     outcomes: Mapping[FileId, ReadFile],
     used: Used,
     files: _FileSet,
-    patient_keys: Mapping[FileId, str],
+    known: Mapping[FrameId, FileFacts],
+    patient_of: Callable[[FileId, FileFacts], str],
     labels: Sequence[str],
 ) -> tuple[ImageRecord, ...]:
-    truths: dict[frozenset[str], Mapping[str, bool | None]] = {}
+    truths: dict[tuple[frozenset[str], frozenset[str]], Mapping[str, bool | None]] = {}
     records = []
     for file_id, frame in in_order(used):
-        present = files.facts_of(file_id).labels
+        facts = known.get((file_id, frame.key), _NOTHING)
+        said = facts.labels, facts.unknown
+        if said not in truths:
+            truths[said] = {label: None if label in facts.unknown else label in facts.labels for label in labels}
         records.append(
             ImageRecord(
                 key=frame.key,
                 root=file_id[0],
                 source=file_id[1],
-                patient_key=patient_keys[file_id] or frame.key.study_instance_uid,
+                patient_key=patient_of(file_id, facts) or frame.key.study_instance_uid,
                 pixel_sha256=frame.pixel_sha256,
-                labels=truths.setdefault(present, {label: label in present for label in labels}),
-                split=Split.TRAIN,
+                labels=truths[said],
+                split=facts.split or Split.TRAIN,
                 rows=frame.rows,
                 columns=frame.columns,
                 modality=frame.modality,
@@ -306,6 +492,7 @@ def _records(
                 laterality=frame.laterality,
                 file_sha256=outcomes[file_id].file_sha256,
                 flags=frame.flags,
+                label_level=facts.level if labels else None,
             )
         )
     return tuple(records)
@@ -350,17 +537,17 @@ def _ranks(firsts: Sequence[ReadFrame]) -> list[float]:
     return [value if value is not None and None not in values else 0.0 for value in values]
 
 
-def _divided(
-    records: Sequence[ImageRecord], files: _FileSet, percent: Percent, seed: int
-) -> tuple[tuple[ImageRecord, ...], Percent | None]:
-    """Give each record its split; return with them the shares of the splits, None if the table of labels gave them."""
-    strata: list[Collection[str]] = [[label for label, present in record.labels.items() if present] for record in records]
+def _divided(index: Index, are_given: bool, percent: Percent) -> Index:
+    """Return an index in which each record has its split: the one that the table of labels gave, or a new one."""
+    records = index.records
+    strata = index.strata()
     patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
     studies = [record.key.study_instance_uid for record in records]
-    given = [split for record in records if (split := files.facts_of((record.root, record.source)).split)]
-    if given:
+    if are_given:
+        given = [record.split for record in records]
         check_given_splits(given, patients, pixels, studies)
-        check_labels(given, strata, [split for split in Split if split in given])
-    splits = given or assign_splits(patients, strata, pixels, studies, percent, seed)
+        check_labels(given, strata, patients, [split for split in Split if split in given], are_given=True)
+        return index
+    splits = assign_splits(patients, strata, pixels, studies, percent, index.seed)
     divided = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return divided, None if given else percent
+    return replace(index, records=divided, percent=percent)

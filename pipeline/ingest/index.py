@@ -19,11 +19,11 @@ from pyarrow import parquet
 from pipeline.atomic import remove_leftovers, replacing
 from pipeline.csv_escape import csv_escape, csv_unescape
 from pipeline.errors import InputError
-from pipeline.frames import ImageRecord, InstanceKey, Quarantined, Split
+from pipeline.frames import ImageRecord, InstanceKey, LabelLevel, Quarantined, Split
 from pipeline.ingest.splits import Percent
 from pipeline.settings import Check
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FRAMES = "frames.parquet"
 QUARANTINE = "quarantine.csv"
 INDEX = "index.json"
@@ -48,6 +48,7 @@ _COLUMNS = {
     "laterality": pa.string(),
     "file_sha256": pa.string(),
     "flags": pa.list_(pa.string()),
+    "label_level": pa.string(),
 }
 _QUARANTINE_COLUMNS = ("source", "reason", "message", "frame_number", "root")
 
@@ -116,6 +117,18 @@ class Index:
         values = {True: 1.0, False: 0.0, None: np.nan}
         table = [[values[record.labels.get(label)] for label in labels] for record in records]
         return np.array(table, dtype=np.float64).reshape(len(records), len(labels))
+
+    def strata(self) -> list[list[str]]:
+        """Return for each record what every split should have an example of: labels, and the absence of those not always known.
+
+        If it is always known whether a label is present, frames without it are never short.
+        """
+        partly = {label for label in self.labels if any(record.labels.get(label) is None for record in self.records)}
+        return [
+            [label for label, holds in record.labels.items() if holds]
+            + [f"{label} (known to be absent)" for label in partly if record.labels.get(label) is False]
+            for record in self.records
+        ]
 
     def duplicates(self) -> int:
         """Return how many frames have the same pixels as an earlier one."""
@@ -252,6 +265,7 @@ def frames_to_parquet(records: Sequence[ImageRecord], labels: Sequence[str]) -> 
     """Return a Parquet file with one row a record and one nullable column `label.NAME` for each label."""
     values: dict[str, list[Any]] = {name: [getattr(record.key, name) for record in records] for name in _KEY}
     values |= {name: [getattr(record, name) for record in records] for name in _COLUMNS}
+    values["label_level"] = [level or "" for level in values["label_level"]]
     values |= {LABEL + label: [record.labels.get(label) for record in records] for label in labels}
     types = _KEY | _COLUMNS
     fields = [pa.field(name, types.get(name, pa.bool_()), nullable=name not in types) for name in values]
@@ -275,6 +289,7 @@ def frames_from_parquet(content: bytes, labels: Sequence[str]) -> tuple[ImageRec
 def _to_record(row: Mapping[str, Any], labels: Sequence[str]) -> ImageRecord:
     values = {name: row[name] for name in _COLUMNS} | {"split": Split(row["split"])}
     values["flags"] = tuple(map(Check, row["flags"]))
+    values["label_level"] = LabelLevel(row["label_level"]) if row["label_level"] else None
     return ImageRecord(
         key=InstanceKey(*(row[name] for name in _KEY)), labels={label: row[LABEL + label] for label in labels}, **values
     )

@@ -1,558 +1,661 @@
-"""Reads what is known about the files: a table of labels, or the names of their folders."""
+"""What a table of labels means: which of its columns say what, and what each row says is there, is absent, or is not known."""
 
-import csv
-import os
+import ast
+import difflib
 import posixpath
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.frames import Split
-from pipeline.imaging.files.names import as_name, as_text
+from pipeline.frames import LabelLevel, Split
+from pipeline.ingest.spelling import same_text, shortened, trimmed
+from pipeline.ingest.tables import Table, in_lines, no_column, read_table
 
-_EXAMPLES = 5
-_SHOWN = 60
-"""Characters of a cell that a message shows."""
-_AROUND = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
-"""Blanks, and the byte order mark that is left when tables are copied together."""
-_LINE_BREAK = re.compile(r"[\r\n]")
-_NO_VALUE = ("nan", "<na>", "nat", "#n/a")
-"""What programs write for a cell without a value."""
-_ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
-_OWN_COLUMNS = ("file", "label", "patient_key", "split")
-_BELOW = "files named by their path below a source"
-_BESIDE = "files named by their path below the table's own folder"
-_WHOLE = "files named by their whole path"
-_NAME_THE_FOLDER = (
-    "Name the folder that is the label with --label-from: folder:1 for the first below SOURCE, folder:2 for the second, "
-    "folder:-1 for the one in which a file lies, or a regular expression with one group for the path below SOURCE."
-)
-_PATIENTS = "patients"
-_NO_FINDINGS = {
-    "eyes": frozenset(("od", "os", "ou", "re", "le", "l", "r", "left", "right", "both"))
-    | {"lefteye", "righteye", "botheyes", "eyeleft", "eyeright"}
-    | {"links", "rechts", "gauche", "droite", "izquierda", "derecha", "sinistra", "destra"},
-    "splits": frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
-    | {"tune", "tuning", "calibration", "dev", "holdout"},
-}
-_MANY_NUMBERS, _MANY_FOLDERS = 8, 20
-"""From how many numbered names, and names of folders, labels look like patients: no scale of grades is so long."""
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
-Name = TypeVar("Name", str, FileId)
+
+ROLES = (
+    *("file", "label", "labels", "patient_key", "split"),
+    *("study_instance_uid", "series_instance_uid", "sop_instance_uid", "laterality"),
+)
+"""What a column of a table can say."""
+_JOINS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "laterality", "patient_key")
+_ALL_STATED = "*"
+_NO_VALUE = frozenset({"nan", "<na>", "nat", "#n/a", "n/a"})
+"""What programs write for a cell without a value."""
+_STATED = {
+    "1": "present", "true": "present", "yes": "present", "y": "present", "x": "present",
+    "0": "absent", "false": "absent", "no": "absent", "n": "absent",
+    "-1": "uncertain",
+    "": "empty",
+}  # fmt: skip
+"""What a cell of a column that is a label says, in small letters and without decimals."""
+_DECIMALS = re.compile(r"(?<=\d)[.,]0+$")
+_LINE_BREAK = re.compile(r"[\r\n]")
+_ROLE_FOLLOWS = re.compile(r",(?=\s*\w+\s*=)")
+_TEMPLATE = re.compile(r"\{([^{}]+)\}")
+_EYES = {
+    "r": "R", "right": "R", "od": "R", "re": "R", "rechts": "R", "droite": "R",
+    "l": "L", "left": "L", "os": "L", "le": "L", "links": "L", "gauche": "L",
+    "b": "B", "both": "B", "ou": "B", "u": "U",
+}  # fmt: skip
+_KNOWN_NAMES = {
+    "file": (
+        *("file", "filename", "imageindex", "path", "filepath", "imagepath", "imagefile", "dicomid", "imageid", "image", "img"),
+        *("images", "imagename", "fname", "id", "patientid"),
+    ),
+    "label": (
+        *("label", "findinglabels", "labels", "classname", "class", "diagnosis", "disease", "finding", "findings", "category"),
+        *("pathology", "condition", "grade", "level", "dx", "target"),
+    ),
+    "patient_key": ("patientkey", "patientid", "pid", "patient", "subjectid", "subject", "mrn", "ptid"),
+}
+"""Names of columns in public tables, without case, blanks and underscores, the most certain first; only ever proposed."""
+
+
+_NAMES_OF_FILES = frozenset(_KNOWN_NAMES["file"]) - {"id", "patientid"}
+_MEANT = {
+    "study_instance_uid": "study",
+    "series_instance_uid": "series",
+    "sop_instance_uid": "instance",
+    "laterality": "eye",
+    "patient_key": "patient",
+}
+"""What rows mean that are joined by a column."""
+
+
+class Uncertain(StrEnum):
+    """What -1 in a column that is a label means in training: nothing is known, absent (U-Zeros) or present (U-Ones).
+
+    Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert Comparison", AAAI 2019.
+    """
+
+    IGNORE = "ignore"
+    ZEROS = "zeros"
+    ONES = "ones"
+
+
+class Empty(StrEnum):
+    """What an empty cell means: nothing is known, or no label applies."""
+
+    UNKNOWN = "unknown"
+    ABSENT = "absent"
+
+
+class SeveralRows(StrEnum):
+    """What holds if rows for the same files contradict each other, for example those of several readers."""
+
+    REFUSE = "refuse"
+    UNKNOWN = "unknown"
+    ANY = "any"
+    MAJORITY = "majority"
 
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the table says of one file, for all of its frames: its labels, and its patient and split if given."""
+    """What is known of a file or a frame before it is read.
+
+    Parameters
+    ----------
+    labels
+        Those that are present.
+    patient_key, split
+        None if they are not given.
+    unknown
+        Labels of which it is not known whether they are present; all that are in neither set are absent.
+    level
+        For what the labels were given.
+    """
 
     labels: frozenset[str]
     patient_key: str | None = None
     split: Split | None = None
+    unknown: frozenset[str] = frozenset()
+    level: LabelLevel = LabelLevel.FRAME
 
 
-@dataclass(frozen=True, slots=True)
+class JoinKey(NamedTuple):
+    """By what a row means frames if it names no file; empty if the table does not say it."""
+
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+    laterality: str = ""
+    patient_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LabelTable:
-    """A table of labels: what it says of each file, by the text in its column `file`."""
+    """A table of labels.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rows
+        What each row means, a name of files or a `JoinKey`, and what it says of them.
+    joined_by
+        The parts of the `JoinKey` that the table has; none if its rows name files.
+    labels
+        Every label that a row could say something of.
+    states_absence
+        Whether each row says of every label whether it is absent; otherwise rows for the same files add up.
+    notes
+        Sentences for the user.
+    """
 
     path: Path
-    columns: tuple[str, ...]
-    facts: Mapping[str, FileFacts]
+    rows: tuple[tuple[str | JoinKey, FileFacts], ...]
+    joined_by: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    states_absence: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def examples(names: Iterable[str]) -> str:
-    """Return up to five names and how many there are in all, for an error message; files by their own names only."""
-    found = sorted({shortened(posixpath.basename(name)) for name in names})
-    more = f" and {len(found) - _EXAMPLES} more" if len(found) > _EXAMPLES else ""
-    return ", ".join(found[:_EXAMPLES]) + more
+def parse_columns(texts: Iterable[str]) -> dict[str, str]:
+    """Read which columns of a table say what: `file=image,label=finding`; a comma in a column's name does no harm.
+
+    Raises
+    ------
+    InputError
+        If one says nothing that a column can say, or something is said twice.
+    """
+    columns: dict[str, str] = {}
+    for part in (part for text in texts for part in _ROLE_FOLLOWS.split(text)):
+        role, equals, name = (trimmed(one) for one in part.partition("="))
+        if not equals or not name:
+            raise InputError(f"--columns must be like file=image,label=finding. Got {shortened(part)} instead.")
+        if role not in ROLES:
+            near = difflib.get_close_matches(role, ROLES, n=1)
+            meant = f"Did you mean {near[0]}?" if near else f"It can say {', '.join(ROLES)}."
+            raise InputError(f"--columns: {shortened(role)} is nothing that a column can say. {meant}")
+        if role in columns:
+            raise InputError(f"--columns names {role} twice. Join the names of columns with +, as in {role}=A+B.")
+        columns[role] = name
+    if "label" in columns and "labels" in columns:
+        raise InputError(
+            "--columns names both label, a column that holds labels, and labels, columns that each are a label. Leave one out."
+        )
+    return columns
 
 
-def shortened(text: str) -> str:
-    """Return a cell as a message may show it."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def same_text(text: str) -> str:
-    """Return a name in the one form in which two spellings of it are equal: Unicode NFC, without blanks around it."""
-    return unicodedata.normalize("NFC", _AROUND.sub("", text))
-
-
-def read_labels(path: Path, patient_key: str | None = None) -> LabelTable:
+def read_labels(
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    uncertain: Uncertain = Uncertain.IGNORE,
+    empty: Empty | None = None,
+    with_patients: bool = True,
+) -> LabelTable:
     """Read a table of labels.
 
     Parameters
     ----------
     path
-        CSV (RFC 4180) in UTF-8 with the columns `file` and `label`, and optionally `split` and a column of patient keys; other
-        columns are ignored. A file with several rows has several labels.
-    patient_key
-        What was given as `--patient-key`: patient keys are read if it is a column's name, or if it is None and there is a
-        column named `patient_key`.
+        See `pipeline.ingest.tables.read_table`.
+    columns
+        Which column says what, as `parse_columns` returns it; what it leaves out is said by columns of the same name. `file`
+        names files, folders or archives, and may be a template such as `p{patient}/{image}.png`. `label` holds labels: one,
+        several with `|` between them, or a list such as `['mass', 'edema']`. `labels` names columns that each are a label:
+        `A+B`, `A..D` for all from A to D, or `*` for all that hold only 1, 0, -1 or nothing and say nothing else. Without
+        `file`, rows mean all frames of a study, a series, an instance, an eye or a patient.
+    uncertain
+        What -1 means.
+    empty
+        What an empty cell means. If None, it is refused in a column that holds labels, and unknown in one that is a label.
+    with_patients
+        Whether patients are taken from the table; it may still mean frames by their patient.
 
     Raises
     ------
     InputError
-        If the table cannot be read, lacks a column or names one twice, has a row with more or fewer cells than columns or an
-        empty cell in a column that counts, or contradicts itself.
+        If the table cannot be read, lacks a column, or has a row that does not say what it should.
     """
-    columns, rows = _read_rows(path)
-    wanted = "patient_key" if patient_key is None else same_text(patient_key)
-    patient = wanted if wanted in columns else None
-    split = "split" if any(row.get("split") for row in rows) else None
-    for column in filter(None, ("file", "label", patient, split)):
-        if empty := [row[""] for row in rows if not row[column]]:
-            raise InputError(f"{path.name} has an empty {column} in {_lines(empty)}. Fill the cells in, or leave the rows out.")
-        if column != "file" and (unknown := [row[""] for row in rows if row[column].lower() in _NO_VALUE]):
+    columns = columns or {}
+    table = read_table(path, [*ROLES, *columns.values()])
+    return _Meaning(table, columns, uncertain, empty, with_patients).label_table()
+
+
+class _Meaning:
+    """The columns of a table by what they say, and what its rows say with them."""
+
+    def __init__(
+        self, table: Table, columns: Mapping[str, str], uncertain: Uncertain, empty: Empty | None, with_patients: bool
+    ) -> None:
+        self._table, self._asked = table, columns
+        self._uncertain, self._empty = uncertain, empty
+        self._notes = [table.note] if table.note else []
+        self._files = self._names("file")
+        self._joined_by = () if self._files else self._joins()
+        self._holding = self._names("label") if "labels" not in columns else ()
+        self._stating = () if self._holding else self._stating_columns()
+        patient = self._one("patient_key")
+        self._patient = patient if with_patients and "patient_key" not in self._joined_by else ""
+        self._split = self._one("split")
+        if self._split and not any(table.column(self._split)):
+            self._split = ""
+        self._check_all_there()
+
+    # Which column says what
+
+    def _names(self, role: str) -> tuple[str, ...]:
+        """Return the columns, or the templates of columns, that say something: those asked for, else one of the same name."""
+        if role not in self._asked:
+            same = [name for name in self._table.columns if _bare(name) == _bare(role)]
+            exact = [name for name in same if name.casefold() == role]
+            return tuple((exact or same)[:1])
+        text = self._asked[role]
+        if _TEMPLATE.search(text):
+            for name in _TEMPLATE.findall(text):
+                self._find(name)
+            return (text,)
+        return (found,) if (found := self._known(text)) else tuple(self._find(part) for part in text.split("+"))
+
+    def _one(self, role: str) -> str:
+        names = self._names(role)
+        if len(names) > 1:
+            raise InputError(f"--columns: {role} must be one column. Got {self._asked[role]} instead.")
+        return names[0] if names else ""
+
+    def _known(self, text: str) -> str:
+        """Return the column of this name, in whatever case; empty if there is none."""
+        name = same_text(text)
+        if name in self._table.columns:
+            return name
+        return next((column for column in self._table.columns if column and column.casefold() == name.casefold()), "")
+
+    def _find(self, text: str) -> str:
+        found = self._known(text)
+        if not found:
+            near = difflib.get_close_matches(same_text(text), list(filter(None, self._table.columns)), n=1)
+            raise no_column(self._table, [same_text(text)], f"Did you mean {near[0]}?" if near else "Correct --columns.")
+        return found
+
+    def _joins(self) -> tuple[str, ...]:
+        """Return by what rows mean frames if they name no file: an instance, a series or a study before a patient."""
+        found = [role for role in _JOINS if role in self._asked and self._one(role)]
+        if any(role.endswith("_uid") for role in found):
+            found = [role for role in found if role != "patient_key"]
+        if not found or found == ["laterality"]:
+            return ()
+        asked = set(self._asked.values())
+        files = [name for name in self._table.columns if _bare(name) in _NAMES_OF_FILES and name not in asked]
+        if files:
             raise InputError(
-                f"{path.name} has {_NO_VALUE[0]} or the like as {column} in {_lines(unknown)}. A "
-                "program wrote this for a cell without a value: fill the cells in, or leave the rows out."
+                f"{self._table.path.name} has a column {files[0]}, which may name files, but --columns names none for file: "
+                "every "
+                f"label would apply to all frames of a {_MEANT[found[-1]]}. Add file={files[0]} to --columns; or remove the "
+                "column from the table if that is right."
             )
-        if broken := [row[""] for row in rows if _LINE_BREAK.search(row[column])]:
-            raise InputError(
-                f"{path.name} has a line break inside a cell of the column {column} in {_lines(broken)}. "
-                "A quotation mark may be missing there."
-            )
-    _check_swallowed(path, columns, rows)
-    stated = [
-        (
-            _slashes(row["file"]),
-            FileFacts(
-                frozenset((same_text(row["label"]),)),
-                same_text(row[patient]) if patient else None,
-                _parse_split(path, row[split]) if split else None,
-            ),
+        return tuple(found)
+
+    def _stating_columns(self) -> tuple[str, ...]:
+        """Return the columns that each are a label."""
+        if "labels" not in self._asked:
+            return ()
+        text = self._asked["labels"]
+        if text == _ALL_STATED:
+            found = self._possible_labels()
+            if not found:
+                raise InputError(
+                    f"No column of {self._table.path.name} holds only 1, 0, -1 or nothing. Name them in --columns."
+                )
+            self._notes.append(f"The columns that are labels: {', '.join(found)}.")
+            return found
+        first, dots, last = text.partition("..")
+        if dots and not self._known(text):
+            places = [self._table.columns.index(self._find(name)) for name in (first, last)]
+            return tuple(filter(None, self._table.columns[places[0] : places[1] + 1]))
+        return self._names("labels")
+
+    def _possible_labels(self) -> tuple[str, ...]:
+        """Return the columns that say nothing else and hold only 1, 0, -1 or nothing, at least one of them 1."""
+        used = {name for role in ROLES if role not in ("label", "labels") for name in self._names(role)}
+        used |= {self._known(name) for text in used for name in _TEMPLATE.findall(text)}
+        free = [name for name in self._table.columns if name and name not in used]
+        numbers = {"1", "0", "-1", ""}
+        cells = {name: {"" if _is_empty(cell) else _number(cell) for cell in self._table.column(name)} for name in free}
+        return tuple(name for name in free if "1" in cells[name] <= numbers)
+
+    def _check_all_there(self) -> None:
+        missing = [] if self._files or self._joined_by else ["file"]
+        missing += [] if self._holding or self._stating else ["label"]
+        if missing:
+            raise no_column(self._table, missing, self._proposal())
+        if len(self._holding) > 1 and len(self._holding) != len(self._files):
+            raise InputError("--columns: several columns for label need as many columns for file, each with its own label.")
+
+    def _proposal(self) -> str:
+        """Return how --columns may be for this table, by names of columns in public tables and by what cells hold."""
+        bare = {_bare(name): name for name in self._table.columns}
+        chosen = {
+            role: self._asked.get(role) or next((bare[name] for name in names if name in bare), "")
+            for role, names in _KNOWN_NAMES.items()
+        }
+        if chosen["file"] == chosen["patient_key"]:
+            chosen["patient_key"] = ""
+        stated = [name for name in self._possible_labels() if name not in chosen.values()]
+        if len(stated) > 1 and "label" not in self._asked:
+            places = [self._table.columns.index(name) for name in stated]
+            in_a_row = places == list(range(places[0], places[0] + len(places)))
+            chosen |= {
+                "label": "",
+                "labels": f"{stated[0]}..{stated[-1]}" if in_a_row and len(stated) > 3 else "+".join(stated),
+            }
+        if chosen["file"] and (chosen["label"] or chosen.get("labels")):
+            parts = ",".join(f"{role}={name}" for role, name in chosen.items() if name)
+            return f"For this table it may be: --columns {_quoted(parts)}"
+        return (
+            "Say which columns are which, as in --columns file=NAME,label=NAME; label is a column that holds labels, and "
+            "labels=A+B are columns that hold 1 or 0 each."
         )
-        for row in rows
-    ]
-    return LabelTable(path, columns, _united(path, stated))
+
+    # What the rows say
+
+    def label_table(self) -> LabelTable:
+        """Return what all rows say."""
+        names = self._row_names()
+        patients = [same_text(cell) for cell in self._filled(self._patient, "patient_key")] if self._patient else None
+        splits = [self._parse_split(cell) for cell in self._filled(self._split, "split")] if self._split else None
+        said = list(zip(*(self._said(place) for place in range(max(len(self._holding), 1))), strict=True))
+        level = self._level()
+        facts: dict[object, FileFacts] = {}
+        rows: list[tuple[str | JoinKey, FileFacts]] = []
+        for row, own_names in enumerate(names):
+            for place, name in enumerate(own_names):
+                labels, unknown = said[row][min(place, len(said[row]) - 1)]
+                if not name or (self._holding and unknown):
+                    continue
+                parts = labels, patients[row] if patients else None, splits[row] if splits else None, unknown, level
+                rows.append((name, facts.setdefault(parts, FileFacts(*parts))))
+        self._check_swallowed()
+        labels = set().union(*(one.labels | one.unknown for one in facts.values()), self._stating)
+        if not rows:
+            raise InputError(f"No row of {self._table.path.name} has a label. Fill the cells in, or see --empty.")
+        return LabelTable(
+            self._table.path,
+            tuple(rows),
+            self._joined_by,
+            tuple(sorted(map(same_text, labels))),
+            bool(self._stating),
+            tuple(self._notes),
+        )
+
+    def _level(self) -> LabelLevel:
+        if not self._files:
+            levels = {
+                "sop_instance_uid": LabelLevel.INSTANCE,
+                "laterality": LabelLevel.EYE,
+                "study_instance_uid": LabelLevel.STUDY,
+                "series_instance_uid": LabelLevel.STUDY,
+                "patient_key": LabelLevel.PATIENT,
+            }
+            return next(level for role, level in levels.items() if role in self._joined_by)
+        if len(self._files) > 1 and len(self._holding) < 2:  # one row says the same of several files
+            return LabelLevel.PATIENT if self._patient else LabelLevel.STUDY
+        return LabelLevel.FRAME
+
+    def _row_names(self) -> list[tuple[str | JoinKey, ...]]:
+        """Return for each row the names of the files that it means, or by what it means frames."""
+        if not self._files:
+            cells = {role: self._filled(self._one(role), role) for role in self._joined_by}
+            if "laterality" in cells:
+                cells["laterality"] = self._eyes(cells["laterality"])
+            count = len(self._table.rows)
+            return [(JoinKey(**{role: same_text(cells[role][row]) for role in cells}),) for row in range(count)]
+        columns = [self._file_names(file) for file in self._files]
+        if len(columns) > 1:  # a patient with one eye has one picture
+            return [tuple(_slashes(name) if name else "" for name in names) for names in zip(*columns, strict=True)]
+        return [(_slashes(name),) for name in columns[0]]
+
+    def _file_names(self, file: str) -> list[str]:
+        if not _TEMPLATE.search(file):
+            return self._table.column(file) if len(self._files) > 1 else self._filled(file, "file")
+        cells = {name: self._filled(self._find(name), name) for name in _TEMPLATE.findall(file)}
+        return [_TEMPLATE.sub(lambda found, row=row: cells[found[1]][row], file) for row in range(len(self._table.rows))]  # type: ignore[misc]
+
+    def _eyes(self, cells: Sequence[str]) -> list[str]:
+        if wrong := [row for row, cell in enumerate(cells) if cell.casefold() not in _EYES]:
+            raise InputError(
+                f"{self._table.path.name} has the laterality {shortened(cells[wrong[0]])} in {self._table.in_lines(wrong)}. It "
+                "must be R or L, OD or OS, right or left."
+            )
+        return [_EYES[cell.casefold()] for cell in cells]
+
+    def _said(self, place: int) -> list[tuple[frozenset[str], frozenset[str]]]:
+        """Return for each row the labels that are present, and those that are not known."""
+        return self._stated() if self._stating else self._held(self._holding[place])
+
+    def _held(self, column: str) -> list[tuple[frozenset[str], frozenset[str]]]:
+        """Return what a column says that holds labels; a row of which nothing is known has a label without a name as "
+        "unknown."""
+        cells = self._table.column(column)
+        self._check_breaks(column, cells)
+        split = _listed if all(cell[:1] + cell[-1:] == "[]" for cell in cells if not _is_empty(cell)) else _separated
+        known: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        rows, without = [], []
+        for row, cell in enumerate(cells):
+            if cell not in known:
+                labels = split(cell) if not _is_empty(cell) else []
+                if labels is None:
+                    raise InputError(
+                        f"{self._table.path.name} has a list that cannot be read as {column} in {self._table.in_lines([row])}. "
+                        "It must be like ['mass', 'edema']."
+                    )
+                known[cell] = frozenset(labels), frozenset() if labels or self._empty is Empty.ABSENT else frozenset(("",))
+            if not known[cell][0]:
+                without.append(row)
+            rows.append(known[cell])
+        if without and self._empty is None:
+            raise InputError(
+                f"{self._table.path.name} has an empty {column}, or nan or the like, in {self._table.in_lines(without)}. Fill "
+                "the cells in; or leave these rows out with --empty unknown, or say with --empty absent that no label applies "
+                "there."
+            )
+        if without and self._empty is Empty.UNKNOWN:
+            self._notes.append(f"{len(without)} rows of {self._table.path.name} have no label and were left out.")
+        return rows
+
+    def _stated(self) -> list[tuple[frozenset[str], frozenset[str]]]:
+        """Return what columns say that each are a label."""
+        meant = {"present": "present", "absent": "absent", "uncertain": "unknown", "empty": "unknown"}
+        if self._uncertain is not Uncertain.IGNORE:
+            meant["uncertain"] = "present" if self._uncertain is Uncertain.ONES else "absent"
+        if self._empty is Empty.ABSENT:
+            meant["empty"] = "absent"
+        counts = dict.fromkeys(_STATED.values(), 0)
+        columns = []
+        for name in self._stating:
+            cells = self._table.column(name)
+            said = {cell: _STATED.get("" if _is_empty(cell) else _number(cell).casefold()) for cell in set(cells)}
+            if wrong := [row for row, cell in enumerate(cells) if said[cell] is None]:
+                raise InputError(
+                    f"{self._table.path.name} has {shortened(cells[wrong[0]])} in the column {name} in "
+                    f"{self._table.in_lines(wrong)}. A column that is a label holds 1, 0, -1 (uncertain) or nothing."
+                )
+            states = [said[cell] or "" for cell in cells]
+            for state in counts:
+                counts[state] += states.count(state)
+            if "present" in states and "absent" not in states and "empty" in states and self._empty is None:
+                self._notes.append(
+                    f"The column {name} has no 0. Its empty cells count as unknown; if they mean absent, give --empty absent."
+                )
+            columns.append([meant[state] for state in states])
+        self._tell_unknown(counts)
+        labels = [same_text(name) for name in self._stating]
+        known: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
+        for states_of_row in zip(*columns, strict=True):
+            if states_of_row not in known:
+                pairs = list(zip(labels, states_of_row, strict=True))
+                known[states_of_row] = (
+                    frozenset(label for label, state in pairs if state == "present"),
+                    frozenset(label for label, state in pairs if state == "unknown"),
+                )
+        return [known[states_of_row] for states_of_row in zip(*columns, strict=True)]
+
+    def _tell_unknown(self, counts: Mapping[str, int]) -> None:
+        uncertain, empty = counts["uncertain"], counts["empty"]
+        if uncertain and self._uncertain is Uncertain.IGNORE:
+            self._notes.append(
+                f"{uncertain} cells are -1 (uncertain) and count as unknown: training leaves them out. --uncertain zeros or "
+                "ones counts them as absent or present."
+            )
+        if empty and self._empty is None:
+            self._notes.append(
+                f"{empty} cells are empty and count as unknown: training leaves them out. --empty absent counts them as absent."
+            )
+
+    def _filled(self, column: str, role: str) -> list[str]:
+        """Return the cells of a column that must not be empty.
+
+        Raises
+        ------
+        InputError
+            With the lines of cells that are, that hold `nan` or the like, or a line break.
+        """
+        cells = self._table.column(column)
+        name = self._table.path.name
+        if empty := [row for row, cell in enumerate(cells) if not cell]:
+            raise InputError(
+                f"{name} has an empty {role} in {self._table.in_lines(empty)}. Fill the cells in, or leave the rows out."
+            )
+        if role != "file" and (unknown := [row for row, cell in enumerate(cells) if cell.casefold() in _NO_VALUE]):
+            raise InputError(
+                f"{name} has nan or the like as {role} in {self._table.in_lines(unknown)}. A program wrote this for a cell "
+                "without a value: fill the cells in, or leave the rows out."
+            )
+        self._check_breaks(role, cells)
+        return cells
+
+    def _check_breaks(self, role: str, cells: Sequence[str]) -> None:
+        if broken := [row for row, cell in enumerate(cells) if _LINE_BREAK.search(cell)]:
+            raise InputError(
+                f"{self._table.path.name} has a line break inside a cell of the column {role} in "
+                f"{self._table.in_lines(broken)}. A quotation mark may be missing there."
+            )
+
+    def _parse_split(self, text: str) -> Split:
+        try:
+            return Split(text.lower())
+        except ValueError:
+            raise InputError(
+                f"{self._table.path.name} has the split {shortened(text)}. It must be one of {', '.join(Split)}. To let octray "
+                "divide the patients, give the column another name."
+            ) from None
+
+    def _check_swallowed(self) -> None:
+        """Refuse a cell that holds whole rows, which would be lost: a quotation mark is missing, or there is one too many.
+
+        Raises
+        ------
+        InputError
+            With the lines in which such cells begin. A line of a cell is a row if it has a kind of file and labels that rows
+            have.
+        """
+        table = self._table
+        if not self._files or _TEMPLATE.search(self._files[0]):
+            return
+        places = [table.columns.index(name) for name in (self._files[0], *(self._holding or self._stating))]
+        known = [
+            {_kind(cell) for cell in table.column(self._files[0])},
+            *(set(table.column(table.columns[at])) for at in places[1:]),
+        ]
+        found = []
+        for line, cells in zip(table.lines, table.rows, strict=True):
+            for part in (part for cell in cells if _LINE_BREAK.search(cell) for part in _LINE_BREAK.split(cell)[1:]):
+                inner = [trimmed(cell.strip(' "')) for cell in part.split(table.delimiter)]
+                if len(inner) > max(places) and " " not in inner[places[0]]:
+                    values = [_kind(inner[places[0]]), *(inner[at] for at in places[1:])]
+                    if all(value in seen for value, seen in zip(values, known, strict=True)):
+                        found.append(line)
+        if found:
+            raise InputError(
+                f"{table.path.name} has a cell that holds whole rows in {in_lines(sorted(set(found)))}: a quotation mark is "
+                "missing, or one too many."
+            )
 
 
-def _read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """Return the column names and the rows, no cell with blanks around it; the line number stands under the empty name."""
-    numbered, line = [], 1
+def unite(facts: Sequence[FileFacts], *, states_absence: bool, several_rows: SeveralRows) -> tuple[FileFacts, str]:
+    """Return what several rows together say of the same files, and what they contradict each other in, if that is refused.
+
+    Parameters
+    ----------
+    facts
+        What each row says.
+    states_absence
+        As in `LabelTable`; otherwise the labels of all rows hold.
+    several_rows
+        What holds for a label that is present by one row and absent by another.
+
+    Returns
+    -------
+    tuple
+        The facts; and `patients`, `splits`, `labels` or nothing.
+    """
+    first = facts[0]
+    for what in ("patient_key", "split"):
+        if len({getattr(one, what) for one in facts}) > 1:
+            return first, {"patient_key": "patients", "split": "splits"}[what]
+    level = min((one.level for one in facts), key=list(LabelLevel).index)
+    labels = frozenset().union(*(one.labels for one in facts))
+    if not states_absence:
+        return FileFacts(labels, first.patient_key, first.split, level=level), ""
+    present, unknown = set(), set()
+    for label in labels | frozenset().union(*(one.unknown for one in facts)):
+        known = [label in one.labels for one in facts if label not in one.unknown]
+        agreed = not known or len(set(known)) == 1
+        if not agreed and several_rows is SeveralRows.REFUSE:
+            return first, "labels"
+        votes = 2 * sum(known) - len(known)
+        if not known or (
+            not agreed and (several_rows is SeveralRows.UNKNOWN or (several_rows is SeveralRows.MAJORITY and not votes))
+        ):
+            unknown.add(label)
+        elif votes > 0 or (any(known) and several_rows is SeveralRows.ANY):
+            present.add(label)
+    return FileFacts(frozenset(present), first.patient_key, first.split, frozenset(unknown), level), ""
+
+
+def _is_empty(cell: str) -> bool:
+    return not cell or cell.casefold() in _NO_VALUE
+
+
+def _number(cell: str) -> str:
+    """Return a cell without decimals that are zero: 1.0 and, in many countries, 1,0 are 1."""
+    return _DECIMALS.sub("", cell)
+
+
+def _separated(cell: str) -> list[str]:
+    return [label for part in cell.split("|") if (label := same_text(part))]
+
+
+def _listed(cell: str) -> list[str] | None:
+    """Return the labels of a list as Python writes it; None if it is none."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [same_text(name) for name in next(reader, [])]
-            line = reader.line_num + 1
-            for cells in reader:
-                numbered.append((line, [_AROUND.sub("", cell) for cell in cells]))
-                line = reader.line_num + 1
-    except OSError:
-        raise InputError(f"The table of labels {path.name} cannot be opened. Check the path given to --labels.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path.name} is not a CSV file in UTF-8. Save it again as CSV (UTF-8, commas).") from None
-    except csv.Error:
-        raise InputError(
-            f"{path.name} has no cells that can be told apart from line {line} on. A quotation mark is missing there, or there "
-            "is one too many."
-        ) from None
-    numbered = [(line, cells) for line, cells in numbered if any(cells)]
-    if any("\0" in cell for _, cells in numbered for cell in cells):
-        raise InputError(f"{path.name} holds characters of value 0. Save it again as CSV (UTF-8, commas).")
-    if not numbered:
-        raise InputError(f"{path.name} has no rows. It needs the columns file and label, and one row per file.")
-    columns = _columns(path, header)
-    _check_widths(path, numbered, len(columns), len(header))
-    return columns, [
-        {name: cell for name, cell in zip(columns, cells, strict=False) if name} | {"": str(line)} for line, cells in numbered
-    ]
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not all(isinstance(one, str) for one in found):
+        return None
+    return [label for one in found if (label := same_text(one))]
 
 
-def _check_swallowed(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    """Refuse a cell that holds whole rows, which would be lost: a quotation mark is missing, or there is one too many.
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
 
-    Raises
-    ------
-    InputError
-        With the lines in which such cells begin. A line of a cell is a row if it has a label and a kind of file that rows have.
-    """
-    file, label = columns.index("file"), columns.index("label")
-    labels, kinds = {row["label"] for row in rows}, {_kind(row["file"]) for row in rows}
-    found = []
-    for row in rows:
-        lines = [line for cell in row.values() for line in _LINE_BREAK.split(cell)[1:]]
-        split = [[_AROUND.sub("", cell.strip(' "')) for cell in line.split(",")] for line in lines]
-        whole = [cells for cells in split if len(cells) > max(file, label) and " " not in cells[file]]
-        if any(cells[label] in labels and _kind(cells[file]) in kinds for cells in whole):
-            found.append(row[""])
-    if found:
-        raise InputError(
-            f"{path.name} has a cell that holds whole rows in {_lines(found)}: a quotation mark is missing, or one too many."
-        )
+
+def _quoted(text: str) -> str:
+    """Return an argument as a shell takes it."""
+    return "'" + text.replace("'", "'\\''") + "'" if re.search(r"[^\w=,.+/-]", text) else text
 
 
 def _kind(file: str) -> str:
     return posixpath.splitext(file)[1].lower()
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the columns up to the last one that has a name; `Label` is `label`, as for all that octray reads."""
-    counts = Counter(name.casefold() for name in header if name)
-    if twice := sorted(shortened(name) for name, count in counts.items() if count > 1):
-        raise InputError(
-            f"{path.name} has more than one column {', '.join(twice[:_EXAMPLES])}. Leave one of each, or give them different "
-            "names; case and blanks make no difference."
-        )
-    named = max((number for number, name in enumerate(header, start=1) if name), default=0)
-    columns = tuple(name.casefold() if name.casefold() in _OWN_COLUMNS else name for name in header[:named])
-    if missing := [name for name in ("file", "label") if name not in columns]:
-        known = ", ".join(map(shortened, columns[:_SHOWN]))
-        saved = "" if len(header) > 1 or not re.search("[;\t]", header[0]) else " Save it again with commas between the cells."
-        raise InputError(
-            f"{path.name} has no column {' and '.join(missing)}; its columns are {known}. "
-            f"It needs file and label, separated by commas, in its first line.{saved}"
-        )
-    return columns
-
-
-def _check_widths(path: Path, rows: Sequence[tuple[int, Sequence[str]]], named: int, width: int) -> None:
-    """Refuse rows of which it is not certain which cell belongs to which column (RFC 4180, section 2, rule 4).
-
-    Parameters
-    ----------
-    named
-        How many columns there are up to the last that has a name; cells beyond must be empty.
-    width
-        How many cells the first line has.
-    """
-    more = [str(line) for line, cells in rows if len(cells) > width or any(cells[named:])]
-    fewer = [str(line) for line, cells in rows if len(cells) < named]
-    if more:
-        raise InputError(
-            f"{path.name} has {named} columns, and more cells than that in {_lines(more)}. Put quotation marks around a cell "
-            "that contains a comma."
-        )
-    if fewer:
-        raise InputError(
-            f"{path.name} has {named} columns, and fewer cells than that in {_lines(fewer)}. Add the cells that are missing, "
-            "empty ones too."
-        )
-
-
-def _lines(numbers: Sequence[str]) -> str:
-    more = f" and {len(numbers) - _EXAMPLES} more" if len(numbers) > _EXAMPLES else ""
-    return f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(numbers[:_EXAMPLES])}{more}"
-
-
 def _slashes(file: str) -> str:
     return posixpath.normpath(file.replace("\\", "/"))
-
-
-def _united(path: Path, stated: Iterable[tuple[Name, FileFacts]]) -> dict[Name, FileFacts]:
-    """Return what all rows together say of each file.
-
-    Raises
-    ------
-    InputError
-        If they give a file two patients or two splits.
-    """
-    facts: dict[Name, FileFacts] = {}
-    clashes: dict[str, set[Name]] = {"patients": set(), "splits": set()}
-    for name, new in stated:
-        known = facts.setdefault(name, new)
-        if known.patient_key != new.patient_key:
-            clashes["patients"].add(name)
-        if known.split != new.split:
-            clashes["splits"].add(name)
-        facts[name] = replace(known, labels=known.labels | new.labels)
-    for what, names in clashes.items():
-        if names:
-            files = examples(name if isinstance(name, str) else name[1] for name in names)
-            raise InputError(f"{path.name} gives two {what} for {len(names)} files: {files}. Keep one for each file.")
-    return facts
-
-
-def _parse_split(path: Path, text: str) -> Split:
-    try:
-        return Split(text.lower())
-    except ValueError:
-        raise InputError(f"{path.name} has the split {shortened(text)}. It must be one of {', '.join(Split)}.") from None
-
-
-def match_files(table: LabelTable, sources: Sequence[Path], files: Iterable[FileId]) -> tuple[dict[FileId, FileFacts], str]:
-    """Find the file that each row of a table means: below a source, or else beside the table itself or by its whole path.
-
-    Links are followed on both sides, and names that differ only in their form of Unicode or in blanks at the end of a part are
-    the same name, unless there is a file for each of them. Rows that mean one file say together what is known of it.
-
-    Parameters
-    ----------
-    table
-        What `read_labels` returned.
-    sources
-        The source folders.
-    files
-        Every file that was found in them.
-
-    Returns
-    -------
-    tuple
-        What is known of each file, and a sentence on how the names in the table were understood.
-
-    Raises
-    ------
-    InputError
-        If a row means no file, or more than one, or if rows contradict each other.
-    """
-    found = _Found(sources, files)
-    stated: list[tuple[FileId, FileFacts]] = []
-    ways: dict[FileId, str] = {}
-    missing: list[str] = []
-    twice: list[str] = []
-    alike: list[str] = []
-    outside: set[str] = set()
-    bases = (table.path.absolute().parent, table.path.resolve().parent)
-    for file, facts in table.facts.items():
-        meant, way = found.below(file), _BELOW
-        if not meant:
-            paths = [os.path.realpath(base / file) for base in bases]
-            meant = next(filter(None, map(found.at, paths)), [])
-            way = _WHOLE if posixpath.isabs(file) else _BESIDE
-        if len(meant) > 1:
-            (twice if len({root for root, _ in meant}) > 1 else alike).append(file)
-        elif meant:
-            stated.append((meant[0], facts))
-            ways.setdefault(meant[0], way)
-        elif left_out := [path for path in paths if os.path.isfile(path) and not found.covers(path)]:  # noqa: PTH113
-            outside.add(left_out[0])
-        else:
-            missing.append(file)
-    if missing:
-        raise InputError(
-            f"{table.path.name} names files that do not exist ({len(missing)}): {examples(missing)}. "
-            "The column file must hold paths below SOURCE, or below the folder of the table."
-        )
-    if twice:
-        raise InputError(
-            f"{table.path.name} names {len(twice)} files that are in two sources: {examples(twice)}. "
-            "Ingest the sources one by one."
-        )
-    if alike:
-        raise InputError(
-            f"{table.path.name} names {len(alike)} files of which there are two: {examples(alike)}. Their names differ only in "
-            "blanks or in how letters with accents are encoded. Rename one of them."
-        )
-    counts = Counter(ways.values())
-    parts = [f"{counts[way]} {way}" for way in (_BELOW, _BESIDE, _WHOLE) if counts[way]]
-    parts += [f"{len(outside)} labelled files lie outside the sources and were left out"] if outside else []
-    return _united(table.path, stated), f"Labels: {'; '.join(parts)}."
-
-
-class _Found:
-    """The files that were found in some sources, by every name under which a table may know them."""
-
-    def __init__(self, sources: Sequence[Path], files: Iterable[FileId]) -> None:
-        self._sources = sources
-        self._files = dict.fromkeys(files)
-        self._alike: dict[str, list[FileId]] = {}
-        for file_id in self._files:
-            self._alike.setdefault(_alike(file_id[1]), []).append(file_id)
-
-    def below(self, file: str) -> list[FileId]:
-        """Return the files that have this path below a source: literally, else in another spelling, else behind a link."""
-        name = as_text(file)
-        exact = [(root, name) for root in range(len(self._sources)) if (root, name) in self._files]
-        if exact or posixpath.isabs(file) or file.startswith("../"):
-            return exact
-        linked = (self.at(os.path.realpath(source / file)) for source in self._sources)
-        return self._alike.get(_alike(name)) or list(dict.fromkeys(chain.from_iterable(linked)))
-
-    def at(self, path: str) -> list[FileId]:
-        """Return the files that lie at a path without links: literally, else in another spelling of the same name."""
-        name = as_text(path)
-        alike = self._real.get(_alike(name), {})
-        return [file_id for file_id, real in alike.items() if real == name] or list(alike)
-
-    def covers(self, path: str) -> bool:
-        """Return whether a path without links lies in a source, so that a file there would have been found."""
-        return any(Path(path).is_relative_to(os.path.realpath(source)) for source in self._sources)
-
-    @cached_property
-    def _real(self) -> dict[str, dict[FileId, str]]:
-        """The files by their paths without links, in one spelling, with these paths; members lie below their archive."""
-        folders = lru_cache(maxsize=None)(os.path.realpath)
-        found: dict[str, dict[FileId, str]] = {}
-        for root, source in self._files:
-            path = self._sources[root].joinpath(*(as_name(part) or part for part in source.split("/")))
-            real = as_text(os.path.realpath(path) if path.is_symlink() else os.path.join(folders(path.parent), path.name))  # noqa: PTH118
-            found.setdefault(_alike(real), {})[root, source] = real
-        return found
-
-
-def _alike(path: str) -> str:
-    return "/".join(map(same_text, path.split("/")))
-
-
-def folder_labels(label_from: str, sources: Sequence[Path], files: Iterable[FileId]) -> dict[FileId, FileFacts]:
-    """Take the label of each file from the names of the folders in which it lies.
-
-    Parameters
-    ----------
-    label_from
-        `folder` for the only folder between a source and its files, or the source itself if all its files lie at its top;
-        `folder:N` for the N-th folder below the source, `folder:-1` for the one in which a file lies; or a regular expression
-        with one group for the path below the source.
-    sources
-        What was given to read; an archive in a source is a folder.
-    files
-        Every file that was found.
-
-    Returns
-    -------
-    dict
-        What is known of the files that have a label.
-
-    Raises
-    ------
-    InputError
-        If `label_from` is none of these, if one of several folders could be meant, or if no file has a label.
-    """
-    folders = {(root, file): _folders(sources[root], file) for root, file in files}
-    if label_from == "folder":
-        names = _only_folders(sources, folders)
-    elif level := re.fullmatch(r"folder:(-?[1-9][0-9]{0,3})", label_from):
-        names = {file_id: _at(path, int(level[1])) for file_id, path in folders.items()}
-    else:
-        pattern = path_pattern(label_from, "The value of --label-from", "neither folder, nor folder:N,")
-        found = {file_id: pattern.search(unicodedata.normalize("NFC", file_id[1])) for file_id in folders}
-        names = {file_id: match[1] or "" for file_id, match in found.items() if match}
-    facts = {file_id: FileFacts(frozenset((label,))) for file_id, name in names.items() if (label := same_text(name))}
-    if not facts:
-        raise InputError(f"--label-from {label_from} gives none of the {len(folders)} files a label. {_NAME_THE_FOLDER}")
-    return facts
-
-
-def path_pattern(text: str, subject: str, otherwise: str) -> re.Pattern[str]:
-    """Compile a regular expression with one group that is searched for in the path of a file below its source.
-
-    Raises
-    ------
-    InputError
-        If it is none; `subject` and `otherwise` say in the message where it was given, and what else it is not.
-    """
-    try:
-        pattern = re.compile(unicodedata.normalize("NFC", text))
-    except re.error as error:
-        raise InputError(f"{subject} {text} is not a regular expression: {error}.") from None
-    if pattern.groups != 1:
-        raise InputError(f"{subject} {text} is {otherwise} nor a regular expression with one group, such as '^([^/]+)/'.")
-    return pattern
-
-
-def _folders(source: Path, file: str) -> list[str]:
-    """Return the names of the folders between what was given to read and a file in it, the outermost first."""
-    folders = file.split("/")[:-1]
-    return folders[1:] if source.is_file() else folders
-
-
-def _at(folders: Sequence[str], level: int) -> str:
-    """Return the name of the folder at a level, 1 for the outermost and -1 for the innermost; empty if there is none."""
-    place = level - 1 if level > 0 else level
-    return folders[place] if -len(folders) <= place < len(folders) else ""
-
-
-def _only_folders(sources: Sequence[Path], folders: Mapping[FileId, Sequence[str]]) -> dict[FileId, str]:
-    """Return the name of the only folder of each file, or of its source if all files of that lie at its top.
-
-    Raises
-    ------
-    InputError
-        If files lie in folders within folders: octray does not guess which of them is the label.
-    """
-    deepest = Counter[int]()
-    for (root, _), path in folders.items():
-        deepest[root] = max(deepest[root], len(path))
-    if (most := max(deepest.values(), default=0)) > 1:
-        levels = [{name for path in folders.values() if (name := same_text(_at(path, level + 1)))} for level in range(most)]
-        known = (
-            f"folder:{level} ({len(names)} {'name' if len(names) == 1 else 'names'}{_that_look_like(names)})"
-            for level, names in enumerate(levels, start=1)
-        )
-        raise InputError(
-            f"There are up to {most} levels of folders below SOURCE, and each could be the label: {', '.join(known)}. "
-            f"{_NAME_THE_FOLDER}"
-        )
-    return {
-        (root, file): path[0] if path else "" if deepest[root] else _own_name(sources[root], file)
-        for (root, file), path in folders.items()
-    }
-
-
-def _own_name(source: Path, file: str) -> str:
-    """Return the name of what was given to read; of the folder around it if that is a single picture."""
-    place = source.resolve()
-    return place.parent.name if place.is_file() and "/" not in file else place.name
-
-
-def label_warning(labels: Sequence[str], patients: Mapping[str, Collection[str]], from_folders: bool) -> str:
-    """Return a sentence if labels look like eyes, patients or splits, or like each other; empty if they do not.
-
-    Parameters
-    ----------
-    labels
-        All of them.
-    patients
-        For each label the patients in whom it occurs.
-    from_folders
-        Whether they are names of folders, which say of each file one thing only.
-    """
-    one_each = len(labels) > 1 and all(len(patients[label]) == 1 for label in labels)
-    many = from_folders and len(labels) >= _MANY_FOLDERS
-    alike = _look_like(labels) or (_PATIENTS if one_each or many else "")
-    which = f"{len(labels)} labels" if alike == _PATIENTS else f"labels {examples(labels)}"
-    mend = _NAME_THE_FOLDER if from_folders else "Check the column label of the table."
-    twice = _alike_but_for_spelling(labels)
-    said = [
-        f"The {which} look like {alike}, not like findings. {mend}" if alike else "",
-        f"The labels {examples(twice)} differ only in case or blanks, and count as different." if twice else "",
-    ]
-    return " ".join(filter(None, said))
-
-
-def patient_key_warning(keys: Collection[str]) -> str:
-    """Return a sentence if patient keys look like two spellings of one patient, who may then be in two splits."""
-    twice = _alike_but_for_spelling(keys)
-    if not twice:
-        return ""
-    return (
-        f"{len(twice)} patient keys differ from another only in case, blanks, leading zeros or signs of a spreadsheet, and "
-        "count as different patients, who may be in different splits. If they are the same, write them in the same way."
-    )
-
-
-def _alike_but_for_spelling(names: Iterable[str]) -> list[str]:
-    """Return names that are equal without case, blanks, leading zeros, and signs of spreadsheets (="0012", 12.0)."""
-    forms = {name: _ZEROS.sub("", re.sub(r"\.0+$", "", _unspaced(name))) for name in names}
-    counts = Counter(forms.values())
-    return sorted(name for name, form in forms.items() if counts[form] > 1)
-
-
-def _unspaced(name: str) -> str:
-    """Return a name in compatible characters, without case, blanks, unseen characters, and signs of a spreadsheet."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    seen = (one for one in plain if not one.isspace() and unicodedata.category(one) != "Cf")
-    return "".join(one for one in seen if one not in "=\"'")
-
-
-def _look_like(names: Collection[str]) -> str:
-    """Return what names look like if not like findings: eyes, splits, or patients, which are numbered."""
-    words = {re.sub(r"[\W_]+", "", name).casefold() for name in names}
-    for what, known in _NO_FINDINGS.items():
-        if len(words & known) > 1 or 2 * len(words & known) >= len(words) > 0:
-            return what
-    shapes = Counter(re.sub(r"[0-9]+", "0", name) for name in names)
-    numbered = max((count for shape, count in shapes.items() if "0" in shape), default=0)
-    return _PATIENTS if numbered >= _MANY_NUMBERS and 2 * numbered >= len(names) else ""
-
-
-def _that_look_like(names: Collection[str]) -> str:
-    what = _look_like(names)
-    return f" that look like {what}" if what else ""

@@ -8,63 +8,11 @@ numbers are given, a hash with a secret key stands for the patient; the key is i
 import hashlib
 import hmac
 import io
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pydicom import dcmread
 
-from pipeline.errors import InputError
-from pipeline.ingest.labels import examples, path_pattern, same_text
-
-
-def parse_patient_pattern(text: str | None, columns: Sequence[str] = ()) -> re.Pattern[str] | None:
-    """Understand `--patient-key`: a column of the table of labels, or a pattern for the path.
-
-    Parameters
-    ----------
-    text
-        Name of one of the columns, or a regular expression with one group; None if it was not given.
-    columns
-        The columns of the table of labels, if there is one.
-
-    Returns
-    -------
-    Pattern
-        None if the text is a column, or was not given.
-
-    Raises
-    ------
-    InputError
-        If it is neither.
-    """
-    if text is None or same_text(text) in columns:
-        return None
-    known = f"one of the columns {', '.join(columns)}" if columns else "a column of the table given by --labels"
-    return path_pattern(text, "The patient key", f"neither {known}")
-
-
-def keys_from_paths(pattern: re.Pattern[str], sources: Iterable[str]) -> dict[str, str]:
-    """Return the patient key of each path: what the pattern's group matches in it, in one form of Unicode.
-
-    Raises
-    ------
-    InputError
-        If the group matches nothing in one or more of them.
-    """
-    keys, without = {}, []
-    for source in sources:
-        found = pattern.search(unicodedata.normalize("NFC", source))
-        if found and (key := same_text(found.group(1) or "")):
-            keys[source] = key
-        else:
-            without.append(source)
-    if without:
-        raise InputError(
-            f"The patient key {pattern.pattern} does not match the path of {len(without)} files: {examples(without)}. "
-            "It is searched for in the path below the source folder."
-        )
-    return keys
+from pipeline.ingest.spelling import same_text
 
 
 def read_patient_id(content: bytes) -> str:

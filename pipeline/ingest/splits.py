@@ -1,6 +1,7 @@
 """Divides patients into train, tune, calibration and test: grouped, stratified and seeded."""
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from pipeline.frames import Split
 
 Percent = tuple[int, int, int, int]
 DEFAULT_PERCENT: Percent = (70, 10, 10, 10)
+_FEW = 5
+"""With fewer patients of a label in a split, its figures are mostly chance: of 5 patients, 5 found means 57 to 100 % "
+"(Wilson)."""
+_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def assign_splits(
     for group, split in assigned.items():
         for member in group.members:
             splits[member] = split
-    check_labels(splits, strata, tuple(wanted))
+    check_labels(splits, strata, patient_keys, tuple(wanted))
     return splits
 
 
@@ -106,22 +111,102 @@ def check_given_splits(
         raise InputError(f"In the given splits {crossing} studies occur in more than one. Keep each study in one split.")
 
 
-def check_labels(splits: Sequence[Split], strata: Sequence[Collection[str]], wanted: Sequence[Split]) -> None:
+def check_labels(
+    splits: Sequence[Split],
+    strata: Sequence[Collection[str]],
+    patient_keys: Sequence[str],
+    wanted: Sequence[Split],
+    are_given: bool = False,
+) -> None:
     """Check that every label that occurs has an example in every wanted split.
 
     Raises
     ------
     InputError
-        With the first label and split without one.
+        With the first label and split without one, in how many patients the label occurs, and what can be done.
     """
-    present = {(label, split) for split, labels in zip(splits, strata, strict=True) for label in labels}
-    for label in sorted({label for label, _ in present}):
+    for label, counts in _patients_of(splits, strata, patient_keys).items():
         for split in wanted:
-            if (label, split) not in present:
+            if not counts[split]:
+                patients = len({key for key, labels in zip(patient_keys, strata, strict=True) if label in labels})
                 raise InputError(
-                    f"The label {label} has no example in the split {split}: it occurs in too few patients. Add patients "
-                    "with it, change --split, or leave the label out."
+                    f"The label {label} has no example in the split {split}: it occurs in {patients} "
+                    f"{'patient' if patients == 1 else 'patients'}. {_advice(label, patients, wanted, are_given)}"
                 )
+
+
+def _advice(label: str, patients: int, wanted: Sequence[Split], are_given: bool) -> str:
+    """Return what to do about a label that some split has no example of."""
+    leave_out = f"Add patients with it, or leave it out with --leave-out {shlex.quote(label)}."
+    if are_given:
+        return f"Change the column split of the table, or leave the label out with --leave-out {shlex.quote(label)}."
+    if patients >= len(wanted):
+        return f"Some of them share images or studies and stay together. {leave_out}"
+    if Split.TEST in wanted and patients == len(wanted) - 1:
+        return (
+            f"{len(wanted)} splits need one each. Give --split 60/20/20/0, and measure by cross-validation (train.folds=2). "
+            f"Otherwise: {leave_out}"
+        )
+    return f"Each of the {len(wanted)} splits needs one. {leave_out}"
+
+
+def few_patients(splits: Sequence[Split], strata: Sequence[Collection[str]], patient_keys: Sequence[str]) -> str:
+    """Return a sentence on a label of which a split has too few patients, and on splits and folds that fit; empty if none has.
+
+    Parameters
+    ----------
+    splits, strata, patient_keys
+        Of each frame, as in `assign_splits`.
+    """
+    wanted = [split for split in Split if split in splits]
+    table = _patients_of(splits, strata, patient_keys)
+    few = {
+        label: sum(counts.values())
+        for label, counts in table.items()
+        if min(counts[split] for split in wanted[1:] or wanted) < _FEW
+    }
+    if not few:
+        return ""
+    rarest = min(few, key=lambda label: (few[label], label))
+    others = (
+        f" {len(few) - 1} other labels are rare, too." if len(few) > 2 else " So is one other label." if len(few) == 2 else ""
+    )
+    counts = ", ".join(f"{table[rarest][split]} in {split}" for split in wanted)
+    percent = fitting_percent(few[rarest])
+    folds = min(_FOLDS, table[rarest][Split.TRAIN] + table[rarest][Split.TUNE])
+    proposal = f"--split {'/'.join(map(str, percent))}"
+    validation = f"cross-validation (train.folds={folds}), which tests on every patient of train and tune"
+    if percent[3]:
+        proposal = f"{proposal} gives each split at least {_FEW}; or measure by {validation}."
+    elif folds > 1:
+        proposal = f"Measure by {validation}" + (f"; {proposal} leaves more of them for it." if Split.TEST in wanted else ".")
+    else:
+        proposal = "Add patients with it."
+    return (
+        f"The label {rarest} occurs in only {few[rarest]} patients: {counts}. Operating points and figures from so few are "
+        f"mostly chance. {proposal}{others}"
+    )
+
+
+def fitting_percent(patients: int) -> Percent:
+    """Return shares with which tune, calibration and test have at least five patients of a label, train 40 % or more.
+
+    If that is impossible, test has none, and tune and calibration get a fifth each: the figures then come from
+    cross-validation.
+    """
+    share = next((share for share in (10, 15, 20) if share * patients >= 100 * _FEW), 0)
+    return (100 - 3 * share, share, share, share) if share else (60, 20, 20, 0)
+
+
+def _patients_of(
+    splits: Sequence[Split], strata: Sequence[Collection[str]], patient_keys: Sequence[str]
+) -> dict[str, Counter[Split]]:
+    """Return for each label how many patients it occurs in, by split; in the order of their names."""
+    found = {(label, key, split) for split, key, labels in zip(splits, patient_keys, strata, strict=True) for label in labels}
+    table: dict[str, Counter[Split]] = {label: Counter() for label in sorted({label for label, _, _ in found})}
+    for label, _, split in found:
+        table[label][split] += 1
+    return table
 
 
 def _crossing(splits: Sequence[Split], keys: Sequence[str]) -> int:

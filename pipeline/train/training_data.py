@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
-from pipeline.ingest.labels import examples
+from pipeline.ingest.spelling import examples
 from pipeline.predictions import Activation
 from pipeline.settings import IntendedUse
 
