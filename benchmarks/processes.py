@@ -65,7 +65,7 @@ def train_on(folders: Sequence[Path], root: Path) -> Path:
     labels.write_text("".join(["file,label,patient_key\n", *rows]))
     split = ["--labels", str(labels), "--split", "40/20/20/20"]
     seconds_of(octray("ingest", str(learned), *split, "--out", str(root / "index")))
-    settings = ["train.finetune.epochs=0", "tracking.enabled=false", "evaluate.bootstrap=100"]
+    settings = ["train.way=probe", "tracking.enabled=false", "evaluate.bootstrap=100"]
     seconds_of(octray("train", "xray", "--index", str(root / "index"), "--out", str(bundle), *settings))
     return bundle
 

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from enum import StrEnum
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -84,11 +85,11 @@ class HeadSection(Section):
 
 
 class FinetuneSection(Section):
-    """Training of the last groups of layers together with the head; epochs = 0 leaves it out."""
+    """Training of the backbone together with the head, if `train.way` is `staged` or `full`."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: PositiveInt = Field(default=10, description="at most so many")
     groups: PositiveInt = Field(
-        default=2, description="how many groups of backbone layers, counted from the head, are trained with it"
+        default=2, description="how many groups of backbone layers, counted from the head, `staged` trains with it"
     )
     batch_size: PositiveInt = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -113,11 +114,27 @@ class AugmentSection(Section):
     noise: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="deviation of added noise")
 
 
+class Way(StrEnum):
+    """How much of a network is trained.
+
+    `probe` fits the head on frozen features; `staged` trains the last groups of layers as well, and `full` all layers, both
+    from the head of `probe`. If `full` starts from random weights, its head is random, too.
+    """
+
+    PROBE = "probe"
+    STAGED = "staged"
+    FULL = "full"
+
+
 class TrainSection(Section):
     """The course of training."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="cores to use; 0: all that the process may use")
+    way: Way = Field(
+        default=Way.PROBE,
+        description="probe: the head on frozen features; staged: then the last groups of layers with it; full: all layers",
+    )
     class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()

@@ -128,9 +128,15 @@ def make_graph(labels: int = 2, size: int = 32, channels: int = 4, seed: int = 0
 def make_support(failed: str = "", **overrides: Any) -> dict[str, Any]:
     """What a bundle's manifest says of its heatmaps; `failed` is the name of a check that they did not pass."""
     checks = [{"name": failed, "frames": 8, "value": 0.9, "reference": 0.5, "passed": False}] if failed else []
-    fields = {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0, "checks": checks}
-    fields |= {"computed": "closed_form", "full_scale": 2.0, "true_positives": 12}
+    fields = {"exact": True, "computed": "closed_form", "full_scale": 2.0, "true_positives": 12, "checks": checks}
     return fields | overrides
+
+
+def make_member(architecture: str = "tiny", **maps: Any) -> dict[str, Any]:
+    """What a manifest says of one network; `maps` are fields of `MapSupport`."""
+    fields = {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0}
+    files = {"graph": GRAPH, "weights": WEIGHTS, "normalisation": {"mean": (0.0,), "std": (1.0,)}}
+    return {"architecture": architecture, "maps": fields | {"computed": "closed_form"} | maps} | files
 
 
 def make_bundle(
@@ -157,12 +163,11 @@ def make_bundle(
         REFERENCE: Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes(),
     }
     fields: dict[str, Any] = {
-        "architecture": "tiny",
+        "members": (make_member(),),
         "labels": labels,
         "normal_label": "NORMAL" if "NORMAL" in labels else None,
         "activation": "softmax",
         "preprocessing": Preprocessing(size=size, exact_decoding=True),
-        "normalisation": {"mean": (0.0,), "std": (1.0,)},
         "temperature": 1.5,
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
         "heatmap": make_support(),

@@ -68,6 +68,7 @@ preprocessing: {size: 64}
 model: {architecture: test_resnet, weights: none}
 train:
   threads: 1
+  way: staged
   head: {weight_decays: [10.0, 3.0], epochs: 30}  # a weak head, so that fine-tuning has something to do
   finetune: {epochs: 10, groups: 2, batch_size: 4, learning_rate: 0.01, patience: 10, plateau_patience: 1}
   augment: {rotate_degrees: 5, translate: 0.05, flip_columns: true, noise: 0.01}

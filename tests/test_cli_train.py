@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from pipeline.cli.main import main
 from pipeline.model.bundle import GRAPH, MANIFEST, METRICS, WEIGHTS, Bundle, load_bundle
-from pipeline.train import run
+from pipeline.train import fit
 from tests.conftest import Trained
 
 EPOCHS = 10
@@ -138,21 +138,21 @@ def test_a_killed_run_that_is_begun_again_ends_in_mlflow(trained: Trained, tmp_p
 
     (killed,) = states()
     assert states() == {killed: "RUNNING"}
-    assert main([*words, "train.finetune.epochs=0"]) == 0
+    assert main([*words, "train.way=probe"]) == 0
     assert states() == {killed: "KILLED", load_bundle(out).manifest.provenance.mlflow_run_id: "FINISHED"}
 
 
 @pytest.mark.slow
 def test_training_uses_the_cores_that_it_is_given(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, before = [], torch.get_num_threads()
-    export = run.export_graph
+    export = fit.export_graph
 
     def look_and_export(*arguments: object) -> bytes:
         seen.append(torch.get_num_threads())
         return export(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "export_graph", look_and_export)
-    words = arguments(trained, tmp_path / "bundle", "tracking.enabled=false", "train.finetune.epochs=0", "train.threads=0")
+    monkeypatch.setattr(fit, "export_graph", look_and_export)
+    words = arguments(trained, tmp_path / "bundle", "tracking.enabled=false", "train.way=probe", "train.threads=0")
     torch.set_num_threads(5)
     try:
         assert main([*words, "--cores", "3"]) == 0

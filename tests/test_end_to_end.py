@@ -170,7 +170,8 @@ def gradient_maps(bundle: Bundle, frames: list[Frame], last: Callable[[Any], tor
     body = timm.create_model(manifest.architecture, num_classes=len(manifest.labels)).eval()
     body.load_state_dict(load_file(bundle.path / WEIGHTS))
     body.double()
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (manifest.normalisation.mean, manifest.normalisation.std))
+    normalisation = manifest.members[0].normalisation
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std))
     pixels = torch.from_numpy(np.stack([prepare(frame.pixels, manifest.preprocessing) for frame in frames]))
     inputs, layer, maps = (pixels.double() - mean) / std, last(body), []
     for label in range(len(manifest.labels)):
@@ -204,7 +205,7 @@ def test_heatmaps_of_a_fine_tuned_network_are_the_librarys(trained: Trained, fra
 @pytest.mark.slow
 def test_heatmaps_of_the_pretrained_network_are_the_librarys(trained: Trained, frames: list[Frame], tmp_path: Path) -> None:
     network = ["model.architecture=tf_efficientnet_lite0", "model.weights=bundled", "preprocessing.size=96"]
-    course = ["train.finetune.epochs=0", "train.threads=0", "tracking.enabled=false"]
+    course = ["train.way=probe", "train.threads=0", "tracking.enabled=false"]
     words = ["train", str(trained.config), "--index", str(trained.index), "--out", str(tmp_path / "bundle")]
     assert main([*words, *network, *course]) == 0
     check_heatmaps(load_bundle(tmp_path / "bundle"), frames, lambda body: body.bn2)
@@ -341,7 +342,7 @@ def run_card(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 
 
 def macro_auroc(config: str, index: Path, out: Path) -> float:
-    course = ["train.finetune.epochs=0", "tracking.enabled=false", "evaluate.bootstrap=100"]
+    course = ["train.way=probe", "tracking.enabled=false", "evaluate.bootstrap=100"]
     assert main(["train", config, "--index", str(index), "--out", str(out), *course]) == 0
     return float(json.loads(load_bundle(out).read(METRICS))["evaluation"]["macro"]["auroc"]["value"])
 

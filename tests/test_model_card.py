@@ -81,9 +81,7 @@ def test_what_is_missing_is_said(bundle: Bundle) -> None:
     untested = manifest.model_copy(
         update={
             "normal_label": None,
-            "heatmap": manifest.heatmap.model_copy(
-                update={"exact": False, "computed": "gradient", "max_difference": None, "checks": ()}
-            ),
+            "heatmap": manifest.heatmap.model_copy(update={"exact": False, "computed": "gradient", "checks": ()}),
             "conformal": manifest.conformal.model_copy(update={"measured": None}),
             "outliers": manifest.outliers.model_copy(update={"measured": None}),
             "provenance": manifest.provenance.model_copy(update={"git_commit": "", "mlflow_run_id": ""}),

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import TrainingError
 from pipeline.model.engine import Engine
-from pipeline.model.export import check_graph, export_graph, heatmap_support
+from pipeline.model.export import check_graph, export_graph, map_support
 from pipeline.model.networks import create_network
 
 
@@ -41,14 +41,14 @@ def test_a_graph_of_other_weights_is_refused(graph: bytes, pixels: np.ndarray) -
 
 
 def test_the_closed_form_is_measured(network, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
-    support = heatmap_support(network, pixels)
+    support = map_support(network, pixels)
     assert support.exact
     assert support.max_difference is not None
     assert support.max_difference < 1e-6
 
 
 def test_a_head_with_a_norm_has_no_closed_form(pixels: np.ndarray) -> None:
-    support = heatmap_support(create_network("test_convnext", 2).eval(), pixels)
+    support = map_support(create_network("test_convnext", 2).eval(), pixels)
     assert (support.exact, support.max_difference) == (False, None)
 
 

@@ -299,7 +299,7 @@ def test_maps_hold_the_heatmap_on_the_frame(fit: Fit, tmp_path: Path) -> None:
     ],
 )
 def test_maps_and_pictures_say_what_their_values_are(method: str, explained: str, described: str, tmp_path: Path) -> None:
-    heatmap = make_support(method=method, computed="closed_form")
+    heatmap = make_support(method=method)
     manifest = make_bundle(tmp_path / "bundle", heatmap=heatmap).manifest
     content = make_dicom()
     objects = written(content, scored(content, manifest, tmp_path), manifest)

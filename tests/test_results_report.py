@@ -28,7 +28,7 @@ from pipeline.results.report import FAILURES_SHOWN, STUDIES_A_PAGE, write_report
 from pipeline.results.words import REASONS, moment, percent, rate, spelled_out
 from pipeline.results.worklist import NOT_SCORED, URGENT, Ranking, Study, Totals
 from pipeline.settings import Check, Flag
-from tests.builders import make_bundle, make_key, make_prediction, make_result, make_sample, make_support
+from tests.builders import make_bundle, make_key, make_member, make_prediction, make_result, make_sample, make_support
 from tests.server_chromium import Chromium
 
 VOID = {"meta", "img", "br", "input"}
@@ -199,7 +199,8 @@ def test_a_bundle_whose_heatmaps_failed_their_checks_says_so_on_every_page(tmp_p
     ],
 )
 def test_only_exact_evidence_is_called_so(tmp_path: Path, method: str, computed: str, is_part: bool) -> None:
-    bundle = make_bundle(tmp_path / "bundle", heatmap=make_support(method=method, computed=computed))
+    support = make_support(method=method, computed=computed, exact=computed == "closed_form")
+    bundle = make_bundle(tmp_path / "bundle", heatmap=support)
     text = Page(write(tmp_path, bundle, [make_scored(1, 0.9)])).text
     assert ("adds to the model's output for the label: exact evidence" in text) == is_part
     assert ("does not say how much a part changes the probability" in text) != is_part
@@ -211,7 +212,7 @@ def test_only_exact_evidence_is_called_so(tmp_path: Path, method: str, computed:
 
 def test_nothing_from_a_file_becomes_markup(tmp_path: Path, picture: Heatmap) -> None:
     evil = "<script>alert(1)</script>\"'>&.dcm"
-    bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), architecture=evil)
+    bundle = make_bundle(tmp_path / "bundle", labels=("<b>NORMAL", evil), members=(make_member(evil),))
     predictions = tuple(make_prediction(label) for label in bundle.manifest.labels)
     frame = replace(make_result(*predictions, source=evil), heatmaps=(Heatmap(evil, False, picture.picture),))
     patient = Patient({Detail.NAME: evil, Detail.ID: evil}, why_unknown="")

@@ -11,14 +11,12 @@ from PIL import Image
 from pipeline.errors import BundleError
 from pipeline.evaluate.outliers import Reference
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
-from pipeline.model.export import export_graph, heatmap_support
+from pipeline.model.export import export_graph, map_support
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network, create_network
 from pipeline.predictions import FramePrediction
 from pipeline.score.predictor import Predictor
-from tests.builders import make_bundle, make_frame, make_support, score_folder
-
-GRADIENT = make_support(layer="forward_features", classifier="head.fc.weight", exact=False, max_difference=None)
+from tests.builders import make_bundle, make_frame, make_member, make_support, score_folder
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +25,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Bundle]:
     root = tmp_path_factory.mktemp("convnext")
     torch.manual_seed(0)
     network = create_network("test_convnext", 2).eval()
-    support = heatmap_support(network, np.random.default_rng(0).random((2, 1, 64, 64), dtype=np.float32), "hirescam")
+    support = map_support(network, np.random.default_rng(0).random((2, 1, 64, 64), dtype=np.float32), "hirescam")
     like = make_bundle(root / "like", size=64).manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
     weights = safetensors.torch.save(dict(network.body.state_dict()))
     contents = {GRAPH: export_graph(network, 64), WEIGHTS: weights, METRICS: b"{}", MODEL_CARD: b"#", CONFIG: b"name: a\n"}
     channels = network.classifier.in_features
     contents[REFERENCE] = Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes()
-    fields = like | {"architecture": "test_convnext", "heatmap": support.model_dump()}
+    member = make_member("test_convnext") | {"maps": support.model_dump()}
+    fields = like | {"members": (member,), "heatmap": make_support(method="hirescam", exact=False, computed="gradient")}
     return network, write_bundle(root / "bundle", contents, **fields)
 
 
@@ -70,7 +69,7 @@ def test_calls_at_a_time_give_each_frame_its_own_maps(made: tuple[Network, Bundl
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    heatmap = GRADIENT | {"computed": "gradient"}
-    bundle = make_bundle(tmp_path / "bundle", architecture="test_convnext", heatmap=heatmap)
+    member = make_member("test_convnext", exact=False, max_difference=None, computed="gradient")
+    bundle = make_bundle(tmp_path / "bundle", members=(member,), heatmap=make_support(exact=False, computed="gradient"))
     with pytest.raises(BundleError, match="do not fit the network test_convnext"):
         Predictor(bundle)

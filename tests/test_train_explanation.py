@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.frames import FloatArray, Split
 from pipeline.imaging.sources import locate, read_frames
-from pipeline.model.bundle import ExplanationCheck, load_bundle
+from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.model.export import export_graph, heatmap_support
+from pipeline.model.export import export_graph, map_support
 from pipeline.model.networks import Network, create_network
 from pipeline.train.explanation import Examined, Masks, check_explanations, full_scale, lesion_masks
+from tests.builders import make_support
 from tests.conftest import Trained
 
 SIZE, CELLS = 64, 2
@@ -45,8 +46,8 @@ def examined() -> Examined:
         optimizer.step()
     network.eval()
     frames = pixels.numpy()
-    support = heatmap_support(network, frames[:4])
-    return Examined(network, Engine(export_graph(network, SIZE)), support, frames, 0)
+    support = map_support(network, frames[:4])
+    return Examined(network, Engine(export_graph(network, SIZE)), support, "grad-cam", frames, 0)
 
 
 def named(checks: tuple[ExplanationCheck, ...]) -> dict[str, ExplanationCheck]:
@@ -98,7 +99,7 @@ class Restored(Blind):
 
 
 def of(kind: type[Examined], examined: Examined) -> Examined:
-    return kind(examined.network, examined.engine, examined.support, examined.pixels, examined.seed)
+    return kind(examined.network, examined.engine, examined.support, examined.method, examined.pixels, examined.seed)
 
 
 def test_a_map_that_ignores_the_network_fails_randomisation(examined: Examined) -> None:
@@ -116,7 +117,7 @@ def test_empty_maps_are_no_ground_for_trust(examined: Examined) -> None:
     assert [(check.name, check.frames, check.passed) for check in checks] == [
         (name, 0, False) for name in ("randomisation", "deletion", "insertion")
     ]
-    support = examined.support.model_copy(update={"checks": checks})
+    support = HeatmapSupport.model_validate(make_support(checks=checks))
     assert support.caveat
     assert support.caveat == (
         "The heatmaps of this bundle could not be checked (randomisation, deletion, insertion), as they are the same "
@@ -215,7 +216,7 @@ def test_a_network_with_random_weights_fails(examined: Examined, seed: int) -> N
     for parameter in network.body.parameters():
         flat = parameter.detach().flatten()
         parameter.data.copy_(flat[torch.randperm(len(flat), generator=generator)].view_as(parameter))
-    random = Examined(network, Engine(export_graph(network, SIZE)), examined.support, examined.pixels, 0)
+    random = Examined(network, Engine(export_graph(network, SIZE)), examined.support, "grad-cam", examined.pixels, 0)
     found, lost = (named(check_explanations(one, where_the_square_is)) for one in (examined, random))
     assert found["iou"].passed
     assert not all(check.passed for check in lost.values())

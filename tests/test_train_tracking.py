@@ -172,7 +172,7 @@ def test_a_silent_server_costs_one_connection_one_sentence_and_no_result(
 ) -> None:
     words = ["train", str(trained.config), "--index", str(trained.index), "--out", str(tmp_path / "bundle")]
     with silent() as (uri, taken):
-        assert main([*words, f"tracking.uri={uri}", "train.finetune.epochs=0"]) == 0
+        assert main([*words, f"tracking.uri={uri}", "train.way=probe"]) == 0
         assert len(taken) == 1
     assert load_bundle(tmp_path / "bundle").manifest.provenance.mlflow_run_id == ""
     assert said_once(capsys.readouterr().err)

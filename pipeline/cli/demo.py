@@ -11,7 +11,7 @@ from pipeline.cli.main import DONE, SOME_FAILED, main
 from pipeline.errors import InputError
 
 _XRAY_STUDIES, _OCT_STUDIES, _NEW_STUDIES = 160, 60, 6
-_OCT_OPTIONS = ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true", "train.finetune.epochs=0")
+_OCT_OPTIONS = ("preprocessing.fit=crop", "preprocessing.mask_white_borders=true", "train.way=probe")
 _RADIOGRAPH = "RG1_UNCR.dcm"  # a real, public computed radiograph that the package pydicom-data carries
 
 _SIGN = ".octray-demo"

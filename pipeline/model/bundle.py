@@ -19,7 +19,7 @@ from pipeline.frames import EXACT_EVIDENCE
 from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, Interval, OperatingPoint
 from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
@@ -55,24 +55,56 @@ class ExplanationCheck(_Part):
     passed: bool
 
 
-class HeatmapSupport(_Part):
-    """How heatmaps are made: by the closed form if it holds for this network, otherwise by a gradient.
+class MapSupport(_Part):
+    """How the maps of one network are made: by the closed form if it holds for this network, otherwise by a gradient.
 
-    `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in
-    `weights.safetensors`; `max_difference` is the largest absolute difference between the closed form and `grad-cam`, in
-    logits, measured when the bundle was written, None if the closed form has no meaning; `exact` says that it is small
-    enough. `method` names the map.
-
-    `full_scale` is the value of the last colour in all pictures of the bundle: in 95 % of the true positives of each finding on
-    the calibration split the strongest cell reaches no more. There are `true_positives` of them; without any it was taken from
-    all frames that have a finding.
+    `layer` names the feature map that the graph returns; `classifier` is the tensor of shape (labels, channels) in the
+    network's file of weights; `max_difference` is the largest absolute difference between the closed form and `grad-cam`, in
+    logits, measured when the bundle was written, None if the closed form has no meaning; `exact` says that it is small enough.
     """
 
     layer: str
     classifier: str
     exact: bool
     max_difference: float | None
+    computed: Literal["closed_form", "gradient"]
+    checks: tuple[ExplanationCheck, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the maps passed every check."""
+        return all(check.passed for check in self.checks)
+
+
+class Member(_Part):
+    """One network of a bundle; all of them take the same frames on the same grid.
+
+    `graph` and `weights` are files of the bundle; `normalisation` is what the graph does to the pixels.
+    """
+
+    architecture: str
+    graph: str
+    weights: str
+    normalisation: Normalisation
+    maps: MapSupport
+
+
+class HeatmapSupport(_Part):
+    """What the heatmaps of a bundle show, and on which scale.
+
+    `method` names the map; `members` are the positions of the networks whose maps it is the mean of; `computed` says how, and
+    is `gradient` if one of them needs a gradient; `exact` says that each value of the methods `grad-cam` and `hirescam` is what
+    its cell adds to the bundle's logit. `checks` are those of the
+    heatmaps as they are shown.
+
+    `full_scale` is the value of the last colour in all pictures of the bundle: in 95 % of the true positives of each finding on
+    the calibration split the strongest cell reaches no more. There are `true_positives` of them; without any it was taken from
+    all frames that have a finding.
+    """
+
     method: HeatmapMethod = "grad-cam"
+    members: tuple[int, ...] = (0,)
+    exact: bool
     computed: Literal["closed_form", "gradient"]
     full_scale: float = Field(gt=0)
     true_positives: int
@@ -81,7 +113,7 @@ class HeatmapSupport(_Part):
     @property
     def is_part_of_logit(self) -> bool:
         """Whether each value is what its cell adds to the logit: true for a linear head and two of the methods."""
-        return self.computed == "closed_form" and self.method in ("grad-cam", "hirescam")
+        return self.exact and self.method in ("grad-cam", "hirescam")
 
     @property
     def meaning(self) -> str:
@@ -176,14 +208,13 @@ class Manifest(_Part):
 
     schema_version: int
     bundle_id: str
-    architecture: str
+    members: tuple[Member, ...] = Field(min_length=1)
     labels: tuple[str, ...]
     normal_label: str | None
     urgency: tuple[str, ...] = ()
     label_names: Mapping[str, str] = {}
     activation: Activation
     preprocessing: Preprocessing
-    normalisation: Normalisation
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
     heatmap: HeatmapSupport
@@ -194,6 +225,16 @@ class Manifest(_Part):
     outliers: Outliers
     provenance: Provenance
     files: Mapping[str, str]
+
+    @property
+    def architecture(self) -> str:
+        """The names of the networks, each once."""
+        return ", ".join(dict.fromkeys(member.architecture for member in self.members))
+
+    @property
+    def heatmap_layer(self) -> str:
+        """The names of the feature maps that the heatmaps are made from, each once."""
+        return ", ".join(dict.fromkeys(self.members[place].maps.layer for place in self.heatmap.members))
 
     def rule(self) -> DecisionRule:
         """Return the rule that turns probabilities into states; every label must have an operating point."""
@@ -327,8 +368,10 @@ def _parse_manifest(name: str, text: str) -> Manifest:
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
         raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle again.") from None
+    members = {name for member in manifest.members for name in (member.graph, member.weights)}
+    shown = all(0 <= place < len(manifest.members) for place in manifest.heatmap.members)
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
-    if unsafe or not set(manifest.files) >= REQUIRED_FILES or bundle_id(values) != manifest.bundle_id:
+    if unsafe or not shown or not set(manifest.files) >= REQUIRED_FILES | members or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")
     return manifest
 

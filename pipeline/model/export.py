@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.frames import FloatArray
-from pipeline.model.bundle import HeatmapSupport
+from pipeline.model.bundle import MapSupport
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network, pools_by_average
@@ -88,7 +88,7 @@ def check_graph(network: Network, graph: bytes, pixels: FloatArray) -> float:
     return difference
 
 
-def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "grad-cam") -> HeatmapSupport:
+def map_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "grad-cam") -> MapSupport:
     """Measure whether the closed form holds: whether it gives the same map as `grad-cam`, before the library scales it.
 
     Parameters
@@ -106,15 +106,12 @@ def heatmap_support(network: Network, pixels: FloatArray, method: HeatmapMethod 
         pools = pools_by_average(network, features)
     difference = _difference(network, features.numpy(), method) if pools else None
     exact = difference is not None and difference <= HEATMAP_TOLERANCE
-    return HeatmapSupport(
+    return MapSupport(
         layer=HEATMAP_LAYER,
         classifier=network.classifier_name,
         exact=exact,
         max_difference=difference,
-        method=method,
         computed="closed_form" if exact else "gradient",
-        full_scale=1.0,  # until it is measured: it takes a calibrated bundle
-        true_positives=0,
     )
 
 

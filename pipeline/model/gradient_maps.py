@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BundleError, ConfigError
 from pipeline.frames import FloatArray
-from pipeline.model.bundle import WEIGHTS, Bundle
+from pipeline.model.bundle import Bundle, Member
 from pipeline.model.networks import Network, create_network
 from pipeline.predictions import HeatmapMethod
 
@@ -106,6 +106,8 @@ class GradientMaps:
     ----------
     bundle
         As `load_bundle` gives it; nothing is downloaded.
+    member
+        Which of its networks.
 
     Raises
     ------
@@ -113,15 +115,15 @@ class GradientMaps:
         If its weights are not those of its architecture.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, member: Member) -> None:
         self._method = bundle.manifest.heatmap.method
         self._lock = Lock()
         try:
-            self._network = create_network(bundle.manifest.architecture, len(bundle.manifest.labels)).eval()
-            self._network.body.load_state_dict(load(bundle.read(WEIGHTS)))
+            self._network = create_network(member.architecture, len(bundle.manifest.labels)).eval()
+            self._network.body.load_state_dict(load(bundle.read(member.weights)))
         except (ConfigError, SafetensorError, RuntimeError):
             raise BundleError(
-                f"The weights of bundle {bundle.path.name} do not fit the network {bundle.manifest.architecture} that its "
+                f"The weights of bundle {bundle.path.name} do not fit the network {member.architecture} that its "
                 "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
             ) from None
 

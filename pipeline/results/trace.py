@@ -56,12 +56,11 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
     """Return what the bundle does to a frame, and where it comes from."""
     fields = (
         "bundle_id",
-        "architecture",
+        "members",
         "files",
         "labels",
         "activation",
         "preprocessing",
-        "normalisation",
         "temperature",
         "operating_points",
         "conformal",

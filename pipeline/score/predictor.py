@@ -14,7 +14,7 @@ from pipeline.evaluate.outliers import load_reference, pooled
 from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
-from pipeline.model.bundle import GRAPH, REFERENCE, WEIGHTS, Bundle, Manifest
+from pipeline.model.bundle import REFERENCE, Bundle, Manifest, Member
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.reading import Admission, Admitted
@@ -61,9 +61,10 @@ class Predictor:
         preprocessing = bundle.manifest.preprocessing
         self.admission = Admission(reading_for(preprocessing, bundle.manifest.limits), bundle.manifest.gate(), preprocessing)
         check_tools(self.admission.gate)
-        self.engine = Engine(bundle.read(GRAPH), threads)
-        self._classifier = _classifier(bundle) if bundle.manifest.heatmap.exact else None
-        self._maps = _maps(bundle, self._classifier)
+        (self._member,) = bundle.manifest.members
+        self.engine = Engine(bundle.read(self._member.graph), threads)
+        self._classifier = _classifier(bundle, self._member) if self._member.maps.computed == "closed_form" else None
+        self._maps = _maps(bundle, self._member, self._classifier)
         self._thresholds = _thresholds(bundle.manifest)
         self._rule = bundle.manifest.rule()
         try:
@@ -198,10 +199,10 @@ class Predictor:
 _MEND = "Train the bundle again."
 
 
-def _classifier(bundle: Bundle) -> FloatArray:
-    name = bundle.manifest.heatmap.classifier
+def _classifier(bundle: Bundle, member: Member) -> FloatArray:
+    name = member.maps.classifier
     try:
-        return np.asarray(load(bundle.read(WEIGHTS))[name], np.float32)
+        return np.asarray(load(bundle.read(member.weights))[name], np.float32)
     except (SafetensorError, KeyError):
         raise BundleError(f"The weights of bundle {bundle.path.name} have no tensor {name}. {_MEND}") from None
 
@@ -214,13 +215,13 @@ def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
     return Quarantined(facts.source, Reason.OUT_OF_DISTRIBUTION, message, facts.key.frame_number)
 
 
-def _maps(bundle: Bundle, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray]:
+def _maps(bundle: Bundle, member: Member, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray]:
     """Return what makes maps of a feature map; torch is imported only if the bundle needs it."""
     if classifier is not None:
         return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method)
     from pipeline.model.gradient_maps import GradientMaps
 
-    return GradientMaps(bundle)
+    return GradientMaps(bundle, member)
 
 
 def _thresholds(manifest: Manifest) -> tuple[float, ...]:

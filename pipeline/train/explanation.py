@@ -15,10 +15,11 @@ from scipy import stats
 
 from pipeline.frames import FloatArray
 from pipeline.imaging.preprocess import placement
-from pipeline.model.bundle import ExplanationCheck, HeatmapSupport
+from pipeline.model.bundle import ExplanationCheck, MapSupport
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network
+from pipeline.predictions import HeatmapMethod
 from pipeline.settings import Fit, Preprocessing
 from pipeline.train.training_data import TrainingData
 
@@ -49,7 +50,9 @@ class Examined:
     engine
         That runs its graph.
     support
-        How its heatmaps are made.
+        How its maps are made.
+    method
+        Which map.
     pixels
         Frames of the calibration split, float32 of shape (n, 1, size, size) in [0, 1].
     seed
@@ -58,7 +61,8 @@ class Examined:
 
     network: Network
     engine: Engine
-    support: HeatmapSupport
+    support: MapSupport
+    method: HeatmapMethod
     pixels: FloatArray
     seed: int
 
@@ -67,8 +71,8 @@ class Examined:
         with torch.no_grad():
             features = network(torch.from_numpy(pixels))[1].numpy()
         if self.support.computed == "closed_form":
-            return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.support.method)
-        return gradient_maps(network, features, self.support.method)
+            return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.method)
+        return gradient_maps(network, features, self.method)
 
 
 def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:

@@ -128,11 +128,10 @@ class ModelAnswer(Answer):
     @classmethod
     def of(cls, manifest: Manifest) -> "ModelAnswer":
         """Return what may be shown of `manifest`: no file, no run, no commit."""
-        shared = {name: getattr(manifest, name) for name in cls.model_fields if name in type(manifest).model_fields}
+        shared = {name: getattr(manifest, name) for name in cls.model_fields if hasattr(manifest, name)}
         return cls(
             **shared,
             model=manifest.provenance.config_name,
-            heatmap_layer=manifest.heatmap.layer,
             heatmap_full_scale=manifest.heatmap.full_scale,
             heatmap_caveat=manifest.heatmap.caveat,
             created=manifest.provenance.created,

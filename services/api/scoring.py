@@ -156,7 +156,7 @@ def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: EncodedP
             if heatmap is None or not drawn or one.label not in drawn
             else HeatmapAnswer(
                 png=drawn[one.label],
-                layer=manifest.heatmap.layer,
+                layer=manifest.heatmap_layer,
                 has_positive_evidence=heatmap.has_positive_evidence,
                 full_scale=manifest.heatmap.full_scale,
                 caveat=manifest.heatmap.caveat,
