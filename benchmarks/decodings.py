@@ -91,10 +91,12 @@ def _answers(readings: list[Reading], predictor: Predictor) -> tuple[Values, Val
     """Return calibrated logits and distances, whatever the gate says."""
     logits, distances = [], []
     for start in range(0, len(readings), FRAMES_AT_ONCE):
-        found, features = predictor.engine.run(np.stack([one.pixels for one in readings[start : start + FRAMES_AT_ONCE]]))
+        found, _, features = predictor.engine.run(np.stack([one.pixels for one in readings[start : start + FRAMES_AT_ONCE]]))
         logits.append(found / predictor.manifest.temperature)
         reference = predictor._reference
-        distances += [reference.distance(pooled(one)) if reference else 0.0 for one in features]
+        distances += [
+            reference.distance(pooled(one)) if reference else 0.0 for one in features[predictor.manifest.outliers.member]
+        ]
     return np.concatenate(logits), np.asarray(distances)
 
 

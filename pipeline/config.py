@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.predictions import Activation, HeatmapMethod
+from pipeline.predictions import Activation, Average, HeatmapMethod
 from pipeline.settings import Gate, IntendedUse, Limits, Policy, PositiveInt, Preprocessing, Quality
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -130,15 +130,38 @@ class TrainSection(Section):
     """The course of training."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="one network is trained from each, and they answer together; empty: one network, from train.seed",
+    )
+    folds: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=1,
+        description="one network is trained without each fold of the patients of the train split, and they answer together",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="cores to use; 0: all that the process may use")
     way: Way = Field(
         default=Way.PROBE,
         description="probe: the head on frozen features; staged: then the last groups of layers with it; full: all layers",
     )
+    cache_features: bool = Field(default=True, description="keep features of frozen networks in octray's cache folder")
     class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()
     augment: AugmentSection = AugmentSection()
+
+
+class MemberSection(Section):
+    """One network of an ensemble: the keys of the sections `model` and `train` in which it differs from the configuration."""
+
+    model: Mapping[str, Any] = {}
+    train: Mapping[str, Any] = {}
+
+
+class EnsembleSection(Section):
+    """Several networks in one bundle, which answer together."""
+
+    members: tuple[MemberSection, ...] = Field(default=(), description="the networks; empty: the one of the section model")
+    average: Average = Field(default=Average.LOGIT, description="of what the mean is taken: logit or probability")
 
 
 class EvaluateSection(Section):
@@ -181,6 +204,7 @@ class Config(Section):
     preprocessing: Preprocessing = Preprocessing()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    ensemble: EnsembleSection = EnsembleSection()
     evaluate: EvaluateSection = EvaluateSection()
     heatmap: HeatmapSection = HeatmapSection()
     tracking: TrackingSection = TrackingSection()
@@ -198,11 +222,76 @@ class Config(Section):
         looks_for_text = self.quality.burned_in_text is not Policy.IGNORE
         return replace(self.preprocessing, exact_decoding=self.preprocessing.exact_decoding or looks_for_text)
 
+    def networks(self) -> "tuple[Config, ...]":
+        """Return the configuration of each network that is trained, but for folds: by `ensemble.members` and `train.seeds`.
+
+        Raises
+        ------
+        ConfigError
+            With one sentence for each fault in a member.
+        """
+        found: list[Config] = []
+        faults: list[str] = []
+        for number, member in enumerate(self.ensemble.members or (MemberSection(),)):
+            place = f"ensemble.members[{number}]: " if self.ensemble.members else ""
+            values = self.model_dump(mode="json", include={"model", "train"})
+            faults += [
+                f"{place}train.{key} holds for all networks. Set it outside the ensemble." for key in _SHARED & {*member.train}
+            ]
+            try:
+                sections = {name: _merged(values[name], getattr(member, name)) for name in ("model", "train")}
+                one = _Networks.model_validate(sections)
+            except ValidationError as error:
+                faults += [place + _sentence(dict(fault)) for fault in error.errors()]
+                continue
+            seeds = one.train.seeds or (one.train.seed,)
+            if len(set(seeds)) < len(seeds):
+                faults.append(f"{place}train.seeds names a seed twice. Leave one out.")
+            if len(seeds) > 1 and one.train.way is Way.PROBE and one.model.weights != "none":
+                faults.append(
+                    f"{place}train.seeds: the way probe gives the same network for every seed. Leave train.seeds out, or set "
+                    "train.way to staged or full."
+                )
+            found += [
+                self.model_copy(
+                    update={
+                        "model": one.model,
+                        "train": one.train.model_copy(update={"seed": seed, "seeds": ()}),
+                        "ensemble": EnsembleSection(),
+                    }
+                )
+                for seed in seeds
+            ]
+        if faults:
+            raise ConfigError(faults)
+        return tuple(found)
+
     def published(self) -> dict[str, Any]:
         """Return the settings as others may see them: without the tracking server's address, and weights by their own name."""
         values = self.model_dump(mode="json", exclude={"tracking": {"uri"}})
-        values["model"]["weights"] = Path(self.model.weights).name
+        for section in (values, *values["ensemble"]["members"]):
+            if weights := section["model"].get("weights"):
+                section["model"]["weights"] = Path(str(weights)).name
         return values
+
+
+class _Networks(Section):
+    """The sections in which the networks of an ensemble may differ."""
+
+    model: ModelSection
+    train: TrainSection
+
+
+_SHARED = {"folds", "threads"}
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with `changes` in it, section by section."""
+    both = {
+        key: _merged(values[key], change) if isinstance(change, Mapping) and isinstance(values.get(key), Mapping) else change
+        for key, change in changes.items()
+    }
+    return {**values, **both}
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -224,8 +313,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     faults = [fault for override in overrides if (fault := _apply_override(values, override))]
     try:
         config = Config.model_validate(values)
+        config.networks()
     except ValidationError as error:
         raise ConfigError(faults + [_sentence(dict(fault)) for fault in error.errors()]) from None
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
     if faults:
         raise ConfigError(faults)
     return config

@@ -26,6 +26,10 @@ def rounded(value: float) -> float:
     return round(value, DIGITS) + 0.0
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 Rounded = Annotated[float, PlainSerializer(rounded)]
 """A number that is serialised `rounded`."""
 
@@ -35,6 +39,13 @@ class Activation(StrEnum):
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+
+
+class Average(StrEnum):
+    """Of what an ensemble takes the mean: of the networks' logits, or of their probabilities."""
+
+    LOGIT = "logit"
+    PROBABILITY = "probability"
 
 
 class State(StrEnum):
@@ -204,6 +215,9 @@ class Prediction:
         What the bundle's `DecisionRule` makes of the probabilities of the frame.
     operating_point
         The threshold of the label, in [0, 1], around which its band lies.
+    disagreement
+        How far the networks of an ensemble differ: the standard deviation of their calibrated probabilities, in [0, 0.5].
+        None if the bundle has one network.
     """
 
     label: str
@@ -211,6 +225,7 @@ class Prediction:
     probability: Rounded
     state: State
     operating_point: Rounded
+    disagreement: Annotated[Rounded | None, Field(exclude_if=_is_none)] = None
 
     @property
     def positive(self) -> bool:

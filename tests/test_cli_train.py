@@ -119,7 +119,7 @@ def check_recorded(trained: Trained, bundle: Bundle) -> None:
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == bundle.manifest.provenance.mlflow_run_id
     assert run.info.status == "FINISHED"
-    epochs = json.loads(bundle.read(METRICS))["epochs"]
+    epochs = json.loads(bundle.read(METRICS))["networks"][0]["epochs"]
     found = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "tune_loss")}
     assert found == {step: pytest.approx(epoch["tune_loss"], rel=1e-4) for step, epoch in enumerate(epochs)}
 

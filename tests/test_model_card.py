@@ -73,7 +73,7 @@ def test_its_operating_points_and_origin_are_those_of_the_manifest(card: str, bu
 
 
 def rendered(manifest: Manifest, **metrics: object) -> str:
-    return model_card(manifest, metrics, weights="bundled", ranked_patients=99)
+    return model_card(manifest, metrics, weights=["bundled"], ranked_patients=99)
 
 
 def test_what_is_missing_is_said(bundle: Bundle) -> None:

@@ -177,7 +177,7 @@ def test_a_frame_near_the_distance_of_refusal_is_judged_whole(
     ):
         (admitted,) = read_admitted(file, admission)
         assert isinstance(admitted, Admitted)
-        _, features = predictor.engine.run(admitted.pixels[None])
+        (features,) = predictor.engine.run(admitted.pixels[None]).features
         found.append(reference.distance(module.pooled(features[0])) * reference.threshold)
     reduced, exact = found
     assert reduced != exact

@@ -140,7 +140,7 @@ def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, 
     assert said.uncertain.value == pytest.approx((states == "uncertain").any(axis=1).mean())
     predictor = Predictor(bundle)
     distances = [
-        predictor._reference.distance(pooled(predictor.engine.run(frame[None])[1][0]))
+        predictor._reference.distance(pooled(predictor.engine.run(frame[None]).features[0][0]))
         for frame in pixels_of(bundle, index, Split.TEST)
     ]
     concerned = {record.patient_key for record, distance in zip(records, distances, strict=True) if distance > 1}
@@ -154,7 +154,7 @@ def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, 
 
 
 def test_the_best_epoch_is_the_one_with_the_lowest_tune_loss(bundle: Bundle) -> None:
-    metrics = json.loads(bundle.read(METRICS))
+    (metrics,) = json.loads(bundle.read(METRICS))["networks"]
     losses = [epoch["tune_loss"] for epoch in metrics["epochs"]]
     assert metrics["best_epoch"] == int(np.argmin(losses))
     assert metrics["best_epoch"] > 0, "the run must test more than its head"

@@ -63,7 +63,7 @@ def test_every_epoch_and_every_figure_is_a_metric(client: MlflowClient, run: Run
     metrics = json.loads(load_bundle(trained.bundle).read(METRICS))
     for name in ("train_loss", "tune_loss", "learning_rate"):
         history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
-        wanted = {step: epoch[name] for step, epoch in enumerate(metrics["epochs"]) if name in epoch}
+        wanted = {step: epoch[name] for step, epoch in enumerate(metrics["networks"][0]["epochs"]) if name in epoch}
         assert history == pytest.approx(wanted, rel=1e-4)  # the head is fitted in float64
     evaluation = metrics["evaluation"]
     assert run.data.metrics["test_auroc"] == pytest.approx(evaluation["macro"]["auroc"]["value"])

@@ -5,10 +5,12 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline.errors import InputError
 from pipeline.frames import Split
 
+Part = TypeVar("Part", Split, int)
 Percent = tuple[int, int, int, int]
 DEFAULT_PERCENT: Percent = (70, 10, 10, 10)
 _FEW = 5
@@ -88,6 +90,45 @@ def assign_splits(
             splits[member] = split
     check_labels(splits, strata, patient_keys, tuple(wanted))
     return splits
+
+
+def assign_folds(
+    patient_keys: Sequence[str],
+    strata: Sequence[Collection[str]],
+    duplicate_groups: Sequence[str],
+    studies: Sequence[str],
+    folds: int,
+    seed: int = 0,
+) -> list[int]:
+    """Assign every frame to one of `folds` folds of about the same number of patients, as `assign_splits` does to splits.
+
+    Parameters
+    ----------
+    patient_keys, strata, duplicate_groups, studies, seed
+        As in `assign_splits`.
+    folds
+        How many; each gets a number from 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer patients than folds, or a fold holds all there is of a label.
+    """
+    groups = _join(patient_keys, strata, duplicate_groups, studies, seed)
+    if len(groups) < folds:
+        raise InputError(f"{folds} folds need {folds} patients or more, and there are {len(groups)}. Choose fewer folds.")
+    assigned = _stratify(groups, dict.fromkeys(range(folds), 1 / folds))
+    for label in sorted({label for group in groups for label in group.labels}):
+        if len({fold for group, fold in assigned.items() if label in group.labels}) < 2:
+            raise InputError(
+                f"The label {label} occurs in too few patients: one fold holds all there is of it. Add patients with it, or "
+                "leave the label out."
+            )
+    numbers = [0] * len(patient_keys)
+    for group, fold in assigned.items():
+        for member in group.members:
+            numbers[member] = fold
+    return numbers
 
 
 def check_given_splits(
@@ -251,12 +292,12 @@ def _lot(pixels: str, seed: int) -> str:
     return hashlib.sha256(f"{seed} {pixels}".encode()).hexdigest()
 
 
-def _stratify(groups: Sequence[_Group], wanted: dict[Split, float]) -> dict[_Group, Split]:
+def _stratify(groups: Sequence[_Group], wanted: dict[Part, float]) -> dict[_Group, Part]:
     room = {split: share * sum(group.patients for group in groups) for split, share in wanted.items()}
     totals = Counter(label for group in groups for label in group.labels for _ in range(group.patients))
     needs = {(label, split): share * totals[label] for label in totals for split, share in wanted.items()}
-    filled: set[tuple[str, Split]] = set()
-    assigned: dict[_Group, Split] = {}
+    filled: set[tuple[str, Part]] = set()
+    assigned: dict[_Group, Part] = {}
     left = list(groups)
     while left:
         counts = Counter(label for group in left for label in group.labels)

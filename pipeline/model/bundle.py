@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, HeatmapMethod, Interval, OperatingPoint
+from pipeline.predictions import Activation, Average, ConformalBand, DecisionRule, HeatmapMethod, Interval, OperatingPoint
 from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
 SCHEMA_VERSION = 4
@@ -180,10 +180,12 @@ class MeasuredRefusals(_Part):
 class Outliers(_Part):
     """The distance above which a frame is refused, measured from the features in `reference.safetensors`.
 
+    Features are those of the network at the position `member`.
     `threshold` is that of `evaluate.outliers.Reference`; it was fixed on `calibration_frames` of `calibration_patients`.
     `measured` is None if there was no test split.
     """
 
+    member: int = 0
     threshold: float
     calibration_frames: int
     calibration_patients: int = 0
@@ -209,6 +211,7 @@ class Manifest(_Part):
     schema_version: int
     bundle_id: str
     members: tuple[Member, ...] = Field(min_length=1)
+    average: Average = Average.LOGIT
     labels: tuple[str, ...]
     normal_label: str | None
     urgency: tuple[str, ...] = ()
@@ -369,9 +372,10 @@ def _parse_manifest(name: str, text: str) -> Manifest:
         fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in error.errors()}))
         raise BundleError(f"The {MANIFEST} of bundle {name} is not valid in: {fields}. Train the bundle again.") from None
     members = {name for member in manifest.members for name in (member.graph, member.weights)}
-    shown = all(0 <= place < len(manifest.members) for place in manifest.heatmap.members)
+    places = range(len(manifest.members))
+    known = manifest.heatmap.members and all(place in places for place in (*manifest.heatmap.members, manifest.outliers.member))
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
-    if unsafe or not shown or not set(manifest.files) >= REQUIRED_FILES | members or bundle_id(values) != manifest.bundle_id:
+    if unsafe or not known or not set(manifest.files) >= REQUIRED_FILES | members or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")
     return manifest
 

@@ -33,7 +33,7 @@ FEW_PATIENTS = 30
 """With fewer patients the tables warn of their intervals: a rule of thumb, not a limit of the method."""
 
 
-def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: str, ranked_patients: int) -> str:
+def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: Sequence[str], ranked_patients: int) -> str:
     """Return the model card as Markdown: what a reader must know before trusting a bundle.
 
     Parameters
@@ -43,11 +43,12 @@ def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: str, 
     metrics
         What `metrics.json` holds.
     weights
-        What the network's training started from.
+        What the training of each network started from.
     ranked_patients
         With fewer calibration patients than this, the threshold of refusals rests on a distribution, not on ranks.
     """
-    return _render(manifest, metrics, format="markdown", is_whole=True, weights=weights, ranked_patients=ranked_patients)
+    networks = _networks(manifest, metrics.get("networks", ()), weights)
+    return _render(manifest, metrics, format="markdown", is_whole=True, networks=networks, ranked_patients=ranked_patients)
 
 
 def card_excerpt(manifest: Manifest, metrics: Mapping[str, Any], *, ranked_patients: int) -> str:
@@ -80,11 +81,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         lstrip_blocks=True,
     )
     environment.filters |= {"interval": _interval, "digits": "{:.3f}".format}
-    evaluation = metrics.get("evaluation")
-    figures = None
-    if evaluation:
-        headings, *rows = _figures(evaluation, tuple(_TITLES))
-        figures = {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
+    figures, out_of_fold = (_block(metrics.get(name)) for name in ("evaluation", "out_of_fold"))
     conformal = manifest.conformal
     needed = math.ceil(1 / conformal.alpha - 1 - 1e-9)
     emphasis = "**{}**" if format == "markdown" else "{}"
@@ -92,6 +89,17 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         manifest=manifest,
         format=format,
         figures=figures,
+        out_of_fold=out_of_fold,
+        max_difference=max(manifest.members[place].maps.max_difference or 0.0 for place in manifest.heatmap.members),
+        shown=[
+            (
+                f"{number + 1}: {member.architecture}",
+                "yes" if member.maps.passed else emphasis.format("no"),
+                ", ".join(check.name for check in member.maps.checks if not check.passed) or UNDEFINED,
+                "yes" if number in manifest.heatmap.members else "no",
+            )
+            for number, member in enumerate(manifest.members)
+        ],
         splits=[
             (name, split["frames"], split["patients"], *(split["labels"][label] for label in manifest.labels))
             for name, split in metrics.get("splits", {}).items()
@@ -117,6 +125,27 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         **more,
     )
     return card.rstrip() + "\n"
+
+
+def _networks(manifest: Manifest, trained: Sequence[Mapping[str, Any]], weights: Sequence[str]) -> list[str]:
+    """Return a line for each network: its architecture, what it started from, and its seed and fold if there are several."""
+    lines = []
+    for number, (member, source) in enumerate(zip(manifest.members, weights, strict=True)):
+        if len(manifest.members) == 1:
+            lines.append(f"architecture: {member.architecture}, started from `{source}` weights")
+            continue
+        own = trained[number]
+        fold = "" if own["fold"] is None else f", trained without fold {own['fold'] + 1}"
+        lines.append(f"network {number + 1}: {member.architecture}, started from `{source}` weights, seed {own['seed']}{fold}")
+    return lines
+
+
+def _block(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a table of figures shows; None if nothing was measured."""
+    if not evaluation:
+        return None
+    headings, *rows = _figures(evaluation, tuple(_TITLES))
+    return {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
 
 
 def _bands(manifest: Manifest) -> Iterator[tuple[str, ...]]:

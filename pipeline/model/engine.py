@@ -140,7 +140,9 @@ EPSILON = 1e-6
 """What `grad-cam` adds to the denominator of its alpha weights."""
 
 
-def closed_form_maps(features: FloatArray, weights: FloatArray, method: HeatmapMethod) -> FloatArray:
+def closed_form_maps(
+    features: FloatArray, weights: FloatArray, method: HeatmapMethod, *, is_signed: bool = False
+) -> FloatArray:
     """Return the map of every label in every frame.
 
     Parameters
@@ -151,11 +153,13 @@ def closed_form_maps(features: FloatArray, weights: FloatArray, method: HeatmapM
         float32 array of shape (labels, channels): the linear classifier.
     method
         Which map.
+    is_signed
+        Whether to keep what speaks against a label, as negative values.
 
     Returns
     -------
     FloatArray
-        float32 array of shape (n, labels, map_rows, map_columns), not negative, in logits, not scaled to its maximum.
+        float32 array of shape (n, labels, map_rows, map_columns), in logits, not scaled to its maximum.
 
     Notes
     -----
@@ -171,7 +175,8 @@ def closed_form_maps(features: FloatArray, weights: FloatArray, method: HeatmapM
     if method == "grad-cam++":
         seen = seen * _alpha(cells, weights)
     evidence: FloatArray = seen @ cells
-    np.maximum(evidence, 0, out=evidence)
+    if not is_signed:
+        np.maximum(evidence, 0, out=evidence)
     evidence /= rows * columns
     return evidence.reshape(count, -1, rows, columns)
 

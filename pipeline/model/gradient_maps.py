@@ -41,7 +41,7 @@ class _Unscaled:
         return [library.get_cam_image(pixels, library.target_layers[0], targets, activations, gradients, eigen_smooth)]
 
     def aggregate_multi_layers(self, maps: list[FloatArray]) -> FloatArray:
-        return np.maximum(maps[0], 0)
+        return maps[0]
 
 
 class _GradCAM(_Unscaled, GradCAM):  # type: ignore[misc]
@@ -68,7 +68,7 @@ _METHODS: dict[HeatmapMethod, Any] = {
 }
 
 
-def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod) -> FloatArray:
+def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod, *, is_signed: bool = False) -> FloatArray:
     """Return the map of every label in every frame; must not be called from two threads with the same network.
 
     Parameters
@@ -79,18 +79,21 @@ def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod)
         Its last feature map, float32 of shape (n, channels, map_rows, map_columns).
     method
         Which map; Grad-CAM++ is a mean over the cells, as in `closed_form_maps`.
+    is_signed
+        As there.
 
     Returns
     -------
     FloatArray
-        float32 array of shape (n, labels, map_rows, map_columns), not negative, in logits, not scaled to its maximum.
+        float32 array of shape (n, labels, map_rows, map_columns), in logits, not scaled to its maximum.
     """
     head = _Head(network).eval()
     area = features[0, 0].size if method == "grad-cam++" else 1
     with torch.enable_grad(), _METHODS[method](head, [head.tap]) as library:
         maps = [_map(library, features, label) for label in range(network.classifier.out_features)]
     head.zero_grad()
-    return np.ascontiguousarray(np.stack(maps, axis=1) / area, np.float32)
+    found = np.ascontiguousarray(np.stack(maps, axis=1) / area, np.float32)
+    return found if is_signed else np.maximum(found, 0)
 
 
 def _map(library: Any, features: FloatArray, label: int) -> FloatArray:
@@ -128,6 +131,6 @@ class GradientMaps:
             ) from None
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Return maps of shape (n, labels, map_rows, map_columns), not negative, in logits, for the last feature map."""
+        """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for the last feature map."""
         with self._lock:
-            return gradient_maps(self._network, features, self._method)
+            return gradient_maps(self._network, features, self._method, is_signed=True)

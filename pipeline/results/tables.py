@@ -35,6 +35,10 @@ COLUMNS: Mapping[str, Column] = {
     "positive": (bool, lambda _, prediction: prediction.positive),
     "state": (str, lambda _, prediction: prediction.state.value),
     "operating_point": (float, lambda _, prediction: rounded(prediction.operating_point)),
+    "disagreement": (
+        float,
+        lambda _, prediction: None if prediction.disagreement is None else rounded(prediction.disagreement),
+    ),
     "conformal_set": (str, lambda _, prediction: ";".join(prediction.conformal_set)),
     "distance": (float, lambda frame, _: rounded(frame.distance)),
     "flags": (str, lambda frame, _: ";".join(flag.check for flag in frame.flags)),
@@ -49,7 +53,7 @@ def rows_of(frame: FramePrediction) -> list[dict[str, Value]]:
 
 
 PREDICTION_COLUMNS = tuple(COLUMNS)
-_LABEL_COLUMNS = ("label", "logit", "probability", "positive", "state", "operating_point", "conformal_set")
+_LABEL_COLUMNS = ("label", "logit", "probability", "positive", "state", "operating_point", "disagreement", "conformal_set")
 """Those that differ between the rows of one frame."""
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
 

@@ -57,6 +57,7 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
     fields = (
         "bundle_id",
         "members",
+        "average",
         "files",
         "labels",
         "activation",
@@ -78,4 +79,6 @@ def _frame(result: FramePrediction) -> dict[str, Any]:
     values: dict[str, Any] = facts.pop("key") | facts | {"input_sha256": facts["file_sha256"]}
     for name in ("file_sha256", "laterality", "view_position"):
         del values[name]
-    return values | {"logits": {one.label: one.logit for one in result.predictions}, "distance": result.distance}
+    apart = {one.label: one.disagreement for one in result.predictions if one.disagreement is not None}
+    logits = {one.label: one.logit for one in result.predictions}
+    return values | {"logits": logits, "distance": result.distance} | ({"disagreement": apart} if apart else {})

@@ -15,7 +15,8 @@ from pipeline.frames import FloatArray, Frame, FrameFacts, Quarantined
 from pipeline.imaging.preprocess import reading_for
 from pipeline.imaging.quality.gate import check_tools
 from pipeline.model.bundle import REFERENCE, Bundle, Manifest, Member
-from pipeline.model.engine import Engine, closed_form_maps
+from pipeline.model.engine import closed_form_maps
+from pipeline.model.ensemble import Ensemble, mean_maps
 from pipeline.predictions import FramePrediction, Heatmap, Prediction
 from pipeline.score.reading import Admission, Admitted
 
@@ -45,7 +46,7 @@ class Predictor:
     admission
         What it asks of files and frames.
     engine
-        What runs its graph.
+        What runs its graphs.
 
     Raises
     ------
@@ -61,10 +62,11 @@ class Predictor:
         preprocessing = bundle.manifest.preprocessing
         self.admission = Admission(reading_for(preprocessing, bundle.manifest.limits), bundle.manifest.gate(), preprocessing)
         check_tools(self.admission.gate)
-        (self._member,) = bundle.manifest.members
-        self.engine = Engine(bundle.read(self._member.graph), threads)
-        self._classifier = _classifier(bundle, self._member) if self._member.maps.computed == "closed_form" else None
-        self._maps = _maps(bundle, self._member, self._classifier)
+        self.engine = Ensemble.of(bundle, threads)
+        shown = {place: bundle.manifest.members[place] for place in bundle.manifest.heatmap.members}
+        closed = {place: member for place, member in shown.items() if member.maps.computed == "closed_form"}
+        self._classifiers = {place: _classifier(bundle, member) for place, member in closed.items()}
+        self._maps = {place: _maps(bundle, member, self._classifiers.get(place)) for place, member in shown.items()}
         self._thresholds = _thresholds(bundle.manifest)
         self._rule = bundle.manifest.rule()
         try:
@@ -124,18 +126,19 @@ class Predictor:
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[tuple[FramePrediction | Quarantined, bool]]:
         """Return for each frame its prediction, and whether that is too near a threshold for a reduced resolution."""
-        logits, features = self.engine.run(np.stack([item.pixels for item in admitted]))
+        logits, members, features = self.engine.run(np.stack([item.pixels for item in admitted]))
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
-        maps = self._maps(features) if heatmaps else None
+        apart = self._disagreement(members)
+        maps = mean_maps([made(features[place]) for place, made in self._maps.items()]) if heatmaps else None
         states = self._rule.states(calibrated)
-        distances = [self._reference.distance(pooled(one)) for one in features]
+        distances = [self._reference.distance(pooled(one)) for one in features[self.manifest.outliers.member]]
         results: list[FramePrediction | Quarantined] = [
             _refusal(item.facts, distances[index])
             if not distances[index] <= 1
             else FramePrediction(
                 facts=item.facts,
                 bundle_id=self.manifest.bundle_id,
-                predictions=self._predictions(logits[index], calibrated[index], states[index]),
+                predictions=self._predictions(logits[index], calibrated[index], states[index], apart[index]),
                 flags=item.flags,
                 distance=distances[index],
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
@@ -162,10 +165,20 @@ class Predictor:
         states = self._rule.states(probabilities(moved, self.manifest.activation, self.manifest.temperature))
         return bool((states != states[0]).any())
 
+    def _disagreement(self, members: FloatArray) -> NDArray[np.float64]:
+        """Return how far the networks differ, of shape (n, labels); nan if there is one network."""
+        if len(members) == 1:
+            return np.full(members[0].shape, np.nan)
+        return np.std([probabilities(one, self.manifest.activation, self.manifest.temperature) for one in members], axis=0)
+
     def _predictions(
-        self, logits: FloatArray, calibrated: NDArray[np.float64], states: NDArray[np.object_]
+        self,
+        logits: FloatArray,
+        calibrated: NDArray[np.float64],
+        states: NDArray[np.object_],
+        disagreement: NDArray[np.float64],
     ) -> tuple[Prediction, ...]:
-        values = zip(self.manifest.labels, logits, calibrated, states, self._thresholds, strict=True)
+        values = zip(self.manifest.labels, logits, calibrated, states, self._thresholds, disagreement, strict=True)
         return tuple(
             Prediction(
                 label=label,
@@ -173,8 +186,9 @@ class Predictor:
                 probability=float(probability),
                 state=state,
                 operating_point=threshold,
+                disagreement=None if np.isnan(apart) else float(apart),
             )
-            for label, logit, probability, state, threshold in values
+            for label, logit, probability, state, threshold, apart in values
         )
 
     def _heatmaps(self, maps: FloatArray) -> tuple[Heatmap, ...]:
@@ -185,15 +199,15 @@ class Predictor:
         size, labels = self.manifest.preprocessing.size, len(self.manifest.labels)
         if self.engine.size != size:
             raise BundleError(f"The inference graph takes {self.engine.size} pixels, the manifest says {size}. {_MEND}")
-        logits, features = self.engine.run(np.zeros((1, 1, size, size), np.float32))
+        logits, _, features = self.engine.run(np.zeros((1, 1, size, size), np.float32))
         if logits.shape[1] != labels:
             raise BundleError(f"The inference graph returns {logits.shape[1]} logits for {labels} labels. {_MEND}")
-        if self._classifier is not None and self._classifier.shape != (labels, features.shape[1]):
-            expected = (labels, features.shape[1])
-            raise BundleError(f"The classifier has shape {self._classifier.shape} instead of {expected}. {_MEND}")
-        if self._reference.mean.shape != features.shape[1:2]:
-            channels = len(self._reference.mean)
-            raise BundleError(f"The reference has {channels} features for {features.shape[1]} of the graph. {_MEND}")
+        for place, classifier in self._classifiers.items():
+            if classifier.shape != (expected := (labels, features[place].shape[1])):
+                raise BundleError(f"The classifier has shape {classifier.shape} instead of {expected}. {_MEND}")
+        known, found = len(self._reference.mean), features[self.manifest.outliers.member].shape[1]
+        if known != found:
+            raise BundleError(f"The reference has {known} features for {found} of the graph. {_MEND}")
 
 
 _MEND = "Train the bundle again."
@@ -216,9 +230,9 @@ def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
 
 
 def _maps(bundle: Bundle, member: Member, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray]:
-    """Return what makes maps of a feature map; torch is imported only if the bundle needs it."""
+    """Return what makes signed maps of a feature map; torch is imported only if the bundle needs it."""
     if classifier is not None:
-        return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method)
+        return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method, is_signed=True)
     from pipeline.model.gradient_maps import GradientMaps
 
     return GradientMaps(bundle, member)

@@ -19,10 +19,20 @@ from pipeline.evaluate.outliers import Reference, fit_reference, pooled, referen
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.model.bundle import CONFIG, Bundle, HeatmapSupport, LabelCoverage, MapSupport, MeasuredRefusals, MeasuredStates
+from pipeline.model.bundle import (
+    CONFIG,
+    Bundle,
+    ExplanationCheck,
+    HeatmapSupport,
+    LabelCoverage,
+    MapSupport,
+    MeasuredRefusals,
+    MeasuredStates,
+)
 from pipeline.model.engine import Engine
+from pipeline.model.ensemble import Ensemble, averaged_logits
 from pipeline.model.export import map_support
-from pipeline.predictions import ConformalBand, DecisionRule, Interval, OperatingPoint, State
+from pipeline.predictions import Average, ConformalBand, DecisionRule, Interval, OperatingPoint, State
 from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
@@ -46,13 +56,15 @@ class Assessment:
     reference
         What tells frames that are unlike those of the training.
     maps
-        How the network's maps are made, and the checks that they were put to.
+        How the maps of each network are made, and the checks that they were put to.
     heatmap
         What the heatmaps of the bundle show, and on which scale.
     evaluation
         None if there is no test split.
     states, refusals
         How often the bundle is uncertain, and how often it refuses frames, on the same split.
+    out_of_fold
+        Of the frames of the train split, each scored by the networks that were trained without it; None if there are no folds.
     plots
         File names and PNG images.
     """
@@ -61,15 +73,18 @@ class Assessment:
     points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...]
     reference: Reference
-    maps: MapSupport
+    maps: tuple[MapSupport, ...]
     heatmap: HeatmapSupport
     evaluation: Evaluation | None = None
     states: MeasuredStates | None = None
     refusals: MeasuredRefusals | None = None
+    out_of_fold: Evaluation | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
 
 
-def judge(config: Config, data: TrainingData, fitted: Fitted, pixels: FloatArray, progress: Progress = silent) -> Assessment:
+def judge(
+    config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: FloatArray, progress: Progress = silent
+) -> Assessment:
     """Fit on the calibration split how logits become results, and measure the results on the test split.
 
     Parameters
@@ -79,7 +94,7 @@ def judge(config: Config, data: TrainingData, fitted: Fitted, pixels: FloatArray
     data
         Targets, patients and splits.
     fitted
-        The trained network.
+        The trained networks, which answer together.
     pixels
         All frames on the network's grid, float32 of shape (n, 1, size, size) in [0, 1].
     progress
@@ -96,9 +111,12 @@ def judge(config: Config, data: TrainingData, fitted: Fitted, pixels: FloatArray
 class _Judge:
     """What the steps of `judge` share."""
 
-    def __init__(self, config: Config, data: TrainingData, fitted: Fitted, pixels: FloatArray, progress: Progress) -> None:
+    def __init__(
+        self, config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: FloatArray, progress: Progress
+    ) -> None:
         self._config, self._data, self._fitted, self._pixels, self._progress = config, data, fitted, pixels, progress
-        self._engine = Engine(fitted.graph, config.train.threads)
+        self._engines = [Engine(one.graph, config.train.threads) for one in fitted]
+        self._ensemble = self._of(self._engines)
         self._rows = {split: data.rows(split) for split in Split}
 
     def assessment(self) -> Assessment:
@@ -107,6 +125,7 @@ class _Judge:
         _, seen = self._run(reference_rows(self._rows[Split.TRAIN]))
         reference = fit_reference(seen, known, calibration.groups)
         tested = working(self._progress, "measuring the test split", lambda: self._tested(calibration, reference))
+        out_of_fold = working(self._progress, "measuring the folds", lambda: self._out_of_fold(calibration))
         maps, heatmap = working(self._progress, "checking the heatmaps", lambda: self._heatmaps(calibration))
         return Assessment(
             temperature=calibration.temperature,
@@ -115,6 +134,7 @@ class _Judge:
             reference=reference,
             maps=maps,
             heatmap=heatmap,
+            out_of_fold=out_of_fold,
             **tested,
         )
 
@@ -156,32 +176,74 @@ class _Judge:
             "plots": plots(sample),
         }
 
-    def _run(self, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
-        """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames."""
-        batches = [self._engine.run(self._pixels[rows[part]]) for part in self._engine.parts(len(rows))]
-        logits = np.concatenate([logits for logits, _ in batches])
-        return logits, np.stack([pooled(one) for _, features in batches for one in features])
+    def _out_of_fold(self, calibration: Sample) -> Evaluation | None:
+        """Measure the networks on the frames that each was trained without, at the calibration of all of them together."""
+        parts: dict[int, list[FloatArray]] = {}
+        for engine, fitted in zip(self._engines, self._fitted, strict=True):
+            if len(fitted.held_out):
+                batches = [self._pixels[fitted.held_out[part]] for part in engine.parts(len(fitted.held_out))]
+                found = np.concatenate([engine.run(batch)[0] for batch in batches])
+                for row, logits in zip(fitted.held_out.tolist(), found, strict=True):
+                    parts.setdefault(row, []).append(logits)
+        if not parts:
+            return None
+        rows = np.array(sorted(parts), np.int64)
+        members = np.stack([parts[row] for row in rows.tolist()], axis=1)
+        logits = averaged_logits(members, self._config.ensemble.average, self._config.model.activation)
+        patients = self._data.patients(rows)
+        sample = replace(calibration, logits=logits, targets=self._data.targets[rows], groups=patients)
+        return evaluate(sample, self._config.evaluate.bootstrap, self._config.train.seed)
 
-    def _heatmaps(self, calibration: Sample) -> tuple[MapSupport, HeatmapSupport]:
-        """Choose how heatmaps are made and on which scale, and check them, all on frames of the calibration split."""
-        config, rows, network = self._config, self._rows[Split.CALIBRATION], self._fitted.network
-        known, method = rows[:LESION_FRAMES], config.heatmap.method
-        frames, preprocessing = np.ascontiguousarray(self._pixels[known]), config.network_preprocessing()
-        maps = map_support(network, frames[:_COMPARED_FRAMES], method)
-        examined = Examined(network, self._engine, maps, method, frames, config.train.seed)
-        checks = check_explanations(examined, lambda cells: lesion_masks(self._data, known, preprocessing, cells))
+    def _run(self, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
+        """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames.
+
+        Features are those of the first network: distances are measured in them.
+        """
+        batches = [self._ensemble.run(self._pixels[rows[part]]) for part in self._ensemble.parts(len(rows))]
+        logits = np.concatenate([answer.logits for answer in batches])
+        return logits, np.stack([pooled(one) for answer in batches for one in answer.features[0]])
+
+    def _of(self, engines: Sequence[Engine]) -> Ensemble:
+        return Ensemble(engines, self._config.ensemble.average, self._config.model.activation)
+
+    def _heatmaps(self, calibration: Sample) -> tuple[tuple[MapSupport, ...], HeatmapSupport]:
+        """Choose how heatmaps are made and on which scale, and check them, all on frames of the calibration split.
+
+        An ensemble shows the maps of the networks whose maps pass the checks, or, if none does, of all of them; what is shown
+        is then checked as well.
+        """
+        config, rows = self._config, self._rows[Split.CALIBRATION]
+        known, method, preprocessing = rows[:LESION_FRAMES], config.heatmap.method, config.network_preprocessing()
+        frames, networks = np.ascontiguousarray(self._pixels[known]), [one.network for one in self._fitted]
+        maps = [map_support(network, frames[:_COMPARED_FRAMES], method) for network in networks]
+
+        def examined(places: Sequence[int], engine: Ensemble) -> Examined:
+            chosen = tuple(networks[place] for place in places), tuple(maps[place] for place in places)
+            return Examined(*chosen, engine, method, frames, config.train.seed)
+
+        def checked(one: Examined) -> tuple[ExplanationCheck, ...]:
+            return check_explanations(one, lambda cells: lesion_masks(self._data, known, preprocessing, cells))
+
+        for place, engine in enumerate(self._engines):
+            checks = checked(examined([place], self._of([engine])))
+            maps[place] = maps[place].model_copy(update={"checks": checks})
+        everything = tuple(range(len(networks)))
+        shown = tuple(place for place in everything if maps[place].passed) or everything
+        final = examined(shown, self._ensemble)
         has = (calibration.targets == 1) & np.array([label != config.data.normal_label for label in self._data.labels])
         found = has & self._are_positive(calibration)
-        full = full_scale(examined, self._pixels, rows, found if found.any() else has)
+        are_exact = all(maps[place].exact for place in shown)
+        adds_up = len(networks) == 1 or (shown == everything and config.ensemble.average is Average.LOGIT)
         support = HeatmapSupport(
             method=method,
-            exact=maps.exact,
-            computed=maps.computed,
-            full_scale=full,
+            members=shown,
+            exact=are_exact and adds_up,
+            computed="closed_form" if all(maps[place].computed == "closed_form" for place in shown) else "gradient",
+            full_scale=full_scale(final, self._pixels, rows, found if found.any() else has),
             true_positives=int(found.sum()),
-            checks=checks,
+            checks=maps[0].checks if len(networks) == 1 else checked(final),
         )
-        return maps.model_copy(update={"checks": checks}), support
+        return tuple(maps), support
 
     def _are_positive(self, sample: Sample) -> NDArray[np.bool_]:
         """Return what the bundle would call positive, of shape (n, labels)."""
@@ -218,7 +280,7 @@ def evaluate_bundle(
     if not records:
         raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    engine = Engine(bundle.read(manifest.members[0].graph))
+    engine = Ensemble.of(bundle)
     frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
     sample = Sample(
         logits=engine.logits(progress(frames, "scoring frames", len(records))),

@@ -16,7 +16,8 @@ from scipy import stats
 from pipeline.frames import FloatArray
 from pipeline.imaging.preprocess import placement
 from pipeline.model.bundle import ExplanationCheck, MapSupport
-from pipeline.model.engine import Engine, closed_form_maps
+from pipeline.model.engine import closed_form_maps
+from pipeline.model.ensemble import Ensemble, mean_maps
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import Network
 from pipeline.predictions import HeatmapMethod
@@ -41,16 +42,16 @@ APART = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:
-    """A network whose heatmaps are checked, and the frames for it.
+    """Networks whose heatmaps are checked, and the frames for them.
 
     Parameters
     ----------
-    network
-        With its trained classifier.
+    networks
+        With their trained classifiers; one, or those whose maps an ensemble shows.
+    supports
+        How the maps of each are made.
     engine
-        That runs its graph.
-    support
-        How its maps are made.
+        What gives the logits that the maps explain.
     method
         Which map.
     pixels
@@ -59,20 +60,24 @@ class Examined:
         Of all that is random.
     """
 
-    network: Network
-    engine: Engine
-    support: MapSupport
+    networks: tuple[Network, ...]
+    supports: tuple[MapSupport, ...]
+    engine: Ensemble
     method: HeatmapMethod
     pixels: FloatArray
     seed: int
 
-    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
-        """Return the maps that `network` would give, of shape (n, labels, map_rows, map_columns)."""
+    def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
+        """Return the maps that `networks`, in place of those examined, would give: (n, labels, map_rows, map_columns)."""
+        return mean_maps([self._maps(*pair, pixels) for pair in zip(networks, self.supports, strict=True)])
+
+    def _maps(self, network: Network, support: MapSupport, pixels: FloatArray) -> FloatArray:
         with torch.no_grad():
             features = network(torch.from_numpy(pixels))[1].numpy()
-        if self.support.computed == "closed_form":
-            return closed_form_maps(features, network.classifier.weight.detach().numpy(), self.method)
-        return gradient_maps(network, features, self.method)
+        if support.computed == "closed_form":
+            weights = network.classifier.weight.detach().numpy()
+            return closed_form_maps(features, weights, self.method, is_signed=True)
+        return gradient_maps(network, features, self.method, is_signed=True)
 
 
 def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
@@ -101,7 +106,7 @@ def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], 
     frames = np.flatnonzero(chosen.any(axis=1))
     for start in range(0, len(frames), _FRAMES_AT_A_TIME):
         part = frames[start : start + _FRAMES_AT_A_TIME]
-        maps = examined.maps(examined.network, np.ascontiguousarray(pixels[rows[part]]))
+        maps = examined.maps(examined.networks, np.ascontiguousarray(pixels[rows[part]]))
         strongest[part] = maps.max(axis=(2, 3))
     known = (values[counted] for values, counted in zip(strongest.T, chosen.T, strict=True) if counted.any())
     highest = max((float(np.quantile(values, REACHED)) for values in known), default=0.0)
@@ -133,7 +138,7 @@ def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Ma
         Given rows and columns of a map, the known lesions.
     """
     few = examined.pixels[:FRAMES]
-    maps = examined.maps(examined.network, few)
+    maps = examined.maps(examined.networks, few)
     labels = np.argmax(examined.engine.logits(iter(few)), axis=1)
     chosen = maps[np.arange(len(few)), labels]
     known = masks((maps.shape[2], maps.shape[3]))
@@ -143,11 +148,12 @@ def check_explanations(examined: Examined, masks: Callable[[tuple[int, int]], Ma
 def _randomisation(
     examined: Examined, pixels: FloatArray, labels: NDArray[np.int64], maps: FloatArray
 ) -> Iterator[ExplanationCheck]:
-    network = copy.deepcopy(examined.network)
+    networks = copy.deepcopy(examined.networks)
     generator = torch.Generator().manual_seed(examined.seed)
-    for names in _cascade(network):
-        _make_random(network, names, generator)
-    found = examined.maps(network, pixels)[np.arange(len(pixels)), labels]
+    for network in networks:
+        for names in _cascade(network):
+            _make_random(network, names, generator)
+    found = examined.maps(networks, pixels)[np.arange(len(pixels)), labels]
     both = [(before, after) for before, after in zip(maps, found, strict=True) if np.ptp(before) > 0]
     if not both:
         yield _unanswered("randomisation", APART)
@@ -225,7 +231,7 @@ def _lesions(examined: Examined, masks: Masks) -> Iterator[ExplanationCheck]:
     hits, overlaps, chances = [], [], []
     for number in list(masks)[:LESION_FRAMES]:
         label, mask = masks[number]
-        heat = examined.maps(examined.network, examined.pixels[number : number + 1])[0, label]
+        heat = examined.maps(examined.networks, examined.pixels[number : number + 1])[0, label]
         hot = heat >= heat.max() / 2 if heat.any() else np.zeros_like(mask)
         hits.append(bool(heat.any() and mask[np.unravel_index(heat.argmax(), heat.shape)]))
         overlaps.append(float((hot & mask).sum() / (hot | mask).sum()))

@@ -4,27 +4,34 @@ Nothing here learns from the calibration or the test split; the exported graph i
 frames. What a network is worth is measured by `pipeline.train.assessment`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Config, Way
-from pipeline.frames import FloatArray, Split
+from pipeline.frames import FloatArray, ImageRecord, Split
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph
 from pipeline.model.networks import Network, create_network
 from pipeline.model.weights import load_weights
 from pipeline.progress import Progress, working
+from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
 from pipeline.train.head import class_weights, fit_head, remove_class_weights
-from pipeline.train.tracking import Tracker
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import Workspace
+from pipeline.version import scoring_versions
+
+Log = Callable[[Mapping[str, float], int], None]
 
 _COMPARED_FRAMES = 4
+_KEPT_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,18 +42,33 @@ class Fitted:
     ----------
     architecture
         Its name.
+    weights
+        What it started from: a source, or the name of a file.
     network
         With its best weights; its probabilities are those of the training split.
     graph
         The network as ONNX, compared with it.
     course
         Of the epochs; empty if only the head was fitted.
+    head
+        Figures of the head before them.
+    seed
+        That it was trained from.
+    fold
+        The one that it was trained without; None if there are no folds.
+    held_out
+        The frames of that fold.
     """
 
     architecture: str
+    weights: str
     network: Network
     graph: bytes
     course: Course
+    head: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    fold: int | None = None
+    held_out: NDArray[np.int64] = field(default_factory=lambda: np.array([], np.int64))
 
 
 def start_network(config: Config, labels: Sequence[str]) -> Network:
@@ -77,7 +99,8 @@ def fit(
     train: NDArray[np.int64],
     tune: NDArray[np.int64],
     workspace: Workspace,
-    tracker: Tracker,
+    cache: FeatureCache,
+    log: Log,
     progress: Progress,
 ) -> Fitted:
     """Train one network.
@@ -96,8 +119,10 @@ def fit(
         The frames that weights learn from, and those that choose between weight decays and epochs.
     workspace
         Keeps what a killed run needs to resume.
-    tracker
-        Gets the figures of the head and of each epoch.
+    cache
+        Of the features of frozen networks.
+    log
+        Gets the figures of the head, and of each epoch with its number.
     progress
         Shows the progress of long steps.
 
@@ -106,14 +131,14 @@ def fit(
     TrainingError
         If the loss is not a number, or the exported graph differs from the network.
     """
-    fitting = _Fitting(config, data, pixels, train, tune, workspace, tracker, progress)
-    if config.train.way is not Way.FULL or config.model.weights != "none":
-        fitting.fit_head(network)
+    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, log, progress)
+    starts_random = config.train.way is Way.FULL and config.model.weights == "none"
+    head = {} if starts_random else fitting.fit_head(network)
     course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
     remove_class_weights(network.classifier, fitting.class_weights)
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
-    return Fitted(config.model.architecture, network, graph, course)
+    return Fitted(config.model.architecture, Path(config.model.weights).name, network, graph, course, head, config.train.seed)
 
 
 class _Fitting:
@@ -127,51 +152,85 @@ class _Fitting:
         train: NDArray[np.int64],
         tune: NDArray[np.int64],
         workspace: Workspace,
-        tracker: Tracker,
+        cache: FeatureCache,
+        log: Log,
         progress: Progress,
     ) -> None:
         self._config, self._data, self._pixels, self._train, self._tune = config, data, pixels, train, tune
-        self._workspace, self._tracker, self._progress = workspace, tracker, progress
+        self._workspace, self._cache, self._log, self._progress = workspace, cache, log, progress
+        self._engine: Engine | None = None
         targets = data.targets[train]
         weighted = config.train.class_weights
         self.class_weights = class_weights(targets, config.model.activation) if weighted else np.ones(targets.shape[1])
 
-    def fit_head(self, network: Network) -> None:
+    def fit_head(self, network: Network) -> dict[str, float]:
         """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
 
         If training mirrors frames at random, the head learns from every frame and from its mirror image.
         """
-        size, pixels, targets = self._config.preprocessing.size, self._pixels, self._data.targets
-        graph = working(self._progress, "exporting the frozen network", lambda: export_graph(network, size))
-        engine = Engine(graph, self._config.train.threads)
-        everything = np.arange(len(pixels))
-        features = self._workspace.array("features", *self._features(network, engine, pixels, everything))
-        seen, truth = features[self._train], targets[self._train]
+        targets = self._data.targets
+        seen, truth = self._features(network, self._train), targets[self._train]
         if self._config.train.augment.flip_columns:
-            mirrored = self._workspace.array("mirrored", *self._features(network, engine, pixels[..., ::-1], self._train))
-            seen, truth = np.concatenate([seen, mirrored]), np.concatenate([truth, truth])
+            seen = np.concatenate([seen, self._features(network, self._train, is_mirrored=True)])
+            truth = np.concatenate([truth, truth])
         examples = np.asarray(seen, np.float64), truth
-        others = np.asarray(features[self._tune], np.float64), targets[self._tune]
+        others = np.asarray(self._features(network, self._tune), np.float64), targets[self._tune]
         activation, settings, weights = self._config.model.activation, self._config.train.head, self.class_weights
         head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, weights, activation, settings))
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(head.weight))
             network.classifier.bias.copy_(torch.from_numpy(head.bias))
-        self._tracker.log_metrics({"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay})
+        figures = {"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay}
+        self._log(figures, 0)
+        return figures
 
-    def _features(
-        self, network: Network, engine: Engine, pixels: FloatArray, rows: NDArray[np.int64]
-    ) -> tuple[Iterator[FloatArray], tuple[int, int]]:
-        """Return the pooled features of some frames, computed when they are first read, and their shape."""
+    def _features(self, network: Network, rows: NDArray[np.int64], is_mirrored: bool = False) -> FloatArray:
+        """Return the pooled features of some frames, or of their mirror images, of shape (rows, channels).
 
-        def compute() -> Iterator[FloatArray]:
-            parts = engine.parts(len(rows))
+        What the cache does not have is computed, and kept in it a few frames at a time, so that a killed run loses little.
+        """
+        name = self._set_name(network, is_mirrored)
+        frames = [_frame_name(self._data.records[row]) for row in rows]
+        found = self._cache.read(name, frames)
+        missing = np.array([place for place, frame in enumerate(frames) if frame not in found], np.int64)
+        if len(missing):
+            engine = self._frozen(network)
+            parts, computed = engine.parts(len(missing)), dict[str, FloatArray]()
             for part in self._progress(parts, "computing features", len(parts)):
-                _, features = engine.run(pixels[rows[part]])
+                pixels = self._pixels[rows[missing[part]]]
+                _, features = engine.run(pixels[..., ::-1] if is_mirrored else pixels)
                 with torch.no_grad():
-                    yield from network.pooled(torch.from_numpy(features)).numpy()
+                    pooled = network.pooled(torch.from_numpy(features)).numpy()
+                computed |= {frames[place]: one for place, one in zip(missing[part], pooled, strict=True)}
+                if len(computed) >= _KEPT_AT_ONCE:
+                    self._cache.write(name, computed)
+                    found, computed = found | computed, {}
+            self._cache.write(name, computed)
+            found |= computed
+        return np.stack([found[frame] for frame in frames])
 
-        return compute(), (len(rows), network.classifier.in_features)
+    def _frozen(self, network: Network) -> Engine:
+        """Return what computes features: the network as it started, exported once."""
+        if self._engine is None:
+            size = self._config.preprocessing.size
+            graph = working(self._progress, "exporting the frozen network", lambda: export_graph(network, size))
+            self._engine = Engine(graph, self._config.train.threads)
+        return self._engine
+
+    def _set_name(self, network: Network, is_mirrored: bool) -> str:
+        """Return the hash of all that features depend on beside the frames: network, weights, pixels' way, and libraries."""
+        own = network.classifier_name.rpartition(".")[0]
+        state = {name: value for name, value in network.state_dict().items() if not name.startswith(f"body.{own}.")}
+        settings = {
+            "model": self._config.model.model_dump(mode="json", exclude={"weights"}),
+            "preprocessing": asdict(self._config.network_preprocessing()),
+            "mean": network.mean.flatten().tolist(),
+            "std": network.std.flatten().tolist(),
+            "mirrored": is_mirrored,
+            "versions": dict(scoring_versions()),
+        }
+        weights = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+        return hashed(json.dumps(settings, sort_keys=True), weights)
 
     def finetune(self, network: Network) -> Course:
         """Train the last groups of layers, or all of them, and leave the network with its best weights."""
@@ -188,6 +247,12 @@ class _Fitting:
             augmentation=Augmentation(settings.augment, self._config.preprocessing.size),
             seed=settings.seed,
             checkpoint=self._workspace.checkpoint,
-            on_epoch=lambda epoch, metrics: self._tracker.log_metrics(metrics, epoch),
+            on_epoch=lambda epoch, metrics: self._log(metrics, epoch),
             progress=self._progress,
         )
+
+
+def _frame_name(record: ImageRecord) -> str:
+    """Return the hash of a frame: of the content of its file, and its place in it."""
+    key = record.key
+    return hashed(record.file_sha256, key.series_instance_uid, key.sop_instance_uid, str(key.frame_number))

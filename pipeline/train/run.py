@@ -1,12 +1,16 @@
 """One training run, from an index to a bundle, with its steps in the order in which they happen."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import yaml
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
@@ -15,6 +19,7 @@ from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
+from pipeline.ingest.splits import assign_folds
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,
@@ -24,6 +29,7 @@ from pipeline.model.bundle import (
     WEIGHTS,
     Bundle,
     Conformal,
+    MapSupport,
     Member,
     Normalisation,
     Outliers,
@@ -33,6 +39,7 @@ from pipeline.model.bundle import (
 from pipeline.model.card import model_card
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
+from pipeline.train.features import FeatureCache, cache_folder
 from pipeline.train.fit import Fitted, fit, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.training_data import TrainingData, select_training_data
@@ -107,27 +114,67 @@ class _Training:
         self._config, self._index, self._data = config, index, data
         self._workspace, self._tracker, self._progress = workspace, tracker, progress
         self._preprocessing = config.network_preprocessing()
+        self._cache = FeatureCache(cache_folder() / "features.sqlite3" if config.train.cache_features else None)
 
     def run(self, out: Path) -> Bundle:
         """Train, judge and write the bundle."""
         torch.set_num_threads(self._config.train.threads or usable_cores())
-        network = start_network(self._config, self._data.labels)
+        networks = self._config.networks()
+        for config in networks:
+            start_network(config, self._data.labels)  # what is wrong with one is said before any frame is read
+        folds = self._folds()
         pixels = self._decode()
+        count = len(networks) * len(folds)
+        places = ((config, fold) for config in networks for fold in folds)
+        fitted = [self._fit(*place, pixels, number, count) for number, place in enumerate(places, 1)]
+        assessment = judge(self._config, self._data, fitted, pixels, self._progress)
+        for name, evaluation in (("test", assessment.evaluation), ("out_of_fold", assessment.out_of_fold)):
+            if evaluation:
+                self._tracker.log_metrics(flat_figures(evaluation.to_json(), name))
+        return self._write(out, fitted, assessment)
+
+    def _folds(self) -> list[tuple[int | None, NDArray[np.int64]]]:
+        """Return numbers and frames of the folds of the train split; without folds, no frame is held out."""
+        rows, config = self._data.rows(Split.TRAIN), self._config.train
+        if config.folds == 1:
+            return [(None, rows[:0])]
+        records = [self._data.records[row] for row in rows]
+        assigned = assign_folds(
+            [record.patient_key for record in records],
+            [
+                {label for label, target in zip(self._data.labels, self._data.targets[row], strict=True) if target == 1}
+                for row in rows
+            ],
+            [record.pixel_sha256 for record in records],
+            [record.key.study_instance_uid for record in records],
+            config.folds,
+            config.seed,
+        )
+        return [(fold, rows[np.array(assigned) == fold]) for fold in range(config.folds)]
+
+    def _fit(
+        self, config: Config, fold: tuple[int | None, NDArray[np.int64]], pixels: FloatArray, number: int, count: int
+    ) -> Fitted:
+        """Train one network; of several, each has its own place in the workspace and its own names in MLflow."""
+        is_alone, (name, held_out) = count == 1, fold
+        prefix = "" if is_alone else f"network_{number}_"
+
+        def log(metrics: Mapping[str, float], step: int) -> None:
+            self._tracker.log_metrics({f"{prefix}{key}": value for key, value in metrics.items()}, step)
+
         fitted = fit(
-            network,
-            self._config,
+            start_network(config, self._data.labels),
+            config,
             self._data,
             pixels,
-            train=self._data.rows(Split.TRAIN),
+            train=np.setdiff1d(self._data.rows(Split.TRAIN), held_out),
             tune=self._data.rows(Split.TUNE),
-            workspace=self._workspace,
-            tracker=self._tracker,
+            workspace=self._workspace if is_alone else self._workspace.of_network(number),
+            cache=self._cache,
+            log=log,
             progress=self._progress,
         )
-        assessment = judge(self._config, self._data, fitted, pixels, self._progress)
-        if assessment.evaluation:
-            self._tracker.log_metrics(flat_figures(assessment.evaluation.to_json(), "test"))
-        return self._write(out, fitted, assessment)
+        return replace(fitted, fold=name, held_out=held_out)
 
     def _decode(self) -> FloatArray:
         """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
@@ -136,16 +183,9 @@ class _Training:
         rows = self._progress(frames, "reading frames", len(records))
         return self._workspace.array("frames", rows, (len(records), 1, size, size))
 
-    def _write(self, out: Path, fitted: Fitted, assessment: Assessment) -> Bundle:
+    def _write(self, out: Path, fitted: Sequence[Fitted], assessment: Assessment) -> Bundle:
         config, data, reference = self._config, self._data, assessment.reference
-        mean, std = (tuple(values.flatten().tolist()) for values in (fitted.network.mean, fitted.network.std))
-        member = Member(
-            architecture=fitted.architecture,
-            graph=GRAPH,
-            weights=WEIGHTS,
-            normalisation=Normalisation(mean=mean, std=std),
-            maps=assessment.maps,
-        )
+        members = tuple(_member(*pair) for pair in enumerate(zip(fitted, assessment.maps, strict=True), 1))
         metrics = {
             "splits": {split.value: data.counts(split) for split in Split},
             "frames_without_patient": data.frames_without_patient(),
@@ -153,11 +193,22 @@ class _Training:
             "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
             "states": assessment.states.model_dump(mode="json") if assessment.states else None,
             "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
-            "epochs": fitted.course.history,
-            "best_epoch": fitted.course.best_epoch,
+            "out_of_fold": assessment.out_of_fold.to_json() if assessment.out_of_fold else None,
+            "networks": [
+                {
+                    "architecture": one.architecture,
+                    "seed": one.seed,
+                    "fold": one.fold,
+                    "head": dict(one.head),
+                    "epochs": one.course.history,
+                    "best_epoch": one.course.best_epoch,
+                }
+                for one in fitted
+            ],
         }
         fields: dict[str, Any] = {
-            "members": (member,),
+            "members": members,
+            "average": config.ensemble.average,
             "labels": data.labels,
             "normal_label": config.data.normal_label,
             "urgency": tuple(label for label in config.data.urgency if label in data.labels),
@@ -180,14 +231,27 @@ class _Training:
             "provenance": provenance(config, self._index, self._tracker.run_id),
         }
         card = model_card(
-            draft_manifest(**fields), metrics, weights=config.published()["model"]["weights"], ranked_patients=RANKED_PATIENTS
+            draft_manifest(**fields), metrics, weights=[one.weights for one in fitted], ranked_patients=RANKED_PATIENTS
         )
         contents = {
-            GRAPH: fitted.graph,
-            WEIGHTS: safetensors.torch.save(dict(fitted.network.body.state_dict())),
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
             MODEL_CARD: card.encode(),
             REFERENCE: reference.to_bytes(),
             CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
         }
+        for member, one in zip(members, fitted, strict=True):
+            contents |= {member.graph: one.graph, member.weights: safetensors.torch.save(dict(one.network.body.state_dict()))}
         return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in assessment.plots.items()}, **fields)
+
+
+def _member(number: int, made: tuple[Fitted, MapSupport]) -> Member:
+    """Return what the manifest says of a network; files of the first have the plain names."""
+    (fitted, maps), suffix = made, "" if number == 1 else f"-{number}"
+    mean, std = (tuple(values.flatten().tolist()) for values in (fitted.network.mean, fitted.network.std))
+    return Member(
+        architecture=fitted.architecture,
+        graph=GRAPH.replace(".", f"{suffix}."),
+        weights=WEIGHTS.replace(".", f"{suffix}."),
+        normalisation=Normalisation(mean=mean, std=std),
+        maps=maps,
+    )

@@ -39,6 +39,12 @@ class Workspace:
         """The MLflow run of a training that was killed here and is not resumed; empty if there is none."""
         return str(self._state().get("left_run_id", ""))
 
+    def of_network(self, number: int) -> "Workspace":
+        """Return the place of one of several networks in it."""
+        place = self.path / f"network-{number}"
+        place.mkdir(exist_ok=True)
+        return Workspace(place, self.identity)
+
     def remember_run(self, run_id: str) -> None:
         """Keep the MLflow run's id for a resumed run."""
         self._write_state({"identity": self.identity, "mlflow_run_id": run_id})

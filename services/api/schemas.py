@@ -37,6 +37,9 @@ class LabelAnswer(Answer):
     positive: bool = Field(description="whether the state is positive")
     state: ScoredState = Field(description="uncertain if neither presence nor absence can be ruled out")
     operating_point: float = Field(description="the probability around which the label is uncertain")
+    disagreement: float | None = Field(
+        default=None, description="how far the networks of an ensemble differ, in probability; null if there is one network"
+    )
     conformal_set: tuple[Literal["present", "absent"], ...] = Field(
         description="the state in other words: what cannot be ruled out at the bundle's error rate"
     )

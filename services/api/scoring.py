@@ -151,6 +151,7 @@ def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: EncodedP
             positive=one.positive,
             state=one.state,
             operating_point=one.operating_point,
+            disagreement=one.disagreement,
             conformal_set=one.conformal_set,
             heatmap=None
             if heatmap is None or not drawn or one.label not in drawn
