@@ -30,9 +30,9 @@ def test_predictions_have_one_row_a_frame_and_label(tmp_path: Path) -> None:
     content = (tmp_path / "p.csv").read_bytes().decode()
     assert content == (
         "source,study_instance_uid,series_instance_uid,sop_instance_uid,frame_number,laterality,view_position,label,logit,probability,"
-        "positive,state,operating_point,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,0.5000,absent,0.5000,,b,\r\n"
-        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,0.5000,present,0.5000,,b,\r\n"
+        "positive,state,operating_point,disagreement,conformal_set,distance,flags,bundle_id,input_sha256\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,NORMAL,-2.0000,0.1000,false,negative,0.5000,,absent,0.5000,,b,\r\n"
+        "a/b.dcm,1.2.3.1,1.2.3.1.1,1.2.3.1.1.1,1,,,PNEUMONIA,1.5000,0.9000,true,positive,0.5000,,present,0.5000,,b,\r\n"
     )
 
 
@@ -132,6 +132,7 @@ def test_a_frame_record_has_the_numbers_of_the_table() -> None:
             "positive": True,
             "state": "positive",
             "operating_point": 0.5,
+            "disagreement": None,
             "conformal_set": ["present"],
         }
     ]
