@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from pipeline.frames import FloatArray, Split
 from pipeline.imaging.sources import locate, read_frames
 from pipeline.model.bundle import ExplanationCheck, HeatmapSupport, load_bundle
 from pipeline.model.engine import Engine
+from pipeline.model.ensemble import Ensemble
 from pipeline.model.export import export_graph, map_support
 from pipeline.model.networks import Network, create_network
+from pipeline.predictions import Activation, Average
 from pipeline.train.explanation import Examined, Masks, check_explanations, full_scale, lesion_masks
 from tests.builders import make_support
 from tests.conftest import Trained
@@ -25,6 +28,10 @@ SIZE, CELLS = 64, 2
 
 def no_masks(_: tuple[int, int]) -> Masks:
     return {}
+
+
+def answering(*networks: Network) -> Ensemble:
+    return Ensemble([Engine(export_graph(one, SIZE)) for one in networks], Average.LOGIT, Activation.SOFTMAX)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def examined() -> Examined:
     network.eval()
     frames = pixels.numpy()
     support = map_support(network, frames[:4])
-    return Examined(network, Engine(export_graph(network, SIZE)), support, "grad-cam", frames, 0)
+    return Examined((network,), (support,), answering(network), "grad-cam", frames, 0)
 
 
 def named(checks: tuple[ExplanationCheck, ...]) -> dict[str, ExplanationCheck]:
@@ -65,7 +72,7 @@ def test_maps_of_a_network_pass_and_are_the_same_when_checked_again(examined: Ex
 class Blind(Examined):
     """Maps that show the brightness of the picture, whatever the network is."""
 
-    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+    def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
         cells = pixels.reshape(len(pixels), 1, 4, SIZE // 4, 4, SIZE // 4).mean((3, 5))
         return np.repeat(cells, 2, axis=1).astype(np.float32)
 
@@ -74,8 +81,8 @@ class Blind(Examined):
 class Reversed(Examined):
     """Maps that are hot where the lawful ones are cold."""
 
-    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
-        found = super(Reversed, self).maps(network, pixels)
+    def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
+        found = super(Reversed, self).maps(networks, pixels)
         return found.max(axis=(2, 3), keepdims=True) - found
 
 
@@ -83,7 +90,7 @@ class Reversed(Examined):
 class Empty(Examined):
     """Maps in which nothing speaks for any label."""
 
-    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+    def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
         return np.zeros((len(pixels), 2, 4, 4), np.float32)
 
 
@@ -91,15 +98,16 @@ class Empty(Examined):
 class Restored(Blind):
     """Maps that fall apart where some layers are random, and come back where all of them are."""
 
-    def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
-        trained = self.network.body.state_dict()
+    def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
+        (network,) = networks
+        trained = self.networks[0].body.state_dict()
         random = [name for name, value in network.body.named_parameters() if not torch.equal(value, trained[name])]
-        found = super(Restored, self).maps(network, pixels)
+        found = super(Restored, self).maps(networks, pixels)
         return found if not random or "conv1.0.weight" in random else 1 - found
 
 
 def of(kind: type[Examined], examined: Examined) -> Examined:
-    return kind(examined.network, examined.engine, examined.support, examined.method, examined.pixels, examined.seed)
+    return kind(examined.networks, examined.supports, examined.engine, examined.method, examined.pixels, examined.seed)
 
 
 def test_a_map_that_ignores_the_network_fails_randomisation(examined: Examined) -> None:
@@ -133,7 +141,7 @@ def test_a_map_turned_round_fails_where_the_lawful_one_does_better_than_chance(e
 
 
 def test_lesions_that_the_map_finds_pass_and_others_fail(examined: Examined) -> None:
-    heat = examined.maps(examined.network, examined.pixels)
+    heat = examined.maps(examined.networks, examined.pixels)
 
     def at(places: NDArray[np.intp]) -> Masks:
         masks = {}
@@ -153,7 +161,7 @@ def test_lesions_that_the_map_finds_pass_and_others_fail(examined: Examined) -> 
 
 
 def test_the_full_scale_is_what_the_strongest_cells_of_a_finding_reach(examined: Examined) -> None:
-    strongest = examined.maps(examined.network, examined.pixels).max(axis=(2, 3))
+    strongest = examined.maps(examined.networks, examined.pixels).max(axis=(2, 3))
     rows, chosen = np.arange(24), np.zeros((24, 2), bool)
     chosen[1::2, 0] = chosen[::3, 1] = True
     reached = [np.percentile(strongest[chosen[:, label], label], 95) for label in (0, 1)]
@@ -171,7 +179,7 @@ def test_the_full_scale_is_what_the_strongest_cells_of_a_finding_reach(examined:
 )
 def test_the_full_scale_has_two_digits(examined: Examined, reached: float, expected: float) -> None:
     class Level(Examined):
-        def maps(self, network: Network, pixels: FloatArray) -> FloatArray:
+        def maps(self, networks: Sequence[Network], pixels: FloatArray) -> FloatArray:
             return np.full((len(pixels), 2, 4, 4), reached, np.float32)
 
     assert full_scale(of(Level, examined), examined.pixels, np.arange(2), np.ones((2, 2), bool)) == expected
@@ -204,19 +212,19 @@ def test_the_scale_of_a_bundle_is_that_of_its_true_positives_and_stated(trained:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_network_with_random_weights_fails(examined: Examined, seed: int) -> None:
-    lawful = examined.maps(examined.network, examined.pixels)
+    lawful = examined.maps(examined.networks, examined.pixels)
 
     def where_the_square_is(cells: tuple[int, int]) -> Masks:
         bright = examined.pixels[:, 0].reshape(24, cells[0], SIZE // cells[0], cells[1], SIZE // cells[1]).mean((2, 4))
         return {number: (number % 2, mask) for number, mask in enumerate(bright > np.median(bright) + 0.1)}
 
     assert lawful.shape[2:] == next(iter(where_the_square_is(lawful.shape[2:]).values()))[1].shape
-    network = copy.deepcopy(examined.network)
+    network = copy.deepcopy(examined.networks[0])
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.body.parameters():
         flat = parameter.detach().flatten()
         parameter.data.copy_(flat[torch.randperm(len(flat), generator=generator)].view_as(parameter))
-    random = Examined(network, Engine(export_graph(network, SIZE)), examined.support, "grad-cam", examined.pixels, 0)
+    random = Examined((network,), examined.supports, answering(network), "grad-cam", examined.pixels, 0)
     found, lost = (named(check_explanations(one, where_the_square_is)) for one in (examined, random))
     assert found["iou"].passed
     assert not all(check.passed for check in lost.values())
