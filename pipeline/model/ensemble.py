@@ -140,10 +140,10 @@ def averaged_logits(members: FloatArray, average: Average, activation: Activatio
         float32 of shape (n, labels); the logits themselves if there is one network.
     """
     if len(members) == 1:
-        return members[0]
+        return np.asarray(members[0], np.float32)
     logits = members.astype(np.float64)
     if average is Average.LOGIT:
-        return logits.mean(axis=0).astype(np.float32)
+        return np.asarray(logits.mean(axis=0), np.float32)
     if activation is Activation.SOFTMAX:
         logs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
         mean = np.logaddexp.reduce(logs, axis=0) - np.log(len(members))
@@ -170,13 +170,13 @@ def mean_maps(maps: Sequence[FloatArray]) -> FloatArray:
     """
     rows, columns = (max(one.shape[axis] for one in maps) for axis in (2, 3))
     if len(maps) == 1:
-        return np.maximum(maps[0], 0)
+        return np.asarray(np.maximum(maps[0], 0), np.float32)
     mean = np.mean([_shares(one.shape[2], rows) @ one @ _shares(one.shape[3], columns).T for one in maps], axis=0)
-    return np.maximum(mean, 0).astype(np.float32)
+    return np.asarray(np.maximum(mean, 0), np.float32)
 
 
 def _shares(cells: int, finer: int) -> NDArray[np.float64]:
     """Return which part of each of `cells` equal cells lies in each of `finer` ones, of shape (finer, cells)."""
     edges, old = np.arange(finer + 1) / finer, np.arange(cells + 1) / cells
     low, high = np.maximum(edges[:-1, None], old[None, :-1]), np.minimum(edges[1:, None], old[None, 1:])
-    return np.maximum(high - low, 0) * cells
+    return np.asarray(np.maximum(high - low, 0) * cells, np.float64)

@@ -169,7 +169,8 @@ class Predictor:
         """Return how far the networks differ, of shape (n, labels); nan if there is one network."""
         if len(members) == 1:
             return np.full(members[0].shape, np.nan)
-        return np.std([probabilities(one, self.manifest.activation, self.manifest.temperature) for one in members], axis=0)
+        each = [probabilities(one, self.manifest.activation, self.manifest.temperature) for one in members]
+        return np.asarray(np.std(each, axis=0), np.float64)
 
     def _predictions(
         self,
