@@ -1,5 +1,7 @@
 """The folder beside a bundle: what a second start finds there, and what it never trusts."""
 
+import pickle
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.frames import FloatArray
-from pipeline.train.workspace import STATE, open_workspace
+from pipeline.train.workspace import STATE, open_workspace, stored_array
 
 
 def rows(count: int = 3) -> Iterator[FloatArray]:
@@ -21,31 +23,64 @@ def refuse() -> Iterator[FloatArray]:
 
 
 def test_an_array_is_computed_once(tmp_path: Path) -> None:
-    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
-    first = workspace.array("frames", rows(), (3, 2, 2))
+    first = stored_array(tmp_path / "a.npy", rows(), (3, 2, 2), np.float16)
     np.testing.assert_array_equal(first, np.arange(12).reshape(3, 2, 2))
-    assert not first.flags.writeable
-    again = open_workspace(tmp_path / "bundle", "facts", resume=True).array("frames", refuse(), (3, 2, 2))
+    assert (first.flags.writeable, first.dtype) == (False, np.float16)
+    again = stored_array(tmp_path / "a.npy", refuse(), (3, 2, 2), np.float16)
     np.testing.assert_array_equal(again, first)
 
 
-def test_what_is_half_written_is_written_anew(tmp_path: Path) -> None:
-    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+def test_frames_come_back_within_half_a_step_of_16_bits(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).random((5, 1, 8, 8), np.float32)
+    frames[0, 0, 0, :2] = 0, 1
+    stored = open_workspace(tmp_path / "bundle", "facts", resume=False).frames(iter(frames), frames.shape)
+    assert len(stored) == 5
+    assert stored[:].dtype == np.float32
+    assert np.abs(stored[:] - frames).max() <= 1.01 / 131070
+    assert stored[:][0, 0, 0, :2].tolist() == [0, 1]
+    np.testing.assert_array_equal(stored[np.array([3, 1])], stored[:][[3, 1]])
+    np.testing.assert_array_equal(stored[2], stored[:][2])
+    again = open_workspace(tmp_path / "bundle", "facts", resume=True).frames(refuse(), frames.shape)
+    np.testing.assert_array_equal(again[:], stored[:])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(stored))[:], stored[:])  # noqa: S301 - our own
+    assert len(pickle.dumps(stored)) < 1000
 
+
+def test_no_room_for_an_array_is_found_before_its_rows_are_read(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # what a full disk does to the process, without filling one
+    try:
+        with pytest.raises(InputError, match=r"^There is no room for frames\.npy in bundle\.work: 0\.002 GB are needed and "):
+            workspace.frames(refuse(), (1000, 1, 32, 32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in workspace.path.iterdir()] == [STATE]
+
+
+def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
+    (workspace.path / ".frames.npy.0123abcd.part").write_bytes(bytes(100))
+    workspace.frames((row / 11 for row in rows()), (3, 2, 2))
+    assert sorted(path.name for path in workspace.path.iterdir()) == ["frames.npy", STATE]
+
+
+def test_what_is_half_written_is_written_anew(tmp_path: Path) -> None:
     def stopped() -> Iterator[FloatArray]:
         yield from rows(2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        workspace.array("frames", stopped(), (3, 2, 2))
-    resumed = open_workspace(tmp_path / "bundle", "facts", resume=True)
-    np.testing.assert_array_equal(resumed.array("frames", rows(), (3, 2, 2)), np.arange(12).reshape(3, 2, 2))
+        stored_array(tmp_path / "a.npy", stopped(), (3, 2, 2), np.float32)
+    assert list(tmp_path.iterdir()) == []
+    again = stored_array(tmp_path / "a.npy", rows(), (3, 2, 2), np.float32)
+    np.testing.assert_array_equal(again, np.arange(12).reshape(3, 2, 2))
 
 
 def test_only_a_resumed_run_keeps_arrays_and_mlflow_run(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
     workspace.remember_run("abc")
-    workspace.array("frames", rows(), (3, 2, 2))
+    workspace.frames((row / 11 for row in rows()), (3, 2, 2))
     assert open_workspace(tmp_path / "bundle", "facts", resume=True).run_id == "abc"
     anew = open_workspace(tmp_path / "bundle", "other facts", resume=False)
     assert anew.run_id == ""
@@ -91,6 +126,6 @@ def test_a_place_that_cannot_be_used_is_said(place: str, sentence: str, tmp_path
 
 def test_it_can_be_removed(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
-    workspace.array("frames", rows(), (3, 2, 2))
+    workspace.frames((row / 11 for row in rows()), (3, 2, 2))
     workspace.remove()
     assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,7 @@ from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
 from pipeline.train.training_data import TrainingData
+from pipeline.train.workspace import PreparedFrames
 
 _COMPARED_FRAMES = 4
 
@@ -83,7 +84,7 @@ class Assessment:
 
 
 def judge(
-    config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: FloatArray, progress: Progress = silent
+    config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: PreparedFrames, progress: Progress = silent
 ) -> Assessment:
     """Fit on the calibration split how logits become results, and measure the results on the test split.
 
@@ -112,7 +113,7 @@ class _Judge:
     """What the steps of `judge` share."""
 
     def __init__(
-        self, config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: FloatArray, progress: Progress
+        self, config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: PreparedFrames, progress: Progress
     ) -> None:
         self._config, self._data, self._fitted, self._pixels, self._progress = config, data, fitted, pixels, progress
         self._engines = [Engine(one.graph, config.train.threads) for one in fitted]

@@ -23,6 +23,7 @@ from pipeline.model.networks import Network
 from pipeline.predictions import HeatmapMethod
 from pipeline.settings import Fit, Preprocessing
 from pipeline.train.training_data import TrainingData
+from pipeline.train.workspace import PreparedFrames
 
 Masks = Mapping[int, tuple[int, NDArray[np.bool_]]]
 """By position of a frame: the label of its lesions, and the cells of the map that they touch."""
@@ -80,7 +81,7 @@ class Examined:
         return gradient_maps(network, features, self.method, is_signed=True)
 
 
-def full_scale(examined: Examined, pixels: FloatArray, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
+def full_scale(examined: Examined, pixels: PreparedFrames, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
     """Return the heatmap value that gets the last colour in every picture of the bundle.
 
     Above it all values look the same, so it must lie near the strongest cells of frames. It is the 95 % quantile of the

@@ -32,6 +32,7 @@ from pipeline.model.networks import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress
 from pipeline.train.head import count_terms, weighted_loss
+from pipeline.train.workspace import PreparedFrames
 
 
 @dataclass(slots=True)
@@ -91,14 +92,14 @@ class FrameSet:
     Parameters
     ----------
     pixels
-        float32 of shape (n, 1, size, size) in [0, 1], of the whole index; may be a memory map.
+        Of the whole index.
     targets
         Of shape (n, labels): 1, 0 or nan.
     rows
         Which of the n frames belong to the set, rising.
     """
 
-    pixels: FloatArray
+    pixels: PreparedFrames
     targets: NDArray[np.float64]
     rows: NDArray[np.int64]
 

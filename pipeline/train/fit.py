@@ -25,7 +25,7 @@ from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
 from pipeline.train.head import class_weights, fit_head, remove_class_weights
 from pipeline.train.training_data import TrainingData
-from pipeline.train.workspace import Workspace
+from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.version import scoring_versions
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -94,7 +94,7 @@ def fit(
     network: Network,
     config: Config,
     data: TrainingData,
-    pixels: FloatArray,
+    pixels: PreparedFrames,
     *,
     train: NDArray[np.int64],
     tune: NDArray[np.int64],
@@ -114,7 +114,7 @@ def fit(
     data
         Targets and splits.
     pixels
-        All frames on the network's grid, float32 of shape (n, 1, size, size) in [0, 1].
+        All frames on the network's grid.
     train, tune
         The frames that weights learn from, and those that choose between weight decays and epochs.
     workspace
@@ -148,7 +148,7 @@ class _Fitting:
         self,
         config: Config,
         data: TrainingData,
-        pixels: FloatArray,
+        pixels: PreparedFrames,
         train: NDArray[np.int64],
         tune: NDArray[np.int64],
         workspace: Workspace,

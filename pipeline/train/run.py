@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import Config
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.evaluate.outliers import RANKED_PATIENTS
-from pipeline.frames import FloatArray, Split
+from pipeline.frames import Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.splits import assign_folds
@@ -43,7 +43,7 @@ from pipeline.train.features import FeatureCache, cache_folder
 from pipeline.train.fit import Fitted, fit, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.training_data import TrainingData, select_training_data
-from pipeline.train.workspace import Workspace, open_workspace
+from pipeline.train.workspace import PreparedFrames, Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
 
 
@@ -153,7 +153,7 @@ class _Training:
         return [(fold, rows[np.array(assigned) == fold]) for fold in range(config.folds)]
 
     def _fit(
-        self, config: Config, fold: tuple[int | None, NDArray[np.int64]], pixels: FloatArray, number: int, count: int
+        self, config: Config, fold: tuple[int | None, NDArray[np.int64]], pixels: PreparedFrames, number: int, count: int
     ) -> Fitted:
         """Train one network; of several, each has its own place in the workspace and its own names in MLflow."""
         is_alone, (name, held_out) = count == 1, fold
@@ -176,12 +176,12 @@ class _Training:
         )
         return replace(fitted, fold=name, held_out=held_out)
 
-    def _decode(self) -> FloatArray:
-        """Return every frame on the network's grid, of shape (n, 1, size, size), as a memory map."""
+    def _decode(self) -> PreparedFrames:
+        """Return every frame on the network's grid, kept on disk."""
         records, size = self._data.records, self._preprocessing.size
         frames = prepared_frames(records, self._data.sources, self._preprocessing, self._config.limits)
         rows = self._progress(frames, "reading frames", len(records))
-        return self._workspace.array("frames", rows, (len(records), 1, size, size))
+        return self._workspace.frames(rows, (len(records), 1, size, size))
 
     def _write(self, out: Path, fitted: Sequence[Fitted], assessment: Assessment) -> Bundle:
         config, data, reference = self._config, self._data, assessment.reference

@@ -1,20 +1,60 @@
-"""The folder beside a bundle that a killed run resumes from: decoded frames, features and the checkpoint."""
+"""The folder beside a bundle that a killed run resumes from: prepared frames and checkpoints."""
 
+import errno
 import hashlib
 import json
+import math
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError
 
-from pipeline.atomic import replacing, write_bytes
+from pipeline.atomic import remove_leftovers, replacing, write_bytes
 from pipeline.errors import InputError
 from pipeline.frames import FloatArray
 
 STATE = "run.json"
 _MEND = "Choose another --out."
+_STEPS = 65535
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class StoredFrames:
+    """Prepared frames on disk, as whole numbers of 16 bits: half the size of 32-bit numbers, and off by at most 1/131,000.
+
+    That is a 1/514 of a grey level of 8 bits. Half precision (float16) would take as much and be off by up to 1/4,096 in
+    bright pixels. A copy for another process holds the name of the file only.
+
+    Parameters
+    ----------
+    path
+        A file that `Workspace.frames` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._levels: NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> FloatArray:
+        """Return some frames as float32 in [0, 1], of shape (n, 1, size, size), or a single one of shape (1, size, size)."""
+        return np.divide(self._levels[rows], np.float32(_STEPS), dtype=np.float32)
+
+    def __reduce__(self) -> tuple[type["StoredFrames"], tuple[Path]]:
+        return type(self), (self._path,)
+
+
+PreparedFrames = FloatArray | StoredFrames
+"""Frames on the network's grid: `frames[rows]` gives float32 of shape (n, 1, size, size) in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +89,25 @@ class Workspace:
         """Keep the MLflow run's id for a resumed run."""
         self._write_state({"identity": self.identity, "mlflow_run_id": run_id})
 
-    def array(self, name: str, rows: Iterable[FloatArray], shape: tuple[int, ...]) -> FloatArray:
-        """Return an array from disk, writing it on first use; a partial file is never read.
+    def frames(self, rows: Iterable[FloatArray], shape: tuple[int, ...]) -> StoredFrames:
+        """Return the prepared frames from disk, writing them on first use; a partial file is never read.
 
         Parameters
         ----------
-        name
-            Stem of the `.npy` file.
         rows
-            What to write, row by row, if the file does not exist yet; otherwise it is not read.
+            Frame by frame, float32 of shape (1, size, size) in [0, 1]; not read if the file exists.
         shape
-            Of the whole array; its type is float32.
+            Of all frames.
 
-        Returns
-        -------
-        FloatArray
-            A read-only memory map.
+        Raises
+        ------
+        InputError
+            If the disk has too little room for all of them; found before the first one is read.
         """
-        target = self.path / f"{name}.npy"
-        if not target.is_file():
-            with replacing(target) as draft:
-                array = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
-                for number, row in enumerate(rows):
-                    array[number] = row
-                array.flush()
-        return np.load(target, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        levels = (np.rint(row * np.float32(_STEPS)) for row in rows)
+        path = self.path / "frames.npy"
+        stored_array(path, levels, shape, np.uint16)
+        return StoredFrames(path)
 
     def remove(self) -> None:
         """Delete the folder; called when the bundle is complete."""
@@ -87,6 +121,68 @@ class Workspace:
 
     def _write_state(self, state: dict[str, str]) -> None:
         write_bytes(self.path / STATE, json.dumps(state).encode())
+
+
+def stored_array(path: Path, rows: Iterable[NDArray[Any]], shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+    """Return an array from disk, as a read-only map, writing it on first use; a partial file is never read.
+
+    Parameters
+    ----------
+    path
+        The `.npy` file.
+    rows
+        What to write, row by row, if the file does not exist yet; otherwise they are not read.
+    shape, kind
+        Of the whole array.
+
+    Raises
+    ------
+    InputError
+        If the disk has too little room for the whole array; found before the first row is computed.
+    """
+    if not path.is_file():
+        remove_leftovers(path)
+        kind = np.dtype(kind)
+        size = math.prod(shape) * kind.itemsize
+        with disk_room(path, size), replacing(path) as draft, draft.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):  # macOS has none; there a full disk is noticed when it is full
+                os.posix_fallocate(file.fileno(), 0, file.tell() + size)
+            for row in rows:  # written, not mapped: writing to a map ends in SIGBUS if the disk is full
+                file.write(np.ascontiguousarray(row, kind).data)
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def disk_room(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into a sentence.
+
+    Parameters
+    ----------
+    path
+        The file that is written in the block, through `replacing`, so that the one before it stays whole.
+    size
+        Its bytes, if they are known.
+
+    Raises
+    ------
+    InputError
+        If there is no room for the file.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = error.errno in _FULL if isinstance(error, OSError) else any(os.strerror(code) in str(error) for code in _FULL)
+        if not full:
+            raise
+        needed = f"{size / 1e9:,.3f} GB are needed and " if size else ""
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(
+            f"There is no room for {path.name} in {path.parent.name}: {needed}{free / 1e9:,.3f} GB are free. "
+            "Free some space and start again with --resume, or choose another --out."
+        ) from None
 
 
 def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
