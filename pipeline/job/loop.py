@@ -143,22 +143,20 @@ class Loop:
             If the ledger cannot be reached for a minute; what was done until then is kept beside it.
         """
         try:
-            self._work(outcomes)
-            while with_retries(lambda: self._ledger.release(self._owner)):  # a claim whose answer was lost on its way
-                self._work(outcomes)
+            is_open = True
+            while is_open:
+                while first := next(claims := self._claims(), None):
+                    for done in outcomes(chain((first,), claims)):
+                        self._take(done)
+                    with_retries(self._save)
+                with_retries(self._save)
+                is_open = with_retries(lambda: self._ledger.release(self._owner)) > 0  # the answer to a claim can be lost
             self._pending_results.clear()
         finally:
             with delayed_interrupts():
                 self._save_or_keep()
             with suppress(LedgerError):  # the lease runs out by itself
                 self._ledger.release(self._owner)
-
-    def _work(self, outcomes: Outcomes) -> None:
-        while first := next(claims := self._claims(), None):
-            for done in outcomes(chain((first,), claims)):
-                self._take(done)
-            with_retries(self._save)
-        with_retries(self._save)
 
     def _claims(self) -> Iterator[Claim]:
         """Claim studies as they are asked for; those that an earlier run could not save are saved now, and not scored."""
