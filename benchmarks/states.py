@@ -55,7 +55,7 @@ def main(bundle_path: Path, index_path: Path) -> int:
             targets=targets[rest],
             groups=patients[rest].tolist(),
             labels=manifest.labels,
-            activation=manifest.activation,
+            task=manifest.task,
             temperature=temperature,
             operating_points=points,
             bands=bands,

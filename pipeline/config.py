@@ -9,19 +9,21 @@ from enum import StrEnum
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.predictions import Activation, Average, HeatmapMethod
+from pipeline.predictions import Average, HeatmapMethod, Task
 from pipeline.settings import Gate, IntendedUse, Limits, Policy, PositiveInt, Preprocessing, Quality
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """The name of a label in the form that the index has it in."""
+Imbalance = Literal["none", "class_weights", "effective_number", "balanced_sampler", "focal", "logit_adjustment"]
+"""What is done about rare labels, as `train.tasks.Objective` describes."""
 
 
 def _experiment(name: str) -> str:
@@ -74,7 +76,6 @@ class ModelSection(Section):
 
     architecture: str = "tf_efficientnet_lite0"
     weights: str = Field(default="bundled", description="bundled, imagenet, none, or the path of a safetensors file")
-    activation: Activation = Activation.SOFTMAX
 
 
 class HeadSection(Section):
@@ -144,7 +145,11 @@ class TrainSection(Section):
         description="probe: the head on frozen features; staged: then the last groups of layers with it; full: all layers",
     )
     cache_features: bool = Field(default=True, description="keep features of frozen networks in octray's cache folder")
-    class_weights: bool = Field(default=True, description="weigh the loss by inverse class frequency")
+    imbalance: Imbalance = Field(
+        default="class_weights",
+        description="what is done about rare labels: none, class_weights, effective_number, balanced_sampler, focal or "
+        "logit_adjustment; probabilities stay those of the training split",
+    )
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()
     augment: AugmentSection = AugmentSection()
@@ -198,6 +203,11 @@ class Config(Section):
     """The settings of one training run, as `load_config` reads and checks them."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    task: Task = Field(
+        default=Task.MULTICLASS,
+        description="binary or multiclass if exactly one label holds in a frame, ordinal if these are grades in their order, "
+        "multilabel if several may hold",
+    )
     data: DataSection = DataSection()
     limits: Limits = Limits()
     quality: Quality = Quality()

@@ -48,6 +48,25 @@ class Average(StrEnum):
     PROBABILITY = "probability"
 
 
+class Task(StrEnum):
+    """What a model answers about a frame; whatever depends on it asks the task.
+
+    `multiclass`: exactly one of the labels holds. `binary`: the same, with exactly two labels, so that its bundle is that of a
+    `multiclass` task with these two. `ordinal`: exactly one holds, and they are grades in rising or falling order.
+    `multilabel`: each label holds or not by itself, so that a single label will do.
+    """
+
+    BINARY = "binary"
+    MULTICLASS = "multiclass"
+    MULTILABEL = "multilabel"
+    ORDINAL = "ordinal"
+
+    @property
+    def activation(self) -> Activation:
+        """How the logits of a bundle for this task become probabilities."""
+        return Activation.SIGMOID if self is Task.MULTILABEL else Activation.SOFTMAX
+
+
 class State(StrEnum):
     """What a result says, in one word; `not_scorable` comes with a reason instead of numbers.
 

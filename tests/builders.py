@@ -26,7 +26,7 @@ from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import Activation, FramePrediction, OperatingPoint, Prediction, State, StudyRecord
+from pipeline.predictions import FramePrediction, OperatingPoint, Prediction, State, StudyRecord, Task
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import score_study
 from pipeline.settings import LENIENT, Check, Gate, IntendedUse, Limits, Policy, Preprocessing
@@ -166,7 +166,7 @@ def make_bundle(
         "members": (make_member(),),
         "labels": labels,
         "normal_label": "NORMAL" if "NORMAL" in labels else None,
-        "activation": "softmax",
+        "task": "multiclass",
         "preprocessing": Preprocessing(size=size, exact_decoding=True),
         "temperature": 1.5,
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
@@ -222,7 +222,7 @@ def make_result(
 
 
 def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, **overrides: Any) -> Sample:
-    """Frames of n / 2 patients with logits that know something of the truth; softmax unless told otherwise."""
+    """Frames of n / 2 patients with logits that know something of the truth; one label each unless told otherwise."""
     rng = np.random.default_rng(seed)
     targets = np.eye(len(labels))[np.arange(n) % len(labels)]
     values: dict[str, Any] = {
@@ -230,7 +230,7 @@ def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: i
         "targets": targets,
         "groups": tuple(f"patient{number // 2}" for number in range(n)),
         "labels": labels,
-        "activation": Activation.SOFTMAX,
+        "task": Task.MULTICLASS,
         "temperature": 1.2,
         "operating_points": tuple(OperatingPoint(label, 0.4, "youden", 0.9, 0.8) for label in labels),
     }

@@ -109,7 +109,7 @@ def test_frames_with_several_labels_are_counted(studies: Path, tmp_path: Path, c
     assert run_ingest(*arguments, "--patient-from", r"^([^/]+)/") == 0
     count = sum(record.source == file.removeprefix("studies/") for record in load_index(tmp_path / "set").records)
     said = " ".join(capsys.readouterr().err.split())
-    assert f" {count} frames have more than one label. If that is right, train with model.activation=sigmoid; otherwise" in said
+    assert f" {count} frames have more than one label. If that is right, train with task=multilabel; otherwise" in said
 
 
 def test_repeated_pixels_are_told(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

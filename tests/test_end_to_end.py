@@ -138,7 +138,7 @@ def test_score_finds_the_probabilities_behind_the_figures(
     monkeypatch.setattr(assessment, "evaluate", lambda sample, *_: samples.append(sample))
     assessment.evaluate_bundle(bundle, index)
     (sample,) = samples
-    evaluated = probabilities(sample.logits, sample.activation, sample.temperature)
+    evaluated = probabilities(sample.logits, sample.task.activation, sample.temperature)
     for column, label in enumerate(bundle.manifest.labels):
         mine = [scored[record.source, record.key.frame_number, label] for record in records]
         np.testing.assert_allclose([float(row["probability"]) for row in mine], evaluated[:, column], atol=5.1e-5)

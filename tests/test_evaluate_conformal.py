@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, thresholds
-from pipeline.predictions import Activation, ConformalBand, OperatingPoint
+from pipeline.predictions import ConformalBand, OperatingPoint, Task
 from tests.builders import make_sample
 
 RESAMPLES = 50
@@ -96,15 +96,15 @@ def test_coverage_of_either_class_on_new_patients(count: int) -> None:
     assert (np.mean(by_frames, axis=0) < 0.89).all(), "frames that count one by one must not do, or this shows nothing"
 
 
-@pytest.mark.parametrize("activation", list(Activation))
-def test_the_states_of_all_labels_cover_the_truth_on_new_patients(activation: Activation) -> None:
+@pytest.mark.parametrize("task", [Task.MULTICLASS, Task.MULTILABEL])
+def test_the_states_of_all_labels_cover_the_truth_on_new_patients(task: Task) -> None:
     """Everything fitted as in training: operating points, bands, one rule for all labels and NORMAL from the findings."""
     rng = np.random.default_rng(1)
     found = []
     for _ in range(60):
         logits, targets, groups = frames_of(rng, 90)
         new_logits, new_targets, new_groups = frames_of(rng, 90)
-        chances = special.softmax(logits, 1) if activation is Activation.SOFTMAX else special.expit(logits)
+        chances = special.softmax(logits, 1) if task is Task.MULTICLASS else special.expit(logits)
         points = choose_operating_points(chances, targets, LABELS, "youden")
         bands = conformal_bands(chances, targets, groups, points, 0.1, RESAMPLES, 0)
         sample = make_sample(
@@ -112,7 +112,7 @@ def test_the_states_of_all_labels_cover_the_truth_on_new_patients(activation: Ac
             logits=new_logits,
             targets=new_targets,
             groups=tuple(new_groups),
-            activation=activation,
+            task=task,
             temperature=1.0,
             operating_points=points,
             bands=bands,
@@ -198,7 +198,7 @@ def test_coverage_counts_patients_by_hand() -> None:
         logits=logits,
         targets=truth,
         groups=("p", "q", "q", "r", "s", "s"),
-        activation=Activation.SIGMOID,
+        task=Task.MULTILABEL,
         temperature=1.0,
         operating_points=(point(0.5),),
         bands=(ConformalBand("A", 0.4, 0.6, 3, 3),),

@@ -12,10 +12,10 @@ from sklearn import metrics as sk
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
 from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint
+from pipeline.predictions import ConformalBand, DecisionRule, OperatingPoint, Task
 from tests.builders import make_sample
 
-SIGMOID = {"activation": Activation.SIGMOID}
+MULTILABEL = {"task": Task.MULTILABEL}
 
 
 def values(metrics):
@@ -41,7 +41,7 @@ def test_softmax_figures_are_scikit_learns():
 
 
 def test_sigmoid_decides_label_by_label_at_the_operating_point():
-    sample = make_sample(**SIGMOID)
+    sample = make_sample(**MULTILABEL)
     found = evaluate(sample, resamples=0)
     positive = expit(sample.logits.astype(np.float64) / 1.2) >= 0.4
     for index, label in enumerate(found.labels):
@@ -72,7 +72,7 @@ def test_operating_points_are_found_by_name():
     points = tuple(
         OperatingPoint(label, threshold, "youden", 1, 1) for label, threshold in (("C", 1.0), ("B", 0.5), ("A", 0.0))
     )
-    found = evaluate(make_sample(operating_points=points, **SIGMOID), resamples=0)
+    found = evaluate(make_sample(operating_points=points, **MULTILABEL), resamples=0)
     assert [label.threshold for label in found.labels] == [0.0, 0.5, 1.0]
     assert [label.metrics["sensitivity"].value for label in found.labels][::2] == [1, 0]
 
@@ -86,21 +86,21 @@ def test_what_is_reported():
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 100), activation=st.sampled_from(Activation))
-def test_macro_is_the_mean_of_the_labels(seed, activation):
-    found = evaluate(make_sample(seed=seed, activation=activation), resamples=0)
+@given(seed=st.integers(0, 100), task=st.sampled_from(Task))
+def test_macro_is_the_mean_of_the_labels(seed, task):
+    found = evaluate(make_sample(seed=seed, task=task), resamples=0)
     for name in MACRO_METRICS:
         mean = np.mean([label.metrics[name].value for label in found.labels])
         np.testing.assert_allclose(found.macro[name].value, mean, err_msg=name)
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 100), activation=st.sampled_from(Activation))
-def test_the_order_of_the_frames_changes_no_figure_and_no_interval(seed, activation):
-    sample = make_sample(seed=seed, activation=activation)
+@given(seed=st.integers(0, 100), task=st.sampled_from(Task))
+def test_the_order_of_the_frames_changes_no_figure_and_no_interval(seed, task):
+    sample = make_sample(seed=seed, task=task)
     order = np.random.default_rng(seed).permutation(120)
     groups = tuple(np.array(sample.groups)[order])
-    shuffled = make_sample(logits=sample.logits[order], targets=sample.targets[order], groups=groups, activation=activation)
+    shuffled = make_sample(logits=sample.logits[order], targets=sample.targets[order], groups=groups, task=task)
     one, other = evaluate(sample, 30), evaluate(shuffled, 30)
     np.testing.assert_allclose(figures(one), figures(other))
     for name, estimate in one.macro.items():
@@ -119,17 +119,17 @@ def test_who_the_patients_are_changes_no_point_estimate(seed, seed_of_names):
 def test_temperature_changes_neither_ranking_nor_argmax():
     one, other = (evaluate(make_sample(temperature=temperature), 0) for temperature in (0.5, 3.0))
     assert values(one.argmax) == values(other.argmax)
-    sigmoid = [evaluate(make_sample(temperature=temperature, **SIGMOID), 0) for temperature in (0.5, 3.0)]
+    sigmoid = [evaluate(make_sample(temperature=temperature, **MULTILABEL), 0) for temperature in (0.5, 3.0)]
     assert sigmoid[0].macro["auroc"] == sigmoid[1].macro["auroc"]
 
 
-@pytest.mark.parametrize("activation", Activation)
-def test_unknown_targets_are_left_out_label_by_label(activation):
-    sample = make_sample(activation=activation)
+@pytest.mark.parametrize("task", [Task.MULTICLASS, Task.MULTILABEL])
+def test_unknown_targets_are_left_out_label_by_label(task):
+    sample = make_sample(task=task)
     hidden = sample.targets.copy()
     hidden[:30, 0] = np.nan
-    found = evaluate(make_sample(activation=activation, targets=hidden), 0)
-    rest = make_sample(logits=sample.logits[30:], targets=sample.targets[30:], groups=sample.groups[30:], activation=activation)
+    found = evaluate(make_sample(task=task, targets=hidden), 0)
+    rest = make_sample(logits=sample.logits[30:], targets=sample.targets[30:], groups=sample.groups[30:], task=task)
     expected = evaluate(rest, 0)
     assert values(found.labels[0].metrics) == values(expected.labels[0].metrics)
     assert values(found.labels[1].metrics) == values(evaluate(sample, 0).labels[1].metrics)
@@ -146,18 +146,18 @@ def test_softmax_frames_without_a_known_label_are_not_counted_as_wrong():
     assert sum(map(sum, found.confusion)) == 80
 
 
-@pytest.mark.parametrize("activation", Activation)
-def test_a_label_without_positives_leaves_figures_undefined_and_json_null(activation):
+@pytest.mark.parametrize("task", [Task.MULTICLASS, Task.MULTILABEL])
+def test_a_label_without_positives_leaves_figures_undefined_and_json_null(task):
     targets = make_sample().targets.copy()
     targets[targets[:, 2] == 1] = [1, 0, 0]
-    found = evaluate(make_sample(targets=targets, activation=activation), 20)
+    found = evaluate(make_sample(targets=targets, task=task), 20)
     text = json.dumps(found.to_json(), allow_nan=False)
     figures = json.loads(text)["labels"]["C"]
     assert figures["n_positive"] == 0
     assert figures["metrics"]["auroc"] == {"value": None, "low": None, "high": None, "left_out": 20}
     assert figures["metrics"]["specificity"]["low"] > 0
     assert found.to_json()["macro"]["auroc"]["value"] is None
-    if activation is Activation.SOFTMAX:
+    if task is Task.MULTICLASS:
         assert found.to_json()["argmax"]["balanced_accuracy"]["value"] is None
         assert found.to_json()["argmax"]["accuracy"]["value"] > 0
 
@@ -196,8 +196,8 @@ BROKEN_LOGITS[[3, 5]] = np.nan
         ({"targets": np.full((120, 3), 0.5)}, "Targets must be 1, 0 or nan (not known)."),
         (
             {"targets": np.ones((120, 3))},
-            "120 of 120 frames have more than one label, but with softmax exactly one label holds. "
-            "Use model.activation=sigmoid for labels that may hold together.",
+            "120 of 120 frames have more than one label, but in a multiclass task exactly one label holds. "
+            "Use task=multilabel for labels that may hold together.",
         ),
         ({"operating_points": ()}, "There is no operating point for A, B, C. Train the bundle again."),
     ],
@@ -205,3 +205,35 @@ BROKEN_LOGITS[[3, 5]] = np.nan
 def test_unusable_samples(overrides, message):
     with pytest.raises(InputError, match=re.escape(message)):
         make_sample(**overrides)
+
+
+def test_grades_have_scikit_learns_quadratic_kappa_and_mean_error_with_intervals():
+    sample = make_sample(task=Task.ORDINAL)
+    found = evaluate(sample, resamples=200)
+    true, chosen = sample.targets.argmax(axis=1), sample.logits.argmax(axis=1)
+    kappa, error = found.argmax["quadratic_kappa"], found.argmax["grade_error"]
+    assert kappa.value == pytest.approx(sk.cohen_kappa_score(true, chosen, weights="quadratic"))
+    assert error.value == pytest.approx(sk.mean_absolute_error(true, chosen))
+    assert kappa.low < kappa.value < kappa.high
+    assert error.low < error.value < error.high
+    assert set(evaluate(make_sample(), 0).argmax) == {"accuracy", "balanced_accuracy"}
+
+
+def test_the_bootstrap_of_grades_counts_frames_as_scikit_learn_weighs_them():
+    sample = make_sample(task=Task.ORDINAL)
+    weights = np.random.default_rng(0).integers(0, 4, (3, 120)).astype(float)
+    found = sample.choice.measure(weights)
+    true, chosen = sample.targets.argmax(axis=1), sample.logits.argmax(axis=1)
+    for row, weight in enumerate(weights):
+        expected = sk.cohen_kappa_score(true, chosen, weights="quadratic", sample_weight=weight)
+        assert found["quadratic_kappa"][row] == pytest.approx(expected)
+        assert found["grade_error"][row] == pytest.approx(sk.mean_absolute_error(true, chosen, sample_weight=weight))
+
+
+def test_kappa_is_not_defined_if_all_frames_are_of_one_grade():
+    targets = np.zeros((120, 3))
+    targets[:, 1] = 1
+    logits = np.tile(np.float32([0, 1, 0]), (120, 1))
+    found = evaluate(make_sample(task=Task.ORDINAL, logits=logits, targets=targets), 20).to_json()["argmax"]
+    assert found["quadratic_kappa"]["value"] is None
+    assert found["grade_error"]["value"] == 0

@@ -16,7 +16,7 @@ from pipeline.imaging.preprocess import FOCUS, bright_height, placement, prepare
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.predictions import Activation, FramePrediction, OperatingPoint
+from pipeline.predictions import FramePrediction, OperatingPoint, Task
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
@@ -202,7 +202,7 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
     preprocessing = Preprocessing(32, exact_decoding=False)
     points = (OperatingPoint("NORMAL", 0.999, "youden", 0.9, 0.8), OperatingPoint("PNEUMONIA", 0.999, "youden", 0.9, 0.8))
     far = {  # nothing competes and nothing is near a threshold, or the frame would be read whole
-        "activation": Activation.SIGMOID,
+        "task": Task.MULTILABEL,
         "operating_points": points,
         "quality": make_quality(dict.fromkeys(Check, Policy.IGNORE)),
     }

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from pipeline.imaging.sources import read_frames_from_bytes
 from pipeline.ingest.build import build_index
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.settings import Fit, Preprocessing
-from tests.builders import make_dicom
+from pipeline.settings import Check, Fit, Policy, Preprocessing
+from tests.builders import make_dicom, make_gate
 
 GRID = Preprocessing(size=40, fit=Fit.CROP, exact_decoding=True)
 
@@ -99,3 +100,28 @@ def test_a_frame_that_is_gone_is_named(index: Index, folder: Path) -> None:
     beyond = replace(record, key=replace(record.key, frame_number=9))
     with pytest.raises(InputError, match=r"^volume.dcm has no frame 9 any more\. Ingest the folder again\.$"):
         list(prepared_frames([beyond], index.sources, GRID))
+
+
+@pytest.mark.parametrize(
+    ("use", "check", "said"),
+    [
+        ({"ages": (0, 17)}, Check.WRONG_AGE, "By its header, the patient is not 0 to 17 years old."),
+        ({"body_parts": ("HAND",)}, Check.WRONG_BODY_PART, "The header names another part of the body than HAND,"),
+        ({"modalities": ("OPT",)}, Check.WRONG_MODALITY, "The frame is of another modality than OPT."),
+        ({"view_positions": ("LL",)}, Check.NOT_FRONTAL, "The header names another view than LL,"),
+    ],
+)
+def test_frames_that_scoring_would_refuse_are_refused_with_the_gates_own_words(
+    tmp_path: Path, use: dict[str, Any], check: Check, said: str
+) -> None:
+    header = {"PatientAge": "043Y", "BodyPartExamined": "CHEST", "ViewPosition": "PA"}
+    (tmp_path / "adult.dcm").write_bytes(make_dicom(**header))
+    (tmp_path / "silent.png").write_bytes(b"")
+    overwrite(tmp_path / "silent.png")
+    index, _ = build_index([tmp_path])
+    with pytest.raises(InputError) as caught:
+        list(prepared_frames(index.records, index.sources, GRID, gate=make_gate({check: Policy.REJECT}, **use)))
+    assert str(caught.value).startswith(f"adult.dcm is not what the model is meant for, and scoring would refuse it. {said}")
+    assert "Ingest again with --config, which leaves such frames out" in str(caught.value)
+    for passing in (make_gate({check: Policy.FLAG}, **use), make_gate({check: Policy.REJECT}), None):
+        assert len(list(prepared_frames(index.records, index.sources, GRID, gate=passing))) == 2

@@ -10,7 +10,7 @@ from pipeline.evaluate.metrics import Evaluation, evaluate
 from pipeline.ingest.index import LABEL, Index, load_index
 from pipeline.model.bundle import METRICS, MODEL_CARD, Bundle, Manifest, load_bundle
 from pipeline.model.card import card_excerpt, model_card, text_table
-from pipeline.predictions import Activation
+from pipeline.predictions import Task
 from tests.builders import make_bundle, make_sample, make_support
 from tests.conftest import Trained
 
@@ -211,7 +211,7 @@ def test_a_single_label_has_no_mean_and_a_single_patient_no_interval() -> None:
         logits=sample.logits[:, :1],
         targets=sample.targets[:, :1],
         groups=("p",) * 120,
-        activation=Activation.SIGMOID,
+        task=Task.MULTILABEL,
     )
     text = table_of(evaluate(one, 50))
     assert "mean of labels" not in text

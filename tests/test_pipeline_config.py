@@ -22,12 +22,12 @@ def test_shipped_configurations_are_valid(name: str) -> None:
 
 def test_three_faults_are_reported_together(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\ntrain: {sead: 1}\npreprocessing: {size: 7}\nmodel: {activation: relu}\n", encoding="utf-8")
+    path.write_text("name: mine\ntrain: {sead: 1}\npreprocessing: {size: 7}\ntask: detection\n", encoding="utf-8")
     found = faults(path)
     assert len(found) == 3
     assert any("train.sead is not a setting of octray. Did you mean train.seed?" in fault for fault in found)
     assert any(fault.startswith("preprocessing.size: Input should be greater than or equal to 32") for fault in found)
-    assert any(fault.startswith("model.activation: Input should be 'softmax' or 'sigmoid'") for fault in found)
+    assert any(fault.startswith("task: Input should be 'binary', 'multiclass', 'multilabel' or 'ordinal'") for fault in found)
 
 
 def test_overrides_win_and_are_read_as_yaml() -> None:

@@ -52,15 +52,15 @@ def test_what_a_frame_says_of_its_side_and_view_stands_beside_the_result(bundle:
     assert (result.facts.laterality, result.facts.view_position) == ("L", "PA")
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
-    bundle = make_bundle(tmp_path / "bundle", activation=activation)
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_it_does_what_the_bundle_says(tmp_path: Path, task: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", task=task)
     frame = make_frame()
     (result,) = Predictor(bundle).predict([frame])
     pixels = prepare(frame.pixels, bundle.manifest.preprocessing)[None]
     logits, features = ReferenceEvaluator(bundle.read(GRAPH)).run(None, {"pixels": pixels})
     scaled = logits[0] / bundle.manifest.temperature
-    expected = scipy.special.softmax(scaled) if activation == "softmax" else scipy.special.expit(scaled)
+    expected = scipy.special.softmax(scaled) if task == "multiclass" else scipy.special.expit(scaled)
     assert (result.key, result.source) == (frame.key, frame.source)
     assert [item.label for item in result.predictions] == ["NORMAL", "PNEUMONIA"]
     np.testing.assert_allclose([item.logit for item in result.predictions], logits[0], atol=1e-5)
@@ -76,7 +76,7 @@ def test_it_does_what_the_bundle_says(tmp_path: Path, activation: str) -> None:
 
 def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path) -> None:
     """In a bundle without bands, as hand-made ones are."""
-    (before,) = Predictor(make_bundle(tmp_path / "before", activation="sigmoid")).predict([make_frame()])
+    (before,) = Predictor(make_bundle(tmp_path / "before", task="multilabel")).predict([make_frame()])
     normal, pneumonia = (item.probability for item in before.predictions)
     just_above = float(np.nextafter(pneumonia, 1)), float(np.nextafter(normal, 1))
     for number, (thresholds, states) in enumerate(
@@ -89,7 +89,7 @@ def test_a_probability_at_the_operating_point_is_positive(tmp_path: Path) -> Non
             OperatingPoint(label, threshold, "youden", 0.9, 0.8)
             for label, threshold in zip(("PNEUMONIA", "NORMAL"), thresholds, strict=True)
         )
-        made = make_bundle(tmp_path / f"after-{number}", operating_points=points, activation="sigmoid")
+        made = make_bundle(tmp_path / f"after-{number}", operating_points=points, task="multilabel")
         (after,) = Predictor(made).predict([make_frame()])
         assert [item.state for item in after.predictions] == states
 
@@ -245,13 +245,13 @@ def test_inside_its_band_a_label_is_uncertain(tmp_path: Path) -> None:
     assert normal.operating_point == 0.5
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_states_are_those_of_the_rule(activation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_states_are_those_of_the_rule(task: str, tmp_path: Path) -> None:
     labels = ("NORMAL", "CNV", "DME")
     bands = tuple(ConformalBand(label, 0.2, 0.45) for label in labels)
     points = tuple(OperatingPoint(label, 0.3, "youden", 0.9, 0.8) for label in labels)
     conformal = {"alpha": 0.1, "bands": bands}
-    made = make_bundle(tmp_path / "b", labels, conformal=conformal, operating_points=points, activation=activation)
+    made = make_bundle(tmp_path / "b", labels, conformal=conformal, operating_points=points, task=task)
     frames = [make_frame(pixels=make_pixels(40 + seed, 50, seed)) for seed in range(12)]
     results = Predictor(made).predict(frames, heatmaps=False)
     chances = np.array([[one.probability for one in result.predictions] for result in results])

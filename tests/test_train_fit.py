@@ -1,4 +1,4 @@
-"""Fitting: loss and head against torch and scikit-learn, and a killed run against one that was not."""
+"""Fitting: the head against scikit-learn, and a killed run against one that was not."""
 
 from pathlib import Path
 from typing import Any
@@ -7,58 +7,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_class_weight
-from torch.nn import functional
 
 from pipeline.config import AugmentSection, FinetuneSection, HeadSection
 from pipeline.errors import TrainingError
-from pipeline.evaluate.calibration import expected_calibration_error, probabilities
 from pipeline.model.networks import Network, create_network
-from pipeline.predictions import Activation
+from pipeline.predictions import Task
 from pipeline.progress import silent
 from pipeline.train.finetune import Augmentation, FrameSet, finetune
-from pipeline.train.head import class_weights, count_terms, fit_head, remove_class_weights, weighted_loss
+from pipeline.train.head import fit_head
+from pipeline.train.tasks import Objective
 
 SIZE = 32
 
 
 def one_hot(classes: np.ndarray, labels: int) -> np.ndarray:
     return np.eye(labels)[classes]
-
-
-def test_softmax_weights_are_scikit_learns_balanced_ones() -> None:
-    classes = np.array([0, 0, 0, 1, 2, 2])
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=classes)
-    np.testing.assert_allclose(class_weights(one_hot(classes, 3), Activation.SOFTMAX), expected)
-
-
-def test_sigmoid_weights_count_only_what_is_known() -> None:
-    targets = np.array([[1, np.nan], [0, 1], [0, 0], [0, np.nan]])
-    np.testing.assert_allclose(class_weights(targets, Activation.SIGMOID), [3, 1])
-
-
-def test_unknown_labels_do_not_change_the_loss() -> None:
-    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    targets = torch.tensor([[1, 0], [0, 1], [0, 0], [1, 1]]).float()
-    weights = torch.ones(2)
-    expected = functional.binary_cross_entropy_with_logits(logits, targets)
-    unknown = torch.cat([targets, torch.full((3, 2), torch.nan)])
-    more = torch.cat([logits, torch.randn(3, 2)])
-    terms = count_terms(unknown.double().numpy(), Activation.SIGMOID)
-    torch.testing.assert_close(weighted_loss(more, unknown, weights, Activation.SIGMOID, terms), expected)
-    alone = torch.cat([functional.one_hot(torch.tensor([0, 1, 1, 0]), 2).float(), torch.full((3, 2), torch.nan)])
-    terms = count_terms(alone.double().numpy(), Activation.SOFTMAX)
-    torch.testing.assert_close(
-        weighted_loss(more, alone, weights, Activation.SOFTMAX, terms), functional.cross_entropy(logits, alone[:4])
-    )
-
-
-def test_the_softmax_loss_is_weighted_cross_entropy() -> None:
-    logits, classes, weights = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 2]), torch.tensor([1.0, 2.0, 0.5])
-    expected = functional.cross_entropy(logits, classes, weights, label_smoothing=0.1)
-    targets = functional.one_hot(classes, 3).float()
-    divisor = weights[classes].sum().item()
-    torch.testing.assert_close(weighted_loss(logits, targets, weights, Activation.SOFTMAX, divisor, 0.1), expected)
 
 
 def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +34,7 @@ def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_head_is_a_balanced_logistic_regression() -> None:
     train, tune = examples(300, 0), examples(100, 1)
     decay = 0.01
-    head = fit_head(
-        train, tune, class_weights(train[1], Activation.SOFTMAX), Activation.SOFTMAX, HeadSection(weight_decays=(decay,))
-    )
+    head = fit_head(train, tune, Objective(Task.MULTICLASS, "class_weights", train[1]), HeadSection(weight_decays=(decay,)))
     center, scale = train[0].mean(0), train[0].std(0)
     oracle = LogisticRegression(C=1 / (decay * 300), class_weight="balanced", tol=1e-8, max_iter=5000)
     oracle.fit((train[0] - center) / scale, train[1].argmax(1))
@@ -85,10 +46,10 @@ def test_the_head_is_a_balanced_logistic_regression() -> None:
 
 def test_the_weight_decay_with_the_lowest_tune_loss_is_taken() -> None:
     train, tune = examples(60, 0), examples(200, 1)
-    weights = np.ones(3)
+    objective = Objective(Task.MULTICLASS, "none", train[1])
     decays = (10.0, 0.1, 1e-6)
-    alone = [fit_head(train, tune, weights, Activation.SOFTMAX, HeadSection(weight_decays=(decay,))) for decay in decays]
-    chosen = fit_head(train, tune, weights, Activation.SOFTMAX, HeadSection(weight_decays=decays))
+    alone = [fit_head(train, tune, objective, HeadSection(weight_decays=(decay,))) for decay in decays]
+    chosen = fit_head(train, tune, objective, HeadSection(weight_decays=decays))
     assert chosen.tune_loss == min(head.tune_loss for head in alone)
 
 
@@ -96,7 +57,7 @@ def test_features_that_are_not_numbers_stop_the_head() -> None:
     broken = examples(20, 0)
     broken[0][3, 3] = np.inf
     with pytest.raises(TrainingError, match="loss of the linear head is not a number"), np.errstate(invalid="ignore"):
-        fit_head(broken, examples(20, 1), np.ones(3), Activation.SOFTMAX, HeadSection())
+        fit_head(broken, examples(20, 1), Objective(Task.MULTICLASS, "none", broken[1]), HeadSection())
 
 
 def fitting(seed: int = 0, pixels: np.ndarray | None = None, **settings: object) -> dict[str, Any]:
@@ -113,8 +74,7 @@ def fitting(seed: int = 0, pixels: np.ndarray | None = None, **settings: object)
     return {
         "train": train,
         "tune": tune,
-        "class_weights": torch.ones(2),
-        "activation": Activation.SOFTMAX,
+        "objective": Objective(Task.MULTICLASS, "none", targets),
         "settings": FinetuneSection.model_validate(values),
         "augmentation": augmentation,
         "seed": seed,
@@ -199,52 +159,3 @@ def test_augmentation_repeats_itself_for_a_seed_and_stays_in_range() -> None:
 def test_no_augmentation_returns_the_frames_themselves() -> None:
     pixels = torch.rand(2, 1, SIZE, SIZE)
     assert torch.equal(Augmentation(AugmentSection(), SIZE)(pixels), pixels)
-
-
-@pytest.mark.parametrize("activation", list(Activation))
-def test_without_class_weights_probabilities_are_those_of_the_training_split_again(activation: Activation) -> None:
-    rng = np.random.default_rng(0)
-    present = rng.random(4000) < 0.1
-    features = rng.normal(size=(4000, 4)) + present[:, None]
-    targets = np.stack([~present, present], axis=1).astype(float)
-    weights = class_weights(targets, activation)
-    head = fit_head(*[(features, targets)] * 2, weights, activation, HeadSection(weight_decays=(1e-6,)))
-    layer = torch.nn.Linear(4, 2).requires_grad_(False)
-    layer.weight.copy_(torch.from_numpy(head.weight))
-    layer.bias.copy_(torch.from_numpy(head.bias))
-    weighted = probabilities(layer(torch.from_numpy(features).float()), activation, 1.0)[:, 1]
-    remove_class_weights(layer, weights)
-    shifted = probabilities(layer(torch.from_numpy(features).float()), activation, 1.0)[:, 1]
-    assert weighted.mean() > 0.2
-    assert shifted.mean() == pytest.approx(present.mean(), abs=0.01)
-    assert expected_calibration_error(shifted, targets[:, 1]) < 0.02 < expected_calibration_error(weighted, targets[:, 1])
-
-
-@pytest.mark.parametrize("activation", list(Activation))
-@pytest.mark.parametrize("unknown", [0.0, 0.4])
-def test_in_small_batches_the_mean_probability_is_the_frequency(activation: Activation, unknown: float) -> None:
-    """Batches of four, as they are drawn in fine-tuning; a network that knows nothing must end at the frequencies."""
-    rng = np.random.default_rng(0)
-    targets = one_hot(rng.choice(3, 400, p=[0.75, 0.2, 0.05]), 3)
-    if unknown:  # more often so for frames with the common label, so that what a batch knows goes with what it holds
-        hidden = rng.random(400) < unknown * (1 + targets[:, 0]) / 2
-        targets[hidden] = np.nan
-    frequency = np.nanmean(targets, axis=0)
-    weights = class_weights(targets, activation)
-    layer = torch.nn.Linear(1, 3, dtype=torch.float64)
-    torch.nn.init.zeros_(layer.weight)
-    solver = torch.optim.LBFGS([layer.bias], max_iter=100, line_search_fn="strong_wolfe")
-    nothing, counts = torch.zeros(4, 1, dtype=torch.float64), torch.from_numpy(weights)
-    divisor = 4 * count_terms(targets, activation) / len(targets)
-    batches = torch.from_numpy(targets).split(4)
-
-    def closure() -> torch.Tensor:
-        solver.zero_grad()
-        loss = sum((weighted_loss(layer(nothing), batch, counts, activation, divisor) for batch in batches), torch.tensor(0.0))
-        (loss / len(batches)).backward()
-        return loss / len(batches)
-
-    solver.step(closure)
-    remove_class_weights(layer, weights)
-    (found,) = probabilities(layer.bias.detach().numpy()[None], activation, 1.0)
-    np.testing.assert_allclose(found, frequency, rtol=1e-3)

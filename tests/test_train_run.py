@@ -78,7 +78,7 @@ def test_the_manifest_says_what_was_trained_on_what(bundle: Bundle, index: Index
     assert Config.model_validate(yaml.safe_load(bundle.read(CONFIG))) == config
     assert (manifest.labels, manifest.normal_label) == (("NORMAL", "PNEUMONIA"), "NORMAL")
     assert (manifest.urgency, manifest.label_names) == (("PNEUMONIA",), {"PNEUMONIA": "lung infection"})
-    assert (manifest.architecture, manifest.activation, manifest.preprocessing.size) == ("test_resnet", "softmax", 64)
+    assert (manifest.architecture, manifest.task, manifest.preprocessing.size) == ("test_resnet", "multiclass", 64)
     assert (origin.dataset_name, origin.dataset_sha256) == (index.name, index.sha256)
     assert (origin.config_name, origin.seed) == ("tiny", 0)
     assert origin.versions["torch"] == torch.__version__.partition("+")[0]

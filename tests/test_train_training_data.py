@@ -39,12 +39,16 @@ def one(label: str) -> Labels:
     return {name: name == label for name in LABELS}
 
 
+PARTLY_KNOWN: Labels = {"CALM": True, "SICK": None, "WORN": None}
+NOTHING: Labels = dict.fromkeys(LABELS)
+
+
 def everything(*splits: Split) -> list[tuple[Split, Labels]]:
     return [(split, one(label)) for split in splits for label in LABELS]
 
 
-def config(activation: str = "softmax", **data: object) -> Config:
-    return Config.model_validate({"name": "tiny", "data": data, "model": {"activation": activation}})
+def config(task: str = "multiclass", **data: object) -> Config:
+    return Config.model_validate({"name": "tiny", "task": task, "data": data})
 
 
 def test_targets_follow_the_order_of_the_configuration() -> None:
@@ -59,10 +63,67 @@ def test_without_a_choice_the_labels_are_those_of_the_index() -> None:
     assert select_training_data(config(), make_index(*everything(*Split))).labels == LABELS
 
 
-def test_what_is_not_known_stays_so_with_sigmoid() -> None:
-    unknown: Labels = {"CALM": True, "SICK": None, "WORN": None}
-    data = select_training_data(config("sigmoid"), make_index(*everything(*Split), (Split.TRAIN, unknown)))
+def test_what_is_not_known_stays_so_in_a_multilabel_task() -> None:
+    rows = [*everything(*Split), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, NOTHING)]
+    data = select_training_data(config("multilabel"), make_index(*rows))
     np.testing.assert_array_equal(data.targets[-1], [1, np.nan, np.nan])
+    assert (len(data.records), data.frames_without_label) == (len(rows) - 1, 1)
+    assert data.counts(Split.TRAIN)["labels"] == {"CALM": 2, "SICK": 1, "WORN": 1}
+
+
+def test_a_known_label_settles_the_others_if_exactly_one_holds() -> None:
+    absent: Labels = {"CALM": False, "SICK": None, "WORN": None}
+    rows = [*everything(*Split), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, absent), (Split.TRAIN, NOTHING)]
+    data = select_training_data(config(), make_index(*rows))
+    np.testing.assert_array_equal(data.targets[-1], [1, 0, 0])
+    assert (len(data.records), data.frames_without_label) == (len(rows) - 2, 2), "what is not known is not absent"
+    assert data.records[-1].labels == PARTLY_KNOWN
+
+
+def test_a_single_label_that_may_be_absent_can_be_learned() -> None:
+    data = select_training_data(config("multilabel", labels=("SICK",)), make_index(*everything(*Split)))
+    np.testing.assert_array_equal(data.targets[:3], [[0], [1], [0]])
+
+
+def test_grades_have_the_order_of_the_configuration() -> None:
+    settings = config("ordinal", labels=("CALM", "WORN", "SICK"), normal_label="CALM")
+    assert select_training_data(settings, make_index(*everything(*Split))).labels == ("CALM", "WORN", "SICK")
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "fault"),
+    [
+        (
+            "binary",
+            {},
+            "task: binary needs exactly two labels; there are 3: CALM, SICK, WORN. Name two in data.labels, or set "
+            "task=multiclass.",
+        ),
+        (
+            "ordinal",
+            {},
+            "data.labels: task=ordinal needs the grades in their order, and an index has none. Give it, for example "
+            "data.labels=[CALM, SICK, WORN].",
+        ),
+        ("ordinal", {"labels": ("CALM", "SICK")}, "task: ordinal needs three grades or more. Set task=binary for two labels."),
+        (
+            "ordinal",
+            {"labels": ("SICK", "CALM", "WORN"), "normal_label": "CALM"},
+            "data.normal_label: CALM lies between other grades in data.labels. Put the grades in their order; the one that "
+            "means no finding comes first or last.",
+        ),
+        (
+            "binary",
+            {"labels": ("SICK",)},
+            "data.labels: training needs two labels or more; the index has CALM, SICK, WORN. Ingest again with --labels or "
+            "--label-from, and studies of each label, or set task=multilabel if its absence is a label as well.",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_the_task_are_faults(task: str, data: dict[str, object], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        select_training_data(config(task, **data), make_index(*everything(*Split)))
+    assert caught.value.faults == (fault,)
 
 
 @pytest.mark.parametrize(
@@ -94,44 +155,45 @@ def test_every_fault_of_the_labels_is_told_at_once() -> None:
     assert caught.value.faults == (
         "data.labels: the index has no label SICKK; it has CALM, SICK, WORN.",
         "data.labels: training needs two labels or more; the index has CALM, SICK, WORN. "
-        "Ingest again with --labels or --label-from, and studies of each label.",
+        "Ingest again with --labels or --label-from, and studies of each label, or set task=multilabel if its absence is a "
+        "label as well.",
         "data.normal_label: CALM is not one of the labels SICKK. "
         "Say which one means no finding, for example data.normal_label=SICKK, or set data.normal_label=null.",
     )
 
 
 ALL = everything(*Split)
-NOTHING: Labels = dict.fromkeys(LABELS)
 
 
 @pytest.mark.parametrize(
-    ("activation", "rows", "sentence"),
+    ("task", "rows", "sentence"),
     [
         (
-            "softmax",
-            [*ALL, (Split.TEST, one("CALM") | {"SICK": True})],
-            "1 frames do not have exactly one of the labels CALM, SICK, WORN: ",
+            "multiclass",
+            [*ALL, (Split.TEST, one("CALM") | {"SICK": True, "WORN": None})],
+            "1 frames have more than one of the labels CALM, SICK, WORN: 12.png. Set task=multilabel if labels can occur",
         ),
-        ("softmax", [*ALL, (Split.TEST, NOTHING), (Split.TEST, NOTHING)], "2 frames do not have exactly one of the labels"),
         (
-            "sigmoid",
-            [*ALL, (Split.TRAIN, NOTHING)],
-            "1 frames have no known label. Leave them out of the folder",
+            "ordinal",
+            [*ALL, (Split.TEST, one("")), (Split.TEST, one(""))],
+            "2 frames have none of the labels CALM, SICK, WORN: 12.png, 13.png. Name their label in data.labels, set",
         ),
-        ("softmax", ALL[:2] + ALL[3:], "The split train has no example of WORN. Ingest with more patients, or with another"),
-        ("softmax", [row for row in ALL if row != ALL[4]], "The split tune has no example of SICK."),
-        ("softmax", [row for row in ALL if row != ALL[6]], "The split calibration has no example of CALM."),
+        ("multilabel", [(split, NOTHING) for split in Split], "The split train has no example of CALM."),
+        ("multiclass", ALL[:2] + ALL[3:], "The split train has no example of WORN. Ingest with more patients, or with another"),
+        ("multiclass", [row for row in ALL if row != ALL[4]], "The split tune has no example of SICK."),
+        ("multiclass", [row for row in ALL if row != ALL[6]], "The split calibration has no example of CALM."),
         (
-            "sigmoid",
+            "multilabel",
             [(split, labels | {"SICK": True}) for split, labels in ALL],
             "The split train has no example without SICK.",
         ),
-        ("softmax", [], "The split train has no example of CALM."),
+        ("multiclass", [], "The split train has no example of CALM."),
     ],
 )
-def test_what_cannot_be_learned_is_said(activation: str, rows: list[tuple[Split, Labels]], sentence: str) -> None:
+def test_what_cannot_be_learned_is_said(task: str, rows: list[tuple[Split, Labels]], sentence: str) -> None:
+    settings = config(task, labels=LABELS)
     with pytest.raises(InputError) as caught:
-        select_training_data(config(activation), make_index(*rows))
+        select_training_data(settings, make_index(*rows))
     assert str(caught.value).startswith(sentence)
 
 

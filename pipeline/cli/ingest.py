@@ -187,8 +187,8 @@ def _show_notes(console: "Console", index: "Index", notes: list[str]) -> None:
         lines.append(f"{contradictions} images occur with different labels; check them.")
     if several := sum(sum(map(bool, record.labels.values())) > 1 for record in index.records):
         lines.append(
-            f"{several} frames have more than one label. If that is right, train with model.activation=sigmoid; otherwise "
-            "correct the labels."
+            f"{several} frames have more than one label. If that is right, train with task=multilabel; otherwise correct "
+            "the labels."
         )
     if unknown := index.unknown_patients():
         lines.append(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, Interval, OperatingPoint, State
+from pipeline.predictions import ConformalBand, DecisionRule, Interval, OperatingPoint, State, Task
 
 
 class Curve(NamedTuple):
@@ -238,6 +238,8 @@ _ECE = "ece"
 METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)
 MACRO_METRICS = tuple(name for name in METRICS if name != "prevalence")
 ARGMAX_METRICS = ("accuracy", "balanced_accuracy")
+GRADE_METRICS = ("quadratic_kappa", "grade_error")
+"""Further figures of the most probable label if labels are grades in their order."""
 
 _MACRO, _ARGMAX, _FRAMES = "macro", "argmax", "frames"
 _Key = tuple[int | str, str]
@@ -257,7 +259,9 @@ class Sample:
         The patient of each frame, n of them.
     labels
         Names, in the order of the columns.
-    activation, temperature
+    task
+        Says how logits become probabilities, and which figures there are.
+    temperature
         As in `pipeline.evaluate.calibration.probabilities`.
     operating_points
         One for each label.
@@ -267,15 +271,15 @@ class Sample:
     Raises
     ------
     InputError
-        If there is no frame, a logit is not finite, a target is something else than 1, 0 or nan, a softmax target names
-        more than one label, a label has no operating point, or the sizes do not fit together.
+        If there is no frame, a logit is not finite, a target is something else than 1, 0 or nan, a target names
+        more than one label though only one can hold, a label has no operating point, or the sizes do not fit together.
     """
 
     logits: NDArray[np.floating[Any]]
     targets: Float64
     groups: Sequence[str]
     labels: tuple[str, ...]
-    activation: Activation
+    task: Task
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...] = ()
@@ -298,10 +302,10 @@ class Sample:
             yield f"The network's output is not a finite number in {broken} of {shape[0]} frames. Train the bundle again."
         if not np.isin(self.targets[~np.isnan(self.targets)], (0, 1)).all():
             yield "Targets must be 1, 0 or nan (not known)."
-        if self.activation is Activation.SOFTMAX and (several := int(((self.targets == 1).sum(axis=1) > 1).sum())):
+        if self.task is not Task.MULTILABEL and (several := int(((self.targets == 1).sum(axis=1) > 1).sum())):
             yield (
-                f"{several} of {shape[0]} frames have more than one label, but with softmax exactly one label holds. "
-                "Use model.activation=sigmoid for labels that may hold together."
+                f"{several} of {shape[0]} frames have more than one label, but in a {self.task} task exactly one label "
+                f"holds. Use task={Task.MULTILABEL} for labels that may hold together."
             )
         if without := [label for label in self.labels if label not in {point.label for point in self.operating_points}]:
             yield f"There is no operating point for {', '.join(without)}. Train the bundle again."
@@ -309,12 +313,12 @@ class Sample:
     @property
     def probabilities(self) -> Float64:
         """Calibrated, of shape (n, labels)."""
-        return probabilities(self.logits, self.activation, self.temperature)
+        return probabilities(self.logits, self.task.activation, self.temperature)
 
     @property
     def states(self) -> NDArray[np.object_]:
         """The state of each label in each frame, of shape (n, labels)."""
-        rule = DecisionRule.of(self.labels, self.operating_points, self.bands, self.activation, self.normal_label)
+        rule = DecisionRule.of(self.labels, self.operating_points, self.bands, self.task.activation, self.normal_label)
         return rule.states(self.probabilities)
 
     @property
@@ -330,11 +334,12 @@ class Sample:
 
     @property
     def choice(self) -> "Choice | None":
-        """The most probable label of each frame beside the true one; None under sigmoid, since labels are then independent."""
-        if self.activation is Activation.SIGMOID:
+        """The most probable label of each frame beside the true one; None if the task is multilabel: labels are independent."""
+        if self.task is Task.MULTILABEL:
             return None
         rows = np.flatnonzero((self.targets == 1).any(axis=1))
-        return Choice(rows, self.logits[rows].argmax(axis=1), (self.targets[rows] == 1).argmax(axis=1), len(self.labels))
+        chosen, true = self.logits[rows].argmax(axis=1), (self.targets[rows] == 1).argmax(axis=1)
+        return Choice(rows, chosen, true, len(self.labels), self.task is Task.ORDINAL)
 
 
 class LabelColumn:
@@ -371,12 +376,16 @@ class LabelColumn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """One label for each frame: the chosen and the true one, as positions, each of shape (m,), in the m frames at `rows`."""
+    """One label for each frame: the chosen and the true one, as positions, each of shape (m,), in the m frames at `rows`.
+
+    `has_grades` says whether the labels are grades in their order.
+    """
 
     rows: NDArray[np.intp]
     chosen: NDArray[np.intp]
     true: NDArray[np.intp]
     labels: int
+    has_grades: bool = False
 
     def confusion(self) -> tuple[tuple[int, ...], ...]:
         """Count the frames by true label (rows) and chosen label (columns)."""
@@ -386,13 +395,22 @@ class Choice:
     def measure(self, weights: Float64) -> dict[str, Float64]:
         """Return accuracy, and balanced accuracy as the mean sensitivity of the labels: nan if one has no frame.
 
-        Weights have shape (r, n) over all frames of the sample, each figure shape (r,).
+        With grades also kappa with quadratic weights (Cohen, "Weighted kappa", 1968), nan if all frames are of one grade, and
+        the mean number of grades between the chosen and the true one. Weights have shape (r, n) over all frames of the sample,
+        each figure shape (r,).
         """
         members, chosen = np.eye(self.labels)[self.true], np.eye(self.labels)[self.chosen]
         known = weights[..., self.rows]
         totals, right = known @ members, known @ (members * chosen)
         figures = ratio(right.sum(-1), totals.sum(-1)), ratio(right, totals).mean(-1)
-        return dict(zip(ARGMAX_METRICS, figures, strict=True))
+        measured = dict(zip(ARGMAX_METRICS, figures, strict=True))
+        if self.has_grades:
+            apart = np.abs(np.arange(self.labels)[:, None] - np.arange(self.labels))
+            by_chance = ((totals @ apart**2) * (known @ chosen)).sum(-1)
+            squares = known @ apart[self.true, self.chosen] ** 2
+            grades = 1 - ratio(squares * known.sum(-1), by_chance), ratio(known @ apart[self.true, self.chosen], known.sum(-1))
+            measured |= dict(zip(GRADE_METRICS, grades, strict=True))
+        return measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,11 +447,12 @@ class Evaluation:
     macro
         Means over the labels, by the names in `MACRO_METRICS`; nan if one label's figure is.
     argmax
-        Accuracy and balanced accuracy of the most probable label, by the names in `ARGMAX_METRICS`; empty under sigmoid.
+        Of the most probable label, by the names in `ARGMAX_METRICS` and, if labels are grades, `GRADE_METRICS`; empty if the
+        task is multilabel.
     uncertain
         The part of the frames in which at least one label is uncertain.
     confusion
-        Frames by true (rows) and most probable label (columns); empty under sigmoid.
+        Frames by true (rows) and most probable label (columns); empty if the task is multilabel.
     frames, patients
         How many were evaluated.
     temperature

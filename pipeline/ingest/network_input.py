@@ -7,10 +7,11 @@ from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, UnreadableError
-from pipeline.frames import FloatArray, ImageRecord, InstanceKey
+from pipeline.frames import FloatArray, Frame, ImageRecord, InstanceKey
 from pipeline.imaging.preprocess import prepare, reading_for
+from pipeline.imaging.quality.gate import check_intended_use
 from pipeline.imaging.sources import locate, open_file
-from pipeline.settings import Limits, Preprocessing
+from pipeline.settings import Gate, Limits, Preprocessing
 from pipeline.workers.ahead import map_ahead
 from pipeline.workers.cores import usable_cores
 
@@ -23,6 +24,7 @@ def prepared_frames(
     sources: Sequence[Path],
     preprocessing: Preprocessing,
     limits: Limits = Limits(),  # noqa: B008
+    gate: Gate | None = None,
 ) -> Iterator[FloatArray]:
     """Yield the network's input for every record, in their order.
 
@@ -36,6 +38,8 @@ def prepared_frames(
         The same as in scoring, so that the same file gives the same bytes.
     limits
         What one file may demand; no less than when it was ingested.
+    gate
+        Refuses frames that it is not meant for, as in scoring; None refuses none.
 
     Yields
     ------
@@ -45,19 +49,22 @@ def prepared_frames(
     Raises
     ------
     InputError
-        If a file is gone, cannot be read any more, or is not the same as when it was ingested.
+        If a file is gone, cannot be read any more, is not the same as when it was ingested, or has a frame that the gate
+        refuses.
     """
     files = (list(group) for _, group in groupby(records, key=lambda record: (record.root, record.source)))
     cores = usable_cores()
 
     def prepared(rows: Sequence[ImageRecord]) -> list[FloatArray]:
-        return _prepare_file(rows, sources[rows[0].root], preprocessing, limits)
+        return _prepare_file(rows, sources[rows[0].root], preprocessing, limits, gate)
 
     with closing(map_ahead(prepared, files, cores, _AHEAD * cores)) as results:
         yield from chain.from_iterable(results)
 
 
-def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing, limits: Limits) -> list[FloatArray]:
+def _prepare_file(
+    rows: Sequence[ImageRecord], root: Path, preprocessing: Preprocessing, limits: Limits, gate: Gate | None
+) -> list[FloatArray]:
     source = rows[0].source
     name = PurePosixPath(source).name
     wanted = {row.key for row in rows}
@@ -68,9 +75,21 @@ def _prepare_file(rows: Sequence[ImageRecord], root: Path, preprocessing: Prepro
             raise InputError(f"{name} is not the same as when it was ingested. Ingest the folder again.")
         for frame in frames:
             if frame.key in wanted:
+                if gate is not None:
+                    _check_intended_use(frame, gate, name)
                 found[frame.key] = prepare(frame.pixels, preprocessing, frame.whole_box, frame.whole_shape)
     except UnreadableError as error:
         raise InputError(f"{name} could be read when it was ingested: {error} Ingest the folder again.") from None
     if missing := [row.key.frame_number for row in rows if row.key not in found]:
         raise InputError(f"{name} has no frame {missing[0]} any more. Ingest the folder again.")
     return [found[row.key] for row in rows]
+
+
+def _check_intended_use(frame: Frame, gate: Gate, name: str) -> None:
+    try:
+        check_intended_use(frame, gate)
+    except UnreadableError as error:
+        raise InputError(
+            f"{name} is not what the model is meant for, and scoring would refuse it. {error} Ingest again with --config, "
+            "which leaves such frames out, or change the section data of the configuration."
+        ) from None

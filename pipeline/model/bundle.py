@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
-from pipeline.predictions import Activation, Average, ConformalBand, DecisionRule, HeatmapMethod, Interval, OperatingPoint
+from pipeline.predictions import (
+    Activation,
+    Average,
+    ConformalBand,
+    DecisionRule,
+    HeatmapMethod,
+    Interval,
+    OperatingPoint,
+    Task,
+)
 from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
 SCHEMA_VERSION = 4
@@ -216,7 +225,7 @@ class Manifest(_Part):
     normal_label: str | None
     urgency: tuple[str, ...] = ()
     label_names: Mapping[str, str] = {}
-    activation: Activation
+    task: Task
     preprocessing: Preprocessing
     temperature: float
     operating_points: tuple[OperatingPoint, ...]
@@ -238,6 +247,11 @@ class Manifest(_Part):
     def heatmap_layer(self) -> str:
         """The names of the feature maps that the heatmaps are made from, each once."""
         return ", ".join(dict.fromkeys(self.members[place].maps.layer for place in self.heatmap.members))
+
+    @property
+    def activation(self) -> Activation:
+        """How logits become probabilities, which follows from the task."""
+        return self.task.activation
 
     def rule(self) -> DecisionRule:
         """Return the rule that turns probabilities into states; every label must have an operating point."""

@@ -105,6 +105,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
             for name, split in metrics.get("splits", {}).items()
         ],
         frames_without_patient=metrics.get("frames_without_patient", 0),
+        frames_without_label=metrics.get("frames_without_label", 0),
         points=[
             (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
             for point in manifest.operating_points
@@ -187,6 +188,9 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if argmax := evaluation["argmax"]:
         accuracy, balanced = _interval(argmax["accuracy"]), _interval(argmax["balanced_accuracy"])
         notes.append(f"Most probable of {len(labels)} labels: balanced accuracy {balanced}, accuracy {accuracy}.")
+        if "quadratic_kappa" in argmax:
+            kappa, error = _interval(argmax["quadratic_kappa"]), _interval(argmax["grade_error"])
+            notes.append(f"Grades of the most probable label: quadratic weighted kappa {kappa}, mean error {error} grades.")
     if patients > 1 and resamples:
         notes.append(f"In brackets: 95 % intervals from {resamples} resamples of patients.")
         if patients < FEW_PATIENTS:

@@ -60,7 +60,7 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "average",
         "files",
         "labels",
-        "activation",
+        "task",
         "preprocessing",
         "temperature",
         "operating_points",

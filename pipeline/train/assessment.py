@@ -142,7 +142,7 @@ class _Judge:
     def _calibrated(self) -> tuple[Sample, Float64]:
         """Return the calibration split with all that is fitted on it, and the pooled features of its frames."""
         config, rows = self._config, self._rows[Split.CALIBRATION]
-        truth, patients, activation = self._data.targets[rows], self._data.patients(rows), config.model.activation
+        truth, patients, activation = self._data.targets[rows], self._data.patients(rows), config.task.activation
         logits, known = self._run(rows)
         temperature = fit_temperature(logits, truth, activation)
         chances = probabilities(logits, activation, temperature)
@@ -153,7 +153,7 @@ class _Judge:
             targets=truth,
             groups=patients,
             labels=self._data.labels,
-            activation=activation,
+            task=config.task,
             temperature=temperature,
             operating_points=points,
             bands=conformal_bands(chances, truth, patients, points, alpha, resamples, seed),
@@ -190,7 +190,7 @@ class _Judge:
             return None
         rows = np.array(sorted(parts), np.int64)
         members = np.stack([parts[row] for row in rows.tolist()], axis=1)
-        logits = averaged_logits(members, self._config.ensemble.average, self._config.model.activation)
+        logits = averaged_logits(members, self._config.ensemble.average, self._config.task.activation)
         patients = self._data.patients(rows)
         sample = replace(calibration, logits=logits, targets=self._data.targets[rows], groups=patients)
         return evaluate(sample, self._config.evaluate.bootstrap, self._config.train.seed)
@@ -205,7 +205,7 @@ class _Judge:
         return logits, np.stack([pooled(one) for answer in batches for one in answer.features[0]])
 
     def _of(self, engines: Sequence[Engine]) -> Ensemble:
-        return Ensemble(engines, self._config.ensemble.average, self._config.model.activation)
+        return Ensemble(engines, self._config.ensemble.average, self._config.task.activation)
 
     def _heatmaps(self, calibration: Sample) -> tuple[tuple[MapSupport, ...], HeatmapSupport]:
         """Choose how heatmaps are made and on which scale, and check them, all on frames of the calibration split.
@@ -249,8 +249,8 @@ class _Judge:
     def _are_positive(self, sample: Sample) -> NDArray[np.bool_]:
         """Return what the bundle would call positive, of shape (n, labels)."""
         labels, points, bands = sample.labels, sample.operating_points, sample.bands
-        rule = DecisionRule.of(labels, points, bands, sample.activation, sample.normal_label)
-        chances = probabilities(sample.logits, sample.activation, sample.temperature)
+        rule = DecisionRule.of(labels, points, bands, sample.task.activation, sample.normal_label)
+        chances = probabilities(sample.logits, sample.task.activation, sample.temperature)
         return np.asarray(rule.states(chances) == State.POSITIVE, bool)
 
 
@@ -288,7 +288,7 @@ def evaluate_bundle(
         targets=index.targets(records, manifest.labels),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
-        activation=manifest.activation,
+        task=manifest.task,
         temperature=manifest.temperature,
         operating_points=manifest.operating_points,
         bands=manifest.conformal.bands,

@@ -31,7 +31,7 @@ from pipeline.frames import FloatArray
 from pipeline.model.networks import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress
-from pipeline.train.head import count_terms, weighted_loss
+from pipeline.train.tasks import Objective
 from pipeline.train.workspace import PreparedFrames
 
 
@@ -115,8 +115,7 @@ def finetune(
     *,
     train: FrameSet,
     tune: FrameSet,
-    class_weights: Tensor,
-    activation: Activation,
+    objective: Objective,
     settings: FinetuneSection,
     augmentation: Augmentation,
     seed: int,
@@ -132,9 +131,9 @@ def finetune(
         With a fitted head.
     train, tune
         Frames that the weights learn from, and frames that choose between the epochs.
-    class_weights
-        As from `head.class_weights`.
-    activation, settings, augmentation
+    objective
+        Whose loss is minimised; made for the targets of `train`.
+    settings, augmentation
         As configured.
     seed
         Epochs draw their random numbers from it and their own number, so that a resumed run equals one that was never stopped.
@@ -153,7 +152,7 @@ def finetune(
     """
     unfreeze(network, settings.groups)
     network.to(memory_format=torch.channels_last)  # backward passes of depthwise convolutions are slow in the other layout
-    run = _FineTuning(network, train, tune, class_weights, activation, settings, augmentation, seed, progress)
+    run = _FineTuning(network, train, tune, objective, settings, augmentation, seed, progress)
     course = run.course
     if checkpoint.is_file():
         run.load(checkpoint)
@@ -189,16 +188,15 @@ class _FineTuning:
         network: Network,
         train: FrameSet,
         tune: FrameSet,
-        class_weights: Tensor,
-        activation: Activation,
+        objective: Objective,
         settings: FinetuneSection,
         augmentation: Augmentation,
         seed: int,
         progress: Progress,
     ) -> None:
         self._network, self._train, self._tune = network, train, tune
-        self._class_weights, self._activation = class_weights, activation
-        self._settings, self._augmentation, self._seed, self._progress = settings, augmentation, seed, progress
+        self._objective, self._settings, self._augmentation = objective, settings, augmentation
+        self._seed, self._progress = seed, progress
         head = list(network.classifier.parameters())
         known = {id(parameter) for parameter in head}
         backbone = [value for value in network.body.parameters() if value.requires_grad and id(value) not in known]
@@ -214,7 +212,7 @@ class _FineTuning:
         self.course = Course()
 
     def measure_tune(self) -> dict[str, float]:
-        """Return the class-weighted loss on the tune split, and the mean AUROC of the labels if it is defined.
+        """Return the loss on the tune split, and the mean AUROC of the labels if it is defined.
 
         The loss is taken at the temperature that suits these frames best: the network's certainty does not matter here, since
         the calibration split sets it afterwards (Berta et al., "Rethinking early stopping: refine, then calibrate",
@@ -227,13 +225,11 @@ class _FineTuning:
             batches = self._progress(frames.batches(frames.rows, size), "measuring the tune split", count)
             logits = torch.cat([self._network(pixels)[0] for pixels, _ in batches])
         truth = frames.targets[frames.rows]
-        targets, terms = torch.from_numpy(truth).float(), count_terms(truth, self._activation)
-        losses = [
-            weighted_loss(logits / temperature, targets, self._class_weights, self._activation, terms).item()
-            for temperature in TEMPERATURES
-        ]
+        targets, terms = torch.from_numpy(truth).float(), self._objective.terms(truth)
+        losses = [self._objective.loss(logits / temperature, targets, terms).item() for temperature in TEMPERATURES]
         measured = {"tune_loss": float(np.min(losses))}
-        area = _mean_auroc(logits.numpy(), truth, self._activation) if math.isfinite(measured["tune_loss"]) else math.nan
+        activation = self._objective.task.activation
+        area = _mean_auroc(logits.numpy(), truth, activation) if math.isfinite(measured["tune_loss"]) else math.nan
         return measured | ({"tune_auroc": area} if math.isfinite(area) else {})
 
     def train_epoch(self) -> None:
@@ -260,14 +256,15 @@ class _FineTuning:
         torch.manual_seed(self._seed + epoch)
         self._augmentation.seed(self._seed + epoch)
         frames, size = self._train, self._settings.batch_size
-        order = np.random.default_rng((self._seed, epoch)).permutation(frames.rows)
-        terms = count_terms(frames.targets[frames.rows], self._activation)
+        truth, generator = frames.targets[frames.rows], np.random.default_rng((self._seed, epoch))
+        order = frames.rows[self._objective.epoch_order(truth, generator)]
+        terms = self._objective.terms(truth)
         divisor = terms * size / len(order)
         total = 0.0
         for pixels, targets in self._progress(frames.batches(order, size), f"epoch {epoch}", math.ceil(len(order) / size)):
             logits, _ = self._network(self._augmentation(pixels))
             smoothing = self._settings.label_smoothing
-            loss = weighted_loss(logits, targets, self._class_weights, self._activation, divisor, smoothing)
+            loss = self._objective.loss(logits, targets, divisor, label_smoothing=smoothing, drawn=True)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"The loss of epoch {epoch} is not a number. Lower train.finetune.learning_rate "

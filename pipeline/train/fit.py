@@ -23,7 +23,8 @@ from pipeline.model.weights import load_weights
 from pipeline.progress import Progress, working
 from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
-from pipeline.train.head import class_weights, fit_head, remove_class_weights
+from pipeline.train.head import fit_head
+from pipeline.train.tasks import Objective
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.version import scoring_versions
@@ -135,7 +136,7 @@ def fit(
     starts_random = config.train.way is Way.FULL and config.model.weights == "none"
     head = {} if starts_random else fitting.fit_head(network)
     course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
-    remove_class_weights(network.classifier, fitting.class_weights)
+    fitting.objective.restore_prior(network.classifier)
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
     return Fitted(config.model.architecture, Path(config.model.weights).name, network, graph, course, head, config.train.seed)
@@ -159,9 +160,7 @@ class _Fitting:
         self._config, self._data, self._pixels, self._train, self._tune = config, data, pixels, train, tune
         self._workspace, self._cache, self._log, self._progress = workspace, cache, log, progress
         self._engine: Engine | None = None
-        targets = data.targets[train]
-        weighted = config.train.class_weights
-        self.class_weights = class_weights(targets, config.model.activation) if weighted else np.ones(targets.shape[1])
+        self.objective = Objective(config.task, config.train.imbalance, data.targets[train])
 
     def fit_head(self, network: Network) -> dict[str, float]:
         """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
@@ -175,8 +174,8 @@ class _Fitting:
             truth = np.concatenate([truth, truth])
         examples = np.asarray(seen, np.float64), truth
         others = np.asarray(self._features(network, self._tune), np.float64), targets[self._tune]
-        activation, settings, weights = self._config.model.activation, self._config.train.head, self.class_weights
-        head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, weights, activation, settings))
+        objective, settings = self.objective, self._config.train.head
+        head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, objective, settings))
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(head.weight))
             network.classifier.bias.copy_(torch.from_numpy(head.bias))
@@ -241,8 +240,7 @@ class _Fitting:
             network,
             train=train,
             tune=tune,
-            class_weights=torch.from_numpy(self.class_weights).float(),
-            activation=self._config.model.activation,
+            objective=self.objective,
             settings=settings.finetune.model_copy(update=all_groups if settings.way is Way.FULL else {}),
             augmentation=Augmentation(settings.augment, self._config.preprocessing.size),
             seed=settings.seed,

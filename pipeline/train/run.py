@@ -178,8 +178,8 @@ class _Training:
 
     def _decode(self) -> PreparedFrames:
         """Return every frame on the network's grid, kept on disk."""
-        records, size = self._data.records, self._preprocessing.size
-        frames = prepared_frames(records, self._data.sources, self._preprocessing, self._config.limits)
+        config, records, size = self._config, self._data.records, self._preprocessing.size
+        frames = prepared_frames(records, self._data.sources, self._preprocessing, config.limits, config.gate())
         rows = self._progress(frames, "reading frames", len(records))
         return self._workspace.frames(rows, (len(records), 1, size, size))
 
@@ -189,6 +189,7 @@ class _Training:
         metrics = {
             "splits": {split.value: data.counts(split) for split in Split},
             "frames_without_patient": data.frames_without_patient(),
+            "frames_without_label": data.frames_without_label,
             "split": Split.TEST.value,
             "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
             "states": assessment.states.model_dump(mode="json") if assessment.states else None,
@@ -213,7 +214,7 @@ class _Training:
             "normal_label": config.data.normal_label,
             "urgency": tuple(label for label in config.data.urgency if label in data.labels),
             "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
-            "activation": config.model.activation,
+            "task": config.task,
             "preprocessing": self._preprocessing,
             "temperature": assessment.temperature,
             "operating_points": assessment.points,

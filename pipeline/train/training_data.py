@@ -15,7 +15,7 @@ from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.spelling import examples
-from pipeline.predictions import Activation
+from pipeline.predictions import Task
 from pipeline.settings import IntendedUse
 
 FITTED_SPLITS = (Split.TRAIN, Split.TUNE, Split.CALIBRATION)
@@ -35,12 +35,15 @@ class TrainingData:
         Of shape (n, labels): 1, 0 or nan.
     sources
         The index's source folders.
+    frames_without_label
+        How many frames of the index are left out, since nothing is known of these labels in them.
     """
 
     labels: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     targets: NDArray[np.float64]
     sources: tuple[Path, ...]
+    frames_without_label: int = 0
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Return the positions of a split's frames."""
@@ -65,33 +68,52 @@ class TrainingData:
 def select_training_data(config: Config, index: Index) -> TrainingData:
     """Return the frames and targets of an index that a configuration can learn from.
 
+    What is not known is never taken for absent. If exactly one label holds in a frame and it is known, the others follow from
+    it; frames of which nothing is known are left out.
+
     Raises
     ------
     ConfigError
-        If the configuration names labels that the index does not have.
+        If the labels of the configuration do not fit the index or the task.
     InputError
-        If a frame has no label or, with softmax, several; if a fitted split has no frame with a label, or none without it; or
-        if frames are of another modality or view than the model is meant for.
+        If a frame has several labels, or none, though exactly one must hold; if a fitted split has no frame with a label, or
+        none without it; or if frames are of another modality or view than the model is meant for.
     """
-    labels = _labels(config.data, index)
+    labels = _labels(config, index)
     targets = index.targets(index.records, labels)
-    data = TrainingData(labels, index.records, targets, index.sources)
-    _check_targets(data, config.model.activation)
+    present = targets == 1
+    if config.task is Task.MULTILABEL:
+        is_known = ~np.isnan(targets).all(axis=1)
+    else:
+        _check_one_label(present, np.isnan(targets), labels, index.records)
+        is_known = present.any(axis=1)
+        targets = np.where(is_known[:, None], present.astype(np.float64), np.nan)
+    rows = np.flatnonzero(is_known)
+    records = tuple(index.records[row] for row in rows)
+    data = TrainingData(labels, records, targets[rows], index.sources, len(index.records) - len(rows))
     _check_intended_use(data, config.data)
     for split in FITTED_SPLITS:
         _check_split(data, split)
     return data
 
 
-def _labels(data: DataSection, index: Index) -> tuple[str, ...]:
-    labels = data.labels or index.labels
+def _labels(config: Config, index: Index) -> tuple[str, ...]:
+    data, labels = config.data, config.data.labels or index.labels
     known = ", ".join(index.labels)
     faults = [f"data.labels: the index has no label {label}; it has {known}." for label in labels if label not in index.labels]
-    if len(labels) < 2:
+    if len(labels) < (1 if config.task is Task.MULTILABEL else 2):
         faults.append(
             f"data.labels: training needs two labels or more; the index has {known or 'none'}. "
-            "Ingest again with --labels or --label-from, and studies of each label."
+            "Ingest again with --labels or --label-from, and studies of each label"
+            + (", or set task=multilabel if its absence is a label as well." if labels else ".")
         )
+    elif config.task is Task.BINARY and len(labels) > 2:
+        faults.append(
+            f"task: binary needs exactly two labels; there are {len(labels)}: {', '.join(labels)}. Name two in data.labels, or "
+            "set task=multiclass."
+        )
+    elif config.task is Task.ORDINAL:
+        faults += _faults_of_grades(data, labels)
     if labels and data.normal_label is not None and data.normal_label not in labels:
         faults.append(
             f"data.normal_label: {data.normal_label} is not one of the labels {', '.join(labels)}. "
@@ -119,17 +141,42 @@ def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
     return faults
 
 
-def _check_targets(data: TrainingData, activation: Activation) -> None:
-    if activation is Activation.SOFTMAX:
-        wrong = np.flatnonzero(np.nansum(data.targets, axis=1) != 1)
-        if wrong.size:
-            raise InputError(
-                f"{wrong.size} frames do not have exactly one of the labels {', '.join(data.labels)}: "
-                f"{examples(data.records[row].source for row in wrong)}. "
-                "Set model.activation=sigmoid if labels can occur together, or leave these frames out."
-            )
-    elif empty := int(np.isnan(data.targets).all(axis=1).sum()):
-        raise InputError(f"{empty} frames have no known label. Leave them out of the folder, or label them.")
+def _faults_of_grades(data: DataSection, labels: Sequence[str]) -> list[str]:
+    """Return what is wrong with labels that should be grades in their order."""
+    if not data.labels:
+        return [
+            "data.labels: task=ordinal needs the grades in their order, and an index has none. "
+            f"Give it, for example data.labels=[{', '.join(labels)}]."
+        ]
+    faults = []
+    if len(labels) == 2:
+        faults.append("task: ordinal needs three grades or more. Set task=binary for two labels.")
+    if data.normal_label in labels[1:-1]:
+        faults.append(
+            f"data.normal_label: {data.normal_label} lies between other grades in data.labels. Put the grades in their order; "
+            "the one that means no finding comes first or last."
+        )
+    return faults
+
+
+def _check_one_label(
+    present: NDArray[np.bool_], unknown: NDArray[np.bool_], labels: Sequence[str], records: Sequence[ImageRecord]
+) -> None:
+    """Refuse frames in which several labels hold, or certainly none, though exactly one must."""
+    number = present.sum(axis=1)
+    several, none = np.flatnonzero(number > 1), np.flatnonzero((number == 0) & ~unknown.any(axis=1))
+    if several.size:
+        raise InputError(
+            f"{several.size} frames have more than one of the labels {', '.join(labels)}: "
+            f"{examples(records[row].source for row in several.tolist())}. "
+            "Set task=multilabel if labels can occur together; otherwise correct the labels."
+        )
+    if none.size:
+        raise InputError(
+            f"{none.size} frames have none of the labels {', '.join(labels)}: "
+            f"{examples(records[row].source for row in none.tolist())}. "
+            "Name their label in data.labels, set task=multilabel, or leave these frames out."
+        )
 
 
 def _check_intended_use(data: TrainingData, use: IntendedUse) -> None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline.errors import Reason
 from pipeline.model.bundle import Conformal, Manifest, Outliers
-from pipeline.predictions import Activation, OperatingPoint, State
+from pipeline.predictions import OperatingPoint, State, Task
 from pipeline.settings import IntendedUse, Preprocessing, Quality
 
 ScoredState = Annotated[State, WithJsonSchema({"type": "string", "enum": ["positive", "negative", "uncertain"]})]
@@ -114,7 +114,7 @@ class ModelAnswer(Answer):
     architecture: str
     labels: tuple[str, ...]
     normal_label: str | None
-    activation: Activation
+    task: Task
     preprocessing: Preprocessing
     temperature: float
     operating_points: tuple[OperatingPoint, ...]

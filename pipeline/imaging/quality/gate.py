@@ -202,6 +202,20 @@ def admit(frame: Frame, gate: Gate) -> tuple[Flag, ...]:
     return tuple(flags)
 
 
+def check_intended_use(frame: Frame, gate: Gate) -> None:
+    """Refuse a frame of studies that the gate is not meant for, by modality, part of the body, view or age, as `admit` does.
+
+    Raises
+    ------
+    UnreadableError
+        As `admit`.
+    """
+    checked = CheckedFrame(frame, gate)
+    for check in (Check.WRONG_MODALITY, Check.WRONG_BODY_PART, Check.NOT_FRONTAL, Check.WRONG_AGE):
+        if gate.quality.policy(check) is Policy.REJECT and (message := _HEADER_CHECKS[check](checked)):
+            raise UnreadableError(Reason(check.value), message)
+
+
 def may_differ(frame: Frame, gate: Gate) -> bool:
     """Return whether the checks might find something else in the whole frame than in this one, decoded at a reduced resolution.
 
