@@ -565,7 +565,10 @@ class _Meaning:
             *(set(table.column(table.columns[at])) for at in places[1:]),
         ]
         found = []
-        for line, cells in zip(table.lines, table.rows, strict=True):
+        ends = (*table.lines[1:], table.lines[-1] + 2)
+        for line, end, cells in zip(table.lines, ends, table.rows, strict=True):
+            if end == line + 1:
+                continue
             for part in (part for cell in cells if _LINE_BREAK.search(cell) for part in _LINE_BREAK.split(cell)[1:]):
                 inner = [trimmed(cell.strip(' "')) for cell in part.split(table.delimiter)]
                 if len(inner) > max(places) and " " not in inner[places[0]]:

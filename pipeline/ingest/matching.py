@@ -25,6 +25,7 @@ _FOLDER = "files in folders or archives that are named"
 _MEANINGS = (_BELOW, _BESIDE, _WHOLE, _TAIL, _FOLDER)
 _SHOWN = 3
 Meant = TypeVar("Meant", FileId, JoinKey)
+_Tails = tuple[dict[str, list[FileId]], dict[str, list[FileId]], dict[str, list[list[FileId]]]]
 FrameId = tuple[FileId, InstanceKey]
 
 
@@ -140,7 +141,7 @@ class _Names:
             paths: list[str] = []
             file_ids, way = self._found.below(name), _BELOW
             if not file_ids:
-                paths = [os.path.realpath(base / name) for base in bases]
+                paths = [self._found.resolve(base / name) for base in bases]
                 file_ids = next(filter(None, map(self._found.at, paths)), [])
                 way = _WHOLE if posixpath.isabs(name) else _BESIDE
             if len(file_ids) > 1:
@@ -297,6 +298,8 @@ class _Found:
     def __init__(self, sources: Sequence[Path], files: Iterable[FileId]) -> None:
         self._sources = sources
         self.files = dict.fromkeys(files)
+        self._tails_of: dict[int, _Tails] = {}
+        self._resolved: dict[str, tuple[str, bool]] = {}
         self._alike: dict[str, list[FileId]] = {}
         for file_id in self.files:
             self._alike.setdefault(_alike(file_id[1]), []).append(file_id)
@@ -307,7 +310,7 @@ class _Found:
         exact = [(root, name) for root in range(len(self._sources)) if (root, name) in self.files]
         if exact or posixpath.isabs(file) or file.startswith("../"):
             return exact
-        linked = (self.at(os.path.realpath(source / file)) for source in self._sources)
+        linked = (self.at(self.resolve(source / file)) for source in self._sources)
         return self._alike.get(_alike(name)) or list(dict.fromkeys(chain.from_iterable(linked)))
 
     def at(self, path: str) -> list[FileId]:
@@ -315,6 +318,17 @@ class _Found:
         name = as_text(path)
         alike = self._real.get(_alike(name), {})
         return [file_id for file_id, real in alike.items() if real == name] or list(alike)
+
+    def resolve(self, path: Path) -> str:
+        """Return a path without links, as `os.path.realpath`; each folder is looked up once."""
+        folder, name = os.path.split(path)
+        if name in ("", ".", ".."):
+            return os.path.realpath(path)
+        if folder not in self._resolved:
+            self._resolved[folder] = (real := os.path.realpath(folder)), os.path.isdir(real)  # noqa: PTH112
+        real, exists = self._resolved[folder]
+        whole = os.path.join(real, name)  # noqa: PTH118
+        return os.path.realpath(whole) if exists and os.path.islink(whole) else whole  # noqa: PTH114
 
     def in_folder(self, name: str, paths: Iterable[str]) -> list[FileId]:
         """Return all files in a folder or archive, by its path below a source, else by its paths without links."""
@@ -327,12 +341,10 @@ class _Found:
         end = tuple(map(same_text, map(as_text, parts)))
         if not end:
             return []
-        files, stems = (
-            [file_id for file_id, own in index.get(end[-1], ()) if own[-len(end) :] == end]
-            for index in (self._names, self._stems)
-        )
-        folders = [inside for own, inside in self._folders_by_name.get(end[-1], ()) if own[-len(end) :] == end]
-        return [([file_id], False) for file_id in files or stems] + [(inside, True) for inside in folders]
+        tail = "/".join(end)
+        files, stems, folders = self._tails(len(end))
+        found = files.get(tail) or stems.get(tail, [])
+        return [([file_id], False) for file_id in found] + [(inside, True) for inside in folders.get(tail, [])]
 
     def covers(self, path: str) -> bool:
         """Return whether a path without links lies in a source, so that a file there would have been found."""
@@ -342,23 +354,26 @@ class _Found:
         """Return whether a source has this name."""
         return any(same_text(source.name) == same_text(name) for source in self._sources)
 
-    @cached_property
-    def _names(self) -> dict[str, list[tuple[FileId, tuple[str, ...]]]]:
-        """The files by their own names, with the parts of their paths."""
-        names: dict[str, list[tuple[FileId, tuple[str, ...]]]] = {}
-        for file_id in self.files:
-            own = tuple(_alike(file_id[1]).split("/"))
-            names.setdefault(own[-1], []).append((file_id, own))
-        return names
-
-    @cached_property
-    def _stems(self) -> dict[str, list[tuple[FileId, tuple[str, ...]]]]:
-        """The files by their own names without their ending."""
-        stems: dict[str, list[tuple[FileId, tuple[str, ...]]]] = {}
-        for name, files in self._names.items():
-            if (stem := posixpath.splitext(name)[0]) != name:
-                stems.setdefault(stem, []).extend((file_id, (*own[:-1], stem)) for file_id, own in files)
-        return stems
+    def _tails(self, length: int) -> _Tails:
+        """Return the files by the last parts of their paths, the files without their ending, and the folders and archives."""
+        if length not in self._tails_of:
+            files: dict[str, list[FileId]] = {}
+            stems: dict[str, list[FileId]] = {}
+            folders: dict[str, list[list[FileId]]] = {}
+            for path, file_ids in self._alike.items():
+                tail = path.split("/")[-length:]
+                if len(tail) == length:
+                    name, ending = posixpath.splitext(tail[-1])
+                    files.setdefault("/".join(tail), []).extend(file_ids)
+                    if ending:
+                        stems.setdefault("/".join((*tail[:-1], name)), []).extend(file_ids)
+            for path, by_root in self._folders.items():
+                tail = path.split("/")[-length:]
+                if len(tail) == length:
+                    for name in dict.fromkeys((tail[-1], tail[-1].removesuffix(".zip"))):
+                        folders.setdefault("/".join((*tail[:-1], name)), []).extend(by_root.values())
+            self._tails_of[length] = files, stems, folders
+        return self._tails_of[length]
 
     @cached_property
     def _folders(self) -> dict[str, dict[int, list[FileId]]]:
@@ -383,20 +398,6 @@ class _Found:
                 if folder in tops:
                     break
         return folders
-
-    @cached_property
-    def _folders_by_name(self) -> dict[str, list[tuple[tuple[str, ...], list[FileId]]]]:
-        """The folders and archives by their own names, with the parts of their paths and the files in them."""
-        names: dict[str, list[tuple[tuple[str, ...], list[FileId]]]] = {}
-        for path, by_root in self._folders.items():
-            own = tuple(path.split("/"))
-            for inside in by_root.values():
-                names.setdefault(own[-1], []).append((own, inside))
-                if own[-1].endswith(".zip"):
-                    names.setdefault(own[-1].removesuffix(".zip"), []).append(
-                        ((*own[:-1], own[-1].removesuffix(".zip")), inside)
-                    )
-        return names
 
     @cached_property
     def _real(self) -> dict[str, dict[FileId, str]]:

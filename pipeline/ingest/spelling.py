@@ -11,6 +11,7 @@ _SHOWN = 60
 """Characters of a cell that a message shows."""
 _AROUND = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
 """Blanks, and the byte order mark that is left when tables are copied together."""
+_UNSEEN = frozenset("\u200b\ufeff")
 _ZEROS = re.compile(r"(?<!\d)(?<!\d\.)0+(?=\d)")
 PATIENTS = "patients"
 _NO_FINDINGS = {
@@ -38,7 +39,8 @@ def shortened(text: str) -> str:
 
 def trimmed(text: str) -> str:
     """Return a text without blanks, and without byte order marks, around it."""
-    return _AROUND.sub("", text)
+    text = text.strip()
+    return _AROUND.sub("", text) if text[:1] in _UNSEEN or text[-1:] in _UNSEEN else text
 
 
 def same_text(text: str) -> str:
