@@ -9,10 +9,19 @@ from enum import StrEnum
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pipeline.errors import ConfigError
@@ -75,7 +84,31 @@ class ModelSection(Section):
     """Which network, and where its weights come from."""
 
     architecture: str = "tf_efficientnet_lite0"
-    weights: str = Field(default="bundled", description="bundled, imagenet, none, or the path of a safetensors file")
+    weights: str = Field(
+        default="bundled", description="bundled, hub, none, or the path of a safetensors file or of one of torch.save"
+    )
+    input_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        default=None, description="what black and white were when the weights were made; TorchXRayVision: [-1024, 1024]"
+    )
+    mean: tuple[FiniteFloat, ...] | None = Field(
+        default=None, description="subtracted from the input, for all channels or each; null: as the weights need it"
+    )
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
+        default=None, description="the input is divided by it, for all channels or each; null: as the weights need it"
+    )
+
+    @field_validator("input_range")
+    @classmethod
+    def _rises(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends is not None and ends[0] >= ends[1]:
+            raise ValueError("black must be below white, for example [-1024, 1024]")
+        return ends
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both, or none of them")
+        return self
 
 
 class HeadSection(Section):

@@ -136,7 +136,11 @@ def make_member(architecture: str = "tiny", **maps: Any) -> dict[str, Any]:
     """What a manifest says of one network; `maps` are fields of `MapSupport`."""
     fields = {"layer": "features", "classifier": "classifier.weight", "exact": True, "max_difference": 0.0}
     files = {"graph": GRAPH, "weights": WEIGHTS, "normalisation": {"mean": (0.0,), "std": (1.0,)}}
-    return {"architecture": architecture, "maps": fields | {"computed": "closed_form"} | maps} | files
+    return {
+        "architecture": architecture,
+        "started_from": {"name": "none"},
+        "maps": fields | {"computed": "closed_form"} | maps,
+    } | files
 
 
 def make_bundle(

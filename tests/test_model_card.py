@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.evaluate.metrics import Evaluation, evaluate
 from pipeline.ingest.index import LABEL, Index, load_index
-from pipeline.model.bundle import METRICS, MODEL_CARD, Bundle, Manifest, load_bundle
+from pipeline.model.bundle import METRICS, MODEL_CARD, Bundle, Manifest, StartingWeights, load_bundle
 from pipeline.model.card import card_excerpt, model_card, text_table
 from pipeline.predictions import Task
 from tests.builders import make_bundle, make_sample, make_support
@@ -72,8 +72,18 @@ def test_its_operating_points_and_origin_are_those_of_the_manifest(card: str, bu
         assert value in section(card, "Origin")
 
 
+def test_it_says_which_weights_training_started_from(bundle: Bundle, card: str) -> None:
+    assert "- architecture: test_resnet, started from random weights\n" in section(card, "Model")
+    mine = StartingWeights(name="mine.pth", sha256="f00d", unused=("projector.weight", "op_threshs"))
+    (member,) = bundle.manifest.members
+    changed = bundle.manifest.model_copy(update={"members": (member.model_copy(update={"started_from": mine}),)})
+    unused = "it did not use projector.weight, op_threshs of that file"
+    line = f"- architecture: test_resnet, started from mine.pth (sha256 f00d); {unused}"
+    assert line in rendered(changed).splitlines()
+
+
 def rendered(manifest: Manifest, **metrics: object) -> str:
-    return model_card(manifest, metrics, weights=["bundled"], ranked_patients=99)
+    return model_card(manifest, metrics, ranked_patients=99)
 
 
 def test_what_is_missing_is_said(bundle: Bundle) -> None:

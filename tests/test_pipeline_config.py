@@ -45,6 +45,10 @@ def test_overrides_win_and_are_read_as_yaml() -> None:
         ("name.inner=1", "which is not a section"),
         ("train.seed=[", "is not valid YAML"),
         ("train.finetune.epoch=1", "Did you mean train.finetune.epochs?"),
+        ("model.input_range=[255, 0]", "model.input_range: black must be below white, for example [-1024, 1024]"),
+        ("model.input_range=[0]", "model.input_range"),
+        ("model.mean=[0.5]", "model: mean and std belong together; give both, or none of them"),
+        ("model.std=[0.0]", "model.std.0: Input should be greater than 0"),
     ],
 )
 def test_an_override_that_cannot_be_used_says_why(override: str, expected: str) -> None:

@@ -81,6 +81,7 @@ def test_the_manifest_says_what_was_trained_on_what(bundle: Bundle, index: Index
     assert (manifest.architecture, manifest.task, manifest.preprocessing.size) == ("test_resnet", "multiclass", 64)
     assert (origin.dataset_name, origin.dataset_sha256) == (index.name, index.sha256)
     assert (origin.config_name, origin.seed) == ("tiny", 0)
+    assert [member.started_from.name for member in manifest.members] == ["none"]
     assert origin.versions["torch"] == torch.__version__.partition("+")[0]
 
 

@@ -57,6 +57,7 @@ def test_every_setting_is_a_parameter(run: Run, trained: Trained) -> None:
     assert run.data.params == flatten(config.published())
     assert run.data.params["train.head.weight_decays"] == "10.0,3.0"
     assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
+    assert run.data.tags["octray.weights"] == "random"
 
 
 def test_every_epoch_and_every_figure_is_a_metric(client: MlflowClient, run: Run, trained: Trained) -> None:

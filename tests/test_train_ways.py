@@ -25,7 +25,7 @@ def index(trained: Trained) -> Index:
 
 def changed(bundle: Bundle, trained: Trained, *overrides: str) -> set[str]:
     """The parameters and statistics of the network that training changed."""
-    start = start_network(load_config(trained.config, overrides), bundle.manifest.labels).body.state_dict()
+    start = start_network(load_config(trained.config, overrides), bundle.manifest.labels)[0].body.state_dict()
     return {name for name, value in load_file(bundle.path / WEIGHTS).items() if not torch.equal(value, start[name])}
 
 
@@ -52,7 +52,7 @@ def test_full_training_from_random_weights_has_no_probe(trained: Trained, index:
 def test_full_training_from_given_weights_starts_with_the_head_of_a_probe(
     trained: Trained, index: Index, tmp_path: Path
 ) -> None:
-    start = start_network(load_config(trained.config, QUICK), ("NORMAL", "PNEUMONIA"))
+    start, _ = start_network(load_config(trained.config, QUICK), ("NORMAL", "PNEUMONIA"))
     save_file({name: value.clone() for name, value in start.body.state_dict().items()}, tmp_path / "start.safetensors")
     overrides = (*QUICK, "train.way=full", f"model.weights={tmp_path / 'start.safetensors'}")
     bundle = train(load_config(trained.config, overrides), index, tmp_path / "bundle")

@@ -85,6 +85,24 @@ class MapSupport(_Part):
         return all(check.passed for check in self.checks)
 
 
+class StartingWeights(_Part):
+    """The weights that the training of a network started from.
+
+    `name` is `none`, the name of a file, a package with its version, or a name on timm's hub. `sha256` is that of the file,
+    for the hub that of the tensors as a safetensors file; it is empty if the weights were random. `unused` names the tensors
+    of the file that the network has no place for.
+    """
+
+    name: str
+    sha256: str = ""
+    unused: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Name and sha256 in a few words."""
+        return "random" if self.name == "none" else f"{self.name} (sha256 {self.sha256})"
+
+
 class Member(_Part):
     """One network of a bundle; all of them take the same frames on the same grid.
 
@@ -92,6 +110,7 @@ class Member(_Part):
     """
 
     architecture: str
+    started_from: StartingWeights
     graph: str
     weights: str
     normalisation: Normalisation

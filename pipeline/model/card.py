@@ -33,7 +33,7 @@ FEW_PATIENTS = 30
 """With fewer patients the tables warn of their intervals: a rule of thumb, not a limit of the method."""
 
 
-def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: Sequence[str], ranked_patients: int) -> str:
+def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, ranked_patients: int) -> str:
     """Return the model card as Markdown: what a reader must know before trusting a bundle.
 
     Parameters
@@ -42,12 +42,10 @@ def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, weights: Seque
         Of the bundle; its identity and the hashes of its files are not used.
     metrics
         What `metrics.json` holds.
-    weights
-        What the training of each network started from.
     ranked_patients
         With fewer calibration patients than this, the threshold of refusals rests on a distribution, not on ranks.
     """
-    networks = _networks(manifest, metrics.get("networks", ()), weights)
+    networks = _networks(manifest, metrics.get("networks", ()))
     return _render(manifest, metrics, format="markdown", is_whole=True, networks=networks, ranked_patients=ranked_patients)
 
 
@@ -128,16 +126,19 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
     return card.rstrip() + "\n"
 
 
-def _networks(manifest: Manifest, trained: Sequence[Mapping[str, Any]], weights: Sequence[str]) -> list[str]:
+def _networks(manifest: Manifest, trained: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each network: its architecture, what it started from, and its seed and fold if there are several."""
     lines = []
-    for number, (member, source) in enumerate(zip(manifest.members, weights, strict=True)):
+    for number, member in enumerate(manifest.members):
+        start = member.started_from
+        unused = f"; it did not use {', '.join(start.unused)} of that file" if start.unused else ""
+        made = f"{member.architecture}, started from {start.words.replace('random', 'random weights')}{unused}"
         if len(manifest.members) == 1:
-            lines.append(f"architecture: {member.architecture}, started from `{source}` weights")
+            lines.append(f"architecture: {made}")
             continue
         own = trained[number]
         fold = "" if own["fold"] is None else f", trained without fold {own['fold'] + 1}"
-        lines.append(f"network {number + 1}: {member.architecture}, started from `{source}` weights, seed {own['seed']}{fold}")
+        lines.append(f"network {number + 1}: {made}, seed {own['seed']}{fold}")
     return lines
 
 

@@ -7,7 +7,6 @@ frames. What a network is worth is measured by `pipeline.train.assessment`.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, Way
 from pipeline.frames import FloatArray, ImageRecord, Split
+from pipeline.model.bundle import StartingWeights
 from pipeline.model.engine import Engine
 from pipeline.model.export import check_feature_map, check_graph, export_graph
 from pipeline.model.networks import Network, create_network
-from pipeline.model.weights import load_weights
+from pipeline.model.weights import load_weights, set_normalisation
 from pipeline.progress import Progress, working
 from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
@@ -43,8 +43,8 @@ class Fitted:
     ----------
     architecture
         Its name.
-    weights
-        What it started from: a source, or the name of a file.
+    started_from
+        The weights that its training started from.
     network
         With its best weights; its probabilities are those of the training split.
     graph
@@ -62,7 +62,7 @@ class Fitted:
     """
 
     architecture: str
-    weights: str
+    started_from: StartingWeights
     network: Network
     graph: bytes
     course: Course
@@ -72,8 +72,8 @@ class Fitted:
     held_out: NDArray[np.int64] = field(default_factory=lambda: np.array([], np.int64))
 
 
-def start_network(config: Config, labels: Sequence[str]) -> Network:
-    """Return the network that training starts from: with its weights loaded, and a head of random weights drawn from the seed.
+def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, StartingWeights]:
+    """Return the network that training starts from, and which weights it has; its head is drawn from the seed.
 
     Raises
     ------
@@ -86,13 +86,16 @@ def start_network(config: Config, labels: Sequence[str]) -> Network:
     """
     torch.manual_seed(config.train.seed)
     network = create_network(config.model.architecture, len(labels)).eval()
-    load_weights(network, config.model.architecture, config.model.weights)
+    model = config.model
+    set_normalisation(network, input_range=model.input_range, mean=model.mean, std=model.std)
+    started_from = load_weights(network, model.architecture, model.weights)
     check_feature_map(network, config.preprocessing.size)
-    return network
+    return network, started_from
 
 
 def fit(
     network: Network,
+    started_from: StartingWeights,
     config: Config,
     data: TrainingData,
     pixels: PreparedFrames,
@@ -108,8 +111,8 @@ def fit(
 
     Parameters
     ----------
-    network
-        As from `start_network`; changed in place.
+    network, started_from
+        As from `start_network`; the network is changed in place.
     config
         The settings; `train.way` says which layers are trained.
     data
@@ -139,7 +142,7 @@ def fit(
     fitting.objective.restore_prior(network.classifier)
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
-    return Fitted(config.model.architecture, Path(config.model.weights).name, network, graph, course, head, config.train.seed)
+    return Fitted(config.model.architecture, started_from, network, graph, course, head, config.train.seed)
 
 
 class _Fitting:

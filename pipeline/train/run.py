@@ -37,6 +37,7 @@ from pipeline.model.bundle import (
     write_bundle,
 )
 from pipeline.model.card import model_card
+from pipeline.model.weights import file_sha256
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
 from pipeline.train.features import FeatureCache, cache_folder
@@ -73,7 +74,8 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
         If the loss is not a number.
     """
     out, data = Path(out), select_training_data(config, index)
-    facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256], sort_keys=True)
+    weights = [file_sha256(one.model.architecture, one.model.weights) for one in config.networks()]
+    facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256, weights], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
     tracker = working(
         progress,
@@ -163,7 +165,7 @@ class _Training:
             self._tracker.log_metrics({f"{prefix}{key}": value for key, value in metrics.items()}, step)
 
         fitted = fit(
-            start_network(config, self._data.labels),
+            *start_network(config, self._data.labels),
             config,
             self._data,
             pixels,
@@ -231,9 +233,7 @@ class _Training:
             ),
             "provenance": provenance(config, self._index, self._tracker.run_id),
         }
-        card = model_card(
-            draft_manifest(**fields), metrics, weights=[one.weights for one in fitted], ranked_patients=RANKED_PATIENTS
-        )
+        card = model_card(draft_manifest(**fields), metrics, ranked_patients=RANKED_PATIENTS)
         contents = {
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
             MODEL_CARD: card.encode(),
@@ -251,6 +251,7 @@ def _member(number: int, made: tuple[Fitted, MapSupport]) -> Member:
     mean, std = (tuple(values.flatten().tolist()) for values in (fitted.network.mean, fitted.network.std))
     return Member(
         architecture=fitted.architecture,
+        started_from=fitted.started_from,
         graph=GRAPH.replace(".", f"{suffix}."),
         weights=WEIGHTS.replace(".", f"{suffix}."),
         normalisation=Normalisation(mean=mean, std=std),

@@ -39,6 +39,8 @@ _LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE = 250, 6000, 1000
 _LONGEST_REASON = 600
 _BUNDLE_ID = "octray.bundle_id"
 """Tag of runs and versions of a model."""
+_WEIGHTS = "octray.weights"
+"""Tag of runs: which weights their networks started from."""
 
 
 class Tracker:
@@ -219,6 +221,7 @@ def _record(client: Any, run_id: str, bundle: Bundle, name: str, alias: str) -> 
     from mlflow.exceptions import MlflowException
 
     bundle_id = bundle.manifest.bundle_id
+    client.set_tag(run_id, _WEIGHTS, ", ".join(member.started_from.words for member in bundle.manifest.members))
     try:
         client.create_registered_model(name)
     except MlflowException as error:
