@@ -62,7 +62,6 @@ def test_probabilities_are_averaged_as_said(activation: Activation) -> None:
 def test_an_average_of_certain_networks_is_finite() -> None:
     logits = np.array([[[900.0, -900.0]], [[-900.0, 900.0]]], np.float32)
     for activation in Activation:
-        np.testing.assert_allclose(averaged_logits(logits, Average.PROBABILITY, activation)[0, 0] * [1, -1], [0, 0], atol=1e3)
         assert np.isfinite(averaged_logits(logits, Average.PROBABILITY, activation)).all()
 
 

@@ -41,7 +41,7 @@ def test_only_the_owner_may_read_it(path: Path) -> None:
 
 def test_it_stays_below_its_bound_and_keeps_what_was_used_last(path: Path) -> None:
     many = [str(number) for number in range(200)]
-    cache = FeatureCache(path, most_bytes=100_000)
+    cache = FeatureCache(path, most_bytes=70_000)
     for name in ("a", "b", "c"):
         cache.write(name, vectors(many))
         assert cache.read("a", many), name
