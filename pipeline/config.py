@@ -112,10 +112,13 @@ class ModelSection(Section):
 
 
 class HeadSection(Section):
-    """The linear head on frozen features: weight decay is chosen on the tune split."""
+    """The linear head on frozen features; its weight decay is chosen on frames that it is not fitted on."""
 
     weight_decays: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1e-1, 1e-2, 1e-3, 1e-4)
     epochs: PositiveInt = 200
+    folds: Annotated[int, Field(ge=2, le=20)] = Field(
+        default=5, description="of the patients of the train and tune split, in which `probe` chooses the weight decay"
+    )
 
 
 class FinetuneSection(Section):

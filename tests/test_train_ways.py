@@ -1,18 +1,30 @@
 """The ways to train: which layers learn, from which frames, and a probe against scikit-learn."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from pipeline.config import load_config
+from pipeline.config import HeadSection, load_config
+from pipeline.frames import ImageRecord, Split
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import METRICS, WEIGHTS, Bundle
+from pipeline.predictions import Task
 from pipeline.train.fit import start_network
+from pipeline.train.head import fit_probe
 from pipeline.train.run import train
+from pipeline.train.tasks import Objective
 from tests.conftest import Trained
 
 QUICK = ("tracking.enabled=false", "train.cache_features=false", "train.finetune.epochs=2")
@@ -59,6 +71,66 @@ def test_full_training_from_given_weights_starts_with_the_head_of_a_probe(
     bundle = train(load_config(trained.config, overrides), index, tmp_path / "bundle")
     assert "conv1.0.weight" in changed(bundle, trained, *overrides)
     assert head_of(bundle).keys() == {"head_tune_loss", "head_weight_decay"}
+
+
+def test_a_probe_is_the_regression_of_scikit_learn_with_the_decay_that_folds_choose() -> None:
+    rng = np.random.default_rng(0)
+    classes, groups = rng.integers(0, 3, 120), np.repeat(np.arange(40), 3)
+    features = rng.normal(size=(120, 6)) + np.eye(3, 6)[classes]
+    mirrored = features + rng.normal(scale=0.1, size=features.shape)
+    targets, folds = np.eye(3)[classes], np.zeros(120, np.int64)
+    for number, (_, unseen) in enumerate(GroupKFold(4).split(features, groups=groups)):
+        folds[unseen] = number
+    decays = (3.0, 0.1, 0.01, 0.0001)
+    settings = HeadSection(weight_decays=decays, epochs=500)
+    objective = Objective(Task.MULTICLASS, "none", targets)
+    head = fit_probe([features, mirrored], targets, folds, objective, settings)
+
+    def regression(chosen: np.ndarray, decay: float) -> Any:
+        both, truth = np.concatenate([features[chosen], mirrored[chosen]]), np.tile(classes[chosen], 2)
+        model = LogisticRegression(C=1 / (len(both) * decay), max_iter=5000, tol=1e-8)
+        return make_pipeline(StandardScaler(), model).fit(both, truth)
+
+    losses = []
+    for decay in decays:
+        unseen = np.zeros((120, 3))
+        for fold in range(4):
+            unseen[folds == fold] = regression(folds != fold, decay).predict_proba(features[folds == fold])
+        losses.append(log_loss(classes, unseen))
+    assert head.weight_decay == decays[int(np.argmin(losses))]
+    assert head.tune_loss == pytest.approx(min(losses), rel=1e-3)
+    expected = regression(np.ones(120, bool), head.weight_decay).predict_proba(features)
+    found = scipy.special.softmax(features @ head.weight.T + head.bias, axis=1)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_a_fold_of_which_nothing_is_known_has_no_say() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(40, 4)), np.eye(2)[np.arange(40) % 2]
+    targets[30:] = np.nan
+    folds = np.arange(40) // 10
+    head = fit_probe([features], targets, folds, Objective(Task.MULTICLASS, "none", targets), HeadSection())
+    assert np.isfinite(head.tune_loss)
+
+
+@pytest.mark.parametrize("way", ["probe", "staged"])
+def test_only_a_probe_learns_from_the_tune_split(way: str, trained: Trained, index: Index, tmp_path: Path) -> None:
+    """Tune frames with exchanged labels change the weights of a probe, and leave the head that `staged` starts from."""
+    config = load_config(
+        trained.config, [*QUICK, f"train.way={way}", "train.finetune.epochs=1", "train.head.weight_decays=[1.0]"]
+    )
+    turned = replace(index, records=tuple(exchanged(one) if one.split is Split.TUNE else one for one in index.records))
+    plain, other = (train(config, one, tmp_path / str(number)) for number, one in enumerate((index, turned)))
+    before, after = (load_file(one.path / WEIGHTS)["fc.weight"] for one in (plain, other))
+    if way == "probe":
+        assert not torch.allclose(before, after)
+    else:
+        first, second = (json.loads(one.read(METRICS))["networks"][0]["epochs"][1] for one in (plain, other))
+        assert first["train_loss"] == second["train_loss"]
+
+
+def exchanged(record: ImageRecord) -> ImageRecord:
+    return replace(record, labels={label: not holds for label, holds in record.labels.items()})
 
 
 def test_features_from_the_cache_give_the_same_bundle(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Config, Way
+from pipeline.evaluate.calibration import Float64
 from pipeline.frames import FloatArray, ImageRecord, Split
 from pipeline.model.bundle import StartingWeights
 from pipeline.model.engine import Engine
@@ -23,7 +24,7 @@ from pipeline.model.weights import load_weights, set_normalisation
 from pipeline.progress import Progress, working
 from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
-from pipeline.train.head import fit_head
+from pipeline.train.head import fit_head, fit_probe
 from pipeline.train.tasks import Objective
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames, Workspace
@@ -33,6 +34,8 @@ Log = Callable[[Mapping[str, float], int], None]
 
 _COMPARED_FRAMES = 4
 _KEPT_AT_ONCE = 512
+_FORMAT = 2
+"""Raised by hand if features become others though nothing that is hashed does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,28 +166,43 @@ class _Fitting:
         self._config, self._data, self._pixels, self._train, self._tune = config, data, pixels, train, tune
         self._workspace, self._cache, self._log, self._progress = workspace, cache, log, progress
         self._engine: Engine | None = None
-        self.objective = Objective(config.task, config.train.imbalance, data.targets[train])
+        self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
+        learned = np.union1d(train, tune) if self._fits_tune else train
+        self.objective = Objective(config.task, config.train.imbalance, data.targets[learned])
 
     def fit_head(self, network: Network) -> dict[str, float]:
         """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
 
-        If training mirrors frames at random, the head learns from every frame and from its mirror image.
+        If training mirrors frames at random, the head learns from every frame and from its mirror image. The way `probe` learns
+        from the train and the tune split, and folds of their patients choose the weight decay. For the other ways the tune
+        split chooses it, since it has to choose between epochs as well.
         """
-        targets = self._data.targets
-        seen, truth = self._features(network, self._train), targets[self._train]
-        if self._config.train.augment.flip_columns:
-            seen = np.concatenate([seen, self._features(network, self._train, is_mirrored=True)])
-            truth = np.concatenate([truth, truth])
-        examples = np.asarray(seen, np.float64), truth
-        others = np.asarray(self._features(network, self._tune), np.float64), targets[self._tune]
         objective, settings = self.objective, self._config.train.head
-        head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, objective, settings))
+        if self._fits_tune:
+            rows = np.union1d(self._train, self._tune)
+            views, targets, folds = self._views(network, rows), self._data.targets[rows], self._inner_folds(rows)
+            head = working(self._progress, "fitting the head", lambda: fit_probe(views, targets, folds, objective, settings))
+        else:
+            views = self._views(network, self._train)
+            examples = np.concatenate(views), np.concatenate([self._data.targets[self._train]] * len(views))
+            others = np.asarray(self._features(network, self._tune), np.float64), self._data.targets[self._tune]
+            head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, objective, settings))
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(head.weight))
             network.classifier.bias.copy_(torch.from_numpy(head.bias))
         figures = {"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay}
         self._log(figures, 0)
         return figures
+
+    def _views(self, network: Network, rows: NDArray[np.int64]) -> list[Float64]:
+        """Return the features of some frames as they are and, if training mirrors frames, of their mirror images."""
+        ways = (False, True) if self._config.train.augment.flip_columns else (False,)
+        return [np.asarray(self._features(network, rows, is_mirrored), np.float64) for is_mirrored in ways]
+
+    def _inner_folds(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the fold of each of these frames; there are fewer folds if there are fewer patients."""
+        patients = len(set(self._data.patients(rows)))
+        return self._data.folds(rows, min(self._config.train.head.folds, patients), self._config.train.seed)
 
     def _features(self, network: Network, rows: NDArray[np.int64], is_mirrored: bool = False) -> FloatArray:
         """Return the pooled features of some frames, or of their mirror images, of shape (rows, channels).
@@ -229,6 +247,7 @@ class _Fitting:
             "mean": network.mean.flatten().tolist(),
             "std": network.std.flatten().tolist(),
             "mirrored": is_mirrored,
+            "format": _FORMAT,
             "versions": dict(scoring_versions()),
         }
         weights = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})

@@ -1,12 +1,15 @@
 """The linear head on frozen features.
 
-Fitting the head is a convex problem: it is solved to its end for each weight decay, and the tune split chooses between them.
+Fitting the head is a convex problem: it is solved to its end for each weight decay, and frames that it was not fitted on choose
+between them: those of the tune split, or each fold of the patients in its turn.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.config import HeadSection
 from pipeline.errors import TrainingError
@@ -27,7 +30,7 @@ class Head:
     weight_decay
         The one that was chosen.
     tune_loss
-        Loss on the tune split.
+        Loss on the frames that chose it.
     """
 
     weight: Float64
@@ -60,12 +63,65 @@ def fit_head(
     TrainingError
         If the loss is not a number.
     """
+    return min(_fit_each(train, tune, objective, settings.weight_decays, settings.epochs), key=lambda head: head.tune_loss)
+
+
+def fit_probe(
+    views: Sequence[Float64], targets: Float64, folds: NDArray[np.int64], objective: Objective, settings: HeadSection
+) -> Head:
+    """Fit a linear layer on all frames, with the weight decay whose loss is lowest on frames that a layer was fitted without.
+
+    For each weight decay a layer is fitted without each fold, and measured on it (cross-validation); the layer that is returned
+    is fitted on everything.
+
+    Parameters
+    ----------
+    views
+        Pooled features, one array of shape (n, channels) for each way in which the same n frames are shown, for example as they
+        are and mirrored. Layers are measured on the first.
+    targets
+        Of shape (n, labels): 1, 0 or nan.
+    folds
+        The fold of each frame; no patient is in two.
+    objective, settings
+        As in `fit_head`.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not a number.
+    """
+    decays, epochs = settings.weight_decays, settings.epochs
+    losses, total = np.zeros(len(decays)), 0
+    for fold in np.unique(folds):
+        seen, unseen = folds != fold, folds == fold
+        if terms := objective.terms(targets[unseen]):
+            heads = _fit_each(_shown(views, targets, seen), (views[0][unseen], targets[unseen]), objective, decays, epochs)
+            losses += terms * np.array([head.tune_loss for head in heads])
+            total += terms
+    best = int(np.argmin(losses))
+    everything = np.ones(len(targets), bool)
+    (head,) = _fit_each(_shown(views, targets, everything), (views[0], targets), objective, decays[best : best + 1], epochs)
+    return replace(head, tune_loss=float(losses[best] / total))
+
+
+def _shown(views: Sequence[Float64], targets: Float64, chosen: NDArray[np.bool_]) -> tuple[Float64, Float64]:
+    """Return the features of some frames in every view, and their targets."""
+    return np.concatenate([view[chosen] for view in views]), np.concatenate([targets[chosen]] * len(views))
+
+
+def _fit_each(
+    train: tuple[Float64, Float64],
+    tune: tuple[Float64, Float64],
+    objective: Objective,
+    decays: Sequence[float],
+    epochs: int,
+) -> list[Head]:
+    """Return the layer of each weight decay, for features as they are."""
     center, scale = train[0].mean(0), train[0].std(0) + 1e-6
     near, far = (((features - center) / scale, targets) for features, targets in (train, tune))
-    heads = [_fit(near, far, objective, decay, settings.epochs) for decay in settings.weight_decays]
-    best = min(heads, key=lambda head: head.tune_loss)
-    weight = best.weight / scale
-    return Head(weight, best.bias - weight @ center, best.weight_decay, best.tune_loss)
+    heads = [_fit(near, far, objective, decay, epochs) for decay in decays]
+    return [replace(head, weight=head.weight / scale, bias=head.bias - head.weight / scale @ center) for head in heads]
 
 
 def _fit(

@@ -19,7 +19,6 @@ from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.ingest.splits import assign_folds
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,
@@ -140,19 +139,8 @@ class _Training:
         rows, config = self._data.rows(Split.TRAIN), self._config.train
         if config.folds == 1:
             return [(None, rows[:0])]
-        records = [self._data.records[row] for row in rows]
-        assigned = assign_folds(
-            [record.patient_key for record in records],
-            [
-                {label for label, target in zip(self._data.labels, self._data.targets[row], strict=True) if target == 1}
-                for row in rows
-            ],
-            [record.pixel_sha256 for record in records],
-            [record.key.study_instance_uid for record in records],
-            config.folds,
-            config.seed,
-        )
-        return [(fold, rows[np.array(assigned) == fold]) for fold in range(config.folds)]
+        assigned = self._data.folds(rows, config.folds, config.seed)
+        return [(fold, rows[assigned == fold]) for fold in range(config.folds)]
 
     def _fit(
         self, config: Config, fold: tuple[int | None, NDArray[np.int64]], pixels: PreparedFrames, number: int, count: int

@@ -15,6 +15,7 @@ from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.spelling import examples
+from pipeline.ingest.splits import assign_folds
 from pipeline.predictions import Task
 from pipeline.settings import IntendedUse
 
@@ -52,6 +53,26 @@ class TrainingData:
     def patients(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Return the patient of each of these frames."""
         return tuple(self.records[row].patient_key for row in rows)
+
+    def folds(self, rows: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+        """Return the fold of each of these frames, by patient and stratified, as `assign_folds` does it.
+
+        Raises
+        ------
+        InputError
+            If there are fewer patients than folds, or a fold holds all there is of a label.
+        """
+        records = [self.records[row] for row in rows]
+        present = [{self.labels[column] for column in np.flatnonzero(self.targets[row] == 1)} for row in rows]
+        assigned = assign_folds(
+            [record.patient_key for record in records],
+            present,
+            [record.pixel_sha256 for record in records],
+            [record.key.study_instance_uid for record in records],
+            folds,
+            seed,
+        )
+        return np.array(assigned, np.int64)
 
     def counts(self, split: Split) -> dict[str, Any]:
         """Return the frames and patients of a split, and its frames with each label, for `metrics.json`."""
