@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.model.networks import describe_architecture, list_architectures
     from pipeline.phantoms.studies import write_phantom
     from pipeline.predictions import FramePrediction, State, StudyRecord
+    from pipeline.results.level_results import patient_results, study_results
     from pipeline.score.pictures import draw_heatmap
     from pipeline.score.predictor import Predictor
     from pipeline.score.study import score_study
@@ -57,6 +58,7 @@ __all__ = [
     "load_bundle",
     "load_config",
     "load_index",
+    "patient_results",
     "plan_deidentification",
     "pull_dataset",
     "read_frames",
@@ -65,6 +67,7 @@ __all__ = [
     "score_study",
     "serve",
     "show_crosswalk",
+    "study_results",
     "train",
     "write_phantom",
 ]
@@ -96,6 +99,7 @@ _MODULES = {
     "load_bundle": "pipeline.model.bundle",
     "load_config": "pipeline.config",
     "load_index": "pipeline.ingest.index",
+    "patient_results": "pipeline.results.level_results",
     "plan_deidentification": "pipeline.deidentify.deidentifier",
     "pull_dataset": "pipeline.catalog",
     "read_frames": "pipeline.imaging.sources",
@@ -104,6 +108,7 @@ _MODULES = {
     "score_study": "pipeline.score.study",
     "serve": "services.api.command",
     "show_crosswalk": "pipeline.deidentify.crosswalk",
+    "study_results": "pipeline.results.level_results",
     "train": "pipeline.train.run",
     "write_phantom": "pipeline.phantoms.studies",
 }

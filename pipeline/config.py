@@ -217,6 +217,21 @@ class EvaluateSection(Section):
     )
 
 
+LevelPooling = Literal["auto", "none", "max", "noisy_or", "mean", "attention"]
+
+
+class LevelsSection(Section):
+    """How the frames of a study, an eye or a patient become one result; the tune split chooses, if it is `auto`."""
+
+    study: LevelPooling = Field(
+        default="auto",
+        description="auto: the best of max, noisy_or, mean and attention, if studies have several frames and each label has "
+        "studies with and without it; one of these names; none: no such results",
+    )
+    eye: LevelPooling = Field(default="auto", description="the same for eyes: the frames of a patient that show R, or L")
+    patient: LevelPooling = Field(default="auto", description="the same for patients")
+
+
 class HeatmapSection(Section):
     """How the bundle will explain its predictions."""
 
@@ -252,6 +267,7 @@ class Config(Section):
     train: TrainSection = TrainSection()
     ensemble: EnsembleSection = EnsembleSection()
     evaluate: EvaluateSection = EvaluateSection()
+    levels: LevelsSection = LevelsSection()
     heatmap: HeatmapSection = HeatmapSection()
     tracking: TrackingSection = TrackingSection()
 

@@ -1,6 +1,6 @@
 """What a bundle says of a frame and of a study, and by which rule: frozen dataclasses and enums, numpy arrays."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -313,6 +313,9 @@ class FramePrediction:
         refused.
     heatmaps
         One for each label, or none if they were not asked for; in a `StudyRecord` those of which pictures were asked for.
+    attention
+        The scores by which each level weighs the frame, one for each label, by the name of the level; only of levels that pool
+        frames by attention.
     """
 
     facts: FrameFacts
@@ -321,6 +324,7 @@ class FramePrediction:
     flags: tuple[Flag, ...]
     distance: Rounded
     heatmaps: tuple[Heatmap, ...] = ()
+    attention: Mapping[str, tuple[Rounded, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> InstanceKey:

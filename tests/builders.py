@@ -24,7 +24,8 @@ from pipeline.evaluate.outliers import Reference, fit_reference, pooled
 from pipeline.frames import Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
-from pipeline.model.bundle import CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
+from pipeline.levels import Attention, Level, LevelRule, Pooling
+from pipeline.model.bundle import ATTENTION, CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import FramePrediction, OperatingPoint, Prediction, State, StudyRecord, Task
 from pipeline.score.predictor import Predictor
@@ -320,3 +321,34 @@ def score_folder(root: Path, predictor: Predictor, cores: int = 1) -> Generator[
         for item in items:
             if not isinstance(item, StudyRecord):
                 yield item
+
+
+def make_level(
+    level: Level = Level.STUDY,
+    pooling: Pooling = Pooling.MAX,
+    labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"),
+    **overrides: Any,
+) -> LevelRule:
+    """A level of a bundle whose probabilities are those that were pooled, and which is uncertain of nothing."""
+    points = tuple(OperatingPoint(label, 0.5, "youden", 0.95, 0.85) for label in labels)
+    count = len(labels)
+    fields: dict[str, Any] = {"scales": (1.0,) * count, "offsets": (0.0,) * count, "operating_points": points}
+    return LevelRule(level, pooling, **(fields | overrides))
+
+
+def make_attention(labels: int = 2, channels: int = 4, hidden: int = 3, seed: int = 0) -> Attention:
+    """The attention of a level, with weights drawn at random."""
+    rng = np.random.default_rng(seed)
+    shapes = ((hidden, channels), (hidden,), (hidden, channels), (hidden,), (labels, hidden))
+    return Attention(*(rng.normal(size=shape).astype(np.float32) for shape in shapes))
+
+
+def with_levels(bundle: Bundle, *levels: LevelRule, attention: Attention | None = None) -> Bundle:
+    """The same bundle with results of studies, eyes or patients; the levels that pool by attention share one."""
+    from safetensors.numpy import save
+
+    contents = {name: bundle.read(name) for name in bundle.manifest.files}
+    if attention is not None:
+        contents[ATTENTION] = save({name: value for rule in levels for name, value in attention.tensors(rule.level).items()})
+    fields = {name: value for name, value in bundle.manifest if name not in ("schema_version", "bundle_id", "files")}
+    return write_bundle(bundle.path, contents, **(fields | {"levels": levels}))

@@ -42,7 +42,7 @@ def section(card: str, title: str) -> str:
 
 def test_sections_stand_in_the_order_of_the_paper(card: str) -> None:
     titles = [line.removeprefix("## ") for line in card.splitlines() if line.startswith("## ")]
-    paper = ["Model", "Intended use", "Data", "Figures", "Operating points"]
+    paper = ["Model", "Intended use", "Data", "Figures", "Studies, eyes and patients", "Operating points"]
     assert titles == [*paper, "When it does not answer", "Heatmaps", "Origin"]
     assert card.startswith("# tiny: NORMAL, PNEUMONIA\n\n**Not a medical device.**")
 
@@ -138,7 +138,7 @@ def test_a_paragraph_of_markdown_is_one_line(card: str) -> None:
 def test_an_excerpt_speaks_of_use_and_figures(bundle: Bundle) -> None:
     metrics = json.loads(bundle.read(METRICS))
     text = card_excerpt(bundle.manifest, metrics, ranked_patients=99)
-    titles = ["Intended use", "Data", "Figures", "When it does not answer", "Heatmaps"]
+    titles = ["Intended use", "Data", "Figures", "Studies, eyes and patients", "When it does not answer", "Heatmaps"]
     assert [line for line in text.splitlines() if line.startswith("<h3>")] == [f"<h3>{title}</h3>" for title in titles]
     frames = metrics["splits"]["test"]["frames"]
     assert f"<tr><td>test</td><td>{frames}</td>" in text

@@ -154,7 +154,7 @@ class _Audience:
 def _say(out: Path, job: "Job") -> None:
     """Say on standard error what was done and where it lies."""
     from pipeline.imaging.files.names import skipped_line
-    from pipeline.job.folder import FAILURES, HEATMAPS, OBJECTS, PREDICTIONS, REPORT
+    from pipeline.job.folder import FAILURES, HEATMAPS, LEVELS, OBJECTS, PREDICTIONS, REPORT
 
     totals = job.totals
     if totals is None:
@@ -178,7 +178,7 @@ def _say(out: Path, job: "Job") -> None:
         sys.stderr.write(f"Heatmaps or DICOM objects that could not be written: {len(job.faults)}. The tables are complete.\n")
         for fault in job.faults[:_FAULTS_SHOWN]:
             sys.stderr.write(f"  {printable(fault)}\n")
-    for path in (out / name for name in (REPORT, PREDICTIONS, FAILURES, HEATMAPS, OBJECTS)):
+    for path in (out / name for name in (REPORT, PREDICTIONS, LEVELS, FAILURES, HEATMAPS, OBJECTS)):
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             sys.stderr.write(f"  {path}\n")
 

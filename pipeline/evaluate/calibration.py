@@ -6,12 +6,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
-from pipeline.predictions import Activation
+from pipeline.levels import log_odds
+from pipeline.predictions import Activation, rounded
 
 Float64 = NDArray[np.float64]
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 BINS = 15
+_LEAST_SCALE = 1e-3
+"""Of a logit of unit spread: less would be no ranking any more."""
 
 
 def probabilities(logits: ArrayLike, activation: Activation, temperature: float) -> Float64:
@@ -32,6 +35,23 @@ def probabilities(logits: ArrayLike, activation: Activation, temperature: float)
         Shape (n, labels), in [0, 1]; the rows of a softmax sum to 1.
     """
     return np.exp(_log_probabilities(np.asarray(logits, np.float64) / temperature, activation))
+
+
+def stored(values: ArrayLike) -> Float64:
+    """Return numbers `rounded`, as the record of a study keeps them, so that what follows from them is the same anywhere."""
+    exact = np.asarray(values, np.float64)
+    return np.array([rounded(one) for one in exact.ravel().tolist()], np.float64).reshape(exact.shape)
+
+
+def frame_odds(logits: ArrayLike, activation: Activation, temperature: float) -> Float64:
+    """Return the log odds of the calibrated probabilities of frames, as results of studies, eyes and patients pool them.
+
+    Parameters
+    ----------
+    logits, activation, temperature
+        As in `probabilities`; logits as they are `stored`.
+    """
+    return log_odds(probabilities(stored(logits), activation, temperature))
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> float:
@@ -74,6 +94,54 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activatio
     bounds = tuple(np.log(TEMPERATURE_RANGE))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return float(np.clip(np.exp(found.x), *TEMPERATURE_RANGE))
+
+
+def fit_scale(logits: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
+    """Fit the scale and the offset that make the truth of one label most likely, given sigmoid(scale x logit + offset).
+
+    Platt's scaling (1999) with his targets, (n+ + 1) / (n+ + 2) and 1 / (n- + 2), so that both stay finite even if all are
+    classified correctly. An offset is needed if logits are all too high, as those of a noisy-or over many frames.
+
+    Parameters
+    ----------
+    logits
+        Shape (n,), finite, of any size.
+    targets
+        Shape (n,) of 1, 0 and nan (not known, left out).
+
+    Returns
+    -------
+    tuple of float
+        The scale, positive, so that the ranking stays, and the offset.
+
+    Raises
+    ------
+    InputError
+        If no target is known.
+    """
+    from scipy.optimize import minimize
+
+    known = ~np.isnan(np.asarray(targets, np.float64))
+    values, truth = np.asarray(logits, np.float64)[known], np.asarray(targets, np.float64)[known] == 1
+    if not len(values):
+        raise InputError("No target is known to fit the scale on. Put labelled patients into the calibration split.")
+    present, absent = int(truth.sum()), int((~truth).sum())
+    soft = np.where(truth, (present + 1) / (present + 2), 1 / (absent + 2))
+    centre, spread = float(values.mean()), max(float(values.std()), 1e-6)
+    standard = (values - centre) / spread
+
+    def loss(parameters: Float64) -> tuple[float, Float64]:
+        moved = parameters[0] * standard + parameters[1]
+        slope = np.exp(-np.logaddexp(0, -moved)) - soft
+        total = np.mean(np.logaddexp(0, moved) - soft * moved)
+        return float(total), np.array([np.mean(slope * standard), np.mean(slope)])
+
+    bounds = ((_LEAST_SCALE, None), (None, None))
+    found = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-9, "ftol": 1e-15}
+    )
+    scale = float(found.x[0]) / spread
+    return scale, float(found.x[1]) - scale * centre
 
 
 class Reliability(NamedTuple):

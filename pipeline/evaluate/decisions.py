@@ -8,6 +8,7 @@ hierarchical models", JASA 2023; Lee, Barber and Willett, "Distribution-free inf
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import special
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, ratio
-from pipeline.evaluate.metrics import Estimate, Sample, bootstrap, curve
+from pipeline.evaluate.metrics import Estimate, Sample, bootstrap, confusion_counts, curve, sensitivity, specificity
 from pipeline.predictions import ConformalBand, OperatingPoint, State
 
 YOUDEN = "youden"
@@ -123,6 +124,15 @@ def _choose(label: str, probabilities: Float64, targets: Float64, criterion: str
 
 _CERTAIN = 1e-6
 """Probabilities nearer to 0 or 1 have the log odds of this one."""
+
+
+def with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
+    """Return the points with the sensitivity and specificity of the states, which depend on bands and other labels as well."""
+    counts = [confusion_counts(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
+    return tuple(
+        replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
+        for point, one in zip(points, counts, strict=True)
+    )
 
 
 def conformal_bands(

@@ -5,7 +5,7 @@ of 95 % come from drawing patients with replacement, not frames, since the frame
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
 from pipeline.predictions import ConformalBand, DecisionRule, Interval, OperatingPoint, State, Task
+
+PLURALS: Mapping[str, str] = {"frame": "frames", "study": "studies", "eye": "eyes", "patient": "patients"}
+"""What can be evaluated. Figures of patients have their number once."""
 
 
 class Curve(NamedTuple):
@@ -267,6 +270,8 @@ class Sample:
         One for each label.
     bands, normal_label
         As in `DecisionRule.of`.
+    unit
+        What is evaluated: each row is a frame, a study, an eye or a patient.
 
     Raises
     ------
@@ -284,6 +289,7 @@ class Sample:
     operating_points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...] = ()
     normal_label: str | None = None
+    unit: str = "frame"
 
     def __post_init__(self) -> None:
         for fault in self._faults():
@@ -459,6 +465,10 @@ class Evaluation:
         That made the probabilities.
     resamples, seed
         Of the bootstrap.
+    unit
+        What was evaluated, as in `Sample`; what is said of frames here holds for it.
+    levels
+        The figures of studies, eyes and patients, by the names of the levels.
     """
 
     labels: tuple[LabelEvaluation, ...]
@@ -471,11 +481,13 @@ class Evaluation:
     temperature: float
     resamples: int
     seed: int
+    unit: str = "frame"
+    levels: "Mapping[str, Evaluation]" = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `metrics.json` holds; a figure that is not defined is None."""
         return {
-            "frames": self.frames,
+            PLURALS[self.unit]: self.frames,
             "patients": self.patients,
             "temperature": self.temperature,
             "resamples": self.resamples,
@@ -493,7 +505,7 @@ class Evaluation:
             "argmax": _figures(self.argmax),
             "uncertain": asdict(self.uncertain),
             "confusion": [list(row) for row in self.confusion],
-        }
+        } | ({"levels": {level: one.to_json() for level, one in self.levels.items()}} if self.levels else {})
 
 
 def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation:
@@ -528,21 +540,30 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
         temperature=sample.temperature,
         resamples=resamples,
         seed=seed,
+        unit=sample.unit,
     )
+
+
+def _unit(evaluation: Mapping[str, Any]) -> str:
+    """Return what an `Evaluation.to_json` is about, as in `Sample`."""
+    return next(unit for unit, plural in PLURALS.items() if plural in evaluation)
 
 
 def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
     """Return the figures of `Evaluation.to_json` under one name each, for MLflow; figures that are not defined are left out.
 
     The names are `<split>_<metric>` for the means over the labels, `<split>_argmax_<metric>`, `<split>_<label>_<metric>`, and
-    `<split>_uncertain_frames`. An empty evaluation has no figures.
+    `<split>_uncertain_frames`; those of a level `<level>_<split>_<metric>` and so on, and `<level>_<split>_uncertain_studies`,
+    `_eyes` or `_patients`. An empty evaluation has no figures.
     """
     if not evaluation:
         return {}
-    groups = {f"{split}_": evaluation["macro"] | {"uncertain_frames": evaluation["uncertain"]}}
+    groups = {f"{split}_": evaluation["macro"] | {f"uncertain_{PLURALS[_unit(evaluation)]}": evaluation["uncertain"]}}
     groups[f"{split}_argmax_"] = evaluation["argmax"]
     groups |= {f"{split}_{label}_": found["metrics"] for label, found in evaluation["labels"].items()}
     figures = {prefix + name: figure["value"] for prefix, group in groups.items() for name, figure in group.items()}
+    for level, found in evaluation.get("levels", {}).items():
+        figures |= flat_figures(found, f"{level}_{split}")
     return {name: value for name, value in figures.items() if value is not None}
 
 

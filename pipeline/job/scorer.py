@@ -24,9 +24,11 @@ from pipeline.imaging.file_workers import file_workers
 from pipeline.imaging.sources import StudyFile, read_bytes
 from pipeline.job.folder import HEATMAPS, OBJECTS, PICTURES, TRACES
 from pipeline.job.study_files import files_from_json
+from pipeline.levels import LevelResult
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, StudyRecord
 from pipeline.results.dicom import Kind
+from pipeline.results.level_results import study_results
 from pipeline.results.trace import Tracer
 from pipeline.results.worklist import Ranking
 from pipeline.score.study import HeatmapForm, score_studies
@@ -87,6 +89,7 @@ class _Study:
     being_written: list[Future[Written]] = field(default_factory=list)
     results: dict[str, list[FramePrediction]] = field(default_factory=dict)
     pictures: dict[str, dict[tuple[int, str], Path]] = field(default_factory=dict)
+    levels: tuple[LevelResult, ...] = ()
 
     def is_written(self) -> bool:
         """Return whether all files are written."""
@@ -106,7 +109,7 @@ class _Study:
         """
         refused = {file.source for file in self.files if file.refusal}
         is_final = not any(row.reason in PASSING and row.source not in refused for row in self.record.failures)
-        urgency = ranking.of_study(self.record.frames)
+        urgency = ranking.of_study(self.record.frames, self.levels)
         return Outcome(self.claim.id, self.record.to_json(), *urgency, tuple(self.outputs), is_final, self.scored_at)
 
 
@@ -159,6 +162,7 @@ class Scorer:
                     self._write_heatmaps(study, item, writer.pictures)
                 elif isinstance(item, StudyRecord):
                     study.record = replace(item, frames=tuple(map(self._with_pictures, item.frames)))
+                    study.levels = study_results(study.record, self.predictor.manifest)
                     writer.begin(study)
                     waiting.append(study)
                 while waiting and waiting[0].is_written():
@@ -271,7 +275,9 @@ class ObjectWriter:
         """Begin to write the objects of a study of which all frames are scored; few files wait, to bound memory."""
         for file in study.files:
             if results := study.results.pop(file.source, None):
-                future = self._pool.submit(self._write, file, results, study.scored_at, study.pictures.pop(file.source, {}))
+                future = self._pool.submit(
+                    self._write, file, results, study.levels, study.scored_at, study.pictures.pop(file.source, {})
+                )
                 study.being_written.append(future)
                 self._waiting.append(future)
                 if len(self._waiting) > _AHEAD:
@@ -281,6 +287,7 @@ class ObjectWriter:
         self,
         file: StudyFile,
         results: Sequence[FramePrediction],
+        levels: Sequence[LevelResult],
         made_at: float,
         pictures: Mapping[tuple[int, str], Path],
     ) -> Written:
@@ -288,6 +295,7 @@ class ObjectWriter:
         task = partial(
             objects_of,
             results=results,
+            levels=levels,
             manifest=self._manifest,
             kinds=self._kinds,
             made_at=made_at,
@@ -326,6 +334,7 @@ def objects_of(
     file: StudyFile,
     *,
     results: Sequence[FramePrediction],
+    levels: Sequence[LevelResult] = (),
     manifest: Manifest,
     kinds: Collection[Kind],
     made_at: float,
@@ -339,6 +348,8 @@ def objects_of(
         A DICOM file.
     results
         Of its frames.
+    levels
+        Of its study and the eyes in it.
     manifest
         That of the bundle.
     kinds
@@ -359,7 +370,8 @@ def objects_of(
     content = read_bytes(file, Reading(manifest.limits))
     if {result.facts.file_sha256 for result in results} != {hashlib.sha256(content).hexdigest()}:
         raise UnreadableError(Reason.INCONSISTENT, "The file was replaced after it was scored. Score it again.")
-    yield from write_objects(content, results, manifest, kinds, datetime.fromtimestamp(made_at, UTC), _Pictures(pictures))
+    made = datetime.fromtimestamp(made_at, UTC)
+    yield from write_objects(content, results, manifest, kinds, made, _Pictures(pictures), levels)
 
 
 def write_output(folder: Path, name: str, content: bytes) -> Output:

@@ -1,5 +1,6 @@
 """Tables and report of a folder of results, written from the ledger alone: the same records give the same bytes."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -8,16 +9,18 @@ from pathlib import Path
 from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.file_workers import file_workers
-from pipeline.job.folder import FAILURES, PARQUET, PREDICTIONS, base_of
+from pipeline.job.folder import FAILURES, LEVELS, PARQUET, PREDICTIONS, base_of
 from pipeline.job.study_files import current_mark, files_from_json, marks_from_json
-from pipeline.model.bundle import Bundle
+from pipeline.levels import Level, LevelResult
+from pipeline.model.bundle import Bundle, Manifest
 from pipeline.predictions import StudyRecord
 from pipeline.progress import Progress, silent
+from pipeline.results.level_results import patient_results, study_results
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
 from pipeline.results.report import FAILURES_SHOWN, write_report
-from pipeline.results.tables import failures_table, parquet_table, predictions_table
+from pipeline.results.tables import failures_table, levels_table, parquet_table, predictions_table
 from pipeline.results.worklist import Ranking, Study, Totals
-from pipeline.store.ledger import Ledger, Order
+from pipeline.store.ledger import Ledger, Order, StoredOutcome
 from pipeline.workers.pool import WorkerPool
 
 _AHEAD = 32
@@ -34,7 +37,9 @@ def summarise(
     since: float = 0.0,
     details: Collection[Detail] = (),
 ) -> Totals:
-    """Write `predictions.csv`, `predictions.parquet`, `failures.csv` and the report; memory does not grow with the studies.
+    """Write `predictions.csv`, `predictions.parquet`, `failures.csv` and the report, and `levels.csv` if the bundle has levels.
+
+    Memory does not grow with the studies, but for a hash of each patient if the bundle has results of patients or eyes.
 
     Parameters
     ----------
@@ -60,25 +65,37 @@ def summarise(
     InputError
         If there is no memory for the library that writes `predictions.parquet`, the last of the files.
     """
-    ranking = Ranking(bundle.manifest.normal_label, bundle.manifest.urgency)
+    manifest = bundle.manifest
     totals, refused = Totals(), list[Quarantined]()
-    with (
-        predictions_table(folder / PREDICTIONS) as add_frame,
-        failures_table(folder / FAILURES) as add_failure,
-    ):
-        for study, record, _ in _studies(ledger, Order.POSITION, ranking, since):
+    with ExitStack() as stack:
+        add_frame = stack.enter_context(predictions_table(folder / PREDICTIONS))
+        add_failure = stack.enter_context(failures_table(folder / FAILURES))
+        add_level = stack.enter_context(levels_table(folder / LEVELS, manifest.bundle_id)) if manifest.levels else None
+        for study, record, _ in _studies(ledger, Order.POSITION, manifest, since):
             totals = totals.plus(study, len(record.without_image))
             for frame in record.frames:
                 add_frame(frame)
             for failure in (*record.failures, *record.without_image):
                 add_failure(failure)
+            if add_level and study.is_listed:
+                for result in study.levels:
+                    add_level(result, record.study_instance_uid, "")
             refused += record.failures[: FAILURES_SHOWN - len(refused)]
         for failure in not_begun:
             add_failure(failure)
+        studies_of = _studies_of_patients(ledger, base_of(studies), manifest)
+        for number, ids in enumerate(dict.fromkeys(studies_of.values()), start=1):
+            for result in _patient_results(ledger, ids, manifest):
+                if add_level and (result.level is Level.PATIENT or result.studies > 1):
+                    add_level(result, "", f"patient-{number:05d}")
     refused += not_begun[: FAILURES_SHOWN - len(refused)]
     totals = replace(totals, failures=totals.failures + len(not_begun))
     with ExitStack() as stack:
-        listed = ((study, work) for study, _, work in _studies(ledger, Order.URGENCY, ranking, since) if study.is_listed)
+        listed = (
+            (_with_other_studies(study, ledger, studies_of.get(outcome.id, ()), manifest), outcome.work)
+            for study, _, outcome in _studies(ledger, Order.URGENCY, manifest, since)
+            if study.is_listed
+        )
         if details:
             shown = _with_patients(listed, base_of(studies), stack.enter_context(file_workers()))
         else:
@@ -103,8 +120,11 @@ def _write_parquet(path: Path, ledger: Ledger) -> None:
         raise InputError(f"{path.name} was not written, all other files are there: {lack_of_memory()}") from None
 
 
-def _studies(ledger: Ledger, order: Order, ranking: Ranking, since: float) -> Iterator[tuple[Study, StudyRecord, bytes]]:
-    """Yield each finished study as the worklist shows it, its record, and what `files_to_json` wrote of its files."""
+def _studies(
+    ledger: Ledger, order: Order, manifest: Manifest, since: float
+) -> Iterator[tuple[Study, StudyRecord, StoredOutcome]]:
+    """Yield each finished study as the worklist shows it, its record, and what the ledger has of it."""
+    ranking = Ranking(manifest.normal_label, manifest.urgency)
     for outcome in ledger.outcomes(order):
         record = StudyRecord.from_json(outcome.record)
         study = Study(
@@ -114,19 +134,60 @@ def _studies(ledger: Ledger, order: Order, ranking: Ranking, since: float) -> It
             outcome.rank,
             outcome.scored_at,
             is_new=0 < since < outcome.scored_at,
+            levels=study_results(record, manifest),
         )
-        yield study, record, outcome.work
+        yield study, record, outcome
+
+
+def _studies_of_patients(ledger: Ledger, base: Path, manifest: Manifest) -> dict[int, tuple[int, ...]]:
+    """Return for each study by its id in the ledger those of the same patient, if the bundle has results of several studies.
+
+    Two studies are of one patient if their files state the same Patient ID (0010,0020), issuer and birth date. A study whose
+    files state no ID, or are not there any more, is of nobody. All that is held in memory of a patient is a hash, and nothing
+    of it is written.
+    """
+    if not any(rule.level in (Level.EYE, Level.PATIENT) for rule in manifest.levels):
+        return {}
+    patients: dict[bytes, list[int]] = {}
+    with file_workers() as pool:
+        asked = (
+            (outcome.id, (study.main_source, study.study_instance_uid, outcome.work, base))
+            for study, _, outcome in _studies(ledger, Order.POSITION, manifest, 0.0)
+            if study.is_listed
+        )
+        for number, answer in pool.map(patient_of, asked, ahead=_AHEAD):
+            known = _answered(answer).details
+            if known.get(Detail.ID):
+                stated = (known[Detail.ID], known.get(Detail.BIRTH_DATE, ""))
+                patients.setdefault(hashlib.sha256(repr(stated).encode()).digest(), []).append(number)
+    return {number: ids for some in patients.values() for ids in [tuple(some)] for number in ids}
+
+
+def _patient_results(ledger: Ledger, ids: Sequence[int], manifest: Manifest) -> tuple[LevelResult, ...]:
+    records = [StudyRecord.from_json(outcome.record) for outcome in ledger.outcomes_of(ids)]
+    return patient_results(records, manifest)
+
+
+def _with_other_studies(study: Study, ledger: Ledger, ids: Sequence[int], manifest: Manifest) -> Study:
+    """Return a study with the results of its patient, and with those of the eyes over all studies if there are several."""
+    if not ids:
+        return study
+    others = [one for one in _patient_results(ledger, ids, manifest) if one.level is Level.PATIENT or one.studies > 1]
+    return replace(study, levels=(*study.levels, *others))
 
 
 def _with_patients(listed: Iterator[tuple[Study, bytes]], base: Path, pool: WorkerPool) -> Iterator[Study]:
     """Yield studies with what their files say of the patient; few are begun at a time, to bound memory."""
     asked = ((study, (study.main_source, study.study_instance_uid, work, base)) for study, work in listed)
     for study, answer in pool.map(patient_of, asked, ahead=_AHEAD):
-        try:
-            patient = next(answer)
-        except OctrayError:  # a worker has crashed or cannot start, which is no reason to be without a report
-            patient = Patient(why_unknown=NOT_READ)
-        yield replace(study, patient=patient)
+        yield replace(study, patient=_answered(answer))
+
+
+def _answered(answer: Iterator[Patient]) -> Patient:
+    try:
+        return next(answer)
+    except OctrayError:  # a worker has crashed or cannot start, which is no reason to be without a report
+        return Patient(why_unknown=NOT_READ)
 
 
 def patient_of(asked: tuple[str, str, bytes, Path]) -> Iterator[Patient]:

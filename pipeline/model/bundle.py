@@ -12,10 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
+from pipeline.levels import Attention, Level, LevelRule, Pooling
 from pipeline.predictions import (
     Activation,
     Average,
@@ -36,6 +39,8 @@ METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 CONFIG = "config.yaml"
 REFERENCE = "reference.safetensors"
+ATTENTION = "attention.safetensors"
+"""Only in bundles with a level whose frames are pooled by attention."""
 REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG, REFERENCE})
 
 
@@ -256,6 +261,7 @@ class Manifest(_Part):
     outliers: Outliers
     provenance: Provenance
     files: Mapping[str, str]
+    levels: tuple[LevelRule, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -306,6 +312,25 @@ class Bundle:
                 "Copy the bundle again, or train it again."
             )
         return content
+
+    def attention(self) -> dict[Level, Attention]:
+        """Return the attention of each level that pools frames by it.
+
+        Raises
+        ------
+        BundleError
+            If the file of it is missing, or does not fit the manifest.
+        """
+        levels = [rule.level for rule in self.manifest.levels if rule.pooling is Pooling.ATTENTION]
+        if not levels:
+            return {}
+        try:
+            tensors = load(self.read(ATTENTION))
+            return {level: Attention.of(tensors, level, len(self.manifest.labels)) for level in levels}
+        except (SafetensorError, ValueError):
+            raise BundleError(
+                f"The file {ATTENTION} of bundle {self.path.name} cannot be used. Train the bundle again."
+            ) from None
 
 
 def bundle_id(values: Mapping[str, object]) -> str:

@@ -28,6 +28,8 @@ _TERMINAL_BLOCKS = (
     ("balanced_accuracy", "uncertain", "f1", "mcc"),
     ("brier", "ece"),
 )
+_SINGULAR = {"frames": "frame", "studies": "study", "eyes": "eye", "patients": "patient"}
+_LEVEL_FIGURES = ("auroc", "sensitivity", "specificity", "uncertain", "brier", "ece")
 UNDEFINED = "-"
 FEW_PATIENTS = 30
 """With fewer patients the tables warn of their intervals: a rule of thumb, not a limit of the method."""
@@ -58,7 +60,17 @@ def card_excerpt(manifest: Manifest, metrics: Mapping[str, Any], *, ranked_patie
 
 
 def text_table(evaluation: Mapping[str, Any]) -> str:
-    """Return the figures of `Evaluation.to_json` as lines for a terminal: up to four metrics side by side, notes below."""
+    """Return the figures of `Evaluation.to_json` as lines for a terminal: up to four metrics side by side, notes below.
+
+    Those of studies, eyes and patients follow those of frames, each under a heading.
+    """
+    levels = evaluation.get("levels", {})
+    parts = [_text_table(evaluation)]
+    parts += [f"{_units(found).capitalize()}\n{'=' * len(_units(found))}\n\n{_text_table(found)}" for found in levels.values()]
+    return "\n\n\n".join(parts)
+
+
+def _text_table(evaluation: Mapping[str, Any]) -> str:
     blocks = []
     for names in _TERMINAL_BLOCKS:
         rows = _figures(evaluation, names)
@@ -80,6 +92,8 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
     )
     environment.filters |= {"interval": _interval, "digits": "{:.3f}".format}
     figures, out_of_fold = (_block(metrics.get(name)) for name in ("evaluation", "out_of_fold"))
+    evaluation = metrics.get("evaluation")
+    levels = [_level(name, found, evaluation) for name, found in metrics.get("levels", {}).items() if "pooling" in found]
     conformal = manifest.conformal
     needed = math.ceil(1 / conformal.alpha - 1 - 1e-9)
     emphasis = "**{}**" if format == "markdown" else "{}"
@@ -98,12 +112,19 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
             )
             for number, member in enumerate(manifest.members)
         ],
+        levels=levels,
+        levels_without={
+            name: found["not_fitted"] for name, found in metrics.get("levels", {}).items() if "not_fitted" in found
+        },
         splits=[
             (name, split["frames"], split["patients"], *(split["labels"][label] for label in manifest.labels))
             for name, split in metrics.get("splits", {}).items()
         ],
         frames_without_patient=metrics.get("frames_without_patient", 0),
         frames_without_label=metrics.get("frames_without_label", 0),
+        larger_labels=[
+            f"{count} frames for the {name}" for name, count in metrics.get("label_levels", {}).items() if name != "frame"
+        ],
         points=[
             (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
             for point in manifest.operating_points
@@ -150,6 +171,25 @@ def _block(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
 
 
+def _level(name: str, found: Mapping[str, Any], frames: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the card says of a level: how it is pooled, from how many units it was learned, and its figures."""
+    evaluation = (frames or {}).get("levels", {}).get(name)
+    headings, *rows = _figures(evaluation, _LEVEL_FIGURES) if evaluation else [[]]
+    losses = ", ".join(f"{pooling} {loss:.3f}" for pooling, loss in found["tune_losses"].items())
+    counts = ", ".join(f"{split} {part['units']}" for split, part in found["splits"].items())
+    test = found["splits"]["test"]
+    return {
+        "name": name,
+        "pooling": found["pooling"],
+        "losses": losses,
+        "counts": counts,
+        "without_frames": test["without_frames"],
+        "headings": headings,
+        "rows": rows,
+        "notes": _notes(evaluation) if evaluation else [],
+    }
+
+
 def _bands(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     measured = manifest.conformal.measured
     for band in manifest.conformal.bands:
@@ -179,12 +219,20 @@ def _interval(figure: Interval | Mapping[str, Any] | None) -> str:
     return f"{values['value']:.3f}{limits}"
 
 
+def _units(evaluation: Mapping[str, Any]) -> str:
+    """Return what was evaluated, in the plural; the key under which its number is."""
+    return next(units for units in _SINGULAR if units in evaluation)
+
+
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     labels, resamples, patients = evaluation["labels"], evaluation["resamples"], evaluation["patients"]
+    units = _units(evaluation)
+    of_patients = "" if units == "patients" else f" of {patients} patients"
+    temperature = f"; temperature {evaluation['temperature']:.3f}" if units == "frames" else ""
     notes = [
-        f"{evaluation['frames']} frames of {patients} patients; temperature {evaluation['temperature']:.3f}.",
-        f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the frames.",
-        "Uncertain frames count as errors in sensitivity, specificity and the figures that follow from them.",
+        f"{evaluation[units]} {units}{of_patients}{temperature}.",
+        f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the {units}.",
+        f"Uncertain {units} count as errors in sensitivity, specificity and the figures that follow from them.",
     ]
     if argmax := evaluation["argmax"]:
         accuracy, balanced = _interval(argmax["accuracy"]), _interval(argmax["balanced_accuracy"])
@@ -204,5 +252,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append(f"Up to {most} of {resamples} resamples were left out because a figure is not defined there.")
     if lacking := [label for label, found in labels.items() if not (found["n_positive"] and found["n_negative"])]:
         names = ", ".join(lacking)
-        notes.append(f"Figures marked {UNDEFINED} are not defined: no positive or no negative frame here of {names}.")
+        notes.append(
+            f"Figures marked {UNDEFINED} are not defined: no positive or no negative {_SINGULAR[units]} here of {names}."
+        )
     return notes

@@ -22,6 +22,7 @@ from pipeline.atomic import replacing_text
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import PANEL_GAP
+from pipeline.levels import Level, LevelResult
 from pipeline.model.bundle import METRICS, Bundle, Manifest
 from pipeline.model.card import card_excerpt
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
@@ -29,7 +30,7 @@ from pipeline.progress import Progress, silent
 from pipeline.results import words
 from pipeline.results.patient import Detail
 from pipeline.results.words import count
-from pipeline.results.worklist import UNCERTAIN, URGENT, Ranking, Study, Totals
+from pipeline.results.worklist import UNCERTAIN, URGENT, AnyPrediction, Ranking, SomePrediction, Study, Totals
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -228,7 +229,9 @@ class _Page:
 
     def notes(self, study: Study) -> list[str]:
         """Return what a reader has to know beside the findings: what is missing, and what the quality gate found."""
-        return [*([self.gap(study)] if study.failures else []), *self.marks(study.frames)]
+        single = self.only_single(study)
+        images = [f"positive in single images only: {', '.join(single)}"] if single else []
+        return [*([self.gap(study)] if study.failures else []), *images, *self.marks(study.frames)]
 
     def gap(self, study: Study) -> str:
         """Say how much of a study was not scored; of one of which nothing was, also why."""
@@ -245,23 +248,70 @@ class _Page:
         predictions = frame.predictions
         return (self._ranking.findings(predictions) or list(predictions))[0]
 
-    def said(self, frames: Sequence[FramePrediction]) -> list[Prediction]:
-        """Return every finding that is positive or uncertain in any frame; the most probable one if there is none."""
-        every = self._ranking.decisive([frame.predictions for frame in frames])
-        found = self._ranking.findings(every) or every
+    def verdict(self, study: Study) -> AnyPrediction:
+        """Return the most urgent finding of a study: of its result as a whole if there is one, else of its frames."""
+        return self.worth_saying(study.whole)[0] if study.whole else self.top(study.frames[0])
+
+    def worth_saying(self, predictions: Sequence[SomePrediction]) -> list[SomePrediction]:
+        """Return every finding that is positive or uncertain, the most urgent first; the most probable one if there is none."""
+        found = self._ranking.findings(predictions) or list(predictions)
         return [one for one in found if one.state is not State.NEGATIVE] or found[:1]
 
+    def said(self, frames: Sequence[FramePrediction]) -> list[Prediction]:
+        """Return what is worth saying of some frames together: a finding is positive or uncertain if it is so in any."""
+        return self.worth_saying(self._ranking.decisive([frame.predictions for frame in frames]))
+
     def also_positive(self, study: Study) -> list[str]:
-        """Return what is positive in any frame of a study beside its most urgent finding."""
-        top = self.top(study.frames[0]).label
-        return [one.label for one in self.said(study.frames) if one.state is State.POSITIVE and one.label != top]
+        """Return what is positive in a study beside its most urgent finding."""
+        said: Sequence[AnyPrediction] = self.worth_saying(study.whole) if study.whole else self.said(study.frames)
+        top = self.verdict(study).label
+        return [one.label for one in said if one.state is State.POSITIVE and one.label != top]
+
+    def only_single(self, study: Study) -> list[str]:
+        """Return which findings are positive in a frame of a study, and not in the study as a whole."""
+        whole = {one.label: one.state for one in study.whole}
+        said = self.said(study.frames) if whole else []
+        return [
+            one.label
+            for one in said
+            if one.state is State.POSITIVE
+            and State.POSITIVE is not whole[one.label]
+            and one.label != self._manifest.normal_label
+        ]
+
+    def unit(self, result: LevelResult) -> str:
+        """Return what the result of a level is about."""
+        return words.unit(result, self._manifest.intended_use.modalities)
+
+    def pooled(self, result: LevelResult) -> str:
+        """Say from what the result of a level was made."""
+        left_out = f", {count(result.left_out, 'image')} not scored and left out" if result.left_out else ""
+        return f"{count(result.frames, 'image')}, pooled by {words.POOLINGS[result.pooling]}{left_out}"
+
+    def deciding(self, result: LevelResult) -> str:
+        """Name the frames that count most for what is said first of a result, with their weights; empty if it has one frame."""
+        if result.frames < 2:
+            return ""
+        top = self.worth_saying(result.predictions)[0]
+        files = {frame.source: f"{PurePosixPath(frame.source).name} " for frame in top.deciding}
+        if len(files) == 1 and result.level is Level.STUDY:
+            files = dict.fromkeys(files, "")
+        parts = [f"{files[one.source]}frame {one.frame_number} ({words.rate(one.weight)})" for one in top.deciding]
+        return f"Most weight for {self.label(top)}: {', '.join(parts)}."
 
     def sides(self, study: Study) -> Iterator[tuple[str, Sequence[FramePrediction]]]:
-        """Yield all frames of a study, if it has several, and those of each eye or side, with their names."""
+        """Yield all frames of a study, if it has several, and those of each eye or side, with their names.
+
+        What has a result as a whole, which is shown instead, is left out.
+        """
         if len(study.frames) < 2:
             return
-        yield "All images", study.frames
+        known = {one.laterality for one in study.levels if one.level is Level.EYE}
+        if not study.whole:
+            yield "All images", study.frames
         for laterality in "RLB":
+            if laterality in known:
+                continue
             if frames := [frame for frame in study.frames if frame.facts.laterality == laterality]:
                 side = self._side(laterality)
                 yield side[:1].upper() + side[1:], frames
@@ -278,11 +328,11 @@ class _Page:
             named.append((", ".join(part for part in parts if part), frame))
         return named
 
-    def label(self, prediction: Prediction) -> str:
+    def label(self, prediction: AnyPrediction) -> str:
         """Return the displayed name of a prediction's label."""
         return words.label(prediction.label, self._manifest.normal_label)
 
-    def state(self, prediction: Prediction) -> str:
+    def state(self, prediction: AnyPrediction) -> str:
         """Return the displayed state of a prediction."""
         return words.state(prediction, self._manifest.normal_label)
 
@@ -342,6 +392,14 @@ class _Page:
         for label in self._manifest.labels:
             name, point = words.label(label, self._manifest.normal_label), points[label]
             yield name, words.percent(point.threshold), words.rate(point.sensitivity), words.rate(point.specificity)
+
+    def level_points(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows of the table of operating points of studies, eyes and patients."""
+        for rule in self._manifest.levels:
+            for point in rule.operating_points:
+                name, pooling = words.label(point.label, self._manifest.normal_label), words.POOLINGS[rule.pooling]
+                rates = words.percent(point.threshold), words.rate(point.sensitivity), words.rate(point.specificity)
+                yield rule.level.value, pooling, name, *rates
 
     def abbreviations(self, studies: Iterable[Study]) -> Mapping[str, str]:
         """Spell out, once a page, what is abbreviated on it; what only the model card abbreviates follows there."""

@@ -1,4 +1,4 @@
-"""Results as tables (`predictions.csv`, `failures.csv`) and as one JSON object a frame.
+"""Results as tables (`predictions.csv`, `levels.csv`, `failures.csv`) and as one JSON object a frame.
 
 The tables are RFC 4180: UTF-8, comma, CRLF, one header line. Numbers carry four digits after the point: more than anyone reads,
 and fewer than what other hardware changes. Text that a spreadsheet would take for a formula gets a leading apostrophe, and so
@@ -15,6 +15,7 @@ from pipeline.atomic import remove_leftovers, replacing, replacing_text
 from pipeline.csv_escape import csv_escape
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
+from pipeline.levels import LevelResult
 from pipeline.predictions import DIGITS, FramePrediction, Prediction, State, rounded
 
 Value = str | int | float | bool | None
@@ -56,6 +57,11 @@ PREDICTION_COLUMNS = tuple(COLUMNS)
 _LABEL_COLUMNS = ("label", "logit", "probability", "positive", "state", "operating_point", "disagreement", "conformal_set")
 """Those that differ between the rows of one frame."""
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
+LEVEL_COLUMNS = (
+    *("level", "study_instance_uid", "patient", "laterality", "studies", "frames", "left_out", "pooling"),
+    *("label", "probability", "positive", "state", "operating_point"),
+    *("deciding_source", "deciding_frame_number", "deciding_weight", "bundle_id"),
+)
 
 
 @contextmanager
@@ -70,6 +76,30 @@ def failures_table(path: Path) -> Iterator[Callable[[Quarantined], None]]:
     """Give what adds a file or frame that was not scored; the file appears at the end, with its header if there is none."""
     with _table(path, FAILURE_COLUMNS) as writer:
         yield lambda failure: writer.writerow(_failure_row(failure))
+
+
+@contextmanager
+def levels_table(path: Path, bundle_id: str) -> Iterator[Callable[[LevelResult, str, str], None]]:
+    """Give what adds the rows of a study, an eye or a patient, one for each label; the file appears at the end, whole.
+
+    What is added is a result, the Study Instance UID if it is of one study, and a name of the patient within this table if it
+    is of all its studies. A result without a state has one row, without a label, whose state is `not_scorable`.
+    """
+    with _table(path, LEVEL_COLUMNS) as writer:
+
+        def add(result: LevelResult, study_instance_uid: str, patient: str) -> None:
+            counts = (result.studies, result.frames, result.left_out, result.pooling.value)
+            unit = (result.level.value, study_instance_uid, patient, result.laterality, *counts)
+            rows: list[tuple[Value, ...]] = []
+            for one in result.predictions:
+                first = one.deciding[0]
+                said = (one.label, one.probability, one.state is State.POSITIVE, one.state.value, one.operating_point)
+                rows.append((*unit, *said, first.source, first.frame_number, first.weight, bundle_id))
+            if not rows:
+                rows.append((*unit, "", None, None, State.NOT_SCORABLE.value, None, "", None, None, bundle_id))
+            writer.writerows([map(_cell, row) for row in rows])
+
+        yield add
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "provenance",
     )
     heatmaps = {"heatmap_full_scale": manifest.heatmap.full_scale, "heatmap_caveat": manifest.heatmap.caveat}
-    return manifest.model_dump(mode="json", include=set(fields)) | heatmaps
+    levels = {"levels"} if manifest.levels else set()
+    return manifest.model_dump(mode="json", include={*fields, *levels}) | heatmaps
 
 
 def _frame(result: FramePrediction) -> dict[str, Any]:
@@ -81,4 +82,5 @@ def _frame(result: FramePrediction) -> dict[str, Any]:
         del values[name]
     apart = {one.label: one.disagreement for one in result.predictions if one.disagreement is not None}
     logits = {one.label: one.logit for one in result.predictions}
-    return values | {"logits": logits, "distance": result.distance} | ({"disagreement": apart} if apart else {})
+    values |= {"logits": logits, "distance": result.distance} | ({"disagreement": apart} if apart else {})
+    return values | ({"attention": dict(result.attention)} if result.attention else {})

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from pipeline.levels import Level, LevelPrediction, LevelResult, Pooling
 from pipeline.predictions import Prediction, State
 
 NO_FINDING = "No finding"
@@ -49,6 +50,14 @@ EYES: Mapping[str, str] = {"R": "right eye (OD)", "L": "left eye (OS)", "B": "bo
 SIDES: Mapping[str, str] = {"R": "right", "L": "left", "B": "both sides", "U": "unpaired"}
 """Laterality (0020,0060) and Image Laterality (0020,0062), of eyes and of everything else."""
 _EYE_MODALITIES = frozenset({"OP", "OPT", "OPTENF", "OPTBSV", "OAM", "OPM", "OPR", "OPV"})
+
+POOLINGS: Mapping[Pooling, str] = {
+    Pooling.MAX: "the largest probability",
+    Pooling.NOISY_OR: "noisy-or",
+    Pooling.MEAN: "the mean",
+    Pooling.ATTENTION: "attention",
+}
+"""How images became one result."""
 
 ABBREVIATIONS: Mapping[str, str] = {
     "OD": "oculus dexter, the right eye",
@@ -105,7 +114,7 @@ def reason(code: str) -> str:
     return REASONS.get(code, code.replace("_", " ").capitalize())
 
 
-def state(prediction: Prediction, normal_label: str | None) -> str:
+def state(prediction: Prediction | LevelPrediction, normal_label: str | None) -> str:
     """Return the state of a prediction in one word; the label that means no finding is likely, unlikely or uncertain."""
     if prediction.label != normal_label:
         return prediction.state.value
@@ -121,6 +130,17 @@ def side(laterality: str, modalities: Iterable[str]) -> str:
     """Return which eye or side an image shows, for a model of these modalities; empty if that is not known."""
     named = set(modalities)
     return (EYES if named and named <= _EYE_MODALITIES else SIDES).get(laterality, "")
+
+
+def unit(result: LevelResult, modalities: Iterable[str]) -> str:
+    """Return what a result is about: this study, an eye or side, or the patient, with the number of studies if several."""
+    several = f" in {count(result.studies, 'study')}" if result.studies > 1 else ""
+    if result.level is Level.STUDY:
+        return "This study"
+    if result.level is Level.PATIENT:
+        return f"Patient{several}"
+    name = side(result.laterality, modalities)
+    return f"{name[:1].upper()}{name[1:]}{several}"
 
 
 def moment(seconds: float) -> datetime:

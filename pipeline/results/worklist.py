@@ -2,15 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
+from pipeline.levels import Level, LevelPrediction, LevelResult
 from pipeline.predictions import FramePrediction, Prediction, State, rounded, study_states
 from pipeline.results.patient import Patient
 
 URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
 """Ranks of studies: a finding is positive from `URGENT` on, and uncertain from `UNCERTAIN` on; its place in the bundle's order
 is added to these. At `NOT_SCORED` nothing is known, so a reader should see the study before negative ones."""
+
+AnyPrediction = Prediction | LevelPrediction
+"""What a bundle says of one label, in a frame or in a study, an eye or a patient."""
+SomePrediction = TypeVar("SomePrediction", Prediction, LevelPrediction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,9 @@ class Study:
         Whether that was after the report was last written.
     patient
         Patient details; None if the report shows none.
+    levels
+        The results of the study and its eyes, and of its patient if there are several studies of it; of the levels that the
+        bundle has.
     """
 
     study_instance_uid: str
@@ -42,6 +51,12 @@ class Study:
     scored_at: float = 0.0
     is_new: bool = False
     patient: Patient | None = None
+    levels: tuple[LevelResult, ...] = ()
+
+    @property
+    def whole(self) -> tuple[LevelPrediction, ...]:
+        """What the bundle says of the study as a whole; empty if it has no such level, or no frame was scored."""
+        return whole_study(self.levels)
 
     @property
     def is_listed(self) -> bool:
@@ -52,6 +67,11 @@ class Study:
     def main_source(self) -> str:
         """The file that decided the rank; the first file if nothing was scored."""
         return self.frames[0].source if self.frames else self.failures[0].source
+
+
+def whole_study(levels: Iterable[LevelResult]) -> tuple[LevelPrediction, ...]:
+    """Return the predictions of the study itself among the results of its levels; empty if there are none."""
+    return next((one.predictions for one in levels if one.level is Level.STUDY), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +89,26 @@ class Ranking:
     normal_label: str | None = None
     urgency: tuple[str, ...] = ()
 
-    def findings(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def findings(self, predictions: Sequence[SomePrediction]) -> list[SomePrediction]:
         """Return the labels other than the normal one, the most urgent first."""
         others = [prediction for prediction in predictions if prediction.label != self.normal_label]
         return sorted(others, key=self._key, reverse=True)
 
-    def of_frame(self, predictions: Sequence[Prediction]) -> tuple[int, float]:
-        """Return the sort key of a frame: the rank of its most urgent finding, and its probability.
+    def of_frame(self, predictions: Sequence[AnyPrediction]) -> tuple[int, float]:
+        """Return the sort key of a frame, or of a study as a whole: the rank of its most urgent finding, and its probability.
 
         The probability is rounded as it is written, so that digits that are not shown, and that differ between machines, do not
         change the order.
         """
         return max((self._key(one) for one in predictions if one.label != self.normal_label), default=(0, 0.0))
 
-    def of_study(self, frames: Iterable[FramePrediction]) -> tuple[int, float]:
-        """Return the sort key of a study: that of its most urgent frame, or `NOT_SCORED` if it has none."""
+    def of_study(self, frames: Iterable[FramePrediction], levels: Iterable[LevelResult] = ()) -> tuple[int, float]:
+        """Return the sort key of a study: that of its result as a whole, if the bundle has that level.
+
+        Else it is that of its most urgent frame, or `NOT_SCORED` if it has none.
+        """
+        if whole := whole_study(levels):
+            return self.of_frame(whole)
         return max((self.of_frame(frame.predictions) for frame in frames), default=(NOT_SCORED, 0.0))
 
     def sorted(self, frames: Iterable[FramePrediction]) -> tuple[FramePrediction, ...]:
@@ -102,7 +127,7 @@ class Ranking:
             chosen.append((min if label == self.normal_label else max)(saying, key=lambda one: one.probability))
         return chosen
 
-    def _key(self, one: Prediction) -> tuple[int, float]:
+    def _key(self, one: AnyPrediction) -> tuple[int, float]:
         """Return the sort key of a finding. If it is negative, only its probability counts: an absent disease is not urgent."""
         level = {State.POSITIVE: URGENT, State.UNCERTAIN: UNCERTAIN}.get(one.state, 0)
         place = len(self.urgency) - self.urgency.index(one.label) if level and one.label in self.urgency else 0

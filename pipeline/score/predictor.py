@@ -69,6 +69,7 @@ class Predictor:
         self._maps = {place: _maps(bundle, member, self._classifiers.get(place)) for place, member in shown.items()}
         self._thresholds = _thresholds(bundle.manifest)
         self._rule = bundle.manifest.rule()
+        self._attention = bundle.attention()
         try:
             self._reference = load_reference(bundle.read(REFERENCE), bundle.manifest.outliers.threshold)
         except ValueError:
@@ -131,7 +132,8 @@ class Predictor:
         apart = self._disagreement(members)
         maps = mean_maps([made(features[place]) for place, made in self._maps.items()]) if heatmaps else None
         states = self._rule.states(calibrated)
-        distances = [self._reference.distance(pooled(one)) for one in features[self.manifest.outliers.member]]
+        means = [pooled(one) for one in features[self.manifest.outliers.member]]
+        distances = [self._reference.distance(one) for one in means]
         results: list[FramePrediction | Quarantined] = [
             _refusal(item.facts, distances[index])
             if not distances[index] <= 1
@@ -142,6 +144,7 @@ class Predictor:
                 flags=item.flags,
                 distance=distances[index],
                 heatmaps=() if maps is None else self._heatmaps(maps[index]),
+                attention={level.value: tuple(one.scores(means[index]).tolist()) for level, one in self._attention.items()},
             )
             for index, item in enumerate(admitted)
         ]
@@ -209,6 +212,11 @@ class Predictor:
         known, found = len(self._reference.mean), features[self.manifest.outliers.member].shape[1]
         if known != found:
             raise BundleError(f"The reference has {known} features for {found} of the graph. {_MEND}")
+        for level, one in self._attention.items():
+            if one.channels != found:
+                raise BundleError(
+                    f"The attention of level {level} takes {one.channels} features; the graph has {found}. {_MEND}"
+                )
 
 
 _MEND = "Train the bundle again."

@@ -259,7 +259,7 @@ class Ledger:
         with translated(), self.engine.connect() as connection:
             found = self._select("id").where(units.c.state == FAILED, few).order_by(units.c.position)
             ids = array("q", connection.execute(found).scalars())
-        yield from map(_stored, self._rows(ids))
+        yield from self.outcomes_of(ids)
 
     def retry_failed(self, ids: Iterable[int]) -> None:
         """Have units worked on again whose outcome is not final: the attempt that gave it counts."""
@@ -354,6 +354,10 @@ class Ledger:
         finished = self._select("id").where(units.c.state.in_((FINISHED, FAILED))).order_by(*by)
         with translated(), self.engine.connect() as connection:
             ids = array("q", connection.execute(finished, execution_options={"yield_per": _ROWS}).scalars())
+        yield from self.outcomes_of(ids)
+
+    def outcomes_of(self, ids: Iterable[int]) -> Iterator[StoredOutcome]:
+        """Read the outcomes of some units, by their ids, in that order; of what is gone by now there is none."""
         yield from map(_stored, self._rows(ids))
 
     def _rows(self, ids: Iterable[int]) -> Iterator[Any]:

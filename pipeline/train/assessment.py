@@ -1,8 +1,10 @@
 """Judges what `pipeline.train.fit` made: fits calibration, operating points, outlier threshold and the scale of heatmaps on the
 calibration split, and measures all of it on the test split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -11,16 +13,19 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
-from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
+from pipeline.evaluate.calibration import Float64, fit_temperature, frame_odds, probabilities
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, with_figures
 from pipeline.evaluate.figures import plots
-from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, confusion_counts, evaluate, sensitivity, specificity
-from pipeline.evaluate.outliers import Reference, fit_reference, pooled, reference_rows
+from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, evaluate
+from pipeline.evaluate.outliers import Reference, fit_reference, load_reference, pooled, reference_rows
+from pipeline.evaluate.units import Units, known_targets, level_sample
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
+from pipeline.levels import LevelRule
 from pipeline.model.bundle import (
     CONFIG,
+    REFERENCE,
     Bundle,
     ExplanationCheck,
     HeatmapSupport,
@@ -36,6 +41,7 @@ from pipeline.predictions import Average, ConformalBand, DecisionRule, Interval,
 from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
+from pipeline.train.pooling import LevelFrames, attention_file, fit_levels
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames
 
@@ -68,6 +74,12 @@ class Assessment:
         Of the frames of the train split, each scored by the networks that were trained without it; None if there are no folds.
     plots
         File names and PNG images.
+    levels
+        How frames become results of studies, eyes and patients, if the data can tell.
+    level_reports
+        What `metrics.json` holds of each level: how it was fitted, and how often it is uncertain, or why there is none.
+    attention
+        Content of `ATTENTION`; None if no level has any.
     """
 
     temperature: float
@@ -81,6 +93,9 @@ class Assessment:
     refusals: MeasuredRefusals | None = None
     out_of_fold: Evaluation | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
+    levels: tuple[LevelRule, ...] = ()
+    level_reports: dict[str, Any] = field(default_factory=dict)
+    attention: bytes | None = None
 
 
 def judge(
@@ -119,6 +134,8 @@ class _Judge:
         self._engines = [Engine(one.graph, config.train.threads) for one in fitted]
         self._ensemble = self._of(self._engines)
         self._rows = {split: data.rows(split) for split in Split}
+        self._is_normal = np.array([label == config.data.normal_label for label in data.labels])
+        self._known: dict[Split, tuple[FloatArray, Float64]] = {}
 
     def assessment(self) -> Assessment:
         """Return what `judge` returns."""
@@ -126,6 +143,7 @@ class _Judge:
         _, seen = self._run(reference_rows(self._rows[Split.TRAIN]))
         reference = fit_reference(seen, known, calibration.groups)
         tested = working(self._progress, "measuring the test split", lambda: self._tested(calibration, reference))
+        tested |= working(self._progress, "pooling frames of studies", lambda: self._levels(calibration, reference, **tested))
         out_of_fold = working(self._progress, "measuring the folds", lambda: self._out_of_fold(calibration))
         maps, heatmap = working(self._progress, "checking the heatmaps", lambda: self._heatmaps(calibration))
         return Assessment(
@@ -143,7 +161,7 @@ class _Judge:
         """Return the calibration split with all that is fitted on it, and the pooled features of its frames."""
         config, rows = self._config, self._rows[Split.CALIBRATION]
         truth, patients, activation = self._data.targets[rows], self._data.patients(rows), config.task.activation
-        logits, known = self._run(rows)
+        logits, known = self._answers(Split.CALIBRATION)
         temperature = fit_temperature(logits, truth, activation)
         chances = probabilities(logits, activation, temperature)
         points = choose_operating_points(chances, truth, self._data.labels, config.evaluate.criterion)
@@ -159,16 +177,16 @@ class _Judge:
             bands=conformal_bands(chances, truth, patients, points, alpha, resamples, seed),
             normal_label=config.data.normal_label,
         )
-        return replace(sample, operating_points=_with_figures(points, sample)), known
+        return replace(sample, operating_points=with_figures(points, sample)), known
 
     def _tested(self, calibration: Sample, reference: Reference) -> dict[str, Any]:
         """Return what is measured on the test split, by the fields of `Assessment`; nothing if there is none."""
         rows = self._rows[Split.TEST]
         if not len(rows):
             return {}
-        logits, features = self._run(rows)
+        logits, features = self._answers(Split.TEST)
         patients = self._data.patients(rows)
-        sample = replace(calibration, logits=logits, targets=self._data.targets[rows], groups=patients)
+        sample = replace(calibration, logits=logits, targets=self._known_of_frames(rows), groups=patients)
         evaluation = evaluate(sample, self._config.evaluate.bootstrap, self._config.train.seed)
         return {
             "evaluation": evaluation,
@@ -176,6 +194,45 @@ class _Judge:
             "refusals": measure_refusals(reference, features, patients),
             "plots": plots(sample),
         }
+
+    def _levels(self, calibration: Sample, reference: Reference, **tested: Any) -> dict[str, Any]:
+        """Return how frames become results of studies, eyes and patients, with their figures, by the fields of `Assessment`."""
+        config, normal = self._config, self._config.data.normal_label
+        frames = LevelFrames(
+            self._data,
+            run=self._answers,
+            is_refused=lambda features: not reference.distance(features) <= 1,
+            odds=partial(frame_odds, activation=calibration.task.activation, temperature=calibration.temperature),
+            is_normal=self._is_normal,
+        )
+        levels, left_out = fit_levels(config, self._data, frames)
+        reports: dict[str, dict[str, Any]] = {level.value: {"not_fitted": why} for level, why in left_out.items()}
+        evaluations = {}
+        for level, fitted in levels.items():
+            reports[level.value] = fitted.report()
+            units = frames.units(level, Split.TEST)
+            if units.names:
+                sample = level_sample(fitted.rule, units, normal, fitted.attention)
+                evaluations[level.value] = found = evaluate(sample, config.evaluate.bootstrap, config.train.seed)
+                reports[level.value]["states"] = measure_states(sample, found).model_dump(mode="json")
+        made = {"levels": tuple(one.rule for one in levels.values()), "attention": attention_file(levels)}
+        if "evaluation" in tested:
+            made["evaluation"] = replace(tested["evaluation"], levels=evaluations)
+        return made | {"level_reports": reports}
+
+    def _known_of_frames(self, rows: NDArray[np.int64]) -> Float64:
+        """Return what is true of single frames, of shape (n, labels): figures of frames are about nothing else."""
+        records = [self._data.records[row] for row in rows]
+        return known_targets(records, self._data.targets[rows], self._is_normal)
+
+    def _answers(self, split: Split) -> tuple[FloatArray, Float64]:
+        """Return what `_run` does for a split; all but the train split, which is the largest, are remembered."""
+        if split in self._known:
+            return self._known[split]
+        found = self._run(self._rows[split])
+        if split is not Split.TRAIN:
+            self._known[split] = found
+        return found
 
     def _out_of_fold(self, calibration: Sample) -> Evaluation | None:
         """Measure the networks on the frames that each was trained without, at the calibration of all of them together."""
@@ -192,7 +249,7 @@ class _Judge:
         members = np.stack([parts[row] for row in rows.tolist()], axis=1)
         logits = averaged_logits(members, self._config.ensemble.average, self._config.task.activation)
         patients = self._data.patients(rows)
-        sample = replace(calibration, logits=logits, targets=self._data.targets[rows], groups=patients)
+        sample = replace(calibration, logits=logits, targets=self._known_of_frames(rows), groups=patients)
         return evaluate(sample, self._config.evaluate.bootstrap, self._config.train.seed)
 
     def _run(self, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
@@ -200,9 +257,8 @@ class _Judge:
 
         Features are those of the first network: distances are measured in them.
         """
-        batches = [self._ensemble.run(self._pixels[rows[part]]) for part in self._ensemble.parts(len(rows))]
-        logits = np.concatenate([answer.logits for answer in batches])
-        return logits, np.stack([pooled(one) for answer in batches for one in answer.features[0]])
+        parts = (self._pixels[rows[part]] for part in self._ensemble.parts(len(rows)))
+        return _outputs(self._ensemble, chain.from_iterable(parts), member=0)
 
     def _of(self, engines: Sequence[Engine]) -> Ensemble:
         return Ensemble(engines, self._config.ensemble.average, self._config.task.activation)
@@ -283,9 +339,12 @@ def evaluate_bundle(
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
     engine = Ensemble.of(bundle)
     frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
+    logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
+    targets, resamples, seed = index.targets(records, manifest.labels), config.evaluate.bootstrap, config.train.seed
+    is_normal = np.array([label == manifest.normal_label for label in manifest.labels])
     sample = Sample(
-        logits=engine.logits(progress(frames, "scoring frames", len(records))),
-        targets=index.targets(records, manifest.labels),
+        logits=logits,
+        targets=known_targets(records, targets, is_normal),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
         task=manifest.task,
@@ -294,16 +353,30 @@ def evaluate_bundle(
         bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
     )
-    return working(progress, "resampling patients", lambda: evaluate(sample, config.evaluate.bootstrap, config.train.seed))
+
+    def measured() -> Evaluation:
+        levels, attention = {}, bundle.attention()
+        reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
+        odds = frame_odds(logits, manifest.activation, manifest.temperature)
+        refused = np.array([not reference.distance(one) <= 1 for one in features]) if manifest.levels else None
+        for rule in manifest.levels:
+            units = Units(rule.level, records, targets, is_normal, odds, features, refused)
+            if units.names:
+                level = level_sample(rule, units, manifest.normal_label, attention.get(rule.level))
+                levels[rule.level.value] = evaluate(level, resamples, seed)
+        return replace(evaluate(sample, resamples, seed), levels=levels)
+
+    return working(progress, "resampling patients", measured)
 
 
-def _with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
-    """Return the points with the sensitivity and specificity of the states, which depend on bands and other labels as well."""
-    counts = [confusion_counts(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
-    return tuple(
-        replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
-        for point, one in zip(points, counts, strict=True)
-    )
+def _outputs(engine: Ensemble, frames: Iterable[FloatArray], member: int) -> tuple[FloatArray, Float64]:
+    """Return averaged logits (n, labels), and the pooled features (n, channels) of one network, of frames (1, size, size)."""
+    rest, logits, features = iter(frames), list[FloatArray](), list[Float64]()
+    while batch := list(islice(rest, engine.frames_at_once)):
+        answer = engine.run(np.stack(batch))
+        logits.append(answer.logits)
+        features += [pooled(one) for one in answer.features[member]]
+    return np.concatenate(logits), np.stack(features)
 
 
 def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:

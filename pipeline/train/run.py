@@ -20,6 +20,7 @@ from pipeline.frames import Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import (
+    ATTENTION,
     CONFIG,
     GRAPH,
     METRICS,
@@ -180,10 +181,12 @@ class _Training:
             "splits": {split.value: data.counts(split) for split in Split},
             "frames_without_patient": data.frames_without_patient(),
             "frames_without_label": data.frames_without_label,
+            "label_levels": data.label_levels(),
             "split": Split.TEST.value,
             "evaluation": assessment.evaluation.to_json() if assessment.evaluation else None,
             "states": assessment.states.model_dump(mode="json") if assessment.states else None,
             "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
+            "levels": assessment.level_reports,
             "out_of_fold": assessment.out_of_fold.to_json() if assessment.out_of_fold else None,
             "networks": [
                 {
@@ -220,6 +223,7 @@ class _Training:
                 measured=assessment.refusals,
             ),
             "provenance": provenance(config, self._index, self._tracker.run_id),
+            "levels": assessment.levels,
         }
         card = model_card(draft_manifest(**fields), metrics, ranked_patients=RANKED_PATIENTS)
         contents = {
@@ -228,6 +232,8 @@ class _Training:
             REFERENCE: reference.to_bytes(),
             CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
         }
+        if assessment.attention:
+            contents[ATTENTION] = assessment.attention
         for member, one in zip(members, fitted, strict=True):
             contents |= {member.graph: one.graph, member.weights: safetensors.torch.save(dict(one.network.body.state_dict()))}
         return write_bundle(out, contents | {f"plots/{name}": picture for name, picture in assessment.plots.items()}, **fields)

@@ -1,5 +1,6 @@
 """The training data: the rows of an index that a configuration can use, with their targets, checked before any work."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -80,6 +81,10 @@ class TrainingData:
         found = (self.targets[rows] == 1).sum(axis=0)
         labels = {label: int(number) for label, number in zip(self.labels, found, strict=True)}
         return {"frames": len(rows), "patients": len(set(self.patients(rows))), "labels": labels}
+
+    def label_levels(self) -> dict[str, int]:
+        """Return for how many frames the labels were given for a frame, an instance, an eye, a study or a patient."""
+        return dict(Counter(record.label_level.value for record in self.records if record.label_level))
 
     def frames_without_patient(self) -> int:
         """Return how many frames name no patient, so that each of their studies counts as a patient of its own."""

@@ -1,10 +1,12 @@
 """The answers of the service, as in its OpenAPI description."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline.errors import Reason
+from pipeline.levels import Level, LevelResult, LevelRule, Pooling
 from pipeline.model.bundle import Conformal, Manifest, Outliers
 from pipeline.predictions import OperatingPoint, State, Task
 from pipeline.settings import IntendedUse, Preprocessing, Quality
@@ -73,22 +75,81 @@ class Failure(Answer):
     message: str
 
 
+class DecidingFrameAnswer(Answer):
+    """A frame that counts most in a result of several frames."""
+
+    source: str = Field(description="name of the file, without folders")
+    frame_number: int = Field(ge=1)
+    weight: float = Field(gt=0, le=1, description="how much it counts; the weights of all frames have the sum 1")
+
+
+class LevelLabelAnswer(Answer):
+    """What the model says of one label in a study, an eye or a patient."""
+
+    probability: Probability
+    positive: bool = Field(description="whether the state is positive")
+    state: ScoredState = Field(description="by the operating point and the band of this level")
+    operating_point: float = Field(description="the probability around which the label is uncertain at this level")
+    deciding_frames: tuple[DecidingFrameAnswer, ...] = Field(description="at most three, the one that counts most first")
+
+
+class LevelAnswer(Answer):
+    """The result of the study, of one eye, or of the patient as far as this study shows it."""
+
+    level: Level
+    laterality: str = Field(description="R or L for an eye, else empty")
+    pooling: Pooling = Field(description="how the frames became one result: as the tune split of the training chose")
+    labels: dict[str, LevelLabelAnswer] = Field(description="empty if no frame was scored")
+    frames: int = Field(description="how many scored frames were pooled")
+    left_out: int = Field(description="how many files and frames were not scored, and say nothing here")
+    why_unknown: str = Field(description="why there is no state; empty if there is one")
+
+    @classmethod
+    def of(cls, result: LevelResult, name: Callable[[str], str]) -> "LevelAnswer":
+        """Return a result; `name` makes of a source the name of its file."""
+        labels = {
+            one.label: LevelLabelAnswer(
+                probability=one.probability,
+                positive=one.state is State.POSITIVE,
+                state=one.state,
+                operating_point=one.operating_point,
+                deciding_frames=tuple(
+                    DecidingFrameAnswer(source=name(frame.source), frame_number=frame.frame_number, weight=frame.weight)
+                    for frame in one.deciding
+                ),
+            )
+            for one in result.predictions
+        }
+        return cls(
+            level=result.level,
+            laterality=result.laterality,
+            pooling=result.pooling,
+            labels=labels,
+            frames=result.frames,
+            left_out=result.left_out,
+            why_unknown=result.why_unknown,
+        )
+
+
 class StudyAnswer(Answer):
     """One study: the files of one request."""
 
     study_instance_uid: str = Field(description="from the DICOM files; derived (2.25.*) if there are none")
     bundle_id: str
     model: str
-    aggregation: Literal["any_finding"] = Field(
-        default="any_finding",
-        description="a finding holds for a study if it holds for any frame, the label that means no finding if it holds "
-        "for all: the largest probability among the frames, or for that label the smallest",
+    aggregation: Literal["any_finding", "study_level"] = Field(
+        description="study_level: the three fields below are those of the level `study`, which was calibrated for studies. "
+        "any_finding, if the bundle has no such level: a finding holds for a study if it holds for any frame, the label that "
+        "means no finding if it holds for all: the largest probability among the frames, or for that label the smallest",
     )
     probabilities: dict[str, Probability]
-    positive: dict[str, bool] = Field(description="whether any frame is positive; for the label of no finding, whether all are")
+    positive: dict[str, bool] = Field(description="whether the state is positive")
     states: dict[str, ScoredState] = Field(
-        description="positive if any frame is, else uncertain if any is, else negative; for the label of no finding, "
-        "negative if any frame is, else uncertain if any is, else positive"
+        description="with any_finding: positive if any frame is, else uncertain if any is, else negative; for the label of no "
+        "finding, negative if any frame is, else uncertain if any is, else positive"
+    )
+    levels: tuple[LevelAnswer, ...] = Field(
+        description="results of the study, of each eye in it and of its patient, of those levels that the bundle has"
     )
     frames: tuple[FrameAnswer, ...]
     failures: tuple[Failure, ...] = Field(
@@ -122,6 +183,7 @@ class ModelAnswer(Answer):
     quality: Quality
     conformal: Conformal | None
     outliers: Outliers | None
+    levels: tuple[LevelRule, ...]
     heatmap_layer: str
     heatmap_full_scale: float
     heatmap_caveat: str

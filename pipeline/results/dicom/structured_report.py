@@ -1,4 +1,7 @@
-"""The structured report: Comprehensive 3D SR by TID 1500 (PS3.16), one measurement group for each frame and label."""
+"""The structured report: Comprehensive 3D SR by TID 1500 (PS3.16), one measurement group for each frame and label.
+
+If the bundle has results of studies or eyes, a group for each of their labels follows, marked by what it is a result of.
+"""
 
 import csv
 import hashlib
@@ -29,8 +32,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pipeline.imaging.identity import derived_uid
+from pipeline.levels import Level, LevelPrediction, LevelResult
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, Prediction, State, rounded
+from pipeline.results import words
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.source import Author, Source, placeholder_image, to_file, version
 
@@ -100,10 +105,18 @@ _IN_QUESTION = {"present": Code("121053", "DCM", "Present"), "absent": Code("121
 _NOT_EXCLUDED = private_code("not-excluded", "Cannot be ruled out")
 _DISTANCE = private_code("distance", "Distance from training data, of its threshold")
 _FLAG = private_code("quality-flag", "Quality flag")
+_RESULT_OF = private_code("result-of", "Result of")
+_UNITS_OF_RESULTS = {
+    (Level.STUDY, ""): private_code("study", "Whole study"),
+    (Level.EYE, "R"): private_code("right-eye", "Right eye or side in this study"),
+    (Level.EYE, "L"): private_code("left-eye", "Left eye or side in this study"),
+}
+_POOLED = private_code("frames-pooled", "Frames that were pooled")
+_LEFT_OUT = private_code("frames-left-out", "Files and frames not scored, left out")
 
 
-def write_structured_report(author: Author, results: Sequence[FramePrediction]) -> bytes:
-    """Return the report on the scored frames of one instance.
+def write_structured_report(author: Author, results: Sequence[FramePrediction], levels: Sequence[LevelResult] = ()) -> bytes:
+    """Return the report on the scored frames of one instance, and on its study and eyes as a whole if `levels` are given.
 
     It is UNVERIFIED and preliminary, because nobody has read it, and COMPLETE only if every frame of the instance was scored.
     """
@@ -111,6 +124,7 @@ def write_structured_report(author: Author, results: Sequence[FramePrediction]) 
     algorithms = {label: _algorithm(author, label) for label in author.manifest.labels}
     image = placeholder_image(source)
     groups = [_group(author, result, one, algorithms[one.label], image) for result in results for one in result.predictions]
+    groups += [_level_group(author, level, one, results[0].source, image) for level in levels for one in level.predictions]
     report = MeasurementReport(
         observation_context=ObservationContext(observer_person_context=None, observer_device_context=_observer(author)),
         procedure_reported=modality_code(source.modality),
@@ -180,6 +194,39 @@ def _group(
     return group
 
 
+def _level_group(
+    author: Author, result: LevelResult, one: LevelPrediction, source: str, image: Dataset
+) -> MeasurementsAndQualitativeEvaluations:
+    """Return the group of one label in a study or an eye; it refers to those deciding frames that are of this instance."""
+    _, is_in_retina = _table().get(one.label, (None, False))
+    unit = _UNITS_OF_RESULTS[result.level, result.laterality]
+    numbers = [frame.frame_number for frame in one.deciding if frame.source == source]
+    deciding = SourceImageForMeasurementGroup(
+        image.SOPClassUID, image.SOPInstanceUID, numbers if author.source.frames > 1 else None
+    )
+    values = ((_PROBABILITY, one.probability), (_THRESHOLD, one.operating_point), (_POOLED, result.frames))
+    named = ((_RESULT_OF, unit), (_STATE, _STATES[one.state]))
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(
+            identifier=f"{one.label}, {unit.meaning.lower()}",
+            uid=author.uid(Kind.SR, "tracking", result.level, result.laterality, one.label),
+        ),
+        finding_type=finding_code(one.label),
+        finding_sites=[_retina(result.laterality)] if is_in_retina else None,
+        algorithm_id=_level_algorithm(author, result, one.label),
+        measurements=[
+            Measurement(name=name, value=rounded(value), unit=_NO_UNITS)
+            for name, value in (*values, (_LEFT_OUT, result.left_out))
+        ],
+        qualitative_evaluations=[
+            QualitativeEvaluation(CodedConcept.from_code(name), CodedConcept.from_code(value)) for name, value in named
+        ],
+        source_images=[deciding] if numbers else None,
+    )
+    _say_whether_present(group[0], one.state)
+    return group
+
+
 def _say_whether_present(group: Dataset, state: State) -> None:
     """Say in the item of a group's finding whether it is there (PS3.16 TID 1350): some readers look at findings alone."""
     presence = CodeContentItem(
@@ -211,12 +258,30 @@ def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
             f"Operating point by {point.criterion}: sensitivity {point.sensitivity:.4g} and specificity "
             f"{point.specificity:.4g} on the calibration split."
         )
+    return _algorithm_named(manifest, parameters)
+
+
+def _algorithm_named(manifest: Manifest, parameters: Sequence[str]) -> AlgorithmIdentification:
     return AlgorithmIdentification(
         name=f"octray {manifest.provenance.config_name}",
         version=f"bundle {manifest.bundle_id}, octray {version()}",
         parameters=[" ".join(parameters)],
         manufacturer="octray",
     )
+
+
+def _level_algorithm(author: Author, result: LevelResult, label: str) -> AlgorithmIdentification:
+    manifest = author.manifest
+    rule = next(rule for rule in manifest.levels if rule.level is result.level)
+    point = next(point for point in rule.operating_points if point.label == label)
+    unit = f"{result.level.value} as a whole, from {result.frames} frames by {words.POOLINGS[result.pooling]}"
+    parameters = [
+        author.warning,
+        f"Result of the {unit}; {result.left_out} files or frames were not scored and are left out.",
+        f"Operating point of this level by {point.criterion}: sensitivity {point.sensitivity:.4g} and specificity "
+        f"{point.specificity:.4g} on the calibration split.",
+    ]
+    return _algorithm_named(manifest, parameters)
 
 
 def _measurements(manifest: Manifest, result: FramePrediction, one: Prediction) -> list[Measurement]:

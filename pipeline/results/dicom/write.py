@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from pipeline.imaging import guard
 from pipeline.imaging.dicom.dataset import PREAMBLE, is_dicom
 from pipeline.imaging.dicom.reader import read_dicom
 from pipeline.imaging.preprocess import bright_height, reading_for
+from pipeline.levels import LevelResult
 from pipeline.model.bundle import Manifest
 from pipeline.predictions import FramePrediction, rounded
 from pipeline.results.dicom import Kind
@@ -29,6 +31,7 @@ def write_objects(
     kinds: Collection[Kind],
     made: datetime,
     pictures: PngFiles = NO_PICTURES,
+    levels: Sequence[LevelResult] = (),
 ) -> Iterator[tuple[str, bytes]]:
     """Write the results of a bundle for the frames of one instance as DICOM objects.
 
@@ -46,6 +49,8 @@ def write_objects(
         When the results were made, with its time zone; to the second, it is the Content Date and Time of all objects.
     pictures
         PNG files by frame number and label; each becomes a secondary capture.
+    levels
+        Results of the study and of the eyes in it, which the report states behind those of the frames.
 
     Yields
     ------
@@ -61,7 +66,7 @@ def write_objects(
     if not results or not is_dicom(content[: PREAMBLE + 4]):
         return
     guard.silence_decoders()
-    objects = _objects(content, results, manifest, kinds, made, pictures)
+    objects = _objects(content, results, manifest, kinds, made, pictures, levels)
     while True:
         with guard.unreadable("No DICOM object could be made for this file. Export it again, or score it without --dicom."):
             found = next(objects, None)
@@ -77,11 +82,12 @@ def _objects(
     kinds: Collection[Kind],
     made: datetime,
     pictures: PngFiles,
+    levels: Sequence[LevelResult],
 ) -> Iterator[tuple[str, bytes]]:
-    author = Author(read_source(content, manifest.limits), manifest, _sha256(content, results), made)
+    author = Author(read_source(content, manifest.limits), manifest, _sha256(content, results, levels), made)
     ordered = sorted(results, key=lambda result: result.key.frame_number)
     if Kind.SR in kinds:
-        yield _name(author, Kind.SR), write_structured_report(author, ordered)
+        yield _name(author, Kind.SR), write_structured_report(author, ordered, levels)
     if Kind.PM in kinds:
         for place, file in write_parametric_maps(author, ordered, _heights(content, manifest)):
             yield _name(author, Kind.PM, place), file
@@ -105,9 +111,9 @@ def _heights(content: bytes, manifest: Manifest) -> Mapping[int, float]:
     return {frame.key.frame_number: bright_height(frame.pixels, preprocessing) for frame in frames}
 
 
-def _sha256(content: bytes, results: Sequence[FramePrediction]) -> str:
+def _sha256(content: bytes, results: Sequence[FramePrediction], levels: Sequence[LevelResult]) -> str:
     """Hash the source and everything that a report says of it, with numbers rounded as they are written."""
-    said = [
+    said: list[object] = [
         (
             result.key.frame_number,
             result.facts.laterality,
@@ -117,4 +123,11 @@ def _sha256(content: bytes, results: Sequence[FramePrediction]) -> str:
         )
         for result in results
     ]
-    return hashlib.sha256(hashlib.sha256(content).digest() + json.dumps(said).encode()).hexdigest()
+    said += [
+        (
+            *(one.level, one.laterality, one.pooling, one.frames, one.left_out),
+            [(each.label, rounded(each.probability), each.state, each.deciding) for each in one.predictions],
+        )
+        for one in levels
+    ]
+    return hashlib.sha256(hashlib.sha256(content).digest() + json.dumps(said, default=asdict).encode()).hexdigest()
