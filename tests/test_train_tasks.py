@@ -113,7 +113,7 @@ def test_the_ordinal_loss_adds_the_ranked_probability_score() -> None:
     for grade in range(4):
         targets = one_hot(np.array([grade]), 4)
         squares = [(chances[: end + 1].sum() - (grade <= end)) ** 2 for end in range(3)]
-        expected = -np.log(chances[grade]) + sum(squares)
+        expected = -np.log(chances[grade]) + 3 * sum(squares)
         found = Objective(Task.ORDINAL, "none", targets).loss(logits, torch.from_numpy(targets), 1.0)
         assert float(found) == pytest.approx(expected)
 

@@ -20,6 +20,8 @@ EFFECTIVE_BETA = 0.999
 """Beta of the effective number of frames (Cui et al. 2019): beyond 1,000 frames of a label, more of them hardly count."""
 FOCAL_GAMMA = 2
 """Exponent of the focal loss (Lin et al., "Focal loss for dense object detection", ICCV 2017)."""
+ORDINAL_SHARE = 3.0
+"""What the ranked probability score is multiplied by before it is added to the log loss (`benchmarks/tasks.py`)."""
 _FOCAL_STEPS = 5
 """Steps of Newton's method before the last: enough to converge to rounding, for 2 to 14 labels and logits from 0.1 to 100."""
 
@@ -49,9 +51,9 @@ class Objective:
     Parameters
     ----------
     task
-        `multilabel` has the binary log loss of each label, all others the log loss over the labels (cross-entropy), `ordinal`
-        with the ranked probability score added (Epstein, "A scoring system for probability forecasts of ranked categories",
-        1969), the squared distance between cumulative probabilities: a grade further from the truth costs more.
+        `multilabel` has the binary log loss of each label, all others the log loss over the labels (cross-entropy). `ordinal`
+        adds `ORDINAL_SHARE` times the ranked probability score (Epstein, "A scoring system for probability forecasts of ranked
+        categories", 1969), the squared distance between cumulative probabilities: a grade further from the truth costs more.
     imbalance
         As configured.
     targets
@@ -139,7 +141,7 @@ class Objective:
         else:
             costs = -functional.log_softmax(logits, -1)
         if self.task is Task.ORDINAL:
-            costs = costs + _ranked_probability_scores(logits)
+            costs = costs + ORDINAL_SHARE * _ranked_probability_scores(logits)
         return costs
 
     def epoch_order(self, targets: Float64, generator: np.random.Generator) -> NDArray[np.int64]:
