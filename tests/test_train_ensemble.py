@@ -169,7 +169,7 @@ def test_the_bundle_holds_every_network_and_says_what_it_is(folded: Bundle) -> N
         ("test_convnext", 1, 0),
     ]
     card = folded.read(MODEL_CARD).decode()
-    assert "- network 4: test_convnext, started from `none` weights, seed 0, trained without fold 2\n" in card
+    assert "- network 4: test_convnext, started from random weights, seed 0, trained without fold 2\n" in card
     assert "## Figures of the folds" in card
     assert "of the mean probability of the networks" in card
 
