@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -24,6 +26,7 @@ from pipeline.predictions import Activation
 from pipeline.score.predictor import Predictor
 from pipeline.train.assessment import evaluate_bundle
 from pipeline.train.run import train
+from pipeline.train.tracking import Tracker
 from tests.conftest import Trained
 
 QUICK = ("tracking.enabled=false", "train.way=probe", "train.cache_features=false")
@@ -233,3 +236,29 @@ def test_the_bundle_scores_without_a_configuration(folded: Bundle, index: Index,
     shown = folded.manifest.heatmap.members
     passed = tuple(place for place, member in enumerate(folded.manifest.members) if member.maps.passed)
     assert shown == (passed or (0, 1, 2, 3))
+
+
+def test_a_killed_ensemble_resumes_to_the_same_bundle(
+    trained: Trained, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two networks is stopped after an epoch; the first is not trained again."""
+    config = load_config(trained.config, [*QUICK, "train.way=staged", "train.finetune.epochs=2", "train.seeds=[0, 1]"])
+    whole = train(config, index, tmp_path / "whole")
+    seen: list[tuple[int, int]] = []
+
+    def stop(_: Tracker, metrics: Mapping[str, float], step: int = 0) -> None:
+        found = [(number, step) for number in (1, 2) if f"network_{number}_train_loss" in metrics]
+        seen.extend(found)
+        if found == [(2, 1)] and seen.count((2, 1)) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "log_metrics", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, index, tmp_path / "bundle")
+    again = train(config, index, tmp_path / "bundle", resume=True)
+    assert seen == [(1, 1), (1, 2), (2, 1), (1, 2), (2, 1), (2, 2)], "each resumed network reports its last epoch again"
+    for member in whole.manifest.members:
+        assert again.read(member.weights) == whole.read(member.weights)
+        assert again.read(member.graph) == whole.read(member.graph)
+    assert again.read(METRICS) == whole.read(METRICS)
+    assert whole.read("weights.safetensors") != whole.read("weights-2.safetensors")

@@ -81,6 +81,11 @@ def load_weights(network: Network, architecture: str, source: str) -> StartingWe
     return StartingWeights(name=path.name, sha256=sha256, unused=unused)
 
 
+def cache_folder() -> Path:
+    """Return octray's cache folder: `$XDG_CACHE_HOME/octray`, or `~/.cache/octray`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octray"
+
+
 def file_sha256(architecture: str, source: str) -> str:
     """Return the sha256 of a file of weights, so that a run is not resumed with another one; empty for weights with a name.
 
@@ -275,7 +280,7 @@ def bundled_weights(architecture: str, cache: Path | None = None) -> Path:
         If its file is not the one that octray knows.
     """
     package = _package(architecture)
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octray"
+    folder = cache or cache_folder()
     target = folder / f"{architecture}-{package.sha256[:8]}.safetensors"
     if target.is_file():
         return target

@@ -23,11 +23,6 @@ CREATE TABLE IF NOT EXISTS features (
 """
 
 
-def cache_folder() -> Path:
-    """Return octray's cache folder: `$XDG_CACHE_HOME/octray`, or `~/.cache/octray`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octray"
-
-
 class FeatureCache:
     """Feature vectors of frames in a SQLite file that several processes may use at once, and that may be deleted at any time.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Split
@@ -37,10 +38,10 @@ from pipeline.model.bundle import (
     write_bundle,
 )
 from pipeline.model.card import model_card
-from pipeline.model.weights import file_sha256
+from pipeline.model.weights import cache_folder, file_sha256
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
-from pipeline.train.features import FeatureCache, cache_folder
+from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, fit, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.training_data import TrainingData, select_training_data
@@ -122,8 +123,7 @@ class _Training:
         """Train, judge and write the bundle."""
         torch.set_num_threads(self._config.train.threads or usable_cores())
         networks = self._config.networks()
-        for config in networks:
-            start_network(config, self._data.labels)  # what is wrong with one is said before any frame is read
+        self._check(networks)
         folds = self._folds()
         pixels = self._decode()
         count = len(networks) * len(folds)
@@ -134,6 +134,17 @@ class _Training:
             if evaluation:
                 self._tracker.log_metrics(flat_figures(evaluation.to_json(), name))
         return self._write(out, fitted, assessment)
+
+    def _check(self, networks: Sequence[Config]) -> None:
+        """Say what is wrong with the networks before any frame is read."""
+        faults: list[str] = []
+        for config in networks:
+            try:
+                start_network(config, self._data.labels)
+            except ConfigError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigError(list(dict.fromkeys(faults)))
 
     def _folds(self) -> list[tuple[int | None, NDArray[np.int64]]]:
         """Return numbers and frames of the folds of the train split; without folds, no frame is held out."""
