@@ -1,7 +1,6 @@
 """`octray train` as a user starts it: what it says, what a kill costs, and what it does where it cannot go on."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -32,7 +31,10 @@ def test_it_says_where_the_bundle_lies_and_keeps_messages_apart(trained: Trained
         f"bundle {bundle.manifest.bundle_id} written to {trained.bundle}\n"
         f"figures and limits: {trained.bundle / 'MODEL_CARD.md'}\n"
     )
-    assert [line for line in trained.stderr.splitlines() if line.strip() and "━" not in line] == []
+    (rare,) = (line for line in trained.stderr.splitlines() if line.strip() and "━" not in line)
+    assert rare.startswith(
+        "octray: The label NORMAL occurs in only 16 patients: 7 in train, 3 in tune, 3 in calibration, 3 in test"
+    )
     assert [f"epoch {number} " in trained.stderr for number in range(1, EPOCHS + 1)] == [True] * EPOCHS
 
 
@@ -194,7 +196,7 @@ def test_a_place_that_cannot_hold_a_bundle_is_refused_before_any_work(
         assert "bundled weights exist for tf_efficientnet_lite0 only" in said
         assert (tmp_path / "inside.work").is_dir()
     else:
-        assert re.fullmatch(
-            f"octray: A bundle cannot be written to {place}: it is not a folder of its own. Choose another --out.\n", said
+        assert said.endswith(
+            f"octray: A bundle cannot be written to {place}: it is not a folder of its own. Choose another --out.\n"
         )
         assert [path.name for path in inside.iterdir()] == ["a-file"]

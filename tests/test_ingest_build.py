@@ -236,6 +236,22 @@ def test_a_label_can_be_left_out(tmp_path: Path) -> None:
         build(tmp_path, labels=table, leave_out=["OTHER"])
 
 
+@pytest.mark.parametrize("from_folders", [True, False])
+def test_spellings_of_a_label_are_merged_if_that_is_asked_for(tmp_path: Path, from_folders: bool) -> None:
+    rows = ["file,label"]
+    for number in range(36):
+        label = ("SICK", "Sick", "WELL")[number % 3] if number > 3 else "si\u00adck"
+        write_picture(tmp_path / "s" / label / f"{number}.png", number)
+        rows.append(f"{label}/{number}.png,{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    options: dict[str, object] = {"label_from": "folder"} if from_folders else {"labels": tmp_path / "labels.csv"}
+    _, notes = build_index([tmp_path / "s"], **options)  # type: ignore[arg-type]
+    assert any(r"The labels SICK (10 frames), Sick (11 frames), si\u00adck (4 frames) differ only" in note for note in notes)
+    index, notes = build_index([tmp_path / "s"], merge_spellings=True, **options)  # type: ignore[arg-type]
+    assert index.labels == ("Sick", "WELL")
+    assert any("Spellings that were merged, with their rows: SICK (10), si" in note for note in notes)
+
+
 def test_columns_without_a_table_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--columns says what the columns of a table of labels mean, but --labels gives none"):
         build(tmp_path, columns=["file=a"])

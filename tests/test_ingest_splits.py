@@ -145,11 +145,10 @@ def remark(rows: list[tuple[str, str, str]], percent: Percent = (70, 10, 10, 10)
 def test_a_rare_label_is_named_with_its_numbers_and_what_fits() -> None:
     assert remark(plenty(200, "A") + rare(5)) == (
         "The label R R occurs in only 5 patients: 2 in train, 1 in tune, 1 in calibration, 1 in test. Operating points and "
-        "figures "
-        "from so few are mostly chance. Measure by cross-validation (train.folds=3), which tests on every patient of train and "
-        "tune; --split 60/20/20/0 leaves more of them for it."
+        "figures from so few are mostly chance. Measure by cross-validation (train.folds=2), which tests on every patient of "
+        "train; --split 60/20/20/0 leaves more of them for it."
     )
-    assert "Measure by cross-validation (train.folds=4), which tests on every patient of train and tune. So is one other" in (
+    assert "Measure by cross-validation (train.folds=3), which tests on every patient of train. So is one other" in (
         remark(plenty(20, "A") + rare(5), (60, 20, 20, 0))
     )
     assert remark(plenty(200, "A") + rare(60)) == ""

@@ -213,3 +213,12 @@ def test_frames_of_another_view_are_refused_and_unknown_ones_pass() -> None:
         InputError, match=r"^The index holds frames of view position LL, but data.view_positions says PA, AP\. "
     ):
         select_training_data(settings, make_index(*ALL, view_position="LL"))
+
+
+def test_a_label_of_too_few_patients_is_named_with_what_fits() -> None:
+    data = select_training_data(config(), make_index(*everything(Split.TRAIN, Split.TRAIN, *Split)))
+    said = data.rare_label(1)
+    assert said.startswith("The label CALM occurs in only 6 patients: 3 in train, 1 in tune, 1 in calibration, 1 in test.")
+    assert "Measure by cross-validation (train.folds=3)" in said
+    assert "The figures of 3 folds rest on 3 of them." in data.rare_label(3)
+    assert select_training_data(config(), make_index(*everything(*(12 * list(Split))))).rare_label(1) == ""

@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do not use this label, for example since too few patients have it; can be given several times",
     )
     parser.add_argument(
+        "--merge-spellings",
+        action="store_true",
+        help="take labels that differ only in case, blanks or invisible characters for one, in the spelling most files have",
+    )
+    parser.add_argument(
         "--patient-from",
         default="",
         metavar="folder:N|REGEX",
@@ -126,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
             empty=args.empty,
             several_rows=args.several_rows,
             leave_out=args.leave_out,
+            merge_spellings=args.merge_spellings,
             patient_from=args.patient_from,
             percent=parse_percent(args.split),
             seed=args.seed,

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pipeline.cli.terminal import printable
+
 HELP = "train a network on an index and write a bundle"
 EXAMPLE = "octray train xray.yaml --index index/ --out bundle/ train.finetune.epochs=4"
 
@@ -27,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
 
     index = load_index(args.index)
     from pipeline.train.run import train
+    from pipeline.train.training_data import select_training_data
 
+    if remark := select_training_data(config, index).rare_label(config.train.folds):
+        sys.stderr.write(f"octray: {printable(remark)}\n")
     try:
         bundle = train(config, index, args.out, args.resume, bar)
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from pipeline.ingest.labels import (
     Uncertain,
     parse_columns,
     read_labels,
+    with_one_spelling,
 )
 from pipeline.ingest.matching import FrameId, join_frames, match_files
 from pipeline.ingest.path_names import folder_labels, names_from_paths
@@ -99,6 +100,7 @@ def build_index(
     empty: Empty | str | None = None,
     several_rows: SeveralRows | str = SeveralRows.REFUSE,
     leave_out: Collection[str] = (),
+    merge_spellings: bool = False,
     patient_from: str = "",
     percent: Percent = DEFAULT_PERCENT,
     seed: int = 0,
@@ -131,6 +133,8 @@ def build_index(
         What holds if rows for the same files contradict each other: `refuse`, `unknown`, `any` or `majority`.
     leave_out
         Labels that do not count; frames that have no other are not used.
+    merge_spellings
+        Whether labels that differ only in case, blanks or invisible characters are one, in the spelling that most frames have.
     patient_from
         Which folder's name is the patient (`folder:N`), or a regular expression with one group for the path below the source.
         If empty: the table's column of patient keys, else Patient ID (0010,0020) under a pseudonym, else the study.
@@ -180,6 +184,10 @@ def build_index(
     table = None
     if labels:
         table = read_labels(labels, columns, uncertain=uncertain, empty=empty, with_patients=not patient_from)
+        if merge_spellings:
+            rows, spellings = with_one_spelling(table.rows)
+            found_labels = {label for _, facts in rows for label in facts.labels}
+            table = replace(table, rows=tuple(rows), labels=tuple(sorted(found_labels)), notes=(*table.notes, *spellings))
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in paths)
     own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-wal")] if out else []  # the last is left by a kill
     own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
@@ -198,6 +206,9 @@ def build_index(
             raise InputError(f"There is no file in {', '.join(path.name for path in paths)}. Give a folder of studies.")
         unlabelled = _NOT_IN_TABLE if table else _NO_FOLDER
         facts, notes = _facts(table, label_from, several_rows, paths, roots, found)
+        if merge_spellings and not table:
+            merged, spellings = with_one_spelling(list(facts.items()))
+            facts, notes = dict(merged), [*notes, *spellings]
         by_path = names_from_paths(patient_from, "--patient-from", paths, found) if patient_from else None
         # Without a table, a file that cannot be read is read nevertheless, to say why.
         by_file = bool(table and not table.joined_by)

@@ -20,7 +20,7 @@ from pipeline.atomic import remove_leftovers, replacing
 from pipeline.csv_escape import csv_escape, csv_unescape
 from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, InstanceKey, LabelLevel, Quarantined, Split
-from pipeline.ingest.splits import Percent
+from pipeline.ingest.splits import Percent, strata_of
 from pipeline.settings import Check
 
 SCHEMA_VERSION = 3
@@ -119,16 +119,8 @@ class Index:
         return np.array(table, dtype=np.float64).reshape(len(records), len(labels))
 
     def strata(self) -> list[list[str]]:
-        """Return for each record what every split should have an example of: labels, and the absence of those not always known.
-
-        If it is always known whether a label is present, frames without it are never short.
-        """
-        partly = {label for label in self.labels if any(record.labels.get(label) is None for record in self.records)}
-        return [
-            [label for label, holds in record.labels.items() if holds]
-            + [f"{label} (known to be absent)" for label in partly if record.labels.get(label) is False]
-            for record in self.records
-        ]
+        """Return for each record what every split should have an example of, see `pipeline.ingest.splits.strata_of`."""
+        return strata_of(self.targets(self.records, self.labels), self.labels)
 
     def duplicates(self) -> int:
         """Return how many frames have the same pixels as an earlier one."""

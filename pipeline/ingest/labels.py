@@ -4,19 +4,22 @@ import ast
 import difflib
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline.errors import InputError
 from pipeline.frames import LabelLevel, Split
-from pipeline.ingest.spelling import same_text, shortened, trimmed
+from pipeline.ingest.spelling import plain, same_text, shortened, trimmed
 from pipeline.ingest.tables import Table, in_lines, no_column, read_table
 
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
+
+Meant = TypeVar("Meant")
 
 ROLES = (
     *("file", "label", "labels", "patient_key", "split"),
@@ -621,6 +624,28 @@ def unite(facts: Sequence[FileFacts], *, states_absence: bool, several_rows: Sev
         elif votes > 0 or (any(known) and several_rows is SeveralRows.ANY):
             present.add(label)
     return FileFacts(frozenset(present), first.patient_key, first.split, frozenset(unknown), level), ""
+
+
+def with_one_spelling(rows: Sequence[tuple[Meant, FileFacts]]) -> tuple[list[tuple[Meant, FileFacts]], list[str]]:
+    """Return rows in which labels that differ only in case, blanks or invisible characters are one, and a note on that.
+
+    The spelling is the one that most rows have.
+    """
+    counts = Counter(label for _, facts in rows for label in facts.labels)
+    first: dict[str, str] = {}
+    for label, _ in sorted(counts.items(), key=lambda one: (-one[1], one[0])):
+        first.setdefault(plain(label), label)
+    changed = {label: first[plain(label)] for label in counts if first[plain(label)] != label}
+    if not changed:
+        return list(rows), []
+    new = {
+        facts: replace(facts, labels=frozenset(changed.get(label, label) for label in facts.labels))
+        for facts in {facts for _, facts in rows}
+    }
+    said = ", ".join(f"{label} ({counts[label]})" for label in sorted(changed))
+    return [(meant, new[facts]) for meant, facts in rows], [
+        f"Spellings that were merged, with their rows: {said}; into {', '.join(sorted(set(changed.values())))}."
+    ]
 
 
 def _is_empty(cell: str) -> bool:

@@ -86,8 +86,8 @@ def _alike(labels: tuple[str, ...], frames: Counter[str]) -> str:
         return ""
     named = ", ".join(f"{_visible(label)} ({frames[label]} frames)" for label in twice[:6])
     return (
-        f"The labels {named} differ only in case, blanks or invisible characters, and count as different. Write them in "
-        "one way."
+        f"The labels {named} differ only in case, blanks or invisible characters, and count as different. Give "
+        "--merge-spellings if they are one."
     )
 
 

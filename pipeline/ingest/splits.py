@@ -7,6 +7,9 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import InputError
 from pipeline.frames import Split
 
@@ -191,13 +194,37 @@ def _advice(label: str, patients: int, wanted: Sequence[Split], are_given: bool)
     return f"Each of the {len(wanted)} splits needs one. {leave_out}"
 
 
-def few_patients(splits: Sequence[Split], strata: Sequence[Collection[str]], patient_keys: Sequence[str]) -> str:
+def strata_of(targets: NDArray[np.float64], labels: Sequence[str]) -> list[list[str]]:
+    """Return for each frame what every split should have an example of: its labels, and the absence of those partly unknown.
+
+    If it is always known whether a label is present, frames without it are never short.
+
+    Parameters
+    ----------
+    targets
+        Of shape (frames, labels): 1 if the label is present, 0 if it is absent, nan if that is unknown.
+    labels
+        Their names.
+    """
+    partly = np.flatnonzero(np.isnan(targets).any(axis=0)).tolist()
+    return [
+        [label for label, target in zip(labels, row, strict=True) if target == 1]
+        + [f"{labels[place]} (known to be absent)" for place in partly if row[place] == 0]
+        for row in targets
+    ]
+
+
+def few_patients(
+    splits: Sequence[Split], strata: Sequence[Collection[str]], patient_keys: Sequence[str], folds: int = 1
+) -> str:
     """Return a sentence on a label of which a split has too few patients, and on splits and folds that fit; empty if none has.
 
     Parameters
     ----------
     splits, strata, patient_keys
         Of each frame, as in `assign_splits`.
+    folds
+        How many folds measure on the train split already.
     """
     wanted = [split for split in Split if split in splits]
     table = _patients_of(splits, strata, patient_keys)
@@ -214,12 +241,14 @@ def few_patients(splits: Sequence[Split], strata: Sequence[Collection[str]], pat
     )
     counts = ", ".join(f"{table[rarest][split]} in {split}" for split in wanted)
     percent = fitting_percent(few[rarest])
-    folds = min(_FOLDS, table[rarest][Split.TRAIN] + table[rarest][Split.TUNE])
+    proposed = min(_FOLDS, table[rarest][Split.TRAIN])
     proposal = f"--split {'/'.join(map(str, percent))}"
-    validation = f"cross-validation (train.folds={folds}), which tests on every patient of train and tune"
-    if percent[3]:
+    validation = f"cross-validation (train.folds={proposed}), which tests on every patient of train"
+    if folds > 1:
+        proposal = f"The figures of {folds} folds rest on {table[rarest][Split.TRAIN]} of them."
+    elif percent[3]:
         proposal = f"{proposal} gives each split at least {_FEW}; or measure by {validation}."
-    elif folds > 1:
+    elif proposed > 1:
         proposal = f"Measure by {validation}" + (f"; {proposal} leaves more of them for it." if Split.TEST in wanted else ".")
     else:
         proposal = "Add patients with it."

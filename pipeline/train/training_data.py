@@ -16,7 +16,7 @@ from pipeline.frames import ImageRecord, Split
 from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.spelling import examples
-from pipeline.ingest.splits import assign_folds
+from pipeline.ingest.splits import assign_folds, few_patients, strata_of
 from pipeline.predictions import Task
 from pipeline.settings import IntendedUse
 
@@ -64,10 +64,9 @@ class TrainingData:
             If there are fewer patients than folds, or a fold holds all there is of a label.
         """
         records = [self.records[row] for row in rows]
-        present = [{self.labels[column] for column in np.flatnonzero(self.targets[row] == 1)} for row in rows]
         assigned = assign_folds(
             [record.patient_key for record in records],
-            present,
+            strata_of(self.targets[rows], self.labels),
             [record.pixel_sha256 for record in records],
             [record.key.study_instance_uid for record in records],
             folds,
@@ -85,6 +84,11 @@ class TrainingData:
     def label_levels(self) -> dict[str, int]:
         """Return for how many frames the labels were given for a frame, an instance, an eye, a study or a patient."""
         return dict(Counter(record.label_level.value for record in self.records if record.label_level))
+
+    def rare_label(self, folds: int) -> str:
+        """Return a sentence on a label that too few patients have to measure by; empty if there is none."""
+        splits = [record.split for record in self.records]
+        return few_patients(splits, strata_of(self.targets, self.labels), self.patients(np.arange(len(splits))), folds)
 
     def frames_without_patient(self) -> int:
         """Return how many frames name no patient, so that each of their studies counts as a patient of its own."""
