@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from pipeline.ingest.build import build_index
     from pipeline.ingest.index import Index, load_index
     from pipeline.job.job import score_folder
+    from pipeline.model.bodies import NetworkBody
     from pipeline.model.bundle import Bundle, load_bundle
-    from pipeline.model.networks import describe_architecture, list_architectures
+    from pipeline.model.describe import describe_architecture, list_networks
+    from pipeline.model.networks import list_architectures
     from pipeline.phantoms.studies import write_phantom
+    from pipeline.plugins import register_plugin
     from pipeline.predictions import FramePrediction, State, StudyRecord
     from pipeline.results.level_results import patient_results, study_results
     from pipeline.score.pictures import draw_heatmap
@@ -39,6 +42,7 @@ __all__ = [
     "FramePrediction",
     "Index",
     "InputError",
+    "NetworkBody",
     "OctrayError",
     "Predictor",
     "Split",
@@ -55,6 +59,7 @@ __all__ = [
     "evaluate_bundle",
     "list_architectures",
     "list_datasets",
+    "list_networks",
     "load_bundle",
     "load_config",
     "load_index",
@@ -63,6 +68,7 @@ __all__ = [
     "pull_dataset",
     "read_frames",
     "register_bundle",
+    "register_plugin",
     "score_folder",
     "score_study",
     "serve",
@@ -80,6 +86,7 @@ _MODULES = {
     "FramePrediction": "pipeline.predictions",
     "Index": "pipeline.ingest.index",
     "InputError": "pipeline.errors",
+    "NetworkBody": "pipeline.model.bodies",
     "OctrayError": "pipeline.errors",
     "Predictor": "pipeline.score.predictor",
     "Split": "pipeline.frames",
@@ -88,7 +95,7 @@ _MODULES = {
     "UnreadableError": "pipeline.errors",
     "build_index": "pipeline.ingest.build",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
-    "describe_architecture": "pipeline.model.networks",
+    "describe_architecture": "pipeline.model.describe",
     "describe_files": "pipeline.imaging.describe",
     "describe_frame": "pipeline.imaging.describe",
     "discover": "pipeline.imaging.sources",
@@ -96,6 +103,7 @@ _MODULES = {
     "evaluate_bundle": "pipeline.train.assessment",
     "list_architectures": "pipeline.model.networks",
     "list_datasets": "pipeline.catalog",
+    "list_networks": "pipeline.model.describe",
     "load_bundle": "pipeline.model.bundle",
     "load_config": "pipeline.config",
     "load_index": "pipeline.ingest.index",
@@ -104,6 +112,7 @@ _MODULES = {
     "pull_dataset": "pipeline.catalog",
     "read_frames": "pipeline.imaging.sources",
     "register_bundle": "pipeline.train.tracking",
+    "register_plugin": "pipeline.plugins",
     "score_folder": "pipeline.job.job",
     "score_study": "pipeline.score.study",
     "serve": "services.api.command",

@@ -96,6 +96,9 @@ class ModelSection(Section):
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
         default=None, description="the input is divided by it, for all channels or each; null: as the weights need it"
     )
+    global_pool: bool = Field(
+        default=False, description="replace the network's head by the mean of each channel and one linear layer"
+    )
 
     @field_validator("input_range")
     @classmethod
@@ -259,6 +262,7 @@ class Config(Section):
         description="binary or multiclass if exactly one label holds in a frame, ordinal if these are grades in their order, "
         "multilabel if several may hold",
     )
+    plugins: tuple[str, ...] = Field(default=(), description="modules, or Python files, that register networks and more")
     data: DataSection = DataSection()
     limits: Limits = Limits()
     quality: Quality = Quality()
@@ -329,8 +333,9 @@ class Config(Section):
         return tuple(found)
 
     def published(self) -> dict[str, Any]:
-        """Return the settings as others may see them: without the tracking server's address, and weights by their own name."""
+        """Return the settings as others may see them: without the tracking server's address, and files by their own name."""
         values = self.model_dump(mode="json", exclude={"tracking": {"uri"}})
+        values["plugins"] = [Path(plugin).name for plugin in self.plugins]
         for section in (values, *values["ensemble"]["members"]):
             if weights := section["model"].get("weights"):
                 section["model"]["weights"] = Path(str(weights)).name

@@ -17,6 +17,8 @@ from tests.server_chromium import chromium  # noqa: F401 - a fixture
 from tests.server_orthanc import orthanc  # noqa: F401 - a fixture
 from tests.server_postgres import postgres_url  # noqa: F401 - a fixture
 
+ROOT = Path(__file__).parents[1]
+
 settings.register_profile("octray", deadline=None)
 settings.load_profile("octray")
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.model.export import check_feature_map, map_support
+from pipeline.model.export import map_support
 from pipeline.model.gradient_maps import gradient_maps
 from pipeline.model.networks import create_network
 
@@ -49,8 +48,36 @@ def test_a_map_by_gradient_grows_with_the_logit(method, pixels: np.ndarray) -> N
         np.testing.assert_allclose(found, 3 * small, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
-def test_features_that_are_no_map_are_refused(name: str) -> None:
-    network = create_network(name, 2)
-    with pytest.raises(ConfigError, match="last features have shape"):
-        check_feature_map(network, network.body.default_cfg["input_size"][-1])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 64), ("test_vit4", 160), ("swin_tiny_patch4_window7_224", 64)])
+def test_transformers_have_the_closed_form(name: str, size: int, method) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).random((2, 1, size, size), dtype=np.float32)
+    support = map_support(create_network(name, 2, size), pixels, method)
+    assert (support.computed, support.exact) == ("closed_form", True)
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "hirescam"])
+def test_the_map_of_the_flat_perceptron_is_input_times_gradient(method, pixels: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    network = create_network("mlp", 3, 64).eval()
+    frames = torch.from_numpy(pixels).requires_grad_()
+    logits, features = network(frames)
+    assert features.shape == (2, 256, 16, 16)
+    normalised = (frames - network.mean) / network.std
+    for label in range(3):
+        (slope,) = torch.autograd.grad(logits[:, label].sum(), frames, retain_graph=True)
+        parts = (normalised * slope * network.std).reshape(2, 16, 4, 16, 4).sum((2, 4))
+        expected = torch.relu(parts.detach()).numpy()
+        found = gradient_maps(network, features.detach().numpy(), method)[:, label]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_dense_heads_have_maps_on_their_last_feature_map(pixels: np.ndarray) -> None:
+    torch.manual_seed(0)
+    for name, cells in (("lenet5", 13), ("alexnet", 1)):
+        network = create_network(name, 2, 64).eval()
+        with torch.no_grad():
+            features = network(torch.from_numpy(pixels))[1].numpy()
+        assert gradient_maps(network, features, "grad-cam").shape == (2, 2, cells, cells)
+        assert map_support(network, pixels).computed == "gradient"

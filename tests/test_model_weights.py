@@ -506,3 +506,23 @@ def test_a_file_that_is_damaged_or_something_else(how: str, tmp_path: Path) -> N
     path.write_bytes({"other": b"no such thing", "empty": b""}.get(how, content[: len(content) // 2]))
     with pytest.raises(InputError, match=r"weights.pth are (damaged|cut off, or neither)"):
         load_weights(create_network("test_resnet", 2), "test_resnet", str(path))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet"])
+def test_torchvisions_files_fit_its_networks(name: str, tmp_path: Path) -> None:
+    options = {"init_weights": True} if name == "googlenet" else {}
+    state = torchvision.models.get_model(name, **options).state_dict()  # with the auxiliary heads of GoogLeNet
+    torch.save(state, tmp_path / "file.pth")
+    for global_pool in (False, True):
+        network = create_network(name, 2, 96, global_pool=global_pool)
+        load_weights(network, name, str(tmp_path / "file.pth"))
+        first = next(name for name, value in network.body.named_parameters() if value.ndim == 4)
+        assert torch.equal(network.body.state_dict()[first], state[first])
+
+
+def test_weights_of_a_transformer_fit_it_at_another_size(tmp_path: Path) -> None:
+    source, target = create_network("vit_tiny_patch16_224", 2), create_network("vit_tiny_patch16_224", 2, 96)
+    torch.save(source.body.state_dict(), tmp_path / "file.pth")
+    load_weights(target, "vit_tiny_patch16_224", str(tmp_path / "file.pth"))
+    assert target.body.pos_embed.shape == (1, 37, 192)
+    assert torch.equal(target.body.norm.weight, source.body.norm.weight)

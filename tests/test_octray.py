@@ -156,10 +156,20 @@ def test_an_argument_that_there_is_not_is_refused(options: dict[str, list[str]],
 
 
 def test_lists_and_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "describe", "resnet18"]) == 0
-    found = octray.describe_architecture("resnet18")
-    assert f"parameters: {found.parameters:,}" in capsys.readouterr().out
+    assert main(["models", "describe", "resnet18", "--size", "64"]) == 0
+    found = octray.describe_architecture("resnet18", 64)
+    printed = capsys.readouterr().out
+    assert f"parameters: {found.parameters:,}\n" in printed
+    assert "feature maps: 64 -> 32 -> 16 -> 8 -> 4 -> 2\n" in printed
+    assert "conv1  " in printed
+    assert "(64 + 6 - 7) // 2 + 1 = 32" in printed
+    assert main(["models", "describe", "resnet18", "--size", "0"]) == 2
+    assert "octray: The size must be a positive number of pixels. Got 0 instead.\n" in capsys.readouterr().err
     assert main(["models", "list"]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{k}: {' '.join(v)}" for k, v in octray.list_architectures().items()]
+    lines = capsys.readouterr().out.splitlines()
+    listed = octray.list_networks()
+    assert [line.split()[0] for line in lines[1 : len(listed) + 1]] == [network.name for network in listed]
+    families = [f"{family}: {' '.join(names)}" for family, names in octray.list_architectures().items()]
+    assert lines[-len(families) :] == families
     assert main(["data", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [card.name for card in octray.list_datasets()]

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings to change, such as train.seed=1")
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
+    parser.add_argument("--plugin", metavar="MODULE", action="append", default=[], help="module or Python file of a plug-in")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
 
 
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
+    config = config.model_copy(update={"plugins": (*config.plugins, *args.plugin)})
     from pipeline.ingest.index import load_index
 
     index = load_index(args.index)

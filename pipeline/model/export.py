@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.frames import FloatArray
 from pipeline.model.bundle import MapSupport
 from pipeline.model.engine import Engine, closed_form_maps
@@ -118,22 +118,3 @@ def map_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "g
 def _difference(network: Network, features: FloatArray, method: HeatmapMethod) -> float:
     closed_form = closed_form_maps(features, network.classifier.weight.detach().numpy(), method)
     return float(np.abs(closed_form - gradient_maps(network, features, method)).max())
-
-
-def check_feature_map(network: Network, size: int) -> None:
-    """Refuse a network whose last features are not a map, before it is trained.
-
-    Raises
-    ------
-    ConfigError
-        If they are not of shape (batch, channels, rows, columns).
-    """
-    with torch.no_grad():
-        features = network.eval().body.forward_features(torch.zeros(1, len(network.mean[0]), size, size))
-    if features.ndim != 4 or features.shape[1] != network.body.num_features:
-        raise ConfigError(
-            [
-                f"model.architecture: the network's last features have shape {tuple(features.shape)}; heatmaps need (batch, "
-                f"{network.body.num_features} channels, rows, columns). Choose a network that `octray models list` shows."
-            ]
-        )

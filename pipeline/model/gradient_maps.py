@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pipeline.errors import BundleError, ConfigError
 from pipeline.frames import FloatArray
 from pipeline.model.bundle import Bundle, Member
-from pipeline.model.networks import Network, create_network
+from pipeline.model.networks import GLOBAL_HEAD, Network, create_network, is_known
+from pipeline.plugins import load_plugins
 from pipeline.predictions import HeatmapMethod
 
 
@@ -23,12 +24,11 @@ class _Head(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.body: Any = network.body
+        self.network = network
         self.tap = nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.body.forward_head(self.tap(features))
-        return logits
+        return self.network.head(self.tap(features))
 
 
 class _Unscaled:
@@ -105,6 +105,8 @@ def _map(library: Any, features: FloatArray, label: int) -> FloatArray:
 class GradientMaps:
     """The head of a bundle's network, built again for its maps; may be called from several threads, which wait for each other.
 
+    The network of a plug-in is only needed for maps: if no such plug-in is installed, the bundle can be scored without them.
+
     Parameters
     ----------
     bundle
@@ -119,18 +121,42 @@ class GradientMaps:
     """
 
     def __init__(self, bundle: Bundle, member: Member) -> None:
+        self._bundle, self._architecture = bundle.path.name, member.architecture
         self._method = bundle.manifest.heatmap.method
         self._lock = Lock()
-        try:
-            self._network = create_network(member.architecture, len(bundle.manifest.labels)).eval()
-            self._network.body.load_state_dict(load(bundle.read(member.weights)))
-        except (ConfigError, SafetensorError, RuntimeError):
-            raise BundleError(
-                f"The weights of bundle {bundle.path.name} do not fit the network {member.architecture} that its "
-                "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
-            ) from None
+        load_plugins()
+        self._network = _build(bundle, member) if is_known(member.architecture) else None
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for the last feature map."""
+        """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for the last feature map.
+
+        Raises
+        ------
+        BundleError
+            If there is no network of that name.
+        """
+        if self._network is None:
+            raise BundleError(
+                f"The heatmaps of bundle {self._bundle} need the network {self._architecture} of a plug-in that is not "
+                "installed here. Install the package that has it, or score without heatmaps (--no-heatmaps)."
+            )
         with self._lock:
             return gradient_maps(self._network, features, self._method, is_signed=True)
+
+
+def _build(bundle: Bundle, member: Member) -> Network:
+    manifest = bundle.manifest
+    try:
+        network = create_network(
+            member.architecture,
+            len(manifest.labels),
+            manifest.preprocessing.size,
+            global_pool=member.maps.classifier == f"{GLOBAL_HEAD}.weight",
+        )
+        network.body.load_state_dict(load(bundle.read(member.weights)))
+    except (ConfigError, SafetensorError, RuntimeError):
+        raise BundleError(
+            f"The weights of bundle {bundle.path.name} do not fit the network {member.architecture} that its "
+            "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
+        ) from None
+    return network.eval()

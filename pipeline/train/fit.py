@@ -18,9 +18,10 @@ from pipeline.evaluate.calibration import Float64
 from pipeline.frames import FloatArray, ImageRecord, Split
 from pipeline.model.bundle import StartingWeights
 from pipeline.model.engine import Engine
-from pipeline.model.export import check_feature_map, check_graph, export_graph
+from pipeline.model.export import check_graph, export_graph
 from pipeline.model.networks import Network, create_network
 from pipeline.model.weights import load_weights, set_normalisation
+from pipeline.plugins import find_plugin
 from pipeline.progress import Progress, working
 from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
@@ -81,18 +82,17 @@ def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, Start
     Raises
     ------
     ConfigError
-        If there is no such network, its last features are not a map, or the weights do not exist.
+        If there is no such network, it cannot read frames of this size, or the weights do not exist.
     DownloadError
         If weights cannot be downloaded.
     InputError
         If a file holds weights of another network.
     """
     torch.manual_seed(config.train.seed)
-    network = create_network(config.model.architecture, len(labels)).eval()
     model = config.model
+    network = create_network(model.architecture, len(labels), config.preprocessing.size, global_pool=model.global_pool).eval()
     set_normalisation(network, input_range=model.input_range, mean=model.mean, std=model.std)
     started_from = load_weights(network, model.architecture, model.weights)
-    check_feature_map(network, config.preprocessing.size)
     return network, started_from
 
 
@@ -164,7 +164,9 @@ class _Fitting:
         progress: Progress,
     ) -> None:
         self._config, self._data, self._pixels, self._train, self._tune = config, data, pixels, train, tune
-        self._workspace, self._cache, self._log, self._progress = workspace, cache, log, progress
+        self._workspace, self._log, self._progress = workspace, log, progress
+        is_ours = find_plugin("network", config.model.architecture) is None
+        self._cache = cache if is_ours else FeatureCache(None)  # the code of a plug-in changes without a new version
         self._engine: Engine | None = None
         self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
         learned = np.union1d(train, tune) if self._fits_tune else train

@@ -39,6 +39,7 @@ from pipeline.model.bundle import (
 )
 from pipeline.model.card import model_card
 from pipeline.model.weights import cache_folder, file_sha256
+from pipeline.plugins import load_plugins
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
 from pipeline.train.features import FeatureCache
@@ -74,6 +75,7 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
     TrainingError
         If the loss is not a number.
     """
+    load_plugins(config.plugins)
     out, data = Path(out), select_training_data(config, index)
     weights = [file_sha256(one.model.architecture, one.model.weights) for one in config.networks()]
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256, weights], sort_keys=True)
