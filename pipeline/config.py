@@ -99,6 +99,9 @@ class ModelSection(Section):
     global_pool: bool = Field(
         default=False, description="replace the network's head by the mean of each channel and one linear layer"
     )
+    blocks: tuple[PositiveInt, ...] = Field(
+        default=(), description="blocks of a vision transformer that the head reads together, from 1; empty: the last"
+    )
 
     @field_validator("input_range")
     @classmethod
@@ -106,6 +109,13 @@ class ModelSection(Section):
         if ends is not None and ends[0] >= ends[1]:
             raise ValueError("black must be below white, for example [-1024, 1024]")
         return ends
+
+    @field_validator("blocks")
+    @classmethod
+    def _rise(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(blocks) != sorted(set(blocks)):
+            raise ValueError("blocks are named once each, in rising order, for example [8, 10]")
+        return blocks
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

@@ -1,5 +1,7 @@
 """Networks: what the layers see, which heads give exact heatmaps, and which sizes are refused before anything is decoded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -9,7 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.model.engine import closed_form_maps
+from pipeline.model.export import check_graph, export_graph, map_support
 from pipeline.model.networks import Network, create_network, list_architectures, pools_by_average
+from pipeline.model.weights import load_weights
 
 
 def test_a_misspelt_name_is_answered_with_near_ones() -> None:
@@ -252,3 +257,62 @@ def test_every_kind_of_network_works_or_says_why_not(name: str) -> None:
 
 def test_timm_knows_the_networks_of_the_test() -> None:
     assert all(timm.is_model(name) for name in NAMES)
+
+
+def test_the_blocks_of_a_transformer_are_read_together() -> None:
+    """timm's own blocks, run one after the other, are the oracle."""
+    torch.manual_seed(0)
+    network = create_network("vit_tiny_patch16_224", 3, 64, blocks=(4, 6)).eval()
+    body = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64).eval()
+    own = {name: value for name, value in network.body.state_dict().items() if not name.startswith("global_head.")}
+    assert body.load_state_dict(own, strict=False).unexpected_keys == []
+    pixels = torch.rand(2, 1, 64, 64)
+    expected = []
+    with torch.no_grad():
+        tokens = body._pos_embed(body.patch_embed((pixels - network.mean) / network.std))
+        for number, block in enumerate(body.blocks, 1):
+            tokens = block(tokens)
+            expected += [body.norm(tokens)[:, 1:].mean(1)] if number in (4, 6) else []
+        logits, features = network(pixels)
+    assert features.shape == (2, 2 * 192, 4, 4)
+    torch.testing.assert_close(network.pooled(features), torch.cat(expected, 1))
+    torch.testing.assert_close(logits, network.classifier(torch.cat(expected, 1)))
+    assert pools_by_average(network, features)
+    assert check_graph(network, export_graph(network, 64), pixels.numpy()) < 1e-5
+    assert len(network.body.blocks) == 6
+    assert network.classifier_name == "global_head.weight"
+
+
+def test_the_map_of_several_blocks_splits_the_logit_over_the_patches() -> None:
+    network = create_network("vit_tiny_patch16_224", 3, 64, blocks=(4, 6)).eval()
+    pixels = torch.rand(2, 1, 64, 64)
+    support = map_support(network, pixels.numpy())
+    assert (support.exact, support.classifier) == (True, "global_head.weight")
+    with torch.no_grad():
+        logits, features = network(pixels)
+    maps = closed_form_maps(features.numpy(), network.classifier.weight.detach().numpy(), "grad-cam", is_signed=True)
+    sums = torch.from_numpy(maps).sum((2, 3)) + network.classifier.bias.detach()
+    torch.testing.assert_close(sums, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_the_whole_transformer_fit_the_blocks_that_are_read(tmp_path: Path) -> None:
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    network = create_network("vit_tiny_patch16_224", 3, 64, blocks=(4, 6))
+    origin = load_weights(network, "vit_tiny_patch16_224", str(tmp_path / "whole.pth"))
+    assert {name.split(".")[1] for name in origin.unused if name.startswith("blocks.")} == {"6", "7", "8", "9", "10", "11"}
+    for number in range(6):
+        assert torch.equal(network.body.blocks[number].attn.qkv.weight, whole.blocks[number].attn.qkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "expected"),
+    [
+        ("vit_tiny_patch16_224", (2, 13), r"model.blocks: vit_tiny_patch16_224 has the blocks 1 to 12. Got \[2, 13\] instead"),
+        ("resnet18", (2,), "model.blocks: resnet18 is not a transformer whose blocks can be read. Leave the key out"),
+        ("swin_tiny_patch4_window7_224", (2,), "is not a transformer whose blocks can be read"),
+    ],
+)
+def test_blocks_that_a_network_does_not_have(name: str, blocks: tuple[int, ...], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        create_network(name, 2, 224, blocks=blocks)

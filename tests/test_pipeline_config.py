@@ -47,6 +47,8 @@ def test_overrides_win_and_are_read_as_yaml() -> None:
         ("train.finetune.epoch=1", "Did you mean train.finetune.epochs?"),
         ("model.input_range=[255, 0]", "model.input_range: black must be below white, for example [-1024, 1024]"),
         ("model.input_range=[0]", "model.input_range"),
+        ("model.blocks=[10, 8]", "model.blocks: blocks are named once each, in rising order, for example [8, 10]"),
+        ("model.blocks=[0]", "model.blocks.0: Input should be greater than or equal to 1"),
         ("model.mean=[0.5]", "model: mean and std belong together; give both, or none of them"),
         ("model.std=[0.0]", "model.std.0: Input should be greater than 0"),
     ],

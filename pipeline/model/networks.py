@@ -50,12 +50,27 @@ class Network(nn.Module):
         One number for each input channel of `body`.
     is_averaged
         Whether the classifier `body.global_head` reads the mean of each channel, whatever head the body has.
+    blocks
+        Numbers of the transformer blocks, from 0, whose patches are the feature map together; empty for the body's own output.
+    left_out
+        Beginnings of the names of tensors of the architecture that the body no longer has.
     """
 
-    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, is_averaged: bool = False) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        is_averaged: bool = False,
+        blocks: tuple[int, ...] = (),
+        left_out: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.body: Any = body  # timm's methods are not known to nn.Module
         self.is_averaged = is_averaged
+        self.blocks = blocks
+        self.left_out = left_out
         self.has_tokens = False
         """Whether the body's features are a list of tokens, with those of the patches last; `create_network` finds out."""
         self.mean: Tensor
@@ -67,9 +82,14 @@ class Network(nn.Module):
         """Return logits (batch, labels) and the last feature map (batch, channels, rows, columns).
 
         `pixels` is float32 of shape (batch, 1, size, size) in [0, 1]. The feature map of a transformer consists of its
-        patches after the norm.
+        patches after the norm; of several blocks, those of each block are further channels.
         """
-        features = self.as_map(self.body.forward_features((pixels - self.mean) / self.std))
+        inputs = (pixels - self.mean) / self.std
+        if self.blocks:
+            maps = self.body.forward_intermediates(inputs, self.blocks, norm=True, output_fmt="NCHW", intermediates_only=True)
+            features = torch.cat(maps, dim=1)
+        else:
+            features = self.as_map(self.body.forward_features(inputs))
         return self.head(features), features
 
     def head(self, features: Tensor) -> Tensor:
@@ -144,7 +164,9 @@ class Network(nn.Module):
         return [names for names in kept if names]
 
 
-def create_network(architecture: str, labels: int, size: int | None = None, *, global_pool: bool = False) -> Network:
+def create_network(
+    architecture: str, labels: int, size: int | None = None, *, global_pool: bool = False, blocks: Sequence[int] = ()
+) -> Network:
     """Create a network with random weights, and try it on an empty frame.
 
     Parameters
@@ -157,6 +179,10 @@ def create_network(architecture: str, labels: int, size: int | None = None, *, g
         Side of the input in pixels; by default that for which the network was designed.
     global_pool
         Whether the head becomes the mean of each channel of the last feature map and one linear layer, whatever it was.
+    blocks
+        Which blocks of a vision transformer the head reads, from 1, in rising order: the mean of the patches of each after the
+        last norm, one after the other. The logit then splits exactly over the patches; the class token, which has no place
+        in the frame, is not read. Later blocks are removed. Empty for the last block.
 
     Raises
     ------
@@ -178,7 +204,9 @@ def create_network(architecture: str, labels: int, size: int | None = None, *, g
     network = Network(body, mean, std)
     is_training = network.training
     features, ran = _try(network, architecture, size)
-    if global_pool and not pools_by_average(network, features):
+    if blocks:
+        network = _read_blocks(network, architecture, labels, blocks)
+    elif global_pool and not pools_by_average(network, features):
         network = _average(network, architecture, labels, features.shape[1], ran)
     return network.train(is_training)
 
@@ -321,6 +349,23 @@ def _average(network: Network, architecture: str, labels: int, channels: int, ra
     averaged = Network(body, mean, std, is_averaged=True)
     averaged.has_tokens = network.has_tokens
     return averaged
+
+
+def _read_blocks(network: Network, architecture: str, labels: int, blocks: Sequence[int]) -> Network:
+    """Return the network with a linear layer on the mean of the patches of some blocks, and without what comes after them."""
+    body, count = network.body, len(getattr(network.body, "blocks", ()))
+    if not network.has_tokens or not hasattr(body, "forward_intermediates"):
+        raise ConfigError([f"model.blocks: {architecture} is not a transformer whose blocks can be read. Leave the key out."])
+    if blocks[-1] > count:
+        raise ConfigError([f"model.blocks: {architecture} has the blocks 1 to {count}. Got {list(blocks)} instead."])
+    places = tuple(number - 1 for number in blocks)
+    body.prune_intermediate_layers(list(places), prune_norm=False, prune_head=True)
+    body.add_module(GLOBAL_HEAD, nn.Linear(len(blocks) * body.num_features, labels))
+    mean, std = (tuple(values.flatten().tolist()) for values in (network.mean, network.std))
+    removed = tuple(f"blocks.{place}." for place in range(blocks[-1], count))
+    found = Network(body, mean, std, is_averaged=True, blocks=places, left_out=removed)
+    found.has_tokens = True
+    return found
 
 
 def _too_small(network: Network, architecture: str, size: int, error: Exception | None) -> ConfigError:

@@ -433,7 +433,7 @@ def _fill(network: Network, architecture: str, name: str, states: Iterable[State
     wrong = {
         "missing": [key for key in needed if key not in state],
         "of another shape": [f"{key} ({_sides(found)}, not {_sides(wanted)})" for key, (found, wanted) in shapes.items()],
-        "without a place": [key for key in extra if key.split(".")[0] in places],
+        "without a place": [key for key in extra if key.split(".")[0] in places and not key.startswith(network.left_out)],
         "not finite": [key for key in needed if key in state and not bool(torch.isfinite(state[key]).all())],
     }
     if any(wrong.values()):

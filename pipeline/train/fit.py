@@ -90,7 +90,8 @@ def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, Start
     """
     torch.manual_seed(config.train.seed)
     model = config.model
-    network = create_network(model.architecture, len(labels), config.preprocessing.size, global_pool=model.global_pool).eval()
+    size = config.preprocessing.size
+    network = create_network(model.architecture, len(labels), size, global_pool=model.global_pool, blocks=model.blocks).eval()
     set_normalisation(network, input_range=model.input_range, mean=model.mean, std=model.std)
     started_from = load_weights(network, model.architecture, model.weights)
     return network, started_from
