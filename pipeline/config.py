@@ -141,20 +141,48 @@ class FinetuneSection(Section):
     groups: PositiveInt = Field(
         default=2, description="how many groups of backbone layers, counted from the head, `staged` trains with it"
     )
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = Field(default=32, description="frames in a batch, over all processes")
+    accumulate: PositiveInt = Field(default=1, description="batches in an optimiser step")
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of sgd and rmsprop")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     backbone_factor: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.1, description="learning rate of the backbone as a part of that of the head"
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="learning rate of a group of layers as a part of that of the next one towards the head"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(ge=0)] = Field(default=0.0, description="largest norm of a step's gradient; 0: no limit")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="of the moving average of the weights, which is then measured and kept; 0: none"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patience: PositiveInt = Field(default=5, description="epochs without a better tune loss before training stops")
-    plateau_patience: PositiveInt = Field(default=2, description="epochs without a better tune loss before the rate falls")
+    monitor: Literal["tune_loss", "tune_auroc"] = Field(
+        default="tune_loss", description="what chooses the epoch, stops training and lowers the rate"
+    )
+    patience: PositiveInt = Field(default=5, description="epochs without a better monitored value before training stops")
+    scheduler: Literal["plateau", "cosine", "constant"] = "plateau"
+    plateau_patience: PositiveInt = Field(default=2, description="epochs without a better value before the rate falls")
     plateau_factor: Fraction = 0.3
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="epochs over which the rate rises before scheduler=cosine lowers it"
+    )
+    views: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="cached views of each frame behind the frozen layers; 0: compute these layers in every epoch"
+    )
+
+    @model_validator(mode="after")
+    def _needs_cosine(self) -> "FinetuneSection":
+        if self.warmup_epochs and self.scheduler != "cosine":
+            raise ValueError("warmup_epochs belongs to scheduler=cosine; set that, or warmup_epochs=0")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError("warmup_epochs must not be more than epochs")
+        return self
 
 
 class AugmentSection(Section):
-    """Random changes of training frames, applied by MONAI; zero leaves one out."""
+    """Random changes of training frames; zero leaves one out."""
 
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     translate: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="as a part of the side")
@@ -162,6 +190,13 @@ class AugmentSection(Section):
     flip_columns: bool = Field(default=False, description="mirror left and right")
     gamma: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="exponent from 1-g to 1+g")
     noise: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="deviation of added noise")
+    policy: Literal["none", "randaugment", "trivialaugment", "acquisition"] = Field(
+        default="none", description="further changes: of geometry and grey levels, or of what differs between devices"
+    )
+    operations: PositiveInt = Field(default=2, description="changes of a frame by policy=randaugment")
+    magnitude: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="how far they go")
+    mixup: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha of the Beta distribution of mixup; 0: none")
+    cutmix: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha of the Beta distribution of CutMix; 0: none")
 
 
 class Way(StrEnum):
@@ -199,9 +234,22 @@ class TrainSection(Section):
         description="what is done about rare labels: none, class_weights, effective_number, balanced_sampler, focal or "
         "logit_adjustment; probabilities stay those of the training split",
     )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the network's computations; auto: float32, but 16 bits on CUDA"
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        default="auto", description="processes that load and change frames; auto: none on the processor"
+    )
     head: HeadSection = HeadSection()
     finetune: FinetuneSection = FinetuneSection()
     augment: AugmentSection = AugmentSection()
+
+    @model_validator(mode="after")
+    def _not_both(self) -> "TrainSection":
+        if self.finetune.views and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("finetune.views caches single frames, but augment.mixup and augment.cutmix mix them; set one to 0")
+        return self
 
 
 class MemberSection(Section):

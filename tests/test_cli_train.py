@@ -176,7 +176,8 @@ def test_a_loss_that_is_not_a_number_ends_with_advice_and_touches_no_bundle(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1] == (
-        "octray: The loss of epoch 1 is not a number. Lower train.finetune.learning_rate (now 1e+30) and train again."
+        "octray: The loss of epoch 1 is not a number. Lower train.finetune.learning_rate (now 1e+30), or limit the gradient "
+        "with train.finetune.clip_norm=1, and train again."
     )
     assert load_bundle(out).manifest == load_bundle(trained.bundle).manifest
 
@@ -193,7 +194,7 @@ def test_a_place_that_cannot_hold_a_bundle_is_refused_before_any_work(
     assert main(words) == 2
     said = capsys.readouterr().err
     if place == ".":  # a folder like any other; the run ends with its next fault
-        assert "bundled weights exist for tf_efficientnet_lite0 only" in said
+        assert "bundled weights exist for" in said
         assert (tmp_path / "inside.work").is_dir()
     else:
         assert said.endswith(

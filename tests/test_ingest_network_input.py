@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import read_frames_from_bytes
+from pipeline.ingest import network_input
 from pipeline.ingest.build import build_index
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
@@ -125,3 +126,17 @@ def test_frames_that_scoring_would_refuse_are_refused_with_the_gates_own_words(
     assert "Ingest again with --config, which leaves such frames out" in str(caught.value)
     for passing in (make_gate({check: Policy.FLAG}, **use), make_gate({check: Policy.REJECT}), None):
         assert len(list(prepared_frames(index.records, index.sources, GRID, gate=passing))) == 2
+
+
+def test_pixels_that_are_not_numbers_are_refused_with_the_name_of_their_file(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(pixels: np.ndarray, *arguments: object) -> np.ndarray:  # no reader gives such pixels; a new one might
+        prepared = prepare(pixels, *arguments)  # type: ignore[arg-type]
+        if pixels.shape == (33, 44):
+            prepared[0, 3, 3] = np.nan
+        return prepared
+
+    monkeypatch.setattr(network_input, "prepare", broken)
+    with pytest.raises(InputError, match=r"^Frame 1 of volume\.dcm has pixels that are not numbers\. Export the file again"):
+        list(prepared_frames(index.records, index.sources, GRID))

@@ -1,6 +1,7 @@
 """`octray train`: from an index to a bundle."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say where the bundle lies and what it reached."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":  # of several processes, the first one speaks
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     from pipeline.cli.progress import bar
     from pipeline.config import load_config
 

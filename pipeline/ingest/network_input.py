@@ -6,6 +6,8 @@ from contextlib import closing
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from pipeline.errors import InputError, UnreadableError
 from pipeline.frames import FloatArray, Frame, ImageRecord, InstanceKey
 from pipeline.imaging.preprocess import prepare, reading_for
@@ -50,7 +52,7 @@ def prepared_frames(
     ------
     InputError
         If a file is gone, cannot be read any more, is not the same as when it was ingested, or has a frame that the gate
-        refuses.
+        refuses or a pixel that is not a number.
     """
     files = (list(group) for _, group in groupby(records, key=lambda record: (record.root, record.source)))
     cores = usable_cores()
@@ -82,6 +84,10 @@ def _prepare_file(
         raise InputError(f"{name} could be read when it was ingested: {error} Ingest the folder again.") from None
     if missing := [row.key.frame_number for row in rows if row.key not in found]:
         raise InputError(f"{name} has no frame {missing[0]} any more. Ingest the folder again.")
+    if broken := [row.key.frame_number for row in rows if not np.isfinite(found[row.key]).all()]:
+        raise InputError(
+            f"Frame {broken[0]} of {name} has pixels that are not numbers. Export the file again, or leave it out."
+        )
     return [found[row.key] for row in rows]
 
 

@@ -23,10 +23,12 @@ from pipeline.model.networks import Network, create_network
 from pipeline.model.weights import load_weights, set_normalisation
 from pipeline.plugins import find_plugin
 from pipeline.progress import Progress, working
+from pipeline.train.augment import Augmentation
+from pipeline.train.devices import Compute
 from pipeline.train.features import FeatureCache, hashed
-from pipeline.train.finetune import Augmentation, Course, FrameSet, finetune
 from pipeline.train.head import fit_head, fit_probe
 from pipeline.train.tasks import Objective
+from pipeline.train.trainer import Course, FrameSet, finetune
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.version import scoring_versions
@@ -108,6 +110,7 @@ def fit(
     tune: NDArray[np.int64],
     workspace: Workspace,
     cache: FeatureCache,
+    compute: Compute,
     log: Log,
     progress: Progress,
 ) -> Fitted:
@@ -129,6 +132,8 @@ def fit(
         Keeps what a killed run needs to resume.
     cache
         Of the features of frozen networks.
+    compute
+        The device, and the other processes of the run.
     log
         Gets the figures of the head, and of each epoch with its number.
     progress
@@ -139,9 +144,8 @@ def fit(
     TrainingError
         If the loss is not a number, or the exported graph differs from the network.
     """
-    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, log, progress)
-    starts_random = config.train.way is Way.FULL and config.model.weights == "none"
-    head = {} if starts_random else fitting.fit_head(network)
+    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
+    head = {} if fitting.starts_random else fitting.fit_head(network)
     course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
     fitting.objective.restore_prior(network.classifier)
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
@@ -161,17 +165,23 @@ class _Fitting:
         tune: NDArray[np.int64],
         workspace: Workspace,
         cache: FeatureCache,
+        compute: Compute,
         log: Log,
         progress: Progress,
     ) -> None:
         self._config, self._data, self._pixels, self._train, self._tune = config, data, pixels, train, tune
-        self._workspace, self._log, self._progress = workspace, log, progress
+        self._workspace, self._compute, self._log, self._progress = workspace, compute, log, progress
         is_ours = find_plugin("network", config.model.architecture) is None
         self._cache = cache if is_ours else FeatureCache(None)  # the code of a plug-in changes without a new version
         self._engine: Engine | None = None
         self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
         learned = np.union1d(train, tune) if self._fits_tune else train
         self.objective = Objective(config.task, config.train.imbalance, data.targets[learned])
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether all layers are trained from random weights; no head fits these, and they have no batch statistics to keep."""
+        return self._config.train.way is Way.FULL and self._config.model.weights == "none"
 
     def fit_head(self, network: Network) -> dict[str, float]:
         """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
@@ -267,11 +277,14 @@ class _Fitting:
             tune=tune,
             objective=self.objective,
             settings=settings.finetune.model_copy(update=all_groups if settings.way is Way.FULL else {}),
-            augmentation=Augmentation(settings.augment, self._config.preprocessing.size),
+            augmentation=Augmentation(settings.augment),
             seed=settings.seed,
             checkpoint=self._workspace.checkpoint,
             on_epoch=lambda epoch, metrics: self._log(metrics, epoch),
             progress=self._progress,
+            trains_statistics=self.starts_random,
+            workers=settings.workers,
+            compute=self._compute,
         )
 
 

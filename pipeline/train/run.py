@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 import yaml
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -35,6 +34,7 @@ from pipeline.model.bundle import (
     Normalisation,
     Outliers,
     draft_manifest,
+    load_bundle,
     write_bundle,
 )
 from pipeline.model.card import model_card
@@ -42,9 +42,11 @@ from pipeline.model.weights import cache_folder, file_sha256
 from pipeline.plugins import load_plugins
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
+from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, fit, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
+from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import PreparedFrames, Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
@@ -52,6 +54,9 @@ from pipeline.workers.cores import usable_cores
 
 def train(config: Config, index: Index, out: Path | str, resume: bool = False, progress: Progress = silent) -> Bundle:
     """Train a network on an index and write the bundle.
+
+    If `torchrun` started several processes, all of them call it: the first one does the work, the others help with the training
+    steps and return the bundle that it wrote.
 
     Parameters
     ----------
@@ -73,10 +78,22 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
     InputError
         If the index cannot be learned from, or its files have changed.
     TrainingError
-        If the loss is not a number.
+        If the loss is not a number, or another process of the run has ended.
     """
     load_plugins(config.plugins)
-    out, data = Path(out), select_training_data(config, index)
+    out = Path(out)
+    with open_compute(config.train) as compute:
+        if compute.rank:
+            help_to_finetune(compute)
+            return load_bundle(out)
+        bundle = _train(config, index, out, resume, compute, progress)
+        compute.share(None)
+        return bundle
+
+
+def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress) -> Bundle:
+    """Train, judge, write, register, and delete the workspace."""
+    data = select_training_data(config, index)
     weights = [file_sha256(one.model.architecture, one.model.weights) for one in config.networks()]
     facts = json.dumps([config.model_dump(mode="json", exclude={"tracking"}), index.sha256, weights], sort_keys=True)
     workspace = open_workspace(out, facts, resume)
@@ -94,7 +111,7 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
             remember=workspace.remember_run,
         ),
     )
-    training = _Training(config, index, data, workspace, tracker, progress)
+    training = _Training(config, index, data, workspace, tracker, compute, progress)
     try:
         with threadpool_limits(config.train.threads or usable_cores(), "blas"):
             bundle = training.run(out)
@@ -114,16 +131,22 @@ class _Training:
     """The steps of one run, and what all of them need."""
 
     def __init__(
-        self, config: Config, index: Index, data: TrainingData, workspace: Workspace, tracker: Tracker, progress: Progress
+        self,
+        config: Config,
+        index: Index,
+        data: TrainingData,
+        workspace: Workspace,
+        tracker: Tracker,
+        compute: Compute,
+        progress: Progress,
     ) -> None:
         self._config, self._index, self._data = config, index, data
-        self._workspace, self._tracker, self._progress = workspace, tracker, progress
+        self._workspace, self._tracker, self._compute, self._progress = workspace, tracker, compute, progress
         self._preprocessing = config.network_preprocessing()
         self._cache = FeatureCache(cache_folder() / "features.sqlite3" if config.train.cache_features else None)
 
     def run(self, out: Path) -> Bundle:
         """Train, judge and write the bundle."""
-        torch.set_num_threads(self._config.train.threads or usable_cores())
         networks = self._config.networks()
         self._check(networks)
         folds = self._folds()
@@ -175,6 +198,7 @@ class _Training:
             tune=self._data.rows(Split.TUNE),
             workspace=self._workspace if is_alone else self._workspace.of_network(number),
             cache=self._cache,
+            compute=self._compute,
             log=log,
             progress=self._progress,
         )
