@@ -1,10 +1,14 @@
 """`octray phantom` and `octray ingest` as a user starts them: what they write, what they say, and their exit codes."""
 
 import argparse
+import io
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +171,64 @@ def test_the_folder_that_is_the_label_is_named_and_what_looks_wrong_is_said(
     assert "The labels OD, OS look like eyes, not like findings." in " ".join(capsys.readouterr().err.split())
     with pytest.raises(InputError, match=r"has no example in the split .* The 8 labels look like patients"):
         run_ingest(*arguments, "folder:2")
+
+
+def write_messy(folder: Path) -> Path:
+    """DICOM, PNG, JPEG and a zip, patients in the names of files, and a table from a German Excel; 3 in 40 are sick."""
+    (folder / "Röntgen").mkdir(parents=True)
+    rows = ["Bild;Befund;Befunder"]
+    with zipfile.ZipFile(folder / "Archiv.zip", "w") as archive:
+        for number in range(40):
+            kind = ("dcm", "png", "jpg")[number % 3]
+            name = f"{number // 2:04d}_{number}.{kind}"
+            pixels = make_pixels(seed=number)
+            image = io.BytesIO(make_dicom((pixels * 4000).astype(np.uint16), PatientID="MRN"))
+            if kind != "dcm":
+                Image.fromarray((pixels * 255).astype("u1")).save(image := io.BytesIO(), "PNG" if kind == "png" else "JPEG")
+            if number % 4:
+                (folder / "Röntgen" / name).write_bytes(image.getvalue())
+            else:
+                archive.writestr(f"Export/{name}", image.getvalue())
+            label = {0: "Ödem", 10: "ÖDEM", 20: "ödem "}.get(number, "normal")
+            rows.append(f"{name};{label};Müller")
+    rows.append("9999_0.png;normal;Müller")
+    del rows[4]
+    (folder / "Befunde.csv").write_bytes("\r\n".join(rows).encode("cp1252"))
+    return folder / "Befunde.csv"
+
+
+def test_a_messy_folder_becomes_an_index_by_what_the_messages_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_messy(tmp_path / "messy")
+    arguments = [str(tmp_path / "messy"), "--labels", str(table), "--out", str(tmp_path / "index")]
+    with pytest.raises(InputError, match="has no column file and label; .* --columns file=Bild,label=Befund") as caught:
+        run_ingest(*arguments)
+    arguments += shlex.split(str(caught.value)[str(caught.value).index("--columns") :])
+    arguments += ["--patient-from", "([0-9]{4})_"]
+    with pytest.raises(InputError, match="The label ÖDEM has no example in the split tune: it occurs in 1 patient") as caught:
+        run_ingest(*arguments)
+    assert "The labels ÖDEM (1 frames), Ödem (1 frames), ödem (1 frames) differ only in case" in str(caught.value)
+    arguments += ["--merge-spellings"]
+    with pytest.raises(InputError, match="ÖDEM has no example in the split test: it occurs in 3 patients. 4 splits") as caught:
+        run_ingest(*arguments)
+    arguments += re.findall(r"(--split) ([0-9/]+)", str(caught.value))[0]
+    capsys.readouterr()
+    assert run_ingest(*arguments) == 0
+    said = capsys.readouterr().err
+    for remark in (
+        "Befunde.csv is not in UTF-8 and was read as Windows-1252",
+        "Labels: 39 files named by the end of their path.",
+        "1 rows of Befunde.csv name files that do not exist: 9999_0.png.",
+        "1 files have no row in Befunde.csv and are not used: 0001_3.dcm.",
+        "Spellings that were merged, with their rows: Ödem (1), ödem (1); into ÖDEM.",
+        "Say so in the configuration: data.normal_label=normal.",
+        "The label ÖDEM occurs in only 3 patients: 1 in train, 1 in tune, 1 in calibration.",
+    ):
+        assert remark in said
+    assert "Müller" not in said
+    index = load_index(tmp_path / "index")
+    assert (len(index.records), index.labels) == (39, ("normal", "ÖDEM"))
+    assert len({record.patient_key for record in index.records}) == 20
+    assert {record.patient_key for record in index.records} == {f"{number:04d}" for number in range(20)}
 
 
 def test_labels_come_from_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,13 +49,25 @@ _EYES = {
 _KNOWN_NAMES = {
     "file": (
         *("file", "filename", "imageindex", "path", "filepath", "imagepath", "imagefile", "dicomid", "imageid", "image", "img"),
-        *("images", "imagename", "fname", "id", "patientid"),
+        *("images", "imagename", "fname", "bild", "datei", "dateiname", "fichier", "archivo", "imagen"),
+        *("id", "patientid"),
     ),
     "label": (
         *("label", "findinglabels", "labels", "classname", "class", "diagnosis", "disease", "finding", "findings", "category"),
-        *("pathology", "condition", "grade", "level", "dx", "target"),
+        *("pathology", "condition", "grade", "level", "dx", "befund", "diagnose", "diagnostic", "diagnostico", "target"),
     ),
-    "patient_key": ("patientkey", "patientid", "pid", "patient", "subjectid", "subject", "mrn", "ptid"),
+    "patient_key": (
+        "patientkey",
+        "patientid",
+        "pid",
+        "patient",
+        "subjectid",
+        "subject",
+        "mrn",
+        "ptid",
+        "patientennummer",
+        "patnr",
+    ),
 }
 """Names of columns in public tables, without case, blanks and underscores, the most certain first; only ever proposed."""
 

@@ -12,7 +12,20 @@ _MANY_FOLDERS = 20
 """From how many names of folders labels look like patients: no scale of grades is so long."""
 _MANY_FILES = 8
 _NO_VALUES = frozenset({"na", "none", "null", "nil", "-", "?", "unknown", "missing", "#value!", "#ref!"})
-_NO_FINDING = frozenset({"nofinding", "nofindings", "normal", "healthy", "negative", "noabnormality", "unremarkable"})
+_NO_FINDING = frozenset(
+    {
+        "nofinding",
+        "nofindings",
+        "normal",
+        "healthy",
+        "negative",
+        "noabnormality",
+        "unremarkable",
+        "unauffällig",
+        "normalbefund",
+        "sain",
+    }
+)
 """Labels that mean no finding, without case, blanks and signs."""
 
 
