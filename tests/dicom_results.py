@@ -19,9 +19,10 @@ from pipeline.frames import FrameFacts, InstanceKey
 from pipeline.imaging.sources import StudyFile, read_frames
 from pipeline.model.bundle import Manifest
 from pipeline.phantoms.studies import Modality, write_phantom
-from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
+from pipeline.predictions import FramePrediction, Heatmap, Prediction, State, StudyRecord
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.write import write_objects
+from pipeline.results.level_results import study_results
 from pipeline.settings import Check, Flag
 from tests.builders import make_dataset
 
@@ -65,7 +66,8 @@ def written(
     content: bytes, results: tuple[FramePrediction, ...], manifest: Manifest, made: datetime = MADE
 ) -> dict[str, bytes]:
     pictures = {(results[0].key.frame_number, manifest.labels[-1]): png()}
-    return dict(write_objects(content, results, manifest, tuple(Kind), made, pictures))
+    levels = study_results(StudyRecord(results[0].key.study_instance_uid, results), manifest)
+    return dict(write_objects(content, results, manifest, tuple(Kind), made, pictures, levels))
 
 
 def of_kind(objects: Mapping[str, bytes], kind: Kind) -> list[Dataset]:

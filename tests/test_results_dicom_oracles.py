@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.errors import UnreadableError
 from pipeline.imaging import guard
+from pipeline.levels import Level, Pooling
 from pipeline.model.bundle import Manifest
 from pipeline.results.dicom import Kind
-from tests.builders import make_bundle, make_dicom
+from tests.builders import make_bundle, make_dicom, make_level, with_levels
 from tests.dicom_results import of_kind, phantom, raw_dicom, rg1, scored, written
 from tests.server_orthanc import Orthanc
 
@@ -39,7 +40,8 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return make_bundle(tmp_path_factory.mktemp("bundle"), LABELS).manifest
+    levels = (make_level(level, Pooling.NOISY_OR, LABELS) for level in (Level.STUDY, Level.EYE))
+    return with_levels(make_bundle(tmp_path_factory.mktemp("bundle"), LABELS), *levels).manifest
 
 
 @pytest.fixture(params=list(SOURCES))
@@ -128,6 +130,7 @@ def test_dcmtk_reads_finding_and_probability(objects: dict[str, bytes], tmp_path
     assert '(,,"Presence of property")=(121059,DCM,"Presence Undetermined")' in text
     assert '(,,"Presence of property")=(272519000,SCT,"Absent")' in text
     assert '(,,"Probability")="0.6123" (1,UCUM,"no units")' in text
+    assert '(,,"Result of")=(study,99OCTRAY,"Whole study")' in text
     assert re.search(r"Verification Flag +: UNVERIFIED", text)
     page = subprocess.run(["dsr2html", str(tmp_path / "report.dcm")], capture_output=True, check=True)
     assert not [line for line in page.stderr.decode().splitlines() if line.startswith("E:")]

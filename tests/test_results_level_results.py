@@ -284,7 +284,7 @@ def test_the_report_shows_every_level_and_what_decided(tmp_path: Path, leveled: 
     page = Page(write_studies(tmp_path, leveled, [study])).text
 
     assert "This study: PNEUMONIA 90.0 % positive (2 images, pooled by the largest probability, 1 image not scored" in page
-    assert "Most weight for PNEUMONIA: frame 2 (100 %)." in page
+    assert "PNEUMONIA was decided by frame 2." in page
     assert "Right: PNEUMONIA 20.0 % negative (1 image, pooled by" in page
     assert "Patient in 2 studies: PNEUMONIA 90.0 % positive (3 images" in page
     assert "All images" not in page

@@ -169,10 +169,11 @@ def _patient_results(ledger: Ledger, ids: Sequence[int], manifest: Manifest) -> 
 
 
 def _with_other_studies(study: Study, ledger: Ledger, ids: Sequence[int], manifest: Manifest) -> Study:
-    """Return a study with the results of its patient, and with those of the eyes over all studies if there are several."""
+    """Return a study with the results of its patient and eyes over all studies: if there are several, or if it has no own."""
     if not ids:
         return study
-    others = [one for one in _patient_results(ledger, ids, manifest) if one.level is Level.PATIENT or one.studies > 1]
+    own = {rule.level for rule in manifest.levels if rule.level is not Level.PATIENT}
+    others = [one for one in _patient_results(ledger, ids, manifest) if one.studies > 1 or not own]
     return replace(study, levels=(*study.levels, *others))
 
 

@@ -22,7 +22,7 @@ from pipeline.atomic import replacing_text
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Quarantined
 from pipeline.imaging.preprocess import PANEL_GAP
-from pipeline.levels import Level, LevelResult
+from pipeline.levels import Level, LevelResult, Pooling
 from pipeline.model.bundle import METRICS, Bundle, Manifest
 from pipeline.model.card import card_excerpt
 from pipeline.predictions import FramePrediction, Heatmap, Prediction, State
@@ -296,7 +296,10 @@ class _Page:
         files = {frame.source: f"{PurePosixPath(frame.source).name} " for frame in top.deciding}
         if len(files) == 1 and result.level is Level.STUDY:
             files = dict.fromkeys(files, "")
-        parts = [f"{files[one.source]}frame {one.frame_number} ({words.rate(one.weight)})" for one in top.deciding]
+        named = [f"{files[one.source]}frame {one.frame_number}" for one in top.deciding]
+        parts = [f"{name} ({words.rate(one.weight)})" for name, one in zip(named, top.deciding, strict=True)]
+        if result.pooling is Pooling.MAX:
+            return f"{self.label(top)} was decided by {named[0]}."
         return f"Most weight for {self.label(top)}: {', '.join(parts)}."
 
     def sides(self, study: Study) -> Iterator[tuple[str, Sequence[FramePrediction]]]:
@@ -309,12 +312,12 @@ class _Page:
         known = {one.laterality for one in study.levels if one.level is Level.EYE}
         if not study.whole:
             yield "All images", study.frames
-        for laterality in "RLB":
-            if laterality in known:
-                continue
+        elif len({frame.facts.laterality for frame in study.frames}) == 1:
+            return
+        for laterality in sorted(set("RLB") - known, key="RLB".index):
             if frames := [frame for frame in study.frames if frame.facts.laterality == laterality]:
                 side = self._side(laterality)
-                yield side[:1].upper() + side[1:], frames
+                yield f"Any image of {side}" if study.whole else side[:1].upper() + side[1:], frames
 
     def named_frames(self, study: Study) -> list[tuple[str, FramePrediction]]:
         """Return the frames with their names: file if there are several, number, eye or side, view."""
