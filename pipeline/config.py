@@ -96,6 +96,9 @@ class ModelSection(Section):
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] | None = Field(
         default=None, description="the input is divided by it, for all channels or each; null: as the weights need it"
     )
+    size: Annotated[int, Field(ge=32, le=1024)] | None = Field(
+        default=None, description="rows and columns that the network reads, if they are not those of preprocessing.size"
+    )
     global_pool: bool = Field(
         default=False, description="replace the network's head by the mean of each channel and one linear layer"
     )

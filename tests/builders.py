@@ -139,6 +139,7 @@ def make_member(architecture: str = "tiny", **maps: Any) -> dict[str, Any]:
     files = {"graph": GRAPH, "weights": WEIGHTS, "normalisation": {"mean": (0.0,), "std": (1.0,)}}
     return {
         "architecture": architecture,
+        "size": 32,
         "started_from": {"name": "none"},
         "maps": fields | {"computed": "closed_form"} | maps,
     } | files

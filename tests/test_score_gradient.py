@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Bundle]:
     contents = {GRAPH: export_graph(network, 64), WEIGHTS: weights, METRICS: b"{}", MODEL_CARD: b"#", CONFIG: b"name: a\n"}
     channels = network.classifier.in_features
     contents[REFERENCE] = Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes()
-    member = make_member("test_convnext") | {"maps": support.model_dump()}
+    member = make_member("test_convnext") | {"maps": support.model_dump(), "size": 64}
     fields = like | {"members": (member,), "heatmap": make_support(method="hirescam", exact=False, computed="gradient")}
     return network, write_bundle(root / "bundle", contents, **fields)
 

@@ -1,6 +1,5 @@
 """Fitting: the head against scikit-learn, and a killed run against one that was not."""
 
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression

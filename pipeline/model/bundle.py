@@ -111,10 +111,12 @@ class StartingWeights(_Part):
 class Member(_Part):
     """One network of a bundle; all of them take the same frames on the same grid.
 
-    `graph` and `weights` are files of the bundle; `normalisation` is what the graph does to the pixels.
+    `graph` and `weights` are files of the bundle; `normalisation` is what the graph does to the pixels. If the network reads
+    another `size` than that of the frames, its graph resizes them first.
     """
 
     architecture: str
+    size: int
     started_from: StartingWeights
     graph: str
     weights: str

@@ -150,7 +150,7 @@ def _build(bundle: Bundle, member: Member) -> Network:
         network = create_network(
             member.architecture,
             len(manifest.labels),
-            manifest.preprocessing.size,
+            member.size,
             global_pool=member.maps.classifier == f"{GLOBAL_HEAD}.weight",
         )
         network.body.load_state_dict(load(bundle.read(member.weights)))

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.errors import ConfigError
 from pipeline.model.bodies import BODIES, unfit_size
@@ -77,6 +78,16 @@ class Network(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.resize: Tensor | None
+        self.register_buffer("resize", None, persistent=False)
+
+    def resize_frames(self, size: int, own_size: int) -> None:
+        """Let the network take frames of `size` pixels a side, and resize them to `own_size` before all else.
+
+        It is the bilinear interpolation of torch with antialiasing, written as one matrix product for rows and one for columns:
+        so torch and every ONNX runtime do the same, whatever they make of an operator for resizing.
+        """
+        self.register_buffer("resize", None if size == own_size else resize_weights(size, own_size), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (batch, labels) and the last feature map (batch, channels, rows, columns).
@@ -84,6 +95,8 @@ class Network(nn.Module):
         `pixels` is float32 of shape (batch, 1, size, size) in [0, 1]. The feature map of a transformer consists of its
         patches after the norm; of several blocks, those of each block are further channels.
         """
+        if self.resize is not None:
+            pixels = self.resize @ pixels @ self.resize.T
         inputs = (pixels - self.mean) / self.std
         if self.blocks:
             maps = self.body.forward_intermediates(inputs, self.blocks, norm=True, output_fmt="NCHW", intermediates_only=True)
@@ -162,6 +175,16 @@ class Network(nn.Module):
         head = {id(parameter) for parameter in self.classifier.parameters()}
         kept = ([name for name in names if id(named[name]) not in head] for names in groups)
         return [names for names in kept if names]
+
+
+def resize_weights(size: int, own_size: int) -> Tensor:
+    """Return how much each of `size` pixels in a row adds to each of `own_size`, of shape (own_size, size).
+
+    Those of torch's bilinear interpolation with antialiasing, which are those of Pillow; each row sums to one.
+    """
+    columns = torch.eye(size, dtype=torch.float64)[None, None]
+    one_way = functional.interpolate(columns, (own_size, size), mode="bilinear", align_corners=False, antialias=True)
+    return one_way[0, 0].float()
 
 
 def create_network(

@@ -49,6 +49,8 @@ class Fitted:
     ----------
     architecture
         Its name.
+    size
+        Rows and columns that it reads.
     started_from
         The weights that its training started from.
     network
@@ -68,6 +70,7 @@ class Fitted:
     """
 
     architecture: str
+    size: int
     started_from: StartingWeights
     network: Network
     graph: bytes
@@ -91,9 +94,12 @@ def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, Start
         If a file holds weights of another network.
     """
     torch.manual_seed(config.train.seed)
-    model = config.model
-    size = config.preprocessing.size
-    network = create_network(model.architecture, len(labels), size, global_pool=model.global_pool, blocks=model.blocks).eval()
+    model, size = config.model, config.preprocessing.size
+    own_size = model.size or size
+    network = create_network(
+        model.architecture, len(labels), own_size, global_pool=model.global_pool, blocks=model.blocks
+    ).eval()
+    network.resize_frames(size, own_size)
     set_normalisation(network, input_range=model.input_range, mean=model.mean, std=model.std)
     started_from = load_weights(network, model.architecture, model.weights)
     return network, started_from
@@ -150,7 +156,8 @@ def fit(
     fitting.objective.restore_prior(network.classifier)
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
-    return Fitted(config.model.architecture, started_from, network, graph, course, head, config.train.seed)
+    size = config.model.size or config.preprocessing.size
+    return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
 
 
 class _Fitting:

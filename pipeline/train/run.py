@@ -282,6 +282,7 @@ def _member(number: int, made: tuple[Fitted, MapSupport]) -> Member:
     mean, std = (tuple(values.flatten().tolist()) for values in (fitted.network.mean, fitted.network.std))
     return Member(
         architecture=fitted.architecture,
+        size=fitted.size,
         started_from=fitted.started_from,
         graph=GRAPH.replace(".", f"{suffix}."),
         weights=WEIGHTS.replace(".", f"{suffix}."),
