@@ -21,6 +21,7 @@ from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import METRICS, MODEL_CARD, WEIGHTS, Bundle
 from pipeline.predictions import Task
 from pipeline.score.predictor import Predictor
+from pipeline.train.assessment import evaluate_bundle
 from pipeline.train.head import fit_head
 from pipeline.train.run import train
 from pipeline.train.tasks import Objective, focal_log_probabilities
@@ -358,7 +359,8 @@ def partly_unknown(index: Index) -> Index:
 
 
 def learned(trained: Trained, index: Index, out: Path, *settings: str) -> Bundle:
-    quick = ("tracking.enabled=false", "train.finetune.epochs=2", "train.cache_features=false")
+    levels = tuple(f"levels.{name}=none" for name in ("study", "eye", "patient"))  # they are not what is tested here
+    quick = ("tracking.enabled=false", "train.finetune.epochs=2", "train.cache_features=false", *levels)
     return train(load_config(trained.config, [*quick, *settings]), index, out / "bundle")
 
 
@@ -388,6 +390,12 @@ def test_unknown_labels_go_through_a_whole_run(trained: Trained, tmp_path: Path)
     assert figures["n_positive"] + figures["n_negative"] == len(records) < len(index.of(Split.TEST))
     assert written["frames_without_label"] == 1
     assert "1 more frames of the index were not used, since none of the labels is known" in bundle.read(MODEL_CARD).decode()
+    again = evaluate_bundle(bundle, index).to_json()
+    assert again["frames"] == written["evaluation"]["frames"]
+    assert [again["labels"]["PNEUMONIA"][name] for name in ("n_positive", "n_negative")] == [
+        figures["n_positive"],
+        figures["n_negative"],
+    ]
     assert np.isfinite([epoch["tune_loss"] for epoch in written["networks"][0]["epochs"]]).all()
 
 

@@ -42,7 +42,7 @@ from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
 from pipeline.train.pooling import LevelFrames, attention_file, fit_levels
-from pipeline.train.training_data import TrainingData
+from pipeline.train.training_data import TrainingData, known_frames
 from pipeline.train.workspace import PreparedFrames
 
 _COMPARED_FRAMES = 4
@@ -329,18 +329,22 @@ def evaluate_bundle(
     Raises
     ------
     InputError
-        If the index lacks a label of the bundle, or has no frame in the split, or its files have changed.
+        If the index lacks a label of the bundle, has no frame with a known label in the split, or its files have changed.
     """
     manifest, records = bundle.manifest, index.of(Split(split))
     if missing := [label for label in manifest.labels if label not in index.labels]:
         raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
     if not records:
         raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
+    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
+    if not len(rows):
+        raise InputError(f"No frame of the split {split} has a known label among {', '.join(manifest.labels)}. Label some.")
+    records = tuple(records[row] for row in rows)
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
     engine = Ensemble.of(bundle)
     frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
     logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
-    targets, resamples, seed = index.targets(records, manifest.labels), config.evaluate.bootstrap, config.train.seed
+    resamples, seed = config.evaluate.bootstrap, config.train.seed
     is_normal = np.array([label == manifest.normal_label for label in manifest.labels])
     sample = Sample(
         logits=logits,

@@ -111,20 +111,34 @@ def select_training_data(config: Config, index: Index) -> TrainingData:
     """
     labels = _labels(config, index)
     targets = index.targets(index.records, labels)
-    present = targets == 1
-    if config.task is Task.MULTILABEL:
-        is_known = ~np.isnan(targets).all(axis=1)
-    else:
-        _check_one_label(present, np.isnan(targets), labels, index.records)
-        is_known = present.any(axis=1)
-        targets = np.where(is_known[:, None], present.astype(np.float64), np.nan)
-    rows = np.flatnonzero(is_known)
+    if config.task is not Task.MULTILABEL:
+        _check_one_label(targets == 1, np.isnan(targets), labels, index.records)
+    rows, targets = known_frames(targets, config.task)
     records = tuple(index.records[row] for row in rows)
-    data = TrainingData(labels, records, targets[rows], index.sources, len(index.records) - len(rows))
+    data = TrainingData(labels, records, targets, index.sources, len(index.records) - len(rows))
     _check_intended_use(data, config.data)
     for split in FITTED_SPLITS:
         _check_split(data, split)
     return data
+
+
+def known_frames(targets: NDArray[np.float64], task: Task) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the rows of which something is known, and their targets.
+
+    If exactly one label holds in a frame, the one that is known to hold settles the others. Without it the frame counts as
+    unknown, even if some labels are known to be absent.
+
+    Parameters
+    ----------
+    targets
+        Of shape (n, labels): 1, 0 or nan.
+    task
+        Says whether labels exclude each other.
+    """
+    present = targets == 1
+    is_known = ~np.isnan(targets).all(axis=1) if task is Task.MULTILABEL else present.any(axis=1)
+    known = targets if task is Task.MULTILABEL else present.astype(np.float64)
+    return np.flatnonzero(is_known), known[is_known]
 
 
 def _labels(config: Config, index: Index) -> tuple[str, ...]:
