@@ -237,6 +237,7 @@ class TrainSection(Section):
         description="what is done about rare labels: none, class_weights, effective_number, balanced_sampler, focal or "
         "logit_adjustment; probabilities stay those of the training split",
     )
+    loss: str = Field(default="", description="name of a plug-in's loss; empty: that of the task")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the network's computations; auto: float32, but 16 bits on CUDA"

@@ -14,17 +14,20 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.config import HeadSection, load_config
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.frames import Split
 from pipeline.imaging.sources import locate, read_frames
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import METRICS, MODEL_CARD, WEIGHTS, Bundle
+from pipeline.plugins import register_plugin
 from pipeline.predictions import Task
 from pipeline.score.predictor import Predictor
 from pipeline.train.assessment import evaluate_bundle
+from pipeline.train.fit import start_network
 from pipeline.train.head import fit_head
 from pipeline.train.run import train
-from pipeline.train.tasks import Objective, focal_log_probabilities
+from pipeline.train.tasks import Loss, Objective, find_loss, focal_log_probabilities
 from tests.conftest import Trained
 
 WAYS = ("none", "class_weights", "effective_number", "balanced_sampler", "focal", "logit_adjustment")
@@ -33,6 +36,14 @@ KINDS = (Task.MULTICLASS, Task.MULTILABEL, Task.ORDINAL)
 
 def one_hot(classes: np.ndarray, labels: int) -> np.ndarray:
     return np.eye(labels)[classes]
+
+
+def several_labels(count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((count, 3)) < [0.5, 0.1, 0.03]).astype(float)
+    targets[:3] = np.eye(3)
+    targets[rng.random((count, 3)) < 0.2] = np.nan
+    return targets
 
 
 # Weights
@@ -176,15 +187,55 @@ def test_the_loss_of_a_mixture_is_the_mixture_of_losses(task: Task, way: str) ->
         torch.testing.assert_close(mixed, functional.cross_entropy(logits, 0.3 * one + 0.7 * other))
 
 
+# Losses of plug-ins
+
+
+def own_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def own_binary(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+@pytest.mark.parametrize("way", sorted(set(WAYS) - {"focal"}))
+@pytest.mark.parametrize(("task", "own"), [(Task.MULTICLASS, own_cross_entropy), (Task.MULTILABEL, own_binary)])
+def test_a_plug_ins_loss_is_weighted_and_masked_like_the_tasks_own(task: Task, own: Loss, way: str) -> None:
+    logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = several_labels(200, 0)
+    if task is Task.MULTICLASS:
+        targets = one_hot(np.random.default_rng(0).choice(3, 200, p=[0.8, 0.15, 0.05]), 3)
+        targets[::7] = np.nan
+    ours, theirs = Objective(task, way, targets), Objective(task, way, targets, own)
+    for drawn in (False, True):
+        found = theirs.loss(logits, torch.from_numpy(targets), 7, drawn=drawn)
+        torch.testing.assert_close(found, ours.loss(logits, torch.from_numpy(targets), 7, drawn=drawn))
+
+
+def test_a_loss_of_another_shape_is_refused_with_the_shape_it_needs() -> None:
+    targets = several_labels(4, 0)
+    objective = Objective(Task.MULTILABEL, "none", targets, own_cross_entropy)
+    with pytest.raises(TrainingError, match=r"must have the shape \(frames, labels\) = \(4, 3\)\. Got \(4,\) instead\."):
+        objective.loss(torch.zeros(4, 3), torch.from_numpy(targets), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ("train.loss=nothing", "train.loss: no plug-in registers the loss nothing; registered are: "),
+        ("train.imbalance=focal", "train.imbalance: focal is a loss itself, and train.loss is of_the_tests. Set another, for"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_is_a_fault_before_training(settings: str, fault: str) -> None:
+    register_plugin("loss", "of_the_tests")(own_cross_entropy)
+    config = load_config("smoke", ["train.loss=of_the_tests", settings])
+    with pytest.raises(ConfigError) as caught:
+        start_network(config, ("A", "B"))
+    assert caught.value.faults[0].startswith(fault)
+    assert find_loss(load_config("smoke", ["train.loss=of_the_tests"])) is own_cross_entropy
+
+
 # The balanced sampler
-
-
-def several_labels(count: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    targets = (rng.random((count, 3)) < [0.5, 0.1, 0.03]).astype(float)
-    targets[:3] = np.eye(3)
-    targets[rng.random((count, 3)) < 0.2] = np.nan
-    return targets
 
 
 @pytest.mark.parametrize("task", KINDS)

@@ -27,7 +27,7 @@ from pipeline.train.augment import Augmentation
 from pipeline.train.devices import Compute
 from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.head import fit_head, fit_probe
-from pipeline.train.tasks import Objective
+from pipeline.train.tasks import Objective, find_loss
 from pipeline.train.trainer import Course, FrameSet, finetune
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames, Workspace
@@ -87,13 +87,14 @@ def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, Start
     Raises
     ------
     ConfigError
-        If there is no such network, it cannot read frames of this size, or the weights do not exist.
+        If there is no such network or loss, it cannot read frames of this size, or the weights do not exist.
     DownloadError
         If weights cannot be downloaded.
     InputError
         If a file holds weights of another network.
     """
     torch.manual_seed(config.train.seed)
+    find_loss(config)
     model, size = config.model, config.preprocessing.size
     own_size = model.size or size
     network = create_network(
@@ -183,7 +184,7 @@ class _Fitting:
         self._engine: Engine | None = None
         self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
         learned = np.union1d(train, tune) if self._fits_tune else train
-        self.objective = Objective(config.task, config.train.imbalance, data.targets[learned])
+        self.objective = Objective(config.task, config.train.imbalance, data.targets[learned], find_loss(config))
 
     @property
     def starts_random(self) -> bool:

@@ -6,14 +6,18 @@ All losses are strictly proper scoring rules (Gneiting and Raftery, "Strictly pr
 JASA 2007): with enough frames the probabilities they teach are the true ones.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Imbalance
+from pipeline.config import Config, Imbalance
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate.calibration import Float64
+from pipeline.plugins import find_plugin, plugin_names
 from pipeline.predictions import Activation, Task
 
 EFFECTIVE_BETA = 0.999
@@ -24,6 +28,31 @@ ORDINAL_SHARE = 3.0
 """What the ranked probability score is multiplied by before it is added to the log loss (`benchmarks/tasks.py`)."""
 _FOCAL_STEPS = 5
 """Steps of Newton's method before the last: enough to converge to rounding, for 2 to 14 labels and logits from 0.1 to 100."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""A plug-in's loss: of logits and targets, both of shape (n, labels), one for each label (n, labels) or each frame (n,)."""
+
+
+def find_loss(config: Config) -> Loss | None:
+    """Return the loss of a plug-in that a configuration names; None if it has the task's own.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, or if it cannot be used with `train.imbalance`.
+    """
+    name = config.train.loss
+    if not name:
+        return None
+    loss = find_plugin("loss", name)
+    if loss is None:
+        known = ", ".join(plugin_names("loss")) or "none"
+        raise ConfigError([f"train.loss: no plug-in registers the loss {name}; registered are: {known}. See plugins."])
+    if config.train.imbalance == "focal":
+        raise ConfigError(
+            [f"train.imbalance: focal is a loss itself, and train.loss is {name}. Set another, for example none."]
+        )
+    return loss
 
 
 class Objective:
@@ -58,10 +87,14 @@ class Objective:
         As configured.
     targets
         Of the training split, shape (n, labels): 1, 0 or nan (not known).
+    own_loss
+        Replaces the loss of the task. It gets targets in [0, 1]; what is not known is 0 there and masked in what it returns, so
+        with `multilabel` it must return a loss for each label. Weights, sampler and adjustment work as with the task's loss;
+        probabilities are as honest as it is proper.
     """
 
-    def __init__(self, task: Task, imbalance: Imbalance, targets: Float64) -> None:
-        self.task, self._imbalance = task, imbalance
+    def __init__(self, task: Task, imbalance: Imbalance, targets: Float64, own_loss: Loss | None = None) -> None:
+        self.task, self._imbalance, self._own_loss = task, imbalance, own_loss
         positives = np.nansum(targets, axis=0)
         known = np.sum(~np.isnan(targets), axis=0)
         self.weights = self._label_weights(positives, known - positives)
@@ -121,17 +154,33 @@ class Objective:
         labels = targets.shape[1]
         known = ~torch.isnan(targets)
         truth = torch.nan_to_num(targets)
+        uniform = 1 / labels if self._is_exclusive else 0.5
+        smooth = truth * (1 - label_smoothing) + label_smoothing * uniform
         if self._is_exclusive:
             known = known.all(1, keepdim=True).expand_as(known)
-            smooth = truth * (1 - label_smoothing) + label_smoothing / labels
+        if self._own_loss is not None:
+            losses = self._own_losses(wide + offsets, smooth, weights)
+        elif self._is_exclusive:
             losses = weights * smooth * self._costs(wide + offsets)
         else:
-            smooth = truth * (1 - label_smoothing) + label_smoothing / 2
             present, absent = self._costs(torch.stack([wide + offsets, torch.zeros_like(wide)], -1)).unbind(-1)
             losses = weights * smooth * present + (1 - smooth) * absent
         if drawn and self._imbalance == "balanced_sampler":
             losses = losses / self._rates(targets).unsqueeze(1).clamp_min(torch.finfo(losses.dtype).tiny)
         return losses[known].sum() / divisor
+
+    def _own_losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted losses of a plug-in, of shape (n, labels)."""
+        assert self._own_loss is not None  # noqa: S101 - for mypy
+        losses = self._own_loss(logits, targets)
+        if losses.shape == logits.shape[:1] and self._is_exclusive:
+            losses = losses.unsqueeze(1).expand_as(logits) / logits.shape[1]
+        if losses.shape != logits.shape:
+            shapes = f"(frames, labels) = {tuple(logits.shape)}" + (" or (frames,)" if self._is_exclusive else "")
+            raise TrainingError(f"The loss of the plug-in must have the shape {shapes}. Got {tuple(losses.shape)} instead.")
+        if self._is_exclusive:
+            return losses * (weights * targets).sum(1, keepdim=True)
+        return losses * (weights * targets + 1 - targets)
 
     def _costs(self, logits: Tensor) -> Tensor:
         """Return what each outcome of the last axis costs if it is the true one, in the shape of `logits`."""
