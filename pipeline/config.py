@@ -301,6 +301,9 @@ class HeatmapSection(Section):
     """How the bundle will explain its predictions."""
 
     method: HeatmapMethod = Field(default="grad-cam", description="grad-cam, grad-cam++, layercam or hirescam")
+    rows: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0, description="rows of finer maps, by gradient at an inner layer, kept if they pass all checks; 0: none"
+    )
 
 
 class TrackingSection(Section):

@@ -69,6 +69,21 @@ def test_a_network_is_trained_tracked_scored_and_explained(
     assert sum(one.probability for one in found.predictions) == pytest.approx(1)
 
 
+def test_finer_maps_are_kept_if_they_pass_the_checks(trained: Trained, tmp_path: Path) -> None:
+    overrides = ["tracking.enabled=false", "train.finetune.epochs=3", "heatmap.rows=4", "heatmap.method=hirescam"]
+    index = load_index(trained.index)
+    bundle = train(load_config(trained.config, overrides), index, tmp_path / "bundle")
+    (member,) = bundle.manifest.members
+    frame = next(read_frames(locate(trained.studies, index.of(Split.CALIBRATION)[0].source)))
+    (found,) = Predictor(bundle).predict([frame])
+    if member.maps.passed and not member.maps.exact:
+        assert (member.maps.layer, member.maps.computed, bundle.manifest.heatmap.computed) == ("layer3", "gradient", "gradient")
+        assert found.heatmaps[0].values.shape == (4, 4)
+    else:
+        assert (member.maps.layer, member.maps.computed) == ("forward_features", "closed_form")
+        assert found.heatmaps[0].values.shape == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [("inception_v3", 64, "use at least 75"), ("vit_tiny_patch16_224", 100, "use 96 or 112"), ("mlp", 97, "such as 104")],

@@ -15,10 +15,9 @@ from pipeline.frames import FloatArray
 from pipeline.model.bundle import MapSupport
 from pipeline.model.engine import Engine, closed_form_maps
 from pipeline.model.gradient_maps import gradient_maps
-from pipeline.model.networks import Network, pools_by_average
+from pipeline.model.networks import LAST_LAYER, Network, pools_by_average
 from pipeline.predictions import HeatmapMethod
 
-HEATMAP_LAYER = "forward_features"
 LOGIT_TOLERANCE = 1e-3
 HEATMAP_TOLERANCE = 1e-4
 
@@ -107,12 +106,30 @@ def map_support(network: Network, pixels: FloatArray, method: HeatmapMethod = "g
     difference = _difference(network, features.numpy(), method) if pools else None
     exact = difference is not None and difference <= HEATMAP_TOLERANCE
     return MapSupport(
-        layer=HEATMAP_LAYER,
+        layer=LAST_LAYER,
         classifier=network.classifier_name,
         exact=exact,
         max_difference=difference,
         computed="closed_form" if exact else "gradient",
     )
+
+
+def finer_map_support(network: Network, pixels: FloatArray, rows: int) -> MapSupport | None:
+    """Return how maps of at least so many rows are made: by gradient, at an inner layer; None if the network has no such layer.
+
+    Parameters
+    ----------
+    network
+        With its trained classifier.
+    pixels
+        Real input, float32 of shape (n, 1, size, size) in [0, 1].
+    rows
+        The fewest rows of a map.
+    """
+    layer = network.eval().inner_layer(torch.from_numpy(pixels), rows)
+    if layer is None:
+        return None
+    return MapSupport(layer=layer, classifier=network.classifier_name, exact=False, max_difference=None, computed="gradient")
 
 
 def _difference(network: Network, features: FloatArray, method: HeatmapMethod) -> float:

@@ -1,4 +1,4 @@
-"""Heatmaps by a backward pass through the head, with `grad-cam`, on the absolute scale that the library discards."""
+"""Heatmaps by a backward pass, with `grad-cam`, on the absolute scale that the library discards."""
 
 from threading import Lock
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import BundleError, ConfigError
 from pipeline.frames import FloatArray
 from pipeline.model.bundle import Bundle, Member
-from pipeline.model.networks import GLOBAL_HEAD, Network, create_network, is_known
+from pipeline.model.networks import GLOBAL_HEAD, LAST_LAYER, Network, create_network, is_known
 from pipeline.plugins import load_plugins
 from pipeline.predictions import HeatmapMethod
 
@@ -29,6 +29,18 @@ class _Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.network.head(self.tap(features))
+
+
+class _Logits(nn.Module):
+    """A whole network without its feature map."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels)[0]
+        return logits
 
 
 class _Unscaled:
@@ -68,7 +80,15 @@ _METHODS: dict[HeatmapMethod, Any] = {
 }
 
 
-def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod, *, is_signed: bool = False) -> FloatArray:
+def gradient_maps(
+    network: Network,
+    features: FloatArray,
+    method: HeatmapMethod,
+    *,
+    layer: str = LAST_LAYER,
+    pixels: FloatArray | None = None,
+    is_signed: bool = False,
+) -> FloatArray:
     """Return the map of every label in every frame; must not be called from two threads with the same network.
 
     Parameters
@@ -79,6 +99,10 @@ def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod,
         Its last feature map, float32 of shape (n, channels, map_rows, map_columns).
     method
         Which map; Grad-CAM++ is a mean over the cells, as in `closed_form_maps`.
+    layer
+        The feature map: the last one, or the output of a module of the body, for which the whole network is run.
+    pixels
+        What the last feature map was made from, float32 of shape (n, 1, size, size) in [0, 1]; needed for another layer alone.
     is_signed
         As there.
 
@@ -87,18 +111,24 @@ def gradient_maps(network: Network, features: FloatArray, method: HeatmapMethod,
     FloatArray
         float32 array of shape (n, labels, map_rows, map_columns), in logits, not scaled to its maximum.
     """
-    head = _Head(network).eval()
-    area = features[0, 0].size if method == "grad-cam++" else 1
-    with torch.enable_grad(), _METHODS[method](head, [head.tap]) as library:
-        maps = [_map(library, features, label) for label in range(network.classifier.out_features)]
-    head.zero_grad()
+    model: nn.Module
+    if layer == LAST_LAYER:
+        head = _Head(network)
+        model, tap, given = head.eval(), head.tap, features
+    else:
+        assert pixels is not None  # noqa: S101 - as documented
+        model, tap, given = _Logits(network).eval(), network.body.get_submodule(layer), pixels
+    with torch.enable_grad(), _METHODS[method](model, [tap]) as library:
+        maps = [_map(library, given, label) for label in range(network.classifier.out_features)]
+    model.zero_grad()
+    area = maps[0][0].size if method == "grad-cam++" else 1
     found = np.ascontiguousarray(np.stack(maps, axis=1) / area, np.float32)
     return found if is_signed else np.maximum(found, 0)
 
 
-def _map(library: Any, features: FloatArray, label: int) -> FloatArray:
-    seen = torch.from_numpy(features).clone().requires_grad_()
-    found: FloatArray = library(seen, [ClassifierOutputTarget(label)] * len(features))
+def _map(library: Any, given: FloatArray, label: int) -> FloatArray:
+    seen = torch.from_numpy(given).clone().requires_grad_()
+    found: FloatArray = library(seen, [ClassifierOutputTarget(label)] * len(given))
     return found
 
 
@@ -122,13 +152,13 @@ class GradientMaps:
 
     def __init__(self, bundle: Bundle, member: Member) -> None:
         self._bundle, self._architecture = bundle.path.name, member.architecture
-        self._method = bundle.manifest.heatmap.method
+        self._method, self._layer = bundle.manifest.heatmap.method, member.maps.layer
         self._lock = Lock()
         load_plugins()
         self._network = _build(bundle, member) if is_known(member.architecture) else None
 
-    def __call__(self, features: FloatArray) -> FloatArray:
-        """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for the last feature map.
+    def __call__(self, features: FloatArray, pixels: FloatArray) -> FloatArray:
+        """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for frames and their last feature map.
 
         Raises
         ------
@@ -141,7 +171,7 @@ class GradientMaps:
                 "installed here. Install the package that has it, or score without heatmaps (--no-heatmaps)."
             )
         with self._lock:
-            return gradient_maps(self._network, features, self._method, is_signed=True)
+            return gradient_maps(self._network, features, self._method, layer=self._layer, pixels=pixels, is_signed=True)
 
 
 def _build(bundle: Bundle, member: Member) -> Network:

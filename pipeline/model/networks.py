@@ -36,6 +36,8 @@ _MODULES = {"ViT": "vision_transformer"}
 """Families of which only the networks of one module of timm are listed: the others read a class token."""
 _PATCH_MEAN = {"global_pool": "avg", "fc_norm": False}
 """Makes the head of a vision transformer read the mean of its patches after the norm, so that the logit splits over them."""
+LAST_LAYER = "forward_features"
+"""Stands for the last feature map among the layers of a network."""
 GLOBAL_HEAD = "global_head"
 """Name of the linear layer that takes the place of a head of dense layers."""
 
@@ -146,6 +148,51 @@ class Network(nn.Module):
     @property
     def _is_channels_last(self) -> bool:
         return str(getattr(self.body, "output_fmt", "NCHW")) == "NHWC"
+
+    def inner_layer(self, pixels: Tensor, rows: int) -> str | None:
+        """Return the name of the last module of the body whose output is a finer map than the last one, of so many rows.
+
+        Modules inside a block are left out, since the block's shortcuts and other branches pass them by.
+
+        Parameters
+        ----------
+        pixels
+            Frames of shape (batch, 1, size, size) in [0, 1].
+        rows
+            The fewest rows that the map may have.
+
+        Returns
+        -------
+        str or None
+            None if no module has such a map before the last one, as in transformers, whose tokens stay as many.
+        """
+        if self.has_tokens or self._is_channels_last:
+            return None
+        found: list[tuple[str, int]] = []
+
+        def note(name: str, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found.append((name, output.shape[2]))
+
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+            for name, module in self.body.named_modules()
+            if name and self._passes_all(name)
+        ]
+        try:
+            with torch.no_grad():
+                last = self(pixels)[1].shape[2]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        finer = [name for name, count in found if count >= rows and count > last]
+        return finer[-1] if finer else None
+
+    def _passes_all(self, name: str) -> bool:
+        """Return whether whatever reaches the head passes a module: it is a part of nothing but sequences."""
+        parts = name.split(".")
+        around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        return all(isinstance(self.body.get_submodule(one), nn.Sequential) for one in around)
 
     @property
     def classifier(self) -> nn.Linear:

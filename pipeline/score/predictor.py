@@ -127,10 +127,11 @@ class Predictor:
 
     def _predict(self, admitted: Sequence[Admitted], heatmaps: bool) -> list[tuple[FramePrediction | Quarantined, bool]]:
         """Return for each frame its prediction, and whether that is too near a threshold for a reduced resolution."""
-        logits, members, features = self.engine.run(np.stack([item.pixels for item in admitted]))
+        pixels = np.stack([item.pixels for item in admitted])
+        logits, members, features = self.engine.run(pixels)
         calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
         apart = self._disagreement(members)
-        maps = mean_maps([made(features[place]) for place, made in self._maps.items()]) if heatmaps else None
+        maps = mean_maps([made(features[place], pixels) for place, made in self._maps.items()]) if heatmaps else None
         states = self._rule.states(calibrated)
         means = [pooled(one) for one in features[self.manifest.outliers.member]]
         distances = [self._reference.distance(one) for one in means]
@@ -238,10 +239,10 @@ def _refusal(facts: FrameFacts, distance: float) -> Quarantined:
     return Quarantined(facts.source, Reason.OUT_OF_DISTRIBUTION, message, facts.key.frame_number)
 
 
-def _maps(bundle: Bundle, member: Member, classifier: FloatArray | None) -> Callable[[FloatArray], FloatArray]:
-    """Return what makes signed maps of a feature map; torch is imported only if the bundle needs it."""
+def _maps(bundle: Bundle, member: Member, classifier: FloatArray | None) -> Callable[[FloatArray, FloatArray], FloatArray]:
+    """Return what makes signed maps of feature maps and frames; torch is imported only if the bundle needs it."""
     if classifier is not None:
-        return lambda features: closed_form_maps(features, classifier, bundle.manifest.heatmap.method, is_signed=True)
+        return lambda features, _: closed_form_maps(features, classifier, bundle.manifest.heatmap.method, is_signed=True)
     from pipeline.model.gradient_maps import GradientMaps
 
     return GradientMaps(bundle, member)

@@ -36,7 +36,7 @@ from pipeline.model.bundle import (
 )
 from pipeline.model.engine import Engine
 from pipeline.model.ensemble import Ensemble, averaged_logits
-from pipeline.model.export import map_support
+from pipeline.model.export import finer_map_support, map_support
 from pipeline.predictions import Average, ConformalBand, DecisionRule, Interval, OperatingPoint, State
 from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
@@ -282,8 +282,13 @@ class _Judge:
             return check_explanations(one, lambda cells: lesion_masks(self._data, known, preprocessing, cells))
 
         for place, engine in enumerate(self._engines):
-            checks = checked(examined([place], self._of([engine])))
-            maps[place] = maps[place].model_copy(update={"checks": checks})
+            last, alone = maps[place], self._of([engine])
+            finer = finer_map_support(networks[place], frames[:1], config.heatmap.rows) if config.heatmap.rows else None
+            for made in (one for one in (finer, last) if one is not None):
+                maps[place] = made
+                maps[place] = made.model_copy(update={"checks": checked(examined([place], alone))})
+                if maps[place].passed:
+                    break
         everything = tuple(range(len(networks)))
         shown = tuple(place for place in everything if maps[place].passed) or everything
         final = examined(shown, self._ensemble)

@@ -78,7 +78,7 @@ class Examined:
         if support.computed == "closed_form":
             weights = network.classifier.weight.detach().numpy()
             return closed_form_maps(features, weights, self.method, is_signed=True)
-        return gradient_maps(network, features, self.method, is_signed=True)
+        return gradient_maps(network, features, self.method, layer=support.layer, pixels=pixels, is_signed=True)
 
 
 def full_scale(examined: Examined, pixels: PreparedFrames, rows: NDArray[np.int64], chosen: NDArray[np.bool_]) -> float:
