@@ -39,7 +39,7 @@ DOCS = ROOT / "docs"
 PAGES = [page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))) if page.is_file()]
 RUN, PARSED = "sh", {"sh", "sh real", "console", "text"}
 # Pages whose commands go on where those of another page ended.
-AFTER = dict.fromkeys(("clinics.md", "integrators.md", "python.md"), "data-scientists.md")
+AFTER = dict.fromkeys(("clinics.md", "integrators.md", "python.md", "training.md"), "data-scientists.md")
 PORT = "8000"
 SECONDS = 400
 
