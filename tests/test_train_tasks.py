@@ -440,6 +440,7 @@ def test_unknown_labels_go_through_a_whole_run(trained: Trained, tmp_path: Path)
     figures = written["evaluation"]["labels"]["PNEUMONIA"]
     assert figures["n_positive"] + figures["n_negative"] == len(records) < len(index.of(Split.TEST))
     assert written["frames_without_label"] == 1
+    assert "counts neither as present nor as absent: PNEUMONIA in 13." in bundle.read(MODEL_CARD).decode()
     assert "1 more frames of the index were not used, since none of the labels is known" in bundle.read(MODEL_CARD).decode()
     again = evaluate_bundle(bundle, index).to_json()
     assert again["frames"] == written["evaluation"]["frames"]

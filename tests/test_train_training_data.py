@@ -69,6 +69,7 @@ def test_what_is_not_known_stays_so_in_a_multilabel_task() -> None:
     np.testing.assert_array_equal(data.targets[-1], [1, np.nan, np.nan])
     assert (len(data.records), data.frames_without_label) == (len(rows) - 1, 1)
     assert data.counts(Split.TRAIN)["labels"] == {"CALM": 2, "SICK": 1, "WORN": 1}
+    assert data.counts(Split.TRAIN)["unknown"] == {"CALM": 0, "SICK": 1, "WORN": 1}
 
 
 def test_a_known_label_settles_the_others_if_exactly_one_holds() -> None:

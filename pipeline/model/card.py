@@ -122,6 +122,11 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         ],
         frames_without_patient=metrics.get("frames_without_patient", 0),
         frames_without_label=metrics.get("frames_without_label", 0),
+        unknown=[
+            f"{label} in {count}"
+            for label in manifest.labels
+            if (count := sum(split.get("unknown", {}).get(label, 0) for split in metrics.get("splits", {}).values()))
+        ],
         larger_labels=[
             f"{count} frames for the {name}" for name, count in metrics.get("label_levels", {}).items() if name != "frame"
         ],

@@ -1,7 +1,8 @@
 """The linear head on frozen features.
 
-Fitting the head is a convex problem: it is solved to its end for each weight decay, and frames that it was not fitted on choose
-between them: those of the tune split, or each fold of the patients in its turn.
+Fitting the head is a convex problem (nearly so with the losses of `ordinal` and `focal`; all start from weights of zero): it is
+solved to its end for each weight decay, and frames that it was not fitted on choose between them: those of the tune split, or
+each fold of the patients in its turn.
 """
 
 from collections.abc import Sequence

@@ -75,11 +75,14 @@ class TrainingData:
         return np.array(assigned, np.int64)
 
     def counts(self, split: Split) -> dict[str, Any]:
-        """Return the frames and patients of a split, and its frames with each label, for `metrics.json`."""
+        """Return frames and patients of a split, and in how many each label holds or is not known, for `metrics.json`."""
         rows = self.rows(split)
-        found = (self.targets[rows] == 1).sum(axis=0)
-        labels = {label: int(number) for label, number in zip(self.labels, found, strict=True)}
-        return {"frames": len(rows), "patients": len(set(self.patients(rows))), "labels": labels}
+        targets, patients = self.targets[rows], len(set(self.patients(rows)))
+        labels, unknown = (
+            {label: int(number) for label, number in zip(self.labels, chosen.sum(axis=0), strict=True)}
+            for chosen in (targets == 1, np.isnan(targets))
+        )
+        return {"frames": len(rows), "patients": patients, "labels": labels, "unknown": unknown}
 
     def label_levels(self) -> dict[str, int]:
         """Return for how many frames the labels were given for a frame, an instance, an eye, a study or a patient."""
