@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.score.study import score_study
     from pipeline.train.assessment import evaluate_bundle
     from pipeline.train.run import train
+    from pipeline.train.sweep import SweepResult, sweep
     from pipeline.train.tracking import register_bundle
     from services.api.command import serve
 
@@ -48,6 +49,7 @@ __all__ = [
     "Split",
     "State",
     "StudyRecord",
+    "SweepResult",
     "UnreadableError",
     "build_index",
     "deidentify_folder",
@@ -74,6 +76,7 @@ __all__ = [
     "serve",
     "show_crosswalk",
     "study_results",
+    "sweep",
     "train",
     "write_phantom",
 ]
@@ -92,6 +95,7 @@ _MODULES = {
     "Split": "pipeline.frames",
     "State": "pipeline.predictions",
     "StudyRecord": "pipeline.predictions",
+    "SweepResult": "pipeline.train.sweep",
     "UnreadableError": "pipeline.errors",
     "build_index": "pipeline.ingest.build",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
@@ -118,6 +122,7 @@ _MODULES = {
     "serve": "services.api.command",
     "show_crosswalk": "pipeline.deidentify.crosswalk",
     "study_results": "pipeline.results.level_results",
+    "sweep": "pipeline.train.sweep",
     "train": "pipeline.train.run",
     "write_phantom": "pipeline.phantoms.studies",
 }

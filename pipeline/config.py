@@ -397,6 +397,26 @@ class Config(Section):
             raise ConfigError(faults)
         return tuple(found)
 
+    def changed(self, changes: Mapping[str, Any]) -> "Config":
+        """Return the configuration with some values changed.
+
+        Parameters
+        ----------
+        changes
+            Values by dotted key, such as `train.seed`; a mapping changes the keys that it names, and leaves the others.
+
+        Raises
+        ------
+        ConfigError
+            With one sentence for each fault, and the nearest valid key if one is unknown.
+        """
+        values = self.model_dump(mode="json")
+        for key, value in changes.items():
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            values = _merged(values, value)
+        return _checked(values)
+
     def published(self) -> dict[str, Any]:
         """Return the settings as others may see them: without the tracking server's address, and files by their own name."""
         values = self.model_dump(mode="json", exclude={"tracking": {"uri"}})
@@ -442,12 +462,16 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         With one sentence for each fault, and the nearest valid key if one is unknown.
     """
     values = _read_yaml(source)
-    faults = [fault for override in overrides if (fault := _apply_override(values, override))]
+    return _checked(values, [fault for override in overrides if (fault := _apply_override(values, override))])
+
+
+def _checked(values: Mapping[str, Any], faults: Sequence[str] = ()) -> Config:
+    """Return a configuration; raise if it has faults, or there are some already."""
     try:
         config = Config.model_validate(values)
         config.networks()
     except ValidationError as error:
-        raise ConfigError(faults + [_sentence(dict(fault)) for fault in error.errors()]) from None
+        raise ConfigError([*faults, *(_sentence(dict(fault)) for fault in error.errors())]) from None
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if faults:

@@ -22,6 +22,7 @@ ISSUED = {
     "inspect",
     "ingest",
     "train",
+    "sweep",
     "deidentify",
     "evaluate",
     "score",

@@ -19,6 +19,7 @@ COMMANDS = (
     "deidentify",
     "ingest",
     "train",
+    "sweep",
     "evaluate",
     "score",
     "serve",
@@ -28,7 +29,7 @@ COMMANDS = (
     "config",
     "ui",
 )
-AT_WORK = ("inspect", "deidentify", "ingest", "train", "evaluate", "score", "serve")
+AT_WORK = ("inspect", "deidentify", "ingest", "train", "sweep", "evaluate", "score", "serve")
 """Commands that keep several cores at work."""
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """exit codes: 0 done, 1 some studies failed and are listed, 2 unusable input or configuration, 130 interrupted.

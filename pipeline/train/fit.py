@@ -151,18 +151,56 @@ def fit(
     TrainingError
         If the loss is not a number, or the exported graph differs from the network.
     """
-    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
-    head = {} if fitting.starts_random else fitting.fit_head(network)
-    course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
-    fitting.objective.restore_prior(network.classifier)
+    head, course = learn(
+        network,
+        config,
+        data,
+        pixels,
+        train=train,
+        tune=tune,
+        workspace=workspace,
+        cache=cache,
+        compute=compute,
+        log=log,
+        progress=progress,
+    )
     graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
     size = config.model.size or config.preprocessing.size
     return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
 
 
+def learn(
+    network: Network,
+    config: Config,
+    data: TrainingData,
+    pixels: PreparedFrames,
+    *,
+    train: NDArray[np.int64],
+    tune: NDArray[np.int64],
+    workspace: Workspace,
+    cache: FeatureCache,
+    compute: Compute,
+    log: Log,
+    progress: Progress,
+) -> tuple[dict[str, float], Course]:
+    """Train a network in place, without exporting it; parameters and errors as of `fit`.
+
+    Returns
+    -------
+    tuple
+        Figures of the head, which are empty if it started from random weights, and the course of the epochs after it, which is
+        empty if only the head was fitted.
+    """
+    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
+    head = {} if fitting.starts_random else fitting.fit_head(network)
+    course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
+    fitting.objective.restore_prior(network.classifier)
+    return head, course
+
+
 class _Fitting:
-    """What the steps of `fit` share."""
+    """What the steps of `learn` share."""
 
     def __init__(
         self,

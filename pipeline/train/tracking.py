@@ -39,6 +39,8 @@ _LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE = 250, 6000, 1000
 _LONGEST_REASON = 600
 _BUNDLE_ID = "octray.bundle_id"
 """Tag of runs and versions of a model."""
+_PARENT = "mlflow.parentRunId"
+"""MLflow's own tag (`mlflow.utils.mlflow_tags`)."""
 _WEIGHTS = "octray.weights"
 """Tag of runs: which weights their networks started from."""
 
@@ -63,6 +65,8 @@ class Tracker:
         A run that was killed and is not resumed; it ends as KILLED.
     remember
         Called with the id of a new run as soon as it exists.
+    parent
+        The run that a new one is a child of, as a trial is of its sweep; empty if there is none.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Tracker:
         run_id: str = "",
         left_run: str = "",
         remember: Callable[[str], None] = lambda run_id: None,
+        parent: str = "",
     ) -> None:
         self.run_id = run_id
+        self._parent = parent
         self._settings = settings
         self._name = name
         self._describe = partial(_describe, parameters=parameters, dataset_name=dataset_name, dataset_sha256=dataset_sha256)
@@ -112,6 +118,11 @@ class Tracker:
         if self._try(lambda: self._client.set_tag(self.run_id, _BUNDLE_ID, made.manifest.bundle_id)):
             self._try(lambda: _record(self._client, self.run_id, made, model_name, self._settings.alias), is_upload=True)
 
+    def adopt(self, run_id: str) -> None:
+        """Make another run a child of this one."""
+        if self._client is not None and run_id:
+            self._try(lambda: self._client.set_tag(run_id, _PARENT, self.run_id))
+
     def finish(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         if self._client is not None:
@@ -131,6 +142,8 @@ class Tracker:
         self.run_id = _new_run(client, self._settings, self._name)
         self._client = client
         self._remember(self.run_id)
+        if self._parent:
+            client.set_tag(self.run_id, _PARENT, self._parent)
         self._describe(client, self.run_id)
 
     def _send_metrics(self) -> bool:
