@@ -9,10 +9,11 @@ from safetensors.numpy import load
 from sklearn.metrics import roc_auc_score
 
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, TrainingError
 from pipeline.evaluate.units import Units
 from pipeline.frames import FloatArray, ImageRecord, InstanceKey, Split
 from pipeline.levels import Attention, Level, Pooling
+from pipeline.train import pooling
 from pipeline.train.pooling import LevelFrames, attention_file, fit_attention, fit_levels
 from pipeline.train.training_data import TrainingData
 
@@ -82,11 +83,9 @@ def test_attention_is_chosen_and_right_if_only_some_frames_can_tell(simulation: 
     assert left_out[Level.PATIENT] == "Each patient has one study, so that its result is that of the study."
     study = fitted[Level.STUDY]
     assert study.rule.pooling is Pooling.ATTENTION
-    assert min(study.losses, key=lambda pooling: study.losses[pooling]) is Pooling.ATTENTION
+    assert min(study.losses, key=lambda way: study.losses[way]) is Pooling.ATTENTION
     test = frames.units(Level.STUDY, Split.TEST)
-    areas = {
-        pooling: roc_auc_score(test.targets[:, 1], test.pooled(pooling, study.attention)[:, 1]) for pooling in study.losses
-    }
+    areas = {way: roc_auc_score(test.targets[:, 1], test.pooled(way, study.attention)[:, 1]) for way in study.losses}
     assert areas[Pooling.ATTENTION] > 0.97
     assert areas[Pooling.ATTENTION] > max(areas[Pooling.MAX], areas[Pooling.NOISY_OR]) + 0.1
     assert study.attention is not None
@@ -102,6 +101,30 @@ def test_equal_data_give_equal_attention(simulation: Simulation) -> None:
     for name in Attention.__slots__:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert not np.array_equal(first.tanh_weight, fit_attention(train, 1, 0.01).tanh_weight)
+
+
+def test_attention_stays_finite_if_units_are_told_apart_without_an_error() -> None:
+    simulation = Simulation(20, frames=3, poor=0)
+    simulation.data.targets[simulation.data.rows(Split.TRAIN)[:6], 1] = np.nan
+    train = simulation.frames().units(Level.STUDY, Split.TRAIN)
+
+    for decay in (0.1, 1e-6):
+        attention = fit_attention(train, 0, decay)
+        assert all(np.isfinite(getattr(attention, name)).all() for name in Attention.__slots__)
+
+
+def test_a_way_that_cannot_be_fitted_is_left_out_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(units: Units, seed: int, decay: float) -> Attention:
+        raise TrainingError("not a number")
+
+    monkeypatch.setattr(pooling, "fit_attention", broken)
+    simulation = Simulation(60)
+
+    fitted, _ = fit_levels(make_config(), simulation.data, simulation.frames())
+
+    assert Pooling.ATTENTION not in fitted[Level.STUDY].losses
+    with pytest.raises(TrainingError):
+        fit_levels(make_config(study="attention"), simulation.data, simulation.frames())
 
 
 def test_attention_averages_in_training_as_in_scoring(simulation: Simulation) -> None:

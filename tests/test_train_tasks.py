@@ -410,8 +410,7 @@ def partly_unknown(index: Index) -> Index:
 
 
 def learned(trained: Trained, index: Index, out: Path, *settings: str) -> Bundle:
-    levels = tuple(f"levels.{name}=none" for name in ("study", "eye", "patient"))  # they are not what is tested here
-    quick = ("tracking.enabled=false", "train.finetune.epochs=2", "train.cache_features=false", *levels)
+    quick = ("tracking.enabled=false", "train.finetune.epochs=2", "train.cache_features=false")
     return train(load_config(trained.config, [*quick, *settings]), index, out / "bundle")
 
 

@@ -21,6 +21,8 @@ from pipeline.train.training_data import TrainingData
 
 HIDDEN, DECAYS, STEPS = 16, (0.1, 0.01, 0.001), 100
 """Hidden units of the attention, what its weights may cost (the tune split chooses), and steps of the optimiser."""
+_STEEPEST = 5.0
+"""The logarithm of the largest scale while attention is fitted."""
 AUTO, NONE = "auto", "none"
 
 
@@ -178,7 +180,12 @@ def _fit(config: Config, data: TrainingData, frames: LevelFrames, level: Level, 
         if train.lacking(data.labels):
             continue
         for decay in DECAYS:
-            tried = fit_attention(train, config.train.seed, decay)
+            try:
+                tried = fit_attention(train, config.train.seed, decay)
+            except TrainingError:
+                if len(poolings) == 1:
+                    raise
+                continue
             losses = tune_losses(tune, tune.pooled(pooling, tried))
             if attention is None or np.nanmean(losses) < np.nanmean(found[pooling]):
                 attention, found[pooling] = tried, losses
@@ -208,7 +215,9 @@ def fit_attention(units: Units, seed: int, decay: float) -> Attention:
     """Fit the attention that makes the truth of units most likely.
 
     The averages are turned into log odds by a scale and an offset of each label, which are fitted along and then dropped, as
-    calibration has its own. All frames are seen in each step, so that equal data, seed and threads give equal bytes.
+    calibration has its own. The truth is drawn towards the middle as in `fit_scale`, and the scale is bounded, so that they
+    stay finite if units can be told apart without an error. All frames are seen in each step, so that equal data, seed and
+    threads give equal bytes.
 
     Parameters
     ----------
@@ -232,7 +241,9 @@ def fit_attention(units: Units, seed: int, decay: float) -> Attention:
     features = torch.from_numpy((seen - centre) / spread)
     odds, place = torch.from_numpy(units.odds[rows]), torch.from_numpy(members)
     targets = torch.from_numpy(units.targets)
-    known, truth = ~torch.isnan(targets), torch.nan_to_num(targets)
+    known = ~torch.isnan(targets)
+    present, absent = (targets == 1).sum(0), (targets == 0).sum(0)
+    truth = torch.where(targets == 1, (present + 1) / (present + 2), 1 / (absent + 2))
     source = torch.Generator().manual_seed(seed)
     labels, channels = targets.shape[1], features.shape[1]
 
@@ -251,7 +262,7 @@ def fit_attention(units: Units, seed: int, decay: float) -> Attention:
     def loss() -> Tensor:
         hidden = torch.tanh(features @ tanh.T + biases[0]) * torch.sigmoid(features @ gate.T + biases[1])
         pooled = _averages(hidden @ output.T, odds, place, len(targets))
-        moved = pooled * scale[0].exp() + scale[1]
+        moved = pooled * scale[0].clamp(-_STEEPEST, _STEEPEST).exp() + scale[1]
         losses = functional.binary_cross_entropy_with_logits(moved, truth, reduction="none")
         cost = sum(one.square().sum() for one in (tanh, gate, output))
         return losses[known].mean() + decay * cost / 2
