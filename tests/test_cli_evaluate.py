@@ -1,15 +1,18 @@
 """`octray evaluate`: the same figures as the bundle's own, and every reason why there are none."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.cli.main import main
 from pipeline.frames import Split
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, load_bundle
-from tests.builders import make_bundle
+from pipeline.settings import Limits
+from tests.builders import make_bundle, make_pixels
 from tests.conftest import Trained
 
 
@@ -74,3 +77,25 @@ def test_another_index_is_measured_with_a_warning(trained: Trained, tmp_path: Pa
     assert "this is not the index that the bundle was trained on" in capsys.readouterr().err
     main(["evaluate", str(trained.bundle), "--index", str(trained.index)])
     assert "not the index" not in capsys.readouterr().err
+
+
+def test_evaluate_and_score_use_the_limits_of_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The index was made with octray's own limits, by which every file can be read."""
+    rows = ["file,label,split"]
+    (tmp_path / "studies").mkdir()
+    for number in range(4):
+        Image.fromarray((make_pixels(70, 70, number) * 255).astype("u1")).save(tmp_path / "studies" / f"{number}.png")
+        rows.append(f"{number}.png,{('NORMAL', 'DRUSEN')[number % 2]},test")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    words = ["--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "index")]
+    assert main(["ingest", str(tmp_path / "studies"), *words]) == 0
+    index, studies = str(tmp_path / "index"), str(tmp_path / "studies")
+    for name, pixels, code in (("wide", 70 * 70, 0), ("narrow", 70 * 70 - 1, 2)):
+        made = make_bundle(tmp_path / name, labels=("NORMAL", "DRUSEN"), limits=Limits(frame_pixels=pixels))
+        capsys.readouterr()
+        assert main(["evaluate", str(made.path), "--index", index]) == code
+        said = capsys.readouterr().err
+        assert ("could be read when it was ingested: The image has 70 x 70 pixels" in said) == bool(code), said
+        assert main(["score", studies, "--bundle", str(made.path), "--out", str(tmp_path / f"results-{name}")]) == code
+    with (tmp_path / "results-narrow" / "failures.csv").open() as file:
+        assert {row["reason"] for row in csv.DictReader(file)} == {"resource_limit"}
