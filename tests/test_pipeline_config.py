@@ -105,3 +105,15 @@ def test_ages_reach_the_gate_and_an_unknown_one_is_never_refused() -> None:
         load_config("xray", ["data.ages=[17, 0]"])
     with pytest.raises(ConfigError, match="quality.unknown_age"):
         load_config("xray", ["quality.unknown_age=reject"])
+
+
+def test_values_are_changed_by_their_keys_and_the_others_stay() -> None:
+    before = load_config("smoke", ["train.finetune.epochs=3"])
+    after = before.changed({"train.seed": 5, "train.finetune": {"groups": 1}, "preprocessing.size": 96})
+    assert (after.train.seed, after.train.finetune.groups, after.preprocessing.size) == (5, 1, 96)
+    assert after.train.finetune == before.train.finetune.model_copy(update={"groups": 1})
+    assert before.changed({}) == before
+    with pytest.raises(ConfigError) as caught:
+        before.changed({"train.sed": 1, "train.seed.x": 2})
+    assert "train.sed is not a setting of octray. Did you mean train.seed?" in caught.value.faults
+    assert any(fault.startswith("train.seed: Input should be a valid integer") for fault in caught.value.faults)
