@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import TrainingError
 from pipeline.model.engine import Engine
-from pipeline.model.export import check_graph, export_graph, map_support
+from pipeline.model.export import check_graph, export_graph, map_support, with_classifier
 from pipeline.model.networks import create_network
 
 
@@ -62,3 +62,22 @@ def test_logits_depend_neither_on_the_batch_nor_on_the_threads(architecture: str
         for size in (2, 3, 8, 16):
             found = [engine.run(frames[start : start + size])[0] for start in range(0, 16, size)]
             np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "test_vit"])
+def test_a_graph_with_another_classifier_is_that_of_the_network_with_it(architecture: str) -> None:
+    size = 160 if architecture == "test_vit" else 64
+    network = create_network(architecture, 3, size).eval()
+    graph = export_graph(network, size)
+    before, after = (
+        (rng.normal(size=network.classifier.weight.shape).astype(np.float32), rng.normal(size=3).astype(np.float32))
+        for rng in map(np.random.default_rng, (0, 1))
+    )
+    old = network.classifier.weight.detach().numpy().copy(), network.classifier.bias.detach().numpy().copy()
+    changed = with_classifier(graph, old, after)
+    assert changed is not None
+    with torch.no_grad():
+        network.classifier.weight.copy_(torch.from_numpy(after[0]))
+        network.classifier.bias.copy_(torch.from_numpy(after[1]))
+    assert check_graph(network, changed, np.random.default_rng(2).random((2, 1, size, size), np.float32)) < 1e-4
+    assert with_classifier(graph, before, after) is None

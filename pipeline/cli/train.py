@@ -13,7 +13,9 @@ EXAMPLE = "octray train xray.yaml --index index/ --out bundle/ train.finetune.ep
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, smoke")
+    parser.add_argument(
+        "config", metavar="CONFIG.yaml", help="a file, or one that comes with octray: xray, oct, xray-best, oct-best, smoke"
+    )
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings to change, such as train.seed=1")
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import torch
 
 from pipeline.errors import TrainingError
@@ -40,6 +42,38 @@ def export_graph(network: Network, size: int) -> bytes:
         path = Path(folder) / "model.onnx"
         program.save(path, external_data=False)
         return path.read_bytes()
+
+
+def with_classifier(graph: bytes, before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> bytes | None:
+    """Return a graph with another classifier, which is much quicker than to export the network again.
+
+    Parameters
+    ----------
+    graph
+        As from `export_graph`.
+    before, after
+        Weight (labels, channels) and bias (labels,) of the classifier with which it was exported, and of the other one.
+
+    Returns
+    -------
+    bytes or None
+        None if the graph does not hold exactly one tensor with the values of each.
+    """
+    model = onnx.load_from_string(graph)
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for old, new in zip(before, after, strict=True):
+        places = [
+            (name, is_turned)
+            for name, values in held.items()
+            for is_turned in ([False, True] if old.ndim == 2 else [False])
+            if np.array_equal(values, old.T if is_turned else old)
+        ]
+        if len(places) != 1:
+            return None
+        ((name, is_turned),) = places
+        (tensor,) = (one for one in model.graph.initializer if one.name == name)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(new.T if is_turned else new), name))
+    return bytes(model.SerializeToString())
 
 
 @contextmanager

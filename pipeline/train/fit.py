@@ -18,7 +18,7 @@ from pipeline.evaluate.calibration import Float64
 from pipeline.frames import FloatArray, ImageRecord, Split
 from pipeline.model.bundle import StartingWeights
 from pipeline.model.engine import Engine
-from pipeline.model.export import check_graph, export_graph
+from pipeline.model.export import check_graph, export_graph, with_classifier
 from pipeline.model.networks import Network, create_network
 from pipeline.model.weights import load_weights, set_normalisation
 from pipeline.plugins import find_plugin
@@ -151,20 +151,11 @@ def fit(
     TrainingError
         If the loss is not a number, or the exported graph differs from the network.
     """
-    head, course = learn(
-        network,
-        config,
-        data,
-        pixels,
-        train=train,
-        tune=tune,
-        workspace=workspace,
-        cache=cache,
-        compute=compute,
-        log=log,
-        progress=progress,
-    )
-    graph = working(progress, "exporting the network", lambda: export_graph(network, config.preprocessing.size))
+    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
+    if config.train.way is Way.PROBE:
+        fitting.frozen(network)  # before its classifier changes
+    head, course = fitting.learn(network)
+    graph = working(progress, "exporting the network", lambda: fitting.exported(network))
     check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
     size = config.model.size or config.preprocessing.size
     return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
@@ -193,10 +184,7 @@ def learn(
         empty if only the head was fitted.
     """
     fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
-    head = {} if fitting.starts_random else fitting.fit_head(network)
-    course = Course() if config.train.way is Way.PROBE else fitting.finetune(network)
-    fitting.objective.restore_prior(network.classifier)
-    return head, course
+    return fitting.learn(network)
 
 
 class _Fitting:
@@ -220,6 +208,7 @@ class _Fitting:
         is_ours = find_plugin("network", config.model.architecture) is None
         self._cache = cache if is_ours else FeatureCache(None)  # the code of a plug-in changes without a new version
         self._engine: Engine | None = None
+        self._start: tuple[bytes, tuple[FloatArray, FloatArray]] | None = None
         self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
         learned = np.union1d(train, tune) if self._fits_tune else train
         self.objective = Objective(config.task, config.train.imbalance, data.targets[learned], find_loss(config))
@@ -228,6 +217,13 @@ class _Fitting:
     def starts_random(self) -> bool:
         """Whether all layers are trained from random weights; no head fits these, and they have no batch statistics to keep."""
         return self._config.train.way is Way.FULL and self._config.model.weights == "none"
+
+    def learn(self, network: Network) -> tuple[dict[str, float], Course]:
+        """Train as `train.way` says."""
+        head = {} if self.starts_random else self.fit_head(network)
+        course = Course() if self._config.train.way is Way.PROBE else self.finetune(network)
+        self.objective.restore_prior(network.classifier)
+        return head, course
 
     def fit_head(self, network: Network) -> dict[str, float]:
         """Fit the classifier on the pooled features of the frozen network, computed once by the inference engine.
@@ -273,7 +269,7 @@ class _Fitting:
         found = self._cache.read(name, frames)
         missing = np.array([place for place, frame in enumerate(frames) if frame not in found], np.int64)
         if len(missing):
-            engine = self._frozen(network)
+            engine = self.frozen(network)
             parts, computed = engine.parts(len(missing)), dict[str, FloatArray]()
             for part in self._progress(parts, "computing features", len(parts)):
                 pixels = self._pixels[rows[missing[part]]]
@@ -288,13 +284,22 @@ class _Fitting:
             found |= computed
         return np.stack([found[frame] for frame in frames])
 
-    def _frozen(self, network: Network) -> Engine:
+    def frozen(self, network: Network) -> Engine:
         """Return what computes features: the network as it started, exported once."""
         if self._engine is None:
             size = self._config.preprocessing.size
             graph = working(self._progress, "exporting the frozen network", lambda: export_graph(network, size))
             self._engine = Engine(graph, self._config.train.threads)
+            self._start = graph, _classifier(network)
         return self._engine
+
+    def exported(self, network: Network) -> bytes:
+        """Return the graph of the trained network; a probe's is that of the frozen one with another classifier."""
+        changed = None
+        if self._fits_tune and self._start is not None:
+            graph, before = self._start
+            changed = with_classifier(graph, before, _classifier(network))
+        return changed or export_graph(network, self._config.preprocessing.size)
 
     def _set_name(self, network: Network, is_mirrored: bool) -> str:
         """Return the hash of all that features depend on beside the frames: network, weights, pixels' way, and libraries."""
@@ -332,6 +337,12 @@ class _Fitting:
             workers=settings.workers,
             compute=self._compute,
         )
+
+
+def _classifier(network: Network) -> tuple[FloatArray, FloatArray]:
+    """Return copies of the weight and the bias of the classifier."""
+    weight, bias = (values.detach().numpy().copy() for values in (network.classifier.weight, network.classifier.bias))
+    return weight, bias
 
 
 def _frame_name(record: ImageRecord) -> str:
