@@ -68,6 +68,8 @@ def test_logits_depend_neither_on_the_batch_nor_on_the_threads(architecture: str
 def test_a_graph_with_another_classifier_is_that_of_the_network_with_it(architecture: str) -> None:
     size = 160 if architecture == "test_vit" else 64
     network = create_network(architecture, 3, size).eval()
+    with torch.no_grad():
+        network.classifier.bias.copy_(torch.arange(1, 4))  # one of zeros is left out of the graph
     graph = export_graph(network, size)
     before, after = (
         (rng.normal(size=network.classifier.weight.shape).astype(np.float32), rng.normal(size=3).astype(np.float32))

@@ -59,7 +59,10 @@ def test_an_override_that_cannot_be_used_says_why(override: str, expected: str) 
 
 def test_a_missing_configuration_names_the_shipped_ones(tmp_path: Path) -> None:
     (found,) = faults(tmp_path / "absent.yaml")
-    assert found == "There is no configuration absent.yaml. Give a file, or one of oct.yaml, smoke.yaml, xray.yaml."
+    assert found == (
+        "There is no configuration absent.yaml. Give a file, or one of oct-best.yaml, oct.yaml, smoke.yaml, xray-best.yaml, "
+        "xray.yaml."
+    )
 
 
 @pytest.mark.parametrize(

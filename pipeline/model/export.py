@@ -66,7 +66,7 @@ def with_classifier(graph: bytes, before: tuple[FloatArray, FloatArray], after: 
             (name, is_turned)
             for name, values in held.items()
             for is_turned in ([False, True] if old.ndim == 2 else [False])
-            if np.array_equal(values, old.T if is_turned else old)
+            if values.dtype == old.dtype and np.array_equal(values, old.T if is_turned else old)
         ]
         if len(places) != 1:
             return None

@@ -153,6 +153,8 @@ def fit(
     """
     fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
     if config.train.way is Way.PROBE:
+        with torch.no_grad():
+            network.classifier.bias.copy_(torch.arange(1, len(data.labels) + 1))  # one of zeros is left out of the graph
         fitting.frozen(network)  # before its classifier changes
     head, course = fitting.learn(network)
     graph = working(progress, "exporting the network", lambda: fitting.exported(network))
