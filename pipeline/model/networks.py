@@ -29,10 +29,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ResNet": ("resnet*", "resnext*", "wide_resnet*", "seresnet*"),
     "Swin": ("swin_*", "swinv2_[tsbl]*"),
     "VGG": ("vgg*",),
-    "ViT": ("vit_*",),
+    "ViT": ("vit_*", "deit_tiny_patch*", "deit_small_patch*", "deit_base_patch*", "deit3_*"),
     "Xception": ("xception*",),
 }
-_MODULES = {"ViT": "vision_transformer"}
+_MODULES = {"ViT": ["vision_transformer", "deit"]}
 """Families of which only the networks of one module of timm are listed: the others read a class token."""
 _PATCH_MEAN = {"global_pool": "avg", "fc_norm": False}
 """Makes the head of a vision transformer read the mean of its patches after the norm, so that the logit splits over them."""
@@ -341,7 +341,7 @@ def _create_body(architecture: str, labels: int, size: int, known_size: int) -> 
             ) from error
     config = timm.get_pretrained_cfg(architecture)
     options: dict[str, Any] = {}
-    if timm.model_entrypoint(architecture).__module__ == "timm.models.vision_transformer":
+    if timm.model_entrypoint(architecture).__module__ in ("timm.models.vision_transformer", "timm.models.deit"):
         options |= _PATCH_MEAN
     if config is not None and config.fixed_input_size and size != known_size:
         options["img_size"] = size
@@ -362,8 +362,9 @@ def _try(network: Network, architecture: str, size: int) -> tuple[Tensor, set[nn
         Its name, and the side of the frame.
     """
     body, ran = network.body, set[nn.Module]()
-    patch = getattr(getattr(body, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and size % patch[0]:
+    embed = getattr(body, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if isinstance(patch, tuple) and hasattr(embed, "grid_size") and size % patch[0]:
         below = size // patch[0] * patch[0]
         sizes = " or ".join(str(one) for one in (below, below + patch[0]) if one >= 32)
         raise _refused(architecture, size, f"its patches have {patch[0]} pixels, which must divide the size: use {sizes}.")
