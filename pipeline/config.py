@@ -528,7 +528,12 @@ def _sentence(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing; every configuration needs it."
     got = "" if isinstance(fault["input"], dict) else f" Got {fault['input']!r} instead."
-    return f"{key}: {fault['msg'].removeprefix('Value error, ')}.{got}"
+    quotes = ""
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float | None):
+        quotes = (
+            ' YAML reads NO, yes, null and numbers without quotes as something else than text: write "NO" or "0" in quotes.'
+        )
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')}.{got}{quotes}"
 
 
 def _keys(section: type, prefix: str = "") -> Iterator[str]:

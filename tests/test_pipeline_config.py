@@ -120,3 +120,14 @@ def test_values_are_changed_by_their_keys_and_the_others_stay() -> None:
         before.changed({"train.sed": 1, "train.seed.x": 2})
     assert "train.sed is not a setting of octray. Did you mean train.seed?" in caught.value.faults
     assert any(fault.startswith("train.seed: Input should be a valid integer") for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize(("written", "read"), [("NO", "False"), ("0", "0"), ("1.5", "1.5"), ("null", "None")])
+def test_a_label_that_yaml_reads_as_something_else_is_to_be_quoted(tmp_path: Path, written: str, read: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"name: c\ndata:\n  labels: [AMD, {written}]\n")
+    with pytest.raises(
+        ConfigError, match=rf"data.labels.1: .* Got {read} instead\. YAML reads .* write \"NO\" or \"0\" in quotes"
+    ):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(f'name: c\ndata:\n  labels: [AMD, "{written}"]\n')
+    assert load_config(tmp_path / "c.yaml").data.labels == ("AMD", written)

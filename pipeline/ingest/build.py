@@ -184,7 +184,7 @@ def build_index(
     table = None
     if labels:
         table = read_labels(labels, columns, uncertain=uncertain, empty=empty, with_patients=not patient_from)
-        if merge_spellings:
+        if merge_spellings and not table.states_absence:  # columns cannot differ in case or blanks only
             rows, spellings = with_one_spelling(table.rows)
             found_labels = {label for _, facts in rows for label in facts.labels}
             table = replace(table, rows=tuple(rows), labels=tuple(sorted(found_labels)), notes=(*table.notes, *spellings))
