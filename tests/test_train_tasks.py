@@ -416,9 +416,10 @@ def learned(trained: Trained, index: Index, out: Path, *settings: str) -> Bundle
 
 def test_grades_go_from_an_index_to_a_bundle_that_scores(trained: Trained, tmp_path: Path) -> None:
     index = graded(load_index(trained.index))
-    order = ("data.labels=[NORMAL, MILD, SEVERE]", "data.urgency=[SEVERE]")
+    order = ("data.labels=[NORMAL, MILD, SEVERE]", "data.urgency=[]")
     bundle = learned(trained, index, tmp_path, "task=ordinal", "train.imbalance=balanced_sampler", *order)
     assert (bundle.manifest.task, bundle.manifest.labels) == (Task.ORDINAL, ("NORMAL", "MILD", "SEVERE"))
+    assert bundle.manifest.urgency == ("SEVERE", "MILD")
     argmax = json.loads(bundle.read(METRICS))["evaluation"]["argmax"]
     assert argmax["quadratic_kappa"]["value"] is not None
     assert argmax["grade_error"]["low"] is not None

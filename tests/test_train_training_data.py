@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
 from pipeline.frames import ImageRecord, InstanceKey, Split
 from pipeline.ingest.index import Index
-from pipeline.train.training_data import select_training_data
+from pipeline.train.training_data import order_of_urgency, select_training_data
 
 Labels = dict[str, bool | None]
 LABELS = ("CALM", "SICK", "WORN")
@@ -89,6 +89,20 @@ def test_a_single_label_that_may_be_absent_can_be_learned() -> None:
 def test_grades_have_the_order_of_the_configuration() -> None:
     settings = config("ordinal", labels=("CALM", "WORN", "SICK"), normal_label="CALM")
     assert select_training_data(settings, make_index(*everything(*Split))).labels == ("CALM", "WORN", "SICK")
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "expected"),
+    [
+        ("ordinal", {"normal_label": "CALM"}, ("SICK", "WORN")),
+        ("ordinal", {"normal_label": "SICK"}, ("CALM", "WORN")),
+        ("ordinal", {"normal_label": "CALM", "urgency": ("WORN", "FRACTURE")}, ("WORN",)),
+        ("ordinal", {}, ()),
+        ("multiclass", {"normal_label": "CALM"}, ()),
+    ],
+)
+def test_grades_further_from_no_finding_are_more_urgent(task: str, data: dict[str, object], expected: tuple[str, ...]) -> None:
+    assert order_of_urgency(config(task, **data), ("CALM", "WORN", "SICK")) == expected
 
 
 @pytest.mark.parametrize(

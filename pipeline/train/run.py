@@ -47,7 +47,7 @@ from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, fit, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.trainer import help_to_finetune
-from pipeline.train.training_data import TrainingData, select_training_data
+from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
 from pipeline.train.workspace import PreparedFrames, Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
 
@@ -242,7 +242,7 @@ class _Training:
             "average": config.ensemble.average,
             "labels": data.labels,
             "normal_label": config.data.normal_label,
-            "urgency": tuple(label for label in config.data.urgency if label in data.labels),
+            "urgency": order_of_urgency(config, data.labels),
             "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
             "task": config.task,
             "preprocessing": self._preprocessing,

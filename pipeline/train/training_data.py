@@ -125,6 +125,17 @@ def select_training_data(config: Config, index: Index) -> TrainingData:
     return data
 
 
+def order_of_urgency(config: Config, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the labels whose urgency is known, the most urgent first.
+
+    Without a setting, grades are the more urgent the further they are from the label that means no finding.
+    """
+    data, normal = config.data, config.data.normal_label
+    if config.task is Task.ORDINAL and not data.urgency and normal in labels:
+        return tuple(label for label in (labels[::-1] if labels[0] == normal else labels) if label != normal)
+    return tuple(label for label in data.urgency if label in labels)
+
+
 def known_frames(targets: NDArray[np.float64], task: Task) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the rows of which something is known, and their targets.
 
