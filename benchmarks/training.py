@@ -1,5 +1,7 @@
 """How fast training is: `python -m benchmarks.training [--frames N]`; ratios of pairs that are measured in turn in one run.
 
+All times are of the processor, so that other programs matter less.
+
 - Optimiser steps a second of the trainer with all layers of EfficientNet-Lite0 at 224 pixels, against a loop as one would write
   it in torch: the same network, batches, augmentation and optimiser, with all frames in memory as 32-bit numbers.
 - An epoch of the last layers, the measuring of the tune split included, with the frozen layers computed against cached.
@@ -78,19 +80,19 @@ def _steps(folder: Path, train: FrameSet, tune: FrameSet) -> float:
     found: list[float] = []
 
     def timed(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-        start = time.perf_counter()
+        start = time.process_time()
         yield from items
         if description.startswith("epoch"):
-            found.append((total or 0) / (time.perf_counter() - start))
+            found.append((total or 0) / (time.process_time() - start))
 
     _train(folder, train, tune, timed, lambda *_: None, groups=99, epochs=1)
     return found[0]
 
 
 def _epoch(folder: Path, train: FrameSet, tune: FrameSet, **settings: int) -> float:
-    """Return the seconds of an epoch."""
+    """Return the processor seconds of an epoch."""
     times: list[float] = []
-    _train(folder, train, tune, silent, lambda *_: times.append(time.perf_counter()), epochs=1 + ROUNDS, **settings)
+    _train(folder, train, tune, silent, lambda *_: times.append(time.process_time()), epochs=1 + ROUNDS, **settings)
     return statistics.median(np.diff(times[1:]))
 
 
@@ -120,14 +122,14 @@ def _bare_steps(frames: Any, targets: Any, count: int) -> float:
     network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     change = Augmentation(CHANGES)
-    start, order = time.perf_counter(), np.random.default_rng(0).permutation(count)
+    start, order = time.process_time(), np.random.default_rng(0).permutation(count)
     for first in range(0, count, BATCH):
         rows = order[first : first + BATCH]
         loss = functional.cross_entropy(network(change(pixels[rows], 0, 1, rows))[0], classes[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return len(range(0, count, BATCH)) / (time.perf_counter() - start)
+    return len(range(0, count, BATCH)) / (time.process_time() - start)
 
 
 def _print_augmentation(pixels: torch.Tensor) -> None:
@@ -150,9 +152,9 @@ def _print_augmentation(pixels: torch.Tensor) -> None:
     ways |= {name: lambda one=one: one(pixels, 0, 1, rows) for name, one in policies.items()}  # type: ignore[misc]
     for way in ways.values():
         way()
-        start = time.perf_counter()
+        start = time.process_time()
         way()
-        times.append((time.perf_counter() - start) / len(pixels) * 1000)
+        times.append((time.process_time() - start) / len(pixels) * 1000)
     print("augmentation, ms a frame: " + ", ".join(f"{name} {one:.2f}" for name, one in zip(ways, times, strict=True)))
 
 

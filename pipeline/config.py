@@ -198,6 +198,7 @@ class AugmentSection(Section):
     )
     operations: PositiveInt = Field(default=2, description="changes of a frame by policy=randaugment")
     magnitude: Annotated[float, Field(gt=0, le=1)] = Field(default=0.3, description="how far they go")
+    transforms: tuple[str, ...] = Field(default=(), description="of plug-ins, in the order in which they are applied")
     mixup: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha of the Beta distribution of mixup; 0: none")
     cutmix: Annotated[float, Field(ge=0)] = Field(default=0.0, description="alpha of the Beta distribution of CutMix; 0: none")
 

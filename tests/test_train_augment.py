@@ -1,5 +1,7 @@
 """Random changes of training frames: reproducible for each frame, in range, and what they say they are."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.config import AugmentSection
+from pipeline.errors import ConfigError
 from pipeline.train.augment import Augmentation
 
 SIZE = 32
@@ -112,3 +115,23 @@ def test_the_loss_of_a_mixture_is_that_of_soft_targets() -> None:
     soft = functional.cross_entropy(logits, factor * targets + (1 - factor) * targets[partner])
     parts = [functional.cross_entropy(logits, one.argmax(1)) for one in (targets, targets[partner])]
     torch.testing.assert_close(factor * parts[0] + (1 - factor) * parts[1], soft)
+
+
+def test_transforms_of_plugins_are_applied_in_order_with_the_frames_own_random_numbers(tmp_path: Path) -> None:
+    (tmp_path / "dark_corner.py").write_text(
+        "from octray import register_plugin\n"
+        "@register_plugin('transform', 'half')\n"
+        "def half(pixels, rng):\n    return pixels / 2\n"
+        "@register_plugin('transform', 'lift')\n"
+        "def lift(pixels, rng):\n    return pixels + rng.uniform(0.1, 0.2)\n"
+    )
+    settings = AugmentSection(transforms=("half", "lift"))
+    change = Augmentation(settings, [str(tmp_path / "dark_corner.py")])
+    pixels, rows = frames(3), np.arange(3)
+    lifted = change(pixels, 0, 1, rows) - pixels / 2
+    assert torch.allclose(lifted, lifted[:, :, :1, :1].expand_as(lifted), atol=1e-6)
+    assert len(set(lifted[:, 0, 0, 0].tolist())) == 3
+    assert 0.1 <= lifted.min() <= lifted.max() <= 0.2
+    assert torch.equal(pickle.loads(pickle.dumps(change))(pixels, 0, 1, rows), change(pixels, 0, 1, rows))  # noqa: S301
+    with pytest.raises(ConfigError, match=r"^train\.augment\.transforms: no plug-in registers quarter; there are .*half"):
+        Augmentation(AugmentSection(transforms=("quarter",)))

@@ -5,7 +5,7 @@ Each frame draws its own from the seed, the epoch and its number, so that it doe
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as vision
 
 from pipeline.config import AugmentSection
+from pipeline.errors import ConfigError
+from pipeline.plugins import find_plugin, load_plugins, plugin_names
 
 Change = Callable[[Tensor], Tensor]
 _SHAPES = {"turn": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "shift_x": 0.2, "shift_y": 0.2, "zoom": 0.3}
@@ -42,10 +44,26 @@ class Augmentation:
     ----------
     settings
         Zero leaves a change out.
+    plugins
+        Modules that register the transforms that `settings` names; imported again in every process that loads frames.
+
+    Raises
+    ------
+    ConfigError
+        If no plug-in registers a transform of that name.
     """
 
-    def __init__(self, settings: AugmentSection) -> None:
-        self._settings = settings
+    def __init__(self, settings: AugmentSection, plugins: Sequence[str] = ()) -> None:
+        self._settings, self._plugins = settings, tuple(plugins)
+        load_plugins(plugins)
+        found = {name: find_plugin("transform", name) for name in settings.transforms}
+        if missing := [name for name, transform in found.items() if transform is None]:
+            known = ", ".join(plugin_names("transform")) or "none"
+            raise ConfigError([f"train.augment.transforms: no plug-in registers {missing[0]}; there are {known}."])
+        self._transforms = [transform for transform in found.values() if transform]
+
+    def __reduce__(self) -> tuple[type["Augmentation"], tuple[AugmentSection, tuple[str, ...]]]:
+        return type(self), (self._settings, self._plugins)
 
     def __call__(self, pixels: Tensor, seed: int, epoch: int, rows: NDArray[np.int64]) -> Tensor:
         """Return the changed frames.
@@ -66,6 +84,8 @@ class Augmentation:
                 frame = frame.flip(-1)
             for tone in tones:
                 frame = tone(frame)
+            for transform in self._transforms:
+                frame = torch.from_numpy(np.array(transform(frame.numpy(), rng), np.float32)).reshape(frame.shape)
             if self._settings.noise:
                 frame = _with_noise(frame, rng, self._settings.noise)
             changed.append(frame)

@@ -330,7 +330,7 @@ class _Fitting:
             tune=tune,
             objective=self.objective,
             settings=settings.finetune.model_copy(update=all_groups if settings.way is Way.FULL else {}),
-            augmentation=Augmentation(settings.augment),
+            augmentation=Augmentation(settings.augment, self._config.plugins),
             seed=settings.seed,
             checkpoint=self._workspace.checkpoint,
             on_epoch=lambda epoch, metrics: self._log(metrics, epoch),

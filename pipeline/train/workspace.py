@@ -27,9 +27,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoredFrames:
-    """Prepared frames on disk, as whole numbers of 16 bits: half the size of 32-bit numbers, and off by at most 1/131,000.
+    """Prepared frames on disk, as whole numbers of 16 bits: half the size of 32-bit numbers, and off by at most 1/130,000.
 
-    That is a 1/514 of a grey level of 8 bits. Half precision (float16) would take as much and be off by up to 1/4,096 in
+    That is 1/500 of a grey level of 8 bits. Half precision (float16) would take as much and be off by up to 1/4,096 in
     bright pixels. A copy for another process holds the name of the file only.
 
     Parameters
@@ -110,8 +110,20 @@ class Workspace:
         return StoredFrames(path)
 
     def remove(self) -> None:
-        """Delete the folder; called when the bundle is complete."""
-        shutil.rmtree(self.path)
+        """Delete the folder; called when the bundle is complete.
+
+        What says to which run it belongs goes last, so that a run that is killed here is resumed, too.
+        """
+        for place in self.path.iterdir():
+            if place.is_dir():
+                shutil.rmtree(place)
+            elif place.name != STATE:
+                place.unlink()
+        (self.path / STATE).unlink(missing_ok=True)
+        self.path.rmdir()
+
+    def _is_begun(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
 
     def _state(self) -> dict[str, str]:
         try:
@@ -212,7 +224,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     if not resume:
         left = workspace.run_id or workspace.left_run_id
         shutil.rmtree(workspace.path, ignore_errors=True)
-    elif workspace.path.is_dir() and workspace._state().get("identity") != workspace.identity:
+    elif workspace._is_begun() and workspace._state().get("identity") != workspace.identity:
         raise InputError(
             f"{workspace.path.name} belongs to a run with another configuration or index. "
             "Give the same ones to resume it, or leave out --resume to start again."
