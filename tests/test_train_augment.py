@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pipeline.config import AugmentSection
 from pipeline.errors import ConfigError
-from pipeline.train.augment import Augmentation
+from pipeline.train.augment import Augmentation, _resample
 
 SIZE = 32
 EVERYTHING = {"rotate_degrees": 10, "translate": 0.1, "scale": 0.1, "flip_columns": True, "gamma": 0.3, "noise": 0.1}
@@ -135,3 +135,25 @@ def test_transforms_of_plugins_are_applied_in_order_with_the_frames_own_random_n
     assert torch.equal(pickle.loads(pickle.dumps(change))(pixels, 0, 1, rows), change(pixels, 0, 1, rows))  # noqa: S301
     with pytest.raises(ConfigError, match=r"^train\.augment\.transforms: no plug-in registers quarter; there are .*half"):
         Augmentation(AugmentSection(transforms=("quarter",)))
+
+
+def test_frames_are_resampled_as_torch_resamples_a_batch() -> None:
+    rng, pixels = np.random.default_rng(0), frames(3)
+    matrices = np.tile(np.eye(3), (3, 1, 1))
+    matrices[1:, :2] += rng.normal(size=(2, 2, 3)) * 0.1
+    grid = functional.affine_grid(torch.from_numpy(matrices[:, :2]).float(), list(pixels.shape), align_corners=False)
+    expected = functional.grid_sample(pixels, grid, align_corners=False)
+    found = _resample(pixels, matrices)
+    torch.testing.assert_close(found[1:], expected[1:])
+    assert torch.equal(found[0], pixels[0])
+
+
+def test_gamma_is_monais_and_stays_in_its_range() -> None:
+    pixels = frames(40)
+    changed = augmentation(gamma=0.3)(pixels, 0, 1, np.arange(40))
+    darkest, brightest = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    scaled, found = ((one - darkest) / (brightest - darkest) for one in (pixels, changed))
+    exponents = (found.flatten(1).log() / scaled.flatten(1).log()).nanmedian(1).values.tolist()
+    assert 0.7 <= min(exponents) < 0.8
+    assert 1.2 < max(exponents) <= 1.3
+    torch.testing.assert_close(found, scaled ** torch.tensor(exponents).view(-1, 1, 1, 1), atol=1e-4, rtol=1e-3)

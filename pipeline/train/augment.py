@@ -5,8 +5,10 @@ Each frame draws its own from the seed, the epoch and its number, so that it doe
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as vision
 
 from pipeline.config import AugmentSection
 from pipeline.errors import ConfigError
@@ -23,13 +24,8 @@ from pipeline.plugins import find_plugin, load_plugins, plugin_names
 Change = Callable[[Tensor], Tensor]
 _SHAPES = {"turn": math.radians(30), "shear_x": 0.3, "shear_y": 0.3, "shift_x": 0.2, "shift_y": 0.2, "zoom": 0.3}
 """Changes of geometry in a policy, and how far each one goes at full magnitude (radians, or parts of the side)."""
-_TONES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "brightness": lambda frame, amount: vision.adjust_brightness(frame, 1 + 0.4 * amount),
-    "contrast": lambda frame, amount: vision.adjust_contrast(frame, 1 + 0.5 * amount),
-    "gamma": lambda frame, amount: vision.adjust_gamma(frame, 2**amount),
-    "sharpness": lambda frame, amount: vision.adjust_sharpness(frame, 1 + 0.9 * amount),
-}
-"""Changes of grey levels in a policy, for amounts from -1 to 1."""
+_TONES = ("brightness", "contrast", "gamma", "sharpness")
+"""Changes of grey levels in a policy, for amounts from -1 to 1; see `_tone`."""
 
 
 class Augmentation:
@@ -139,11 +135,11 @@ class Augmentation:
         elif settings.policy != "none":
             for name, amount in self._operations(rng):
                 if name in _TONES:
-                    tones.append(partial(_tone, change=_TONES[name], amount=amount))
+                    tones.append(partial(_tone, name=name, amount=amount))
                 else:
                     matrix = matrix @ _operation(name, _SHAPES[name] * amount)
         if settings.gamma:
-            tones.append(partial(vision.adjust_gamma, gamma=rng.uniform(1 - settings.gamma, 1 + settings.gamma)))
+            tones.append(partial(_tone, name="gamma", amount=math.log2(rng.uniform(1 - settings.gamma, 1 + settings.gamma))))
         return matrix, tones
 
     def _operations(self, rng: np.random.Generator) -> list[tuple[str, float]]:
@@ -159,8 +155,34 @@ class Augmentation:
         return [(name, amount) for name, amount in drawn if name]
 
 
-def _tone(frame: Tensor, change: Callable[[Tensor, float], Tensor], amount: float) -> Tensor:
-    return change(frame, amount)
+@cache
+def _monai() -> tuple[Any, Any]:
+    """Return MONAI's transforms and layers; importing them takes seconds and says what does not concern users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai import transforms
+        from monai.networks import layers
+    return transforms, layers
+
+
+def _apply(frame: Tensor, transform: Callable[[Tensor], Any]) -> Tensor:
+    """Return a frame changed by a transform of MONAI, without the metadata that MONAI adds."""
+    changed: Tensor = transform(frame)
+    return changed.as_subclass(Tensor)
+
+
+def _tone(frame: Tensor, name: str, amount: float) -> Tensor:
+    """Return a frame with other grey levels; the amounts go from -1 to 1."""
+    transforms, _ = _monai()
+    if name == "brightness":
+        return _apply(frame, transforms.ScaleIntensity(minv=None, maxv=None, factor=0.4 * amount))
+    if name == "contrast":
+        return _apply(frame, transforms.ScaleIntensityFixedMean(factor=0.5 * amount))
+    if name == "gamma":
+        return _apply(frame, transforms.AdjustContrast(gamma=2**amount))
+    if amount < 0:
+        return _apply(frame, transforms.GaussianSmooth(sigma=-1.5 * amount))
+    return _apply(frame, transforms.GaussianSharpen(sigma1=0.5, sigma2=1.0, alpha=2 * amount))
 
 
 def _shape(
@@ -192,9 +214,9 @@ def _resample(pixels: Tensor, matrices: NDArray[np.float64]) -> Tensor:
     if not moved.size:
         return pixels
     some = pixels[moved]
-    grid = functional.affine_grid(torch.from_numpy(matrices[moved, :2]).float(), list(some.shape), align_corners=False)
-    changed = functional.grid_sample(some, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return pixels.index_copy(0, torch.from_numpy(moved), changed)
+    _, layers = _monai()
+    resample = layers.AffineTransform(normalized=True, align_corners=False, reverse_indexing=False)  # bilinear, black outside
+    return pixels.index_copy(0, torch.from_numpy(moved), resample(some, torch.from_numpy(matrices[moved]).float()))
 
 
 def _acquisition(rng: np.random.Generator) -> list[Change]:
@@ -202,14 +224,9 @@ def _acquisition(rng: np.random.Generator) -> list[Change]:
     changes: list[Change] = []
     if rng.random() < 0.5:
         changes.append(partial(_coarser, part=rng.uniform(0.35, 1)))
-    if rng.random() < 0.5:
-        sharp, sigma = rng.uniform(1, 3), rng.uniform(0.3, 1.5)
-        blur = partial(vision.gaussian_blur, kernel_size=[2 * math.ceil(3 * sigma) + 1] * 2, sigma=[sigma, sigma])
-        changes.append(blur if rng.random() < 0.5 else partial(vision.adjust_sharpness, sharpness_factor=sharp))
-    if rng.random() < 0.5:
-        changes.append(partial(vision.adjust_contrast, contrast_factor=rng.uniform(0.6, 1.4)))
-    if rng.random() < 0.5:
-        changes.append(partial(vision.adjust_gamma, gamma=2 ** rng.uniform(-0.7, 0.7)))
+    for name, reach in (("sharpness", 1.0), ("contrast", 0.8), ("gamma", 0.7)):
+        if rng.random() < 0.5:
+            changes.append(partial(_tone, name=name, amount=rng.uniform(-reach, reach)))
     if rng.random() < 0.5:
         changes.append(partial(_with_noise, rng=rng, deviation=rng.uniform(0, 0.03)))
     if rng.random() < 0.5:

@@ -409,7 +409,7 @@ def _quiet_loggers() -> Iterator[None]:
             logger.setLevel(level)
 
 
-_LIBRARIES = ("octray", "torch", "timm", "torchvision", "numpy", "pillow", "pydicom", "imagecodecs", "onnx", "onnxruntime")
+_LIBRARIES = ("octray", "torch", "timm", "monai", "numpy", "pillow", "pydicom", "imagecodecs", "onnx", "onnxruntime")
 
 
 def provenance(config: Config, index: Index, run_id: str) -> Provenance:
