@@ -1,5 +1,6 @@
 """The ways to train: which layers learn, from which frames, and a probe against scikit-learn."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import HeadSection, load_config
+from pipeline.errors import InputError
 from pipeline.frames import ImageRecord, Split
 from pipeline.ingest.index import Index, load_index
-from pipeline.model.bundle import GRAPH, METRICS, WEIGHTS, Bundle
+from pipeline.model.bundle import GRAPH, METRICS, MODEL_CARD, WEIGHTS, Bundle
 from pipeline.predictions import Task
 from pipeline.train.features import FeatureCache
 from pipeline.train.fit import start_network
@@ -148,3 +150,31 @@ def test_features_from_the_cache_give_the_same_bundle(
     assert first.read(WEIGHTS) == second.read(WEIGHTS) == plain.read(WEIGHTS)
     assert first.read(GRAPH) == second.read(GRAPH) == plain.read(GRAPH)
     np.testing.assert_equal(json.loads(first.read(METRICS)), json.loads(second.read(METRICS)))
+
+
+def test_a_bundle_says_which_weights_and_which_range_its_network_started_from(
+    trained: Trained, index: Index, tmp_path: Path
+) -> None:
+    start, _ = start_network(load_config(trained.config, QUICK), ("NORMAL", "PNEUMONIA"))
+    mine = tmp_path / "mine.pth"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in start.body.state_dict().items()}}, mine)
+    overrides = (*QUICK, "train.way=probe", f"model.weights={mine}", "model.input_range=[-1024, 1024]")
+    (member,) = train(load_config(trained.config, overrides), index, tmp_path / "bundle").manifest.members
+    assert member.started_from.model_dump() == {
+        "name": "mine.pth",
+        "sha256": hashlib.sha256(mine.read_bytes()).hexdigest(),
+        "unused": (),
+    }
+    assert member.normalisation.model_dump() == {"mean": (0.5,) * 3, "std": (1 / 2048,) * 3}
+    assert f"started from mine.pth (sha256 {member.started_from.sha256})" in (tmp_path / "bundle" / MODEL_CARD).read_text()
+
+
+def test_a_run_is_not_resumed_with_another_file_of_weights(trained: Trained, index: Index, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine.pth", tmp_path / "bundle"
+    config = load_config(trained.config, (*QUICK, f"model.weights={mine}"))
+    torch.save({"no": torch.zeros(1)}, mine)
+    with pytest.raises(InputError, match="hold no tensor of test_resnet"):
+        train(config, index, out)
+    torch.save({"other": torch.zeros(1)}, mine)
+    with pytest.raises(InputError, match=r"bundle.work belongs to a run with another configuration, index or file of weights"):
+        train(config, index, out, resume=True)

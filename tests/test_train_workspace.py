@@ -117,7 +117,9 @@ def test_another_run_is_not_resumed(state: str | None, tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
     if state is not None:
         (workspace.path / STATE).write_text(state)
-    with pytest.raises(InputError, match=r"^bundle\.work belongs to a run with another configuration or index\. Give the same"):
+    with pytest.raises(
+        InputError, match=r"^bundle\.work belongs to a run with another configuration, index or file of weights\. Give the same"
+    ):
         open_workspace(tmp_path / "bundle", "facts" if state else "other facts", resume=True)
 
 

@@ -226,7 +226,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
         shutil.rmtree(workspace.path, ignore_errors=True)
     elif workspace._is_begun() and workspace._state().get("identity") != workspace.identity:
         raise InputError(
-            f"{workspace.path.name} belongs to a run with another configuration or index. "
+            f"{workspace.path.name} belongs to a run with another configuration, index or file of weights. "
             "Give the same ones to resume it, or leave out --resume to start again."
         )
     try:
