@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from pipeline.errors import InputError
 from pipeline.frames import LabelLevel, Split
 from pipeline.ingest.spelling import plain, same_text, shortened, trimmed
-from pipeline.ingest.tables import Table, in_lines, no_column, read_table
+from pipeline.ingest.table_reader import Table, in_lines, no_column, read_table
 
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
@@ -211,7 +211,7 @@ def read_labels(
     Parameters
     ----------
     path
-        See `pipeline.ingest.tables.read_table`.
+        See `pipeline.ingest.table_reader.read_table`.
     columns
         Which column says what, as `parse_columns` returns it; what it leaves out is said by columns of the same name. `file`
         names files, folders or archives, and may be a template such as `p{patient}/{image}.png`. `label` holds labels: one,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.ingest.tables import Table, read_table
+from pipeline.ingest.table_reader import Table, read_table
 
 WANTED = ("file", "label")
 
