@@ -1,0 +1,49 @@
+"""Runs `octray` again and again, each time in a copy of this process that is killed at one of its file operations.
+
+Started as `python -m tests.kill_points PART`, it reads lines of JSON from standard input, `[n, arguments]`, and answers each
+with the exit code and the number of operations that were seen. A copy with n > 0 is killed (SIGKILL) just before its n-th
+operation on a path with PART in it: a file that is opened, renamed or deleted. Libraries are imported only once.
+"""
+
+import json
+import os
+import signal
+import sys
+
+OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
+
+
+def main(part: str) -> None:
+    """Answer until standard input ends."""
+    from pipeline.cli.main import main as octray
+    from pipeline.train import run  # noqa: F401 - what every copy needs
+
+    for line in sys.stdin:
+        number, words = json.loads(line)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            seen = 0
+
+            def look(event: str, arguments: tuple[object, ...], number: int = number, writing: int = writing) -> None:
+                nonlocal seen
+                if event in OPERATIONS and arguments and isinstance(arguments[0], str | bytes) and part in str(arguments[0]):
+                    seen += 1
+                    if seen == number:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.addaudithook(look)
+            code = octray(words)
+            os.write(writing, str(seen).encode())
+            os._exit(code)
+        os.close(writing)
+        _, status = os.waitpid(child, 0)
+        told = os.read(reading, 20).decode()
+        os.close(reading)
+        sys.stdout.write(json.dumps([os.waitstatus_to_exitcode(status), int(told or 0)]) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
