@@ -69,8 +69,8 @@ def test_full_training_from_given_weights_starts_with_the_head_of_a_probe(
 ) -> None:
     start, _ = start_network(load_config(trained.config, QUICK), ("NORMAL", "PNEUMONIA"))
     save_file({name: value.clone() for name, value in start.body.state_dict().items()}, tmp_path / "start.safetensors")
-    rate = "train.finetune.learning_rate=0.0005"
-    overrides = (*QUICK, "train.way=full", rate, f"model.weights={tmp_path / 'start.safetensors'}")
+    weak = ("train.head.weight_decays=[1000.0]", "train.finetune.learning_rate=0.001", "train.finetune.epochs=4")
+    overrides = (*QUICK, "train.way=full", *weak, f"model.weights={tmp_path / 'start.safetensors'}")
     bundle = train(load_config(trained.config, overrides), index, tmp_path / "bundle")
     assert "conv1.0.weight" in changed(bundle, trained, *overrides)
     assert head_of(bundle).keys() == {"head_tune_loss", "head_weight_decay"}
