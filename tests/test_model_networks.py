@@ -45,6 +45,14 @@ def test_the_network_normalises_and_repeats_the_one_channel() -> None:
     assert features.shape[0] == 2
 
 
+def test_random_weights_are_those_that_timm_draws() -> None:
+    torch.manual_seed(3)
+    network = create_network("test_efficientnet", 2, 64)
+    torch.manual_seed(3)
+    expected = timm.create_model("test_efficientnet", num_classes=2).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.body.state_dict().items())
+
+
 SMALL = [
     ("test_efficientnet", 64),
     ("test_convnext", 64),
