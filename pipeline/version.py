@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 from types import MappingProxyType
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 _READING = ("imagecodecs", "numpy", "pillow", "pydicom", "rapidocr", "scipy", "tifffile")
 _SCORING = (*_READING, "grad-cam", "highdicom", "onnxruntime", "timm", "torch")

@@ -12,7 +12,16 @@ from pydicom.uid import JPEG2000Lossless
 from scipy import ndimage
 
 from pipeline.frames import Box, ImageRecord, Split
-from pipeline.imaging.preprocess import FOCUS, bright_height, placement, prepare, reading_for
+from pipeline.imaging.preprocess import (
+    FOCUS,
+    GREY_STEPS,
+    bright_height,
+    grey_levels,
+    grey_values,
+    placement,
+    prepare,
+    reading_for,
+)
 from pipeline.imaging.reduced import JPEG_2000_OFFSET, whole_box
 from pipeline.imaging.sources import locate
 from pipeline.ingest.network_input import prepared_frames
@@ -42,7 +51,14 @@ def test_every_frame_becomes_a_square_in_zero_to_one_twice_the_same(rows: int, c
     assert first.min() >= 0
     assert first.max() <= 1
     assert first.tobytes() == second.tobytes()
+    np.testing.assert_array_equal(grey_values(grey_levels(first)), first)
     np.testing.assert_array_equal(pixels, before)
+
+
+def test_sixteen_bits_keep_every_value_that_the_network_can_see() -> None:
+    levels = np.arange(GREY_STEPS + 1, dtype=np.uint16)
+    np.testing.assert_array_equal(grey_levels(grey_values(levels)), levels)
+    assert (grey_values(levels)[0], grey_values(levels)[-1]) == (0, 1)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 512))
@@ -103,7 +119,7 @@ def test_resizing_averages_and_does_not_skip() -> None:
 
 
 def test_a_frame_of_the_right_size_is_left_alone() -> None:
-    pixels = make_pixels(40, 40)
+    pixels = grey_values(grey_levels(make_pixels(40, 40)))
     for fit in (Fit.PAD, Fit.CROP):
         np.testing.assert_array_equal(prepare(pixels, Preprocessing(40, fit))[0], pixels)
 
@@ -133,8 +149,8 @@ def test_focus_is_not_drawn_to_white_borders_that_are_masked() -> None:
 
 def test_a_frame_without_anything_bright_is_shown_in_its_middle() -> None:
     preprocessing = Preprocessing(70, Fit.FOCUS)
-    assert bright_height(np.full((100, 140), 0.3, np.float32), preprocessing) == 0.5
-    assert prepare(np.full((100, 140), 0.3, np.float32), preprocessing).min() == np.float32(0.3)
+    assert bright_height(np.full((100, 140), 0.2, np.float32), preprocessing) == 0.5
+    assert prepare(np.full((100, 140), 0.2, np.float32), preprocessing).min() == np.float32(0.2)
 
 
 def test_bars_are_black() -> None:

@@ -27,6 +27,8 @@ STRETCH = 16
 RIM = 2
 """Pixels beyond a wedge that are blackened with it; on real B-scans, those behind them are no brighter than others."""
 _ROWS_AT_ONCE = 32
+GREY_STEPS = 65535
+"""The network sees multiples of 1 / this, 1/257 of a grey level of 8 bits, so that 16 bits keep a frame without loss."""
 PANEL_GAP = 8
 """Columns between a frame and the same frame with its heatmap, in a picture of both."""
 
@@ -98,8 +100,9 @@ def prepare(
     Returns
     -------
     FloatArray
-        C-contiguous float32 array of shape (1, size, size) in [0, 1]; equal input gives equal bytes. The frame is resized with
-        an anti-aliased triangle filter, its aspect ratio kept: with black bars, or as a square of it.
+        C-contiguous float32 array of shape (1, size, size) in [0, 1], each value a multiple of 1 / `GREY_STEPS`; equal input
+        gives equal bytes. The frame is resized with an anti-aliased triangle filter, its aspect ratio kept: with black bars, or
+        as a square of it.
     """
     if preprocessing.mask_white_borders:
         pixels = mask_white_borders(pixels)
@@ -112,10 +115,20 @@ def prepare(
     if preprocessing.fit is not Fit.PAD:
         square = _on_pixels(_square(rows, columns, preprocessing.fit, height), rows, box)
         grid[0] = _resize(*_cut(pixels, square), size, size)
-        return grid
-    top, left, tall, wide = map(int, placement(rows, columns, preprocessing))
-    grid[0, top : top + tall, left : left + wide] = _resize(pixels, box, tall, wide)
-    return grid
+    else:
+        top, left, tall, wide = map(int, placement(rows, columns, preprocessing))
+        grid[0, top : top + tall, left : left + wide] = _resize(pixels, box, tall, wide)
+    return grey_values(grey_levels(grid))
+
+
+def grey_levels(values: FloatArray) -> NDArray[np.uint16]:
+    """Return values in [0, 1] as whole numbers of 16 bits: what training keeps on disk."""
+    return np.rint(values * np.float32(GREY_STEPS)).astype(np.uint16)
+
+
+def grey_values(levels: NDArray[np.uint16]) -> FloatArray:
+    """Return the float32 values in [0, 1] of whole numbers of 16 bits; `grey_levels` of them gives the same numbers again."""
+    return np.divide(levels, np.float32(GREY_STEPS), dtype=np.float32)
 
 
 def _on_pixels(square: tuple[int, int, int], rows: int, whole_box: Box) -> Box:

@@ -19,18 +19,17 @@ from safetensors import SafetensorError
 from pipeline.atomic import remove_leftovers, replacing, write_bytes
 from pipeline.errors import InputError
 from pipeline.frames import FloatArray
+from pipeline.imaging.preprocess import grey_levels, grey_values
 
 STATE = "run.json"
 _MEND = "Choose another --out."
-_STEPS = 65535
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoredFrames:
-    """Prepared frames on disk, as whole numbers of 16 bits: half the size of 32-bit numbers, and off by at most 1/130,000.
+    """Prepared frames on disk, as whole numbers of 16 bits: half the size of 32-bit numbers, and nothing is lost.
 
-    That is 1/500 of a grey level of 8 bits. Half precision (float16) would take as much and be off by up to 1/4,096 in
-    bright pixels. A copy for another process holds the name of the file only.
+    A copy for another process holds the name of the file only.
 
     Parameters
     ----------
@@ -47,7 +46,7 @@ class StoredFrames:
 
     def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> FloatArray:
         """Return some frames as float32 in [0, 1], of shape (n, 1, size, size), or a single one of shape (1, size, size)."""
-        return np.divide(self._levels[rows], np.float32(_STEPS), dtype=np.float32)
+        return grey_values(self._levels[rows])
 
     def __reduce__(self) -> tuple[type["StoredFrames"], tuple[Path]]:
         return type(self), (self._path,)
@@ -104,9 +103,8 @@ class Workspace:
         InputError
             If the disk has too little room for all of them; found before the first one is read.
         """
-        levels = (np.rint(row * np.float32(_STEPS)) for row in rows)
         path = self.path / "frames.npy"
-        stored_array(path, levels, shape, np.uint16)
+        stored_array(path, map(grey_levels, rows), shape, np.uint16)
         return StoredFrames(path)
 
     def remove(self) -> None:
