@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.job.job import score_folder
     from pipeline.model.bodies import NetworkBody
     from pipeline.model.bundle import Bundle, load_bundle
-    from pipeline.model.describe import describe_architecture, list_networks
+    from pipeline.model.layer_table import describe_architecture, list_networks
     from pipeline.model.networks import list_architectures
     from pipeline.phantoms.studies import write_phantom
     from pipeline.plugins import register_plugin
@@ -99,7 +99,7 @@ _MODULES = {
     "UnreadableError": "pipeline.errors",
     "build_index": "pipeline.ingest.build",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
-    "describe_architecture": "pipeline.model.describe",
+    "describe_architecture": "pipeline.model.layer_table",
     "describe_files": "pipeline.imaging.describe",
     "describe_frame": "pipeline.imaging.describe",
     "discover": "pipeline.imaging.sources",
@@ -107,7 +107,7 @@ _MODULES = {
     "evaluate_bundle": "pipeline.train.assessment",
     "list_architectures": "pipeline.model.networks",
     "list_datasets": "pipeline.catalog",
-    "list_networks": "pipeline.model.describe",
+    "list_networks": "pipeline.model.layer_table",
     "load_bundle": "pipeline.model.bundle",
     "load_config": "pipeline.config",
     "load_index": "pipeline.ingest.index",

@@ -21,16 +21,16 @@ from typing import Any, Literal, TypeVar
 
 from pipeline.errors import ConfigError
 
-Kind = Literal["network", "transform", "loss"]
+PluginKind = Literal["network", "transform", "loss"]
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 GROUP = "octray"
 
-_REGISTERED: dict[Kind, dict[str, Callable[..., Any]]] = {"network": {}, "transform": {}, "loss": {}}
+_REGISTERED: dict[PluginKind, dict[str, Callable[..., Any]]] = {"network": {}, "transform": {}, "loss": {}}
 _INSTALLED: list[str] = []
 """The entry points that have been imported; empty until `load_plugins` is first called."""
 
 
-def register_plugin(kind: Kind, name: str) -> Callable[[Maker], Maker]:
+def register_plugin(kind: PluginKind, name: str) -> Callable[[Maker], Maker]:
     """Return a decorator that registers a function under a name for configurations.
 
     Parameters
@@ -62,12 +62,12 @@ def register_plugin(kind: Kind, name: str) -> Callable[[Maker], Maker]:
     return register
 
 
-def find_plugin(kind: Kind, name: str) -> Callable[..., Any] | None:
+def find_plugin(kind: PluginKind, name: str) -> Callable[..., Any] | None:
     """Return what is registered under a name; None if nothing is."""
     return _REGISTERED[kind].get(name)
 
 
-def plugin_names(kind: Kind) -> list[str]:
+def plugin_names(kind: PluginKind) -> list[str]:
     """Return the registered names of one kind, in alphabetical order."""
     return sorted(_REGISTERED[kind])
 

@@ -17,7 +17,7 @@ from pipeline.errors import LedgerError
 from pipeline.job import loop
 from pipeline.model.bundle import Bundle
 from pipeline.store.ledger import Ledger, Order
-from pipeline.store.sharing import Member
+from pipeline.store.sharing import JobMember
 from tests.builders import make_dicom
 from tests.test_cli_score import contents, rows
 from tests.test_job_job import arguments
@@ -122,7 +122,7 @@ def test_a_process_that_sees_other_files_does_not_join(
         (folder / "000.dcm").write_bytes((studies / "000.dcm").read_bytes())
     assert main(arguments(few, bundle, out, "--job", "night")) == 0
     run = json.loads((out / ".octray" / "run.json").read_text())
-    with Ledger(f"sqlite:///{out / '.octray' / 'ledger.sqlite'}", "night") as ledger, Member(ledger, run["id"]) as member:
+    with Ledger(f"sqlite:///{out / '.octray' / 'ledger.sqlite'}", "night") as ledger, JobMember(ledger, run["id"]) as member:
         member.join(is_alone=True)
         assert member.take_planning()
         member.planned()
@@ -217,10 +217,10 @@ def test_a_ledger_that_is_away_for_a_moment_ends_no_run(
 def test_a_process_that_is_interrupted_while_it_waits_tells_no_totals(
     studies: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Member) -> None:
+    def interrupted(_: JobMember) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Member, "take_planning", interrupted)
+    monkeypatch.setattr(JobMember, "take_planning", interrupted)
     assert main(arguments(studies / "000.dcm", bundle, tmp_path / "results")) == 130
     told = capsys.readouterr().err
     assert "Other processes of this job, or the next run, write tables and report." in told

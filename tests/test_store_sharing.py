@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.store import sharing
 from pipeline.store.ledger import Ledger
-from pipeline.store.sharing import Member
+from pipeline.store.sharing import JobMember
 from tests.ledgers import LONG, keys, outcome, works
 
 
@@ -28,8 +28,8 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def joined(stack: ExitStack, ledger: Ledger, is_alone: bool = False) -> Member:
-    member = stack.enter_context(Member(ledger, "folder"))
+def joined(stack: ExitStack, ledger: Ledger, is_alone: bool = False) -> JobMember:
+    member = stack.enter_context(JobMember(ledger, "folder"))
     member.join(is_alone)
     return member
 
@@ -56,7 +56,7 @@ def test_one_plans_all_work_and_the_first_to_find_all_finished_writes(ledger: Le
 
 def test_who_plans_or_writes_and_dies_is_replaced(ledger: Ledger, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.5)
-    monkeypatch.setattr(Member, "_beat", lambda self: None)
+    monkeypatch.setattr(JobMember, "_beat", lambda self: None)
     dead = joined(stack, ledger)
     assert dead.take_planning() is True
     time.sleep(0.6)
@@ -101,7 +101,7 @@ def test_who_leaves_first_leaves_writing_to_the_others(ledger: Ledger, stack: Ex
 
 def test_a_job_writes_into_one_folder(ledger: Ledger, stack: ExitStack) -> None:
     joined(stack, ledger)
-    with Member(ledger, "other") as member, pytest.raises(InputError, match="writes into another results folder"):
+    with JobMember(ledger, "other") as member, pytest.raises(InputError, match="writes into another results folder"):
         member.join(is_alone=True)
 
 
@@ -109,7 +109,7 @@ def test_who_was_stopped_longer_than_a_lease_goes_on_with_the_others(
     ledger: Ledger, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.5)
-    monkeypatch.setattr(Member, "_beat", lambda self: None)
+    monkeypatch.setattr(JobMember, "_beat", lambda self: None)
     stopped = joined(stack, ledger)
     assert stopped.take_planning() is True
     ledger.add(works(1))
@@ -135,7 +135,7 @@ def test_who_plans_too_slowly_leaves_the_list_of_another(
     ledger: Ledger, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.5)
-    monkeypatch.setattr(Member, "_beat", lambda self: None)
+    monkeypatch.setattr(JobMember, "_beat", lambda self: None)
     slow = joined(stack, ledger)
     assert slow.take_planning() is True
     time.sleep(0.6)

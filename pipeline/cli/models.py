@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.model.describe import Architecture
+    from pipeline.model.layer_table import Architecture
 
 HELP = "list the networks that can be trained, or describe one"
 EXAMPLE = "octray models describe resnet50 --size 256"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print to standard output."""
-    from pipeline.model.describe import describe_architecture, list_networks
+    from pipeline.model.layer_table import describe_architecture, list_networks
     from pipeline.model.networks import list_architectures
     from pipeline.plugins import load_plugins, plugin_names
 

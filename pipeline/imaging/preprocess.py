@@ -123,7 +123,7 @@ def prepare(
 
 def grey_levels(values: FloatArray) -> NDArray[np.uint16]:
     """Return values in [0, 1] as whole numbers of 16 bits: what training keeps on disk."""
-    return np.rint(values * np.float32(GREY_STEPS)).astype(np.uint16)
+    return np.asarray(np.rint(values * np.float32(GREY_STEPS)), np.uint16)
 
 
 def grey_values(levels: NDArray[np.uint16]) -> FloatArray:

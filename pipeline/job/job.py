@@ -42,7 +42,7 @@ from pipeline.results.worklist import Totals
 from pipeline.score.predictor import Predictor
 from pipeline.store.database import file_address, without_password
 from pipeline.store.ledger import Ledger, Order, Output, Unit
-from pipeline.store.sharing import Member, wait_for
+from pipeline.store.sharing import JobMember, wait_for
 from pipeline.version import scoring_versions, software_versions
 from pipeline.workers.cores import usable_cores
 
@@ -347,7 +347,7 @@ class Job:
                 pause(max(1.0, quiet / 4))
 
     @contextmanager
-    def _joined(self, is_watch: bool = False) -> Iterator[tuple[Ledger, Member]]:
+    def _joined(self, is_watch: bool = False) -> Iterator[tuple[Ledger, JobMember]]:
         """Begin the results of this job, go on with them, or join the processes that work on them."""
         url = self._url or file_address(self._folder.ledger)
         with ExitStack() as stack:
@@ -358,7 +358,7 @@ class Job:
                 self.replaced = bool(run.replaced)
                 self._reported_at = run.reported_at
                 ledger = stack.enter_context(Ledger(url, run.job))
-                member = stack.enter_context(Member(ledger, run.id))
+                member = stack.enter_context(JobMember(ledger, run.id))
                 member.join(is_alone)
             yield ledger, member
 
@@ -390,7 +390,7 @@ class Job:
                 "same share on each machine; a copy is not enough."
             )
 
-    def _studies(self, ledger: Ledger, member: Member, files: list[StudyFile]) -> list[StudyFiles]:
+    def _studies(self, ledger: Ledger, member: JobMember, files: list[StudyFile]) -> list[StudyFiles]:
         """Group files by study; if nothing can be read, write the tables of what is known all the same."""
         try:
             return self._grouping.studies(files)
@@ -412,7 +412,7 @@ class Job:
         ledger.retry_failed(ids)
         return len(ids)
 
-    def _work(self, ledger: Ledger, member: Member, is_watched: bool = False) -> bool:
+    def _work(self, ledger: Ledger, member: JobMember, is_watched: bool = False) -> bool:
         """Score what is not finished, and write tables and report, whatever ends it, unless another process of the job does.
 
         Returns whether files of a watched folder were gone before they could be read; the ledger then forgets them.

@@ -18,7 +18,7 @@ from pipeline.model.engine import Engine
 from pipeline.predictions import Activation, Average
 
 
-class Answer(NamedTuple):
+class NetworkOutputs(NamedTuple):
     """What the networks of a bundle say of n frames.
 
     Parameters
@@ -92,7 +92,7 @@ class Ensemble:
         """Return slices that cut `count` frames into batches of the best size."""
         return [slice(start, start + self.frames_at_once) for start in range(0, count, self.frames_at_once)]
 
-    def run(self, pixels: FloatArray) -> Answer:
+    def run(self, pixels: FloatArray) -> NetworkOutputs:
         """Return what the networks say of frames of shape (n, 1, size, size).
 
         Raises
@@ -106,7 +106,7 @@ class Ensemble:
             counts = ", ".join(str(one.shape[1]) for one in logits)
             raise BundleError(f"The inference graphs return different numbers of logits ({counts}). Train the bundle again.")
         members = np.stack(logits)
-        return Answer(averaged_logits(members, self._average, self._activation), members, tuple(features))
+        return NetworkOutputs(averaged_logits(members, self._average, self._activation), members, tuple(features))
 
     def logits(self, frames: Iterable[FloatArray]) -> FloatArray:
         """Return the averaged logits (n, labels) of frames of shape (1, size, size), run in batches of the best size.

