@@ -80,7 +80,7 @@ def test_training_batch_and_service_see_the_same_bytes(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", preprocessing=grid, intended_use={"modalities": (), "view_positions": ()})
     in_workers = [item for item in score_folder(mixed, Predictor(bundle)) if isinstance(item, FramePrediction)]
-    monkeypatch.setattr("pipeline.score.predictor.Engine", RecordingEngine)
+    monkeypatch.setattr("pipeline.model.ensemble.Engine", RecordingEngine)
     monkeypatch.setattr(Predictor, "runs_in_workers", False)  # no engine of another process can be listened to
     index, _ = build_index([mixed])
     training = [frame.tobytes() for frame in prepared_frames(index.records, index.sources, grid)]
@@ -99,10 +99,16 @@ def test_training_batch_and_service_see_the_same_bytes(
 def predictor_and_engine(bundle: Bundle) -> tuple[Predictor, RecordingEngine]:
     """A predictor whose engine has forgotten the frame that checked it."""
     predictor = Predictor(bundle)
-    engine = predictor.engine
-    assert isinstance(engine, RecordingEngine)
+    engine = recording(predictor)
     engine.taken = []
     return predictor, engine
+
+
+def recording(predictor: Predictor) -> RecordingEngine:
+    """The engine of the only network of a bundle."""
+    (engine,) = predictor.engine._engines
+    assert isinstance(engine, RecordingEngine)
+    return engine
 
 
 def answers(bundle: Bundle, folder: Path) -> Iterator[tuple[list[dict[str, Any]], list[bytes]]]:
@@ -111,7 +117,7 @@ def answers(bundle: Bundle, folder: Path) -> Iterator[tuple[list[dict[str, Any]]
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
             pass
-        engine = app.state.service.predictor().engine
+        engine = recording(app.state.service.predictor())
         for file in discover(folder):
             engine.taken = []
             response = client.post("/v1/predict?heatmaps=false", files=[("files", (file.source, file.path.read_bytes()))])
@@ -142,7 +148,8 @@ def test_score_finds_the_probabilities_behind_the_figures(
     evaluated = probabilities(sample.logits, sample.task.activation, sample.temperature)
     for column, label in enumerate(bundle.manifest.labels):
         mine = [scored[record.source, record.key.frame_number, label] for record in records]
-        np.testing.assert_allclose([float(row["probability"]) for row in mine], evaluated[:, column], atol=5.1e-5)
+        # four digits; and frames near a threshold are read again, whole, which changes their logits a little
+        np.testing.assert_allclose([float(row["probability"]) for row in mine], evaluated[:, column], atol=2e-4)
         states = [row["state"] for row in mine]
         assert states == [str(state) for state in sample.states[:, column]], "one rule for folders and figures"
         assert [row["positive"] == "true" for row in mine] == [state == "positive" for state in states]
@@ -273,7 +280,7 @@ ENDS = [
     *((line.format(name), sentence) for name, sentence in BROKEN.items() for line in WITH_BUNDLE),
     (f"{LABELLED} missing.csv", "missing.csv names files that do not exist (1): gone.png."),
     (f"{LABELLED} rare.csv", "The label RARE has no example in the split "),
-    ("train nowhere.yaml --index i --out b", "There is no configuration nowhere.yaml. Give a file, or one of oct.yaml"),
+    ("train nowhere.yaml --index i --out b", "There is no configuration nowhere.yaml. Give a file, or one of oct-best.yaml"),
     ("train smoke --index labelled --out b", "labelled is not an index: it has no readable index.json."),
 ]
 
