@@ -198,9 +198,9 @@ def test_labels_do_nothing(label: str, studies: Path, tmp_path: Path, capsys: py
     ("content", "sentence"),
     [
         (b"file,label\r\na\0b.dcm,x\r\n", "holds characters of value 0"),
-        ("file,label\r\na.dcm,x\r\n".encode("utf-16"), "is not a CSV file in UTF-8"),
+        ("file,label\r\na.dcm,x\r\n".encode("utf-16"), r"names files that do not exist \(1\): a\.dcm"),
         (b"file,label\r\n" + b"a" * 200_000 + b",x\r\n", "told apart from line 2 on"),
-        (b"\xff\xfe\xff", "is not a CSV file in UTF-8"),
+        (b"\xff\xfe\xff", "is cut off, or its encoding is damaged"),
         (b"", "has no rows"),
         (b'file,label\r\n"a,x\r\n', "told apart from line 2 on"),
         (b"\xef\xbb\xbffile,label\r\n=1+1,x\r\n", r"names files that do not exist \(1\): =1\+1"),

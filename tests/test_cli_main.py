@@ -218,7 +218,8 @@ def test_a_reader_that_went_away_is_no_fault(words: list[str]) -> None:
 
 def test_networks_are_listed_by_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list"]) == 0
-    families = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    _, _, names = capsys.readouterr().out.rpartition("\n\n")
+    families = dict(line.split(": ", 1) for line in names.splitlines())
     assert "resnet18" in families["ResNet"].split()
     assert "tf_efficientnet_lite0" in families["EfficientNet"].split()
 
@@ -226,7 +227,15 @@ def test_networks_are_listed_by_family(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("resnet18", ["family: ResNet", "parameters: 11,689,512", "features: 512", "heatmaps: exact, from the forward pass"]),
+        (
+            "resnet18",
+            [
+                "family: ResNet",
+                "parameters: 11,689,512",
+                "features: 512 on 7 x 7 cells",
+                "heatmaps: exact, from the forward pass",
+            ],
+        ),
         ("mobilenetv3_small_050", ["family: MobileNet", "heatmaps: by gradient, with torch"]),
     ],
 )

@@ -14,7 +14,7 @@ from pipeline.predictions import StudyRecord
 from pipeline.store import sharing
 from pipeline.store.database import HELD, units
 from pipeline.store.ledger import Claim, Ledger, Order, Outcome
-from pipeline.store.sharing import Member
+from pipeline.store.sharing import JobMember
 from tests.ledgers import works
 
 LEASE_SECONDS = 6.0
@@ -45,7 +45,7 @@ def test_leases_are_extended_while_a_process_works(tmp_path: Path, monkeypatch: 
             yield from (ScoredClaim(claim, Outcome(claim.id, RECORD, 0, 0.0)) for claim in claimed)
 
         told: list[StudyRecord] = []
-        with Member(ledger) as member:
+        with JobMember(ledger) as member:
             pending_results = PendingResults(tmp_path / "pending-results", lambda output: True)
             Loop(ledger, member.owner, pending_results, told.append).work(score)
         assert taken_by_another == [[]]
@@ -71,7 +71,7 @@ def test_a_process_that_does_not_beat_loses_what_it_works_on(tmp_path: Path, mon
                 yield ScoredClaim(claim, Outcome(claim.id, RECORD, 0, 0.0))
 
         told: list[StudyRecord] = []
-        with Member(ledger) as member:
+        with JobMember(ledger) as member:
             pending_results = PendingResults(tmp_path / "pending-results", lambda output: True)
             Loop(ledger, member.owner, pending_results, told.append).work(score)
         assert (told, ledger.unfinished()) == ([], 1)
