@@ -54,7 +54,7 @@ def _small(pixels: np.ndarray) -> Image.Image:
 def train_on(folders: Sequence[Path], root: Path) -> Path:
     """Train on some of the files, without fine-tuning, to tell a radiograph shifted by less than half its width from others.
 
-    Labels that nobody can see would put every frame near the threshold, and such frames are read twice.
+    Random labels would put every frame near the threshold, and frames near a threshold are read twice.
     """
     learned, bundle = root / "learned", root / "bundle"
     learned.mkdir()

@@ -355,7 +355,7 @@ class Config(Section):
         return replace(self.preprocessing, exact_decoding=self.preprocessing.exact_decoding or looks_for_text)
 
     def networks(self) -> "tuple[Config, ...]":
-        """Return the configuration of each network that is trained, but for folds: by `ensemble.members` and `train.seeds`.
+        """Return the configuration of each network to train, not counting folds: by `ensemble.members` and `train.seeds`.
 
         Raises
         ------

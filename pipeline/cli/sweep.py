@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, train, and say what was found and where it lies."""
+    """Run the sweep, and print the best settings and where the bundle is."""
     from pipeline.cli.progress import bar
     from pipeline.config import load_config
 

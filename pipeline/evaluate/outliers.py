@@ -59,6 +59,10 @@ class Reference:
         """
         return _raw_distance(self.mean, self.whitening, features) / self.threshold
 
+    def refuses(self, features: Float64) -> bool:
+        """Return whether a frame is unlike the training; one whose distance is not a number is."""
+        return not self.distance(features) <= 1
+
     def to_bytes(self) -> bytes:
         """Return mean and whitening as safetensors; the threshold goes into the manifest."""
         return save({name: np.ascontiguousarray(getattr(self, name), np.float32) for name in ("mean", "whitening")})

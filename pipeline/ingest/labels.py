@@ -302,9 +302,8 @@ class _Meaning:
         if files:
             raise InputError(
                 f"{self._table.path.name} has a column {files[0]}, which may name files, but --columns names none for file: "
-                "every "
-                f"label would apply to all frames of a {_MEANT[found[-1]]}. Add file={files[0]} to --columns; or remove the "
-                "column from the table if that is right."
+                f"every label would apply to all frames of a {_MEANT[found[-1]]}. Add file={files[0]} to --columns; or remove "
+                "the column from the table if that is right."
             )
         return tuple(found)
 
@@ -446,8 +445,8 @@ class _Meaning:
         return self._stated() if self._stating else self._held(self._holding[place])
 
     def _held(self, column: str) -> list[tuple[frozenset[str], frozenset[str]]]:
-        """Return what a column says that holds labels; a row of which nothing is known has a label without a name as "
-        "unknown."""
+        """Return what a column says that holds labels; a row of which nothing is known has a label without a name
+        as unknown."""
         cells = self._table.column(column)
         self._check_breaks(column, cells)
         split = _listed if all(cell[:1] + cell[-1:] == "[]" for cell in cells if not _is_empty(cell)) else _separated

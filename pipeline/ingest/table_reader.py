@@ -42,7 +42,7 @@ _NOT_WESTERN = re.compile(
     "|[A-Za-z\u00df-\u00ff][\u00c0-\u00d6\u00d8-\u00de\u0160\u0152\u017d\u0178][a-z\u00df-\u00ff]"
     # a word without any letter from a to z
     "|(?<![A-Za-z\u00a1-\u0192])[\u00a1-\u0192]{2,}(?![A-Za-z])"
-    # a sign within a word, but for apostrophes, hyphens and dashes
+    # a sign within a word, except apostrophes, hyphens and dashes
     "|[A-Za-z\u00c0-\u00ff](?![\u2018\u2019\u00b4\u00b7\u2013\u2014])"
     "[^\x00-\x7f\u00c0-\u00ff\u0160\u0161\u0152\u0153\u017d\u017e\u0178\u0192][A-Za-z\u00c0-\u00ff\u0160\u0161\u0178]"
 )

@@ -1,6 +1,6 @@
 """The networks of a bundle at run time: their graphs run on the same frames, their logits averaged, their maps on one grid.
 
-Averages of several networks are more often right than one of them, and where they differ the answer is less certain
+The average of several networks is usually more accurate than any one of them, and their spread shows how certain it is
 (Lakshminarayanan, Pritzel and Blundell, "Simple and scalable predictive uncertainty estimation using deep ensembles", 2017).
 """
 

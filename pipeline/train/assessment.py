@@ -201,7 +201,7 @@ class _Judge:
         frames = LevelFrames(
             self._data,
             run=self._answers,
-            is_refused=lambda features: not reference.distance(features) <= 1,
+            is_refused=reference.refuses,
             odds=partial(frame_odds, activation=calibration.task.activation, temperature=calibration.temperature),
             is_normal=self._is_normal,
         )
@@ -292,7 +292,7 @@ class _Judge:
         everything = tuple(range(len(networks)))
         shown = tuple(place for place in everything if maps[place].passed) or everything
         final = examined(shown, self._ensemble)
-        has = (calibration.targets == 1) & np.array([label != config.data.normal_label for label in self._data.labels])
+        has = (calibration.targets == 1) & ~self._is_normal
         found = has & self._are_positive(calibration)
         are_exact = all(maps[place].exact for place in shown)
         adds_up = len(networks) == 1 or (shown == everything and config.ensemble.average is Average.LOGIT)
@@ -367,7 +367,7 @@ def evaluate_bundle(
         levels, attention = {}, bundle.attention()
         reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
         odds = frame_odds(logits, manifest.activation, manifest.temperature)
-        refused = np.array([not reference.distance(one) <= 1 for one in features]) if manifest.levels else None
+        refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
         for rule in manifest.levels:
             units = Units(rule.level, records, targets, is_normal, odds, features, refused)
             if units.names:
@@ -414,7 +414,7 @@ def measure_refusals(reference: Reference, features: Float64, patients: Sequence
     patients
         The patient of each.
     """
-    refused = [reference.distance(one) > 1 for one in features]
+    refused = [reference.refuses(one) for one in features]
     concerned = {patient for patient, is_refused in zip(patients, refused, strict=True) if is_refused}
     low, high = wilson(len(concerned), len(set(patients)))
     return MeasuredRefusals(
