@@ -112,17 +112,10 @@ def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compu
         ),
     )
     training = _Training(config, index, data, workspace, tracker, compute, progress)
-    try:
+    with tracker.ending():
         with threadpool_limits(config.train.threads or usable_cores(), "blas"):
             bundle = training.run(out)
         working(progress, "registering the bundle in MLflow", lambda: tracker.log_bundle(out, model_name(config)))
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except Exception:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish()
     workspace.remove()
     return bundle
 

@@ -137,17 +137,10 @@ def sweep(
     with ExitStack() as stack:
         running = _Sweep(config, index, out, searched, stack.enter_context(_opened(config, index, out, searched)), progress)
         stack.enter_context(threadpool_limits(config.train.threads or usable_cores(), "blas"))
-        try:
+        with running.tracker.ending():
             with open_compute(config.train) as compute:
                 running.search(trials, compute)
             result = running.train_best()
-        except KeyboardInterrupt:
-            running.tracker.finish("KILLED")
-            raise
-        except Exception:
-            running.tracker.finish("FAILED")
-            raise
-        running.tracker.finish()
         shutil.rmtree(out / _WORK, ignore_errors=True)
     return result
 
@@ -232,31 +225,22 @@ class _Sweep:
                     raise optuna.TrialPruned
 
         try:
-            head, course = learn(
-                network,
-                config,
-                self._data,
-                pixels,
-                train=self._data.rows(Split.TRAIN),
-                tune=self._data.rows(Split.TUNE),
-                workspace=workspace,
-                cache=self._cache,
-                compute=compute,
-                log=log,
-                progress=_named(self._progress, place),
-            )
-        except optuna.TrialPruned:
-            tracker.finish()
-            raise
-        except KeyboardInterrupt:
-            tracker.finish("KILLED")
-            raise
-        except Exception:
-            tracker.finish("FAILED")
-            raise
+            with tracker.ending(expected=(optuna.TrialPruned,)):
+                head, course = learn(
+                    network,
+                    config,
+                    self._data,
+                    pixels,
+                    train=self._data.rows(Split.TRAIN),
+                    tune=self._data.rows(Split.TUNE),
+                    workspace=workspace,
+                    cache=self._cache,
+                    compute=compute,
+                    log=log,
+                    progress=_named(self._progress, place),
+                )
         finally:
             shutil.rmtree(workspace.path, ignore_errors=True)
-        tracker.finish()
         return head["head_tune_loss"] if config.train.way is Way.PROBE else course.history[course.best_epoch][monitor]
 
     def _frames(self, config: Config) -> PreparedFrames:

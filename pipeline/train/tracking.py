@@ -123,6 +123,19 @@ class Tracker:
         if self._client is not None and run_id:
             self._try(lambda: self._client.set_tag(run_id, _PARENT, self.run_id))
 
+    @contextmanager
+    def ending(self, expected: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """End the run with the block: as KILLED after an interrupt, as FAILED after an error that is not `expected`."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.finish("KILLED")
+            raise
+        except Exception as error:
+            self.finish("FINISHED" if isinstance(error, expected) else "FAILED")
+            raise
+        self.finish()
+
     def finish(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         if self._client is not None:
