@@ -24,6 +24,7 @@ from pipeline.frames import Split
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import CONFIG, load_bundle
 from pipeline.train import sweep as sweep_module
+from pipeline.train.fit import Fitting
 from pipeline.train.search_space import SearchSpace
 from pipeline.train.sweep import sweep
 from pipeline.train.trainer import Course
@@ -209,7 +210,7 @@ def test_mlflow_has_a_run_for_the_sweep_and_a_child_for_each_trial(swept: Swept)
 
 
 def test_a_sweep_that_is_done_does_nothing_again(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("train", "learn"):
+    for name in ("train", "Fitting"):
         monkeypatch.setattr(sweep_module, name, lambda *_, **__: pytest.fail("it trained again"))
     with redirect_stdout(io.StringIO()) as said:
         assert main([*swept.words, "3"]) == 0
@@ -249,14 +250,14 @@ def search(trained: Trained, index: Index, out: Path, trials: int, *overrides: s
 def test_trials_that_fall_behind_the_median_are_pruned(
     trained: Trained, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def learn(network: object, config: Config, *_: object, log: Any, **__: object) -> tuple[dict[str, float], Course]:
+    def learn(fitting: Fitting, _: object) -> tuple[dict[str, float], Course]:
         course = Course(best_epoch=4)
         for epoch in range(5):
-            course.history.append({"tune_loss": config.train.finetune.learning_rate / (1 + epoch)})
-            log(course.history[-1], epoch)
+            course.history.append({"tune_loss": fitting._config.train.finetune.learning_rate / (1 + epoch)})
+            fitting._log(course.history[-1], epoch)
         return {}, course
 
-    monkeypatch.setattr(sweep_module, "learn", learn)
+    monkeypatch.setattr(Fitting, "learn", learn)
     trials = search(trained, index, tmp_path / "sweep", 12)
     stored = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'sweep' / 'trials.db'}").trials
     states = [trial.state.name.lower() for trial in stored]
@@ -390,7 +391,7 @@ def test_an_interrupted_trial_ends_in_mlflow_and_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module, "learn", interrupt)
+        patch.setattr(Fitting, "learn", interrupt)
         with pytest.raises(KeyboardInterrupt):
             sweep(config, index, tmp_path / "sweep", space=RATES, trials=1)
     with pytest.raises(InputError, match="no bundle"):

@@ -106,27 +106,11 @@ def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, Start
     return network, started_from
 
 
-def fit(
-    network: Network,
-    started_from: StartingWeights,
-    config: Config,
-    data: TrainingData,
-    pixels: PreparedFrames,
-    *,
-    train: NDArray[np.int64],
-    tune: NDArray[np.int64],
-    workspace: Workspace,
-    cache: FeatureCache,
-    compute: Compute,
-    log: Log,
-    progress: Progress,
-) -> Fitted:
-    """Train one network.
+class Fitting:
+    """Training of one network on one division of the index.
 
     Parameters
     ----------
-    network, started_from
-        As from `start_network`; the network is changed in place.
     config
         The settings; `train.way` says which layers are trained.
     data
@@ -145,58 +129,14 @@ def fit(
         Gets the figures of the head, and of each epoch with its number.
     progress
         Shows the progress of long steps.
-
-    Raises
-    ------
-    TrainingError
-        If the loss is not a number, or the exported graph differs from the network.
     """
-    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
-    if config.train.way is Way.PROBE:
-        with torch.no_grad():
-            network.classifier.bias.copy_(torch.arange(1, len(data.labels) + 1))  # one of zeros is left out of the graph
-        fitting.frozen(network)  # before its classifier changes
-    head, course = fitting.learn(network)
-    graph = working(progress, "exporting the network", lambda: fitting.exported(network))
-    check_graph(network, graph, np.ascontiguousarray(pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
-    size = config.model.size or config.preprocessing.size
-    return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
-
-
-def learn(
-    network: Network,
-    config: Config,
-    data: TrainingData,
-    pixels: PreparedFrames,
-    *,
-    train: NDArray[np.int64],
-    tune: NDArray[np.int64],
-    workspace: Workspace,
-    cache: FeatureCache,
-    compute: Compute,
-    log: Log,
-    progress: Progress,
-) -> tuple[dict[str, float], Course]:
-    """Train a network in place, without exporting it; parameters and errors as of `fit`.
-
-    Returns
-    -------
-    tuple
-        Figures of the head, which are empty if it started from random weights, and the course of the epochs after it, which is
-        empty if only the head was fitted.
-    """
-    fitting = _Fitting(config, data, pixels, train, tune, workspace, cache, compute, log, progress)
-    return fitting.learn(network)
-
-
-class _Fitting:
-    """What the steps of `learn` share."""
 
     def __init__(
         self,
         config: Config,
         data: TrainingData,
         pixels: PreparedFrames,
+        *,
         train: NDArray[np.int64],
         tune: NDArray[np.int64],
         workspace: Workspace,
@@ -215,13 +155,49 @@ class _Fitting:
         learned = np.union1d(train, tune) if self._fits_tune else train
         self.objective = Objective(config.task, config.train.imbalance, data.targets[learned], find_loss(config))
 
+    def fit(self, network: Network, started_from: StartingWeights) -> Fitted:
+        """Train a network, and export it.
+
+        Parameters
+        ----------
+        network, started_from
+            As from `start_network`; the network is changed in place.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not a number, or the exported graph differs from the network.
+        """
+        config, data = self._config, self._data
+        if config.train.way is Way.PROBE:
+            with torch.no_grad():
+                network.classifier.bias.copy_(torch.arange(1, len(data.labels) + 1))  # one of zeros is left out of the graph
+            self.frozen(network)  # before its classifier changes
+        head, course = self.learn(network)
+        graph = working(self._progress, "exporting the network", lambda: self.exported(network))
+        check_graph(network, graph, np.ascontiguousarray(self._pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
+        size = config.model.size or config.preprocessing.size
+        return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
+
     @property
     def starts_random(self) -> bool:
         """Whether all layers are trained from random weights; no head fits these, and they have no batch statistics to keep."""
         return self._config.train.way is Way.FULL and self._config.model.weights == "none"
 
     def learn(self, network: Network) -> tuple[dict[str, float], Course]:
-        """Train as `train.way` says."""
+        """Train a network in place as `train.way` says, without exporting it.
+
+        Returns
+        -------
+        tuple
+            Figures of the head, which are empty if it started from random weights, and the course of the epochs after it,
+            which is empty if only the head was fitted.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not a number.
+        """
         head = {} if self.starts_random else self.fit_head(network)
         course = Course() if self._config.train.way is Way.PROBE else self.finetune(network)
         self.objective.restore_prior(network.classifier)

@@ -44,7 +44,7 @@ from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import Assessment, judge
 from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache
-from pipeline.train.fit import Fitted, fit, start_network
+from pipeline.train.fit import Fitted, Fitting, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
@@ -182,8 +182,7 @@ class _Training:
         def log(metrics: Mapping[str, float], step: int) -> None:
             self._tracker.log_metrics({f"{prefix}{key}": value for key, value in metrics.items()}, step)
 
-        fitted = fit(
-            *start_network(config, self._data.labels),
+        fitting = Fitting(
             config,
             self._data,
             pixels,
@@ -195,6 +194,7 @@ class _Training:
             log=log,
             progress=self._progress,
         )
+        fitted = fitting.fit(*start_network(config, self._data.labels))
         return replace(fitted, fold=name, held_out=held_out)
 
     def _decode(self) -> PreparedFrames:

@@ -38,7 +38,7 @@ from pipeline.plugins import load_plugins
 from pipeline.progress import Progress, silent
 from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache, hashed
-from pipeline.train.fit import learn, start_network
+from pipeline.train.fit import Fitting, start_network
 from pipeline.train.run import train
 from pipeline.train.search_space import SearchSpace, compared_by, one_network
 from pipeline.train.tracking import Tracker, flatten
@@ -226,8 +226,7 @@ class _Sweep:
 
         try:
             with tracker.ending(expected=(optuna.TrialPruned,)):
-                head, course = learn(
-                    network,
+                fitting = Fitting(
                     config,
                     self._data,
                     pixels,
@@ -239,6 +238,7 @@ class _Sweep:
                     log=log,
                     progress=_named(self._progress, place),
                 )
+                head, course = fitting.learn(network)
         finally:
             shutil.rmtree(workspace.path, ignore_errors=True)
         return head["head_tune_loss"] if config.train.way is Way.PROBE else course.history[course.best_epoch][monitor]
