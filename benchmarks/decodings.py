@@ -92,7 +92,7 @@ def _answers(readings: list[Reading], predictor: Predictor) -> tuple[Values, Val
     logits, distances = [], []
     for start in range(0, len(readings), FRAMES_AT_ONCE):
         found, _, features = predictor.engine.run(np.stack([one.pixels for one in readings[start : start + FRAMES_AT_ONCE]]))
-        logits.append(found / predictor.manifest.temperature)
+        logits.append(found / np.array(predictor.manifest.calibration.temperatures))
         reference = predictor._reference
         distances += [
             reference.distance(pooled(one)) if reference else 0.0 for one in features[predictor.manifest.outliers.member]

@@ -78,7 +78,7 @@ def _record(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         record["metrics"] = json.loads((scratch / "bundle/metrics.json").read_text())
         manifest = json.loads((scratch / "bundle/manifest.json").read_text())
         record["decisions"] = {
-            name: manifest[name] for name in ("temperature", "operating_points", "conformal", "outliers", "heatmap")
+            name: manifest[name] for name in ("calibration", "operating_points", "conformal", "outliers", "heatmap")
         }
         bundle = bundle or scratch / "bundle"
     if bundle:

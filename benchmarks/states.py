@@ -21,7 +21,7 @@ from pipeline.ingest.index import load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import State
+from pipeline.predictions import Calibration, State
 
 ALPHA, RESAMPLES, DIVISIONS = 0.1, 200, 200
 KINDS = ("covered_positives", "covered_negatives", "uncertain")
@@ -56,7 +56,7 @@ def main(bundle_path: Path, index_path: Path) -> int:
             groups=patients[rest].tolist(),
             labels=manifest.labels,
             task=manifest.task,
-            temperature=temperature,
+            calibration=Calibration.of(temperature, len(manifest.labels)),
             operating_points=points,
             bands=bands,
             normal_label=manifest.normal_label,

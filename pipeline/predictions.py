@@ -81,6 +81,42 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """From the logits of a bundle to calibrated ones: logit / temperature + offset, each label with its own two numbers.
+
+    Training fits temperatures alone; `octray calibrate` fits both to the studies of another site. If labels exclude each other,
+    all have the same temperature (Alexandari, Kundaje and Shrikumar, "Maximum likelihood with bias-corrected calibration is
+    hard-to-beat at label shift adaptation", ICML 2020); with two labels that is Platt's scaling (1999) of their difference.
+
+    Parameters
+    ----------
+    temperatures
+        One for each label, positive.
+    offsets
+        One for each label.
+    """
+
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...]
+    offsets: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) != len(self.offsets):
+            raise ValueError("a calibration has one temperature and one offset for each label")
+
+    @classmethod
+    def of(cls, temperature: float, labels: int) -> "Calibration":
+        """Return the calibration of so many labels by one temperature."""
+        return cls((temperature,) * labels, (0.0,) * labels)
+
+    @property
+    def words(self) -> str:
+        """The numbers in a few words, in the order of the labels."""
+        heat = [f"{one:.3f}" for one in dict.fromkeys(self.temperatures)]
+        shifts = f", offsets {', '.join(f'{one:.3f}' for one in self.offsets)}" if any(self.offsets) else ""
+        return f"temperature{'s' if len(heat) > 1 else ''} {', '.join(heat)}{shifts}"
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """A figure of an evaluation with its 95 % interval; None if it is not defined."""
 

@@ -27,7 +27,7 @@ from pipeline.imaging.sources import discover
 from pipeline.levels import Attention, Level, LevelRule, Pooling
 from pipeline.model.bundle import ATTENTION, CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import FramePrediction, OperatingPoint, Prediction, State, StudyRecord, Task
+from pipeline.predictions import Calibration, FramePrediction, OperatingPoint, Prediction, State, StudyRecord, Task
 from pipeline.score.predictor import Predictor
 from pipeline.score.study import score_study
 from pipeline.settings import LENIENT, Check, Gate, IntendedUse, Limits, Policy, Preprocessing
@@ -150,6 +150,7 @@ def make_bundle(
     labels: tuple[str, ...] = ("NORMAL", "PNEUMONIA"),
     size: int = 32,
     metrics: Mapping[str, Any] | None = None,
+    temperature: float = 1.5,
     **overrides: Any,
 ) -> Bundle:
     """A whole bundle around `make_graph`, which is uncertain of nothing and refuses nothing: every distance is 0.5, or 0.
@@ -174,7 +175,7 @@ def make_bundle(
         "normal_label": "NORMAL" if "NORMAL" in labels else None,
         "task": "multiclass",
         "preprocessing": Preprocessing(size=size, exact_decoding=True),
-        "temperature": 1.5,
+        "calibration": Calibration.of(temperature, len(labels)),
         "operating_points": tuple(OperatingPoint(label, 0.5, "youden", 0.9, 0.8) for label in labels),
         "heatmap": make_support(),
         "intended_use": {"modalities": ("CR", "DX"), "view_positions": ()},
@@ -227,7 +228,9 @@ def make_result(
     return FramePrediction(FrameFacts(key or make_key(), source, **facts), "b", predictions, (), 0.5)
 
 
-def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, **overrides: Any) -> Sample:
+def make_sample(
+    n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: int = 0, temperature: float = 1.2, **overrides: Any
+) -> Sample:
     """Frames of n / 2 patients with logits that know something of the truth; one label each unless told otherwise."""
     rng = np.random.default_rng(seed)
     targets = np.eye(len(labels))[np.arange(n) % len(labels)]
@@ -237,7 +240,7 @@ def make_sample(n: int = 120, labels: tuple[str, ...] = ("A", "B", "C"), seed: i
         "groups": tuple(f"patient{number // 2}" for number in range(n)),
         "labels": labels,
         "task": Task.MULTICLASS,
-        "temperature": 1.2,
+        "calibration": Calibration.of(temperature, len(labels)),
         "operating_points": tuple(OperatingPoint(label, 0.4, "youden", 0.9, 0.8) for label in labels),
     }
     return Sample(**(values | overrides))

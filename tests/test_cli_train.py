@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def parts(bundle: Bundle) -> dict[str, object]:
         "weights": bundle.read(WEIGHTS),
         "graph": bundle.read(GRAPH),
         "metrics": metrics,
-        "temperature": bundle.manifest.temperature,
+        "calibration": asdict(bundle.manifest.calibration),
         "points": bundle.manifest.operating_points,
     }
 

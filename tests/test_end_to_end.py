@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 from pipeline.catalog import find_card
 from pipeline.cli.main import main
-from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.metrics import Sample
 from pipeline.frames import FloatArray, Frame, Split
 from pipeline.imaging.preprocess import prepare
@@ -145,7 +144,7 @@ def test_score_finds_the_probabilities_behind_the_figures(
     monkeypatch.setattr(assessment, "evaluate", lambda sample, *more: samples.append(sample) or evaluate(sample, *more))
     assessment.evaluate_bundle(bundle, index)
     (sample,) = (one for one in samples if one.unit == "frame")
-    evaluated = probabilities(sample.logits, sample.task.activation, sample.temperature)
+    evaluated = sample.probabilities
     for column, label in enumerate(bundle.manifest.labels):
         mine = [scored[record.source, record.key.frame_number, label] for record in records]
         # four digits; and frames near a threshold are read again, whole, which changes their logits a little

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
 from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
-from pipeline.predictions import ConformalBand, DecisionRule, OperatingPoint, Task
+from pipeline.predictions import Calibration, ConformalBand, DecisionRule, OperatingPoint, Task
 from tests.builders import make_sample
 
 MULTILABEL = {"task": Task.MULTILABEL}
@@ -81,7 +81,8 @@ def test_what_is_reported():
     found = evaluate(make_sample(), resamples=20, seed=3)
     assert all(set(label.metrics) == set(METRICS) for label in found.labels)
     assert (set(found.macro), set(found.argmax)) == (set(MACRO_METRICS), set(ARGMAX_METRICS))
-    assert (found.frames, found.patients, found.resamples, found.seed, found.temperature) == (120, 60, 20, 3, 1.2)
+    assert (found.frames, found.patients, found.resamples, found.seed) == (120, 60, 20, 3)
+    assert found.calibration == Calibration.of(1.2, 3)
     assert [(label.n_positive, label.n_negative) for label in found.labels] == [(40, 80)] * 3
 
 

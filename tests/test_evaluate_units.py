@@ -23,7 +23,7 @@ from pipeline.evaluate.units import (
 )
 from pipeline.frames import ImageRecord, InstanceKey, LabelLevel, Split
 from pipeline.levels import Level, Pooling, log_odds
-from pipeline.predictions import Activation, State
+from pipeline.predictions import Activation, Calibration, State
 
 LABELS = ("NORMAL", "CNV", "DME")
 IS_NORMAL = np.array([True, False, False])
@@ -161,10 +161,10 @@ def test_numbers_are_pooled_as_they_are_stored() -> None:
     logits = np.array([[1.23456789, -0.00001], [0.5, 100.0]])
 
     np.testing.assert_array_equal(stored(logits), [[1.2346, 0.0], [0.5, 100.0]])
-    np.testing.assert_allclose(frame_odds(logits, Activation.SIGMOID, 2.0), [[0.6173, 0], [0.25, log_odds(1.0)]], rtol=1e-9)
-    np.testing.assert_allclose(
-        frame_odds(logits, Activation.SOFTMAX, 1.0), [[1.2346, -1.2346], log_odds(np.array([0.0, 1.0]))], rtol=1e-9
-    )
+    found = frame_odds(logits, Activation.SIGMOID, Calibration((2.0, 2.0), (0.0, 1.0)))
+    np.testing.assert_allclose(found, [[0.6173, 1.0], [0.25, log_odds(1.0)]], rtol=1e-9)
+    found = frame_odds(logits, Activation.SOFTMAX, Calibration.of(1.0, 2))
+    np.testing.assert_allclose(found, [[1.2346, -1.2346], log_odds(np.array([0.0, 1.0]))], rtol=1e-9)
 
 
 def make_units(odds: Sequence[np.ndarray], truths: Sequence[float], studies_a_patient: int = 1) -> Units:

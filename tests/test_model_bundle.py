@@ -65,8 +65,8 @@ def test_another_schema_is_refused(tmp_path: Path, schema: int) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"temperature": "warm"}, "is not valid in: temperature"),
-        ({"temperature": 3.0}, "does not describe a whole bundle"),
+        ({"calibration": "warm"}, "is not valid in: calibration"),
+        ({"calibration": {"temperatures": [3.0, 3.0], "offsets": [0.0, 0.0]}}, "does not describe a whole bundle"),
         ({"files": {"../outside": "0" * 64}}, "does not describe a whole bundle"),
     ],
 )

@@ -79,7 +79,7 @@ def test_an_ensemble_answers_with_the_average_of_its_networks(average: Average, 
     (result,) = predictor.predict([frame])
     pixels = predictor.admission.admit(frame).pixels[None]
     each = [logits[0] for logits, _ in outputs(bundle, pixels)]
-    temperature = bundle.manifest.temperature
+    temperature = bundle.manifest.calibration.temperatures[0]
     if average is Average.LOGIT:
         logits = np.mean(each, axis=0)
     else:

@@ -141,7 +141,7 @@ def test_attention_weighs_frames_by_their_features(tmp_path: Path) -> None:
 
     (study,) = study_results(StudyRecord("1", tuple(found)), bundle.manifest)
 
-    odds = frame_odds(logits, bundle.manifest.activation, 1.5)
+    odds = frame_odds(logits, bundle.manifest.activation, bundle.manifest.calibration)
     pooled, weights = pool(odds, Pooling.ATTENTION, np.array([True, False]), scores)
     np.testing.assert_allclose([one.probability for one in study.predictions], special.expit(pooled), atol=1e-4)
     assert [one.frame_number for one in study.predictions[1].deciding] == [*(np.argsort(-weights[:, 1])[:3] + 1)]

@@ -117,7 +117,7 @@ def test_it_holds_what_made_the_numbers(tmp_path: Path) -> None:
         "NORMAL": 0.5,
         "PNEUMONIA": 0.5,
     }
-    assert trace["bundle"]["temperature"] == 1.5
+    assert trace["bundle"]["calibration"] == {"temperatures": [1.5, 1.5], "offsets": [0.0, 0.0]}
     assert trace["bundle"]["heatmap_full_scale"] == bundle.manifest.heatmap.full_scale
     assert trace["bundle"]["heatmap_caveat"] == bundle.manifest.heatmap.caveat != ""
     assert trace["bundle"]["preprocessing"]["size"] == 32

@@ -59,7 +59,7 @@ def test_it_does_what_the_bundle_says(tmp_path: Path, task: str) -> None:
     (result,) = Predictor(bundle).predict([frame])
     pixels = prepare(frame.pixels, bundle.manifest.preprocessing)[None]
     logits, features = ReferenceEvaluator(bundle.read(GRAPH)).run(None, {"pixels": pixels})
-    scaled = logits[0] / bundle.manifest.temperature
+    scaled = logits[0] / bundle.manifest.calibration.temperatures[0]
     expected = scipy.special.softmax(scaled) if task == "multiclass" else scipy.special.expit(scaled)
     assert (result.key, result.source) == (frame.key, frame.source)
     assert [item.label for item in result.predictions] == ["NORMAL", "PNEUMONIA"]

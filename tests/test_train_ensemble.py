@@ -191,7 +191,8 @@ def test_weights_and_graphs_are_one_network_each(folded: Bundle, index: Index) -
 def test_one_calibration_is_fitted_on_the_average(folded: Bundle, index: Index) -> None:
     truth = index.targets(index.of(Split.CALIBRATION), folded.manifest.labels)
     logits = mean_logits(logits_of(folded, pixels_of(folded, index, Split.CALIBRATION)))
-    assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(folded.manifest.temperature, rel=1e-3)
+    (temperature, *_) = folded.manifest.calibration.temperatures
+    assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(temperature, rel=1e-3)
 
 
 def test_the_figures_are_those_of_the_average(folded: Bundle, index: Index) -> None:

@@ -98,7 +98,7 @@ def test_weights_and_graph_are_one_network(bundle: Bundle, index: Index) -> None
 def test_the_figures_are_scikit_learns_on_the_test_split(bundle: Bundle, index: Index) -> None:
     evaluation = json.loads(bundle.read(METRICS))["evaluation"]
     records = index.of(Split.TEST)
-    chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / bundle.manifest.temperature, axis=1)
+    chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / bundle.manifest.calibration.temperatures[0], axis=1)
     truth = index.targets(records, bundle.manifest.labels)
     states = bundle.manifest.rule().states(chances)
     assert (evaluation["frames"], evaluation["patients"]) == (len(records), len({record.patient_key for record in records}))
@@ -117,8 +117,10 @@ def test_the_figures_are_scikit_learns_on_the_test_split(bundle: Bundle, index: 
 def test_temperature_and_operating_points_are_those_of_the_calibration_split(bundle: Bundle, index: Index) -> None:
     logits = logits_of(bundle, index, Split.CALIBRATION)
     truth = index.targets(index.of(Split.CALIBRATION), bundle.manifest.labels)
-    assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(bundle.manifest.temperature, rel=1e-4)
-    chances = scipy.special.softmax(logits / bundle.manifest.temperature, axis=1)
+    assert fit_temperature(logits, truth, Activation.SOFTMAX) == pytest.approx(
+        bundle.manifest.calibration.temperatures[0], rel=1e-4
+    )
+    chances = scipy.special.softmax(logits / bundle.manifest.calibration.temperatures[0], axis=1)
     states = bundle.manifest.rule().states(chances)
     for column, (point, band) in enumerate(zip(bundle.manifest.operating_points, bundle.manifest.conformal.bands, strict=True)):
         missed, found, _ = roc_curve(truth[:, column], chances[:, column])
@@ -131,7 +133,7 @@ def test_temperature_and_operating_points_are_those_of_the_calibration_split(bun
 
 def test_the_manifest_says_how_often_the_bundle_does_not_answer(bundle: Bundle, index: Index) -> None:
     records, manifest = index.of(Split.TEST), bundle.manifest
-    chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / manifest.temperature, axis=1)
+    chances = scipy.special.softmax(logits_of(bundle, index, Split.TEST) / manifest.calibration.temperatures[0], axis=1)
     states = manifest.rule().states(chances)
     said, refused = manifest.conformal.measured, manifest.outliers.measured
     assert said is not None
@@ -171,7 +173,7 @@ def untested(trained: Trained, index: Index, tmp_path_factory: pytest.TempPathFa
 
 def test_no_test_frame_has_a_part_in_what_is_learned(bundle: Bundle, untested: Bundle) -> None:
     assert untested.read(WEIGHTS) == bundle.read(WEIGHTS)
-    assert untested.manifest.temperature == bundle.manifest.temperature
+    assert untested.manifest.calibration == bundle.manifest.calibration
     assert untested.manifest.operating_points == bundle.manifest.operating_points
 
 

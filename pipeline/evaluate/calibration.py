@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.levels import log_odds
-from pipeline.predictions import Activation, rounded
+from pipeline.predictions import Activation, Calibration, rounded
 
 Float64 = NDArray[np.float64]
 
@@ -17,8 +17,8 @@ _LEAST_SCALE = 1e-3
 """Of a logit of unit spread: less would be no ranking any more."""
 
 
-def probabilities(logits: ArrayLike, activation: Activation, temperature: float) -> Float64:
-    """Turn logits into probabilities: the activation of `logits / temperature`.
+def probabilities(logits: ArrayLike, activation: Activation, temperature: ArrayLike = 1.0, offset: ArrayLike = 0.0) -> Float64:
+    """Turn logits into probabilities: the activation of `logits / temperature + offset`.
 
     Parameters
     ----------
@@ -26,15 +26,16 @@ def probabilities(logits: ArrayLike, activation: Activation, temperature: float)
         Array of shape (n, labels), finite; computed in float64 whatever its type.
     activation
         Softmax over the labels, or sigmoid of each label.
-    temperature
-        Positive; 1 leaves the network's own probabilities.
+    temperature, offset
+        One for all labels, or one for each, as in `Calibration`; 1 and 0 leave the network's own probabilities.
 
     Returns
     -------
     Float64
         Shape (n, labels), in [0, 1]; the rows of a softmax sum to 1.
     """
-    return np.exp(_log_probabilities(np.asarray(logits, np.float64) / temperature, activation))
+    moved = np.asarray(logits, np.float64) / np.asarray(temperature, np.float64) + np.asarray(offset, np.float64)
+    return np.exp(_log_probabilities(moved, activation))
 
 
 def stored(values: ArrayLike) -> Float64:
@@ -43,15 +44,15 @@ def stored(values: ArrayLike) -> Float64:
     return np.array([rounded(one) for one in exact.ravel().tolist()], np.float64).reshape(exact.shape)
 
 
-def frame_odds(logits: ArrayLike, activation: Activation, temperature: float) -> Float64:
+def frame_odds(logits: ArrayLike, activation: Activation, calibration: Calibration) -> Float64:
     """Return the log odds of the calibrated probabilities of frames, as results of studies, eyes and patients pool them.
 
     Parameters
     ----------
-    logits, activation, temperature
+    logits, activation, calibration
         As in `probabilities`; logits as they are `stored`.
     """
-    return log_odds(probabilities(stored(logits), activation, temperature))
+    return log_odds(probabilities(stored(logits), activation, calibration.temperatures, calibration.offsets))
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
-from pipeline.predictions import ConformalBand, DecisionRule, Interval, OperatingPoint, State, Task
+from pipeline.predictions import Calibration, ConformalBand, DecisionRule, Interval, OperatingPoint, State, Task
 
 PLURALS: Mapping[str, str] = {"frame": "frames", "study": "studies", "eye": "eyes", "patient": "patients"}
 """What can be evaluated. Figures of patients have their number once."""
@@ -264,8 +264,8 @@ class Sample:
         Names, in the order of the columns.
     task
         Says how logits become probabilities, and which figures there are.
-    temperature
-        As in `pipeline.evaluate.calibration.probabilities`.
+    calibration
+        As in the bundle.
     operating_points
         One for each label.
     bands, normal_label
@@ -285,7 +285,7 @@ class Sample:
     groups: Sequence[str]
     labels: tuple[str, ...]
     task: Task
-    temperature: float
+    calibration: Calibration
     operating_points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...] = ()
     normal_label: str | None = None
@@ -306,6 +306,9 @@ class Sample:
             )
         if broken := int((~np.isfinite(self.logits)).any(axis=1).sum()):
             yield f"The network's output is not a finite number in {broken} of {shape[0]} frames. Train the bundle again."
+        if len(self.calibration.temperatures) != shape[1]:
+            found = len(self.calibration.temperatures)
+            yield f"The calibration has {found} temperatures for {shape[1]} labels. Train the bundle again."
         if not np.isin(self.targets[~np.isnan(self.targets)], (0, 1)).all():
             yield "Targets must be 1, 0 or nan (not known)."
         if self.task is not Task.MULTILABEL and (several := int(((self.targets == 1).sum(axis=1) > 1).sum())):
@@ -319,7 +322,7 @@ class Sample:
     @property
     def probabilities(self) -> Float64:
         """Calibrated, of shape (n, labels)."""
-        return probabilities(self.logits, self.task.activation, self.temperature)
+        return probabilities(self.logits, self.task.activation, self.calibration.temperatures, self.calibration.offsets)
 
     @property
     def states(self) -> NDArray[np.object_]:
@@ -461,7 +464,7 @@ class Evaluation:
         Frames by true (rows) and most probable label (columns); empty if the task is multilabel.
     frames, patients
         How many were evaluated.
-    temperature
+    calibration
         That made the probabilities.
     resamples, seed
         Of the bootstrap.
@@ -478,7 +481,7 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     frames: int
     patients: int
-    temperature: float
+    calibration: Calibration
     resamples: int
     seed: int
     unit: str = "frame"
@@ -489,7 +492,7 @@ class Evaluation:
         return {
             PLURALS[self.unit]: self.frames,
             "patients": self.patients,
-            "temperature": self.temperature,
+            "calibration": asdict(self.calibration),
             "resamples": self.resamples,
             "seed": self.seed,
             "labels": {
@@ -537,7 +540,7 @@ def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation
         confusion=choice.confusion() if choice else (),
         frames=len(sample.groups),
         patients=len(set(sample.groups)),
-        temperature=sample.temperature,
+        calibration=sample.calibration,
         resamples=resamples,
         seed=seed,
         unit=sample.unit,

@@ -11,7 +11,7 @@ from pipeline.evaluate.decisions import choose_operating_points, conformal_bands
 from pipeline.evaluate.metrics import Sample
 from pipeline.frames import ImageRecord, LabelLevel
 from pipeline.levels import Attention, Level, LevelRule, Pooling, pool, sigmoid
-from pipeline.predictions import Task
+from pipeline.predictions import Calibration, Task
 
 EYES = ("R", "L")
 _ORDER = tuple(LabelLevel)
@@ -244,7 +244,7 @@ def level_sample(rule: LevelRule, units: Units, normal_label: str | None, attent
         groups=units.patients,
         labels=rule.labels,
         task=Task.MULTILABEL,
-        temperature=1.0,
+        calibration=Calibration.of(1.0, len(rule.labels)),
         operating_points=rule.operating_points,
         bands=rule.bands,
         normal_label=normal_label,

@@ -22,6 +22,7 @@ from pipeline.levels import Attention, Level, LevelRule, Pooling
 from pipeline.predictions import (
     Activation,
     Average,
+    Calibration,
     ConformalBand,
     DecisionRule,
     HeatmapMethod,
@@ -253,7 +254,7 @@ class Manifest(_Part):
     label_names: Mapping[str, str] = {}
     task: Task
     preprocessing: Preprocessing
-    temperature: float
+    calibration: Calibration
     operating_points: tuple[OperatingPoint, ...]
     heatmap: HeatmapSupport
     intended_use: IntendedUse
@@ -435,7 +436,9 @@ def _parse_manifest(name: str, text: str) -> Manifest:
     places = range(len(manifest.members))
     known = manifest.heatmap.members and all(place in places for place in (*manifest.heatmap.members, manifest.outliers.member))
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
-    if unsafe or not known or not set(manifest.files) >= REQUIRED_FILES | members or bundle_id(values) != manifest.bundle_id:
+    fits = len(manifest.calibration.temperatures) == len(manifest.labels)
+    fits = fits and set(manifest.files) >= REQUIRED_FILES | members
+    if unsafe or not (known and fits) or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")
     return manifest
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import Interval
+from pipeline.predictions import Calibration, Interval
 
 _TITLES = {
     "auroc": "AUROC",
@@ -233,9 +233,9 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     labels, resamples, patients = evaluation["labels"], evaluation["resamples"], evaluation["patients"]
     units = _units(evaluation)
     of_patients = "" if units == "patients" else f" of {patients} patients"
-    temperature = f"; temperature {evaluation['temperature']:.3f}" if units == "frames" else ""
+    scaled = f"; {Calibration(**evaluation['calibration']).words}" if units == "frames" else ""
     notes = [
-        f"{evaluation[units]} {units}{of_patients}{temperature}.",
+        f"{evaluation[units]} {units}{of_patients}{scaled}.",
         f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the {units}.",
         f"Uncertain {units} count as errors in sensitivity, specificity and the figures that follow from them.",
     ]

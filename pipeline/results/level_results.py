@@ -76,7 +76,7 @@ def _result(
     scores = [frame.attention[rule.level] for frame in frames if rule.level in frame.attention]
     return level_result(
         rule,
-        frame_odds(np.array(logits).reshape(-1, len(rule.labels)), manifest.activation, manifest.temperature),
+        frame_odds(np.array(logits).reshape(-1, len(rule.labels)), manifest.activation, manifest.calibration),
         [(frame.source, frame.key.frame_number) for frame in frames],
         manifest.normal_label,
         stored(scores) if scores else None,

@@ -62,7 +62,7 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "labels",
         "task",
         "preprocessing",
-        "temperature",
+        "calibration",
         "operating_points",
         "conformal",
         "outliers",

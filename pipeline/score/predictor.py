@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -129,7 +129,7 @@ class Predictor:
         """Return for each frame its prediction, and whether that is too near a threshold for a reduced resolution."""
         pixels = np.stack([item.pixels for item in admitted])
         logits, members, features = self.engine.run(pixels)
-        calibrated = probabilities(logits, self.manifest.activation, self.manifest.temperature)
+        calibrated = self._calibrated(logits)
         apart = self._disagreement(members)
         maps = mean_maps([made(features[place], pixels) for place, made in self._maps.items()]) if heatmaps else None
         states = self._rule.states(calibrated)
@@ -165,15 +165,20 @@ class Predictor:
             return distance <= 1 + NEAR_DISTANCE
         apart = 2 * np.eye(len(logits)) - 1
         moves = np.concatenate([[np.zeros(len(logits))], apart, -apart, [np.ones(len(logits))], [-np.ones(len(logits))]])
-        moved = logits + NEAR_LOGIT * self.manifest.temperature * moves
-        states = self._rule.states(probabilities(moved, self.manifest.activation, self.manifest.temperature))
+        moved = logits + NEAR_LOGIT * np.array(self.manifest.calibration.temperatures) * moves
+        states = self._rule.states(self._calibrated(moved))
         return bool((states != states[0]).any())
+
+    def _calibrated(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """Return the probabilities of logits of shape (n, labels)."""
+        calibration = self.manifest.calibration
+        return probabilities(logits, self.manifest.activation, calibration.temperatures, calibration.offsets)
 
     def _disagreement(self, members: FloatArray) -> NDArray[np.float64]:
         """Return how far the networks differ, of shape (n, labels); nan if there is one network."""
         if len(members) == 1:
             return np.full(members[0].shape, np.nan)
-        each = [probabilities(one, self.manifest.activation, self.manifest.temperature) for one in members]
+        each = [self._calibrated(one) for one in members]
         return np.asarray(np.std(each, axis=0), np.float64)
 
     def _predictions(

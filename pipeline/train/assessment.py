@@ -37,7 +37,7 @@ from pipeline.model.bundle import (
 from pipeline.model.engine import Engine
 from pipeline.model.ensemble import Ensemble, averaged_logits
 from pipeline.model.export import finer_map_support, map_support
-from pipeline.predictions import Average, ConformalBand, DecisionRule, Interval, OperatingPoint, State
+from pipeline.predictions import Average, Calibration, ConformalBand, DecisionRule, Interval, OperatingPoint, State
 from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
@@ -54,8 +54,8 @@ class Assessment:
 
     Parameters
     ----------
-    temperature
-        Of the calibrated probabilities.
+    calibration
+        Of the probabilities.
     points
         One operating point for each label.
     bands
@@ -82,7 +82,7 @@ class Assessment:
         Content of `ATTENTION`; None if no level has any.
     """
 
-    temperature: float
+    calibration: Calibration
     points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...]
     reference: Reference
@@ -147,7 +147,7 @@ class _Judge:
         out_of_fold = working(self._progress, "measuring the folds", lambda: self._out_of_fold(calibration))
         maps, heatmap = working(self._progress, "checking the heatmaps", lambda: self._heatmaps(calibration))
         return Assessment(
-            temperature=calibration.temperature,
+            calibration=calibration.calibration,
             points=calibration.operating_points,
             bands=calibration.bands,
             reference=reference,
@@ -162,8 +162,8 @@ class _Judge:
         config, rows = self._config, self._rows[Split.CALIBRATION]
         truth, patients, activation = self._data.targets[rows], self._data.patients(rows), config.task.activation
         logits, known = self._answers(Split.CALIBRATION)
-        temperature = fit_temperature(logits, truth, activation)
-        chances = probabilities(logits, activation, temperature)
+        scaled = Calibration.of(fit_temperature(logits, truth, activation), len(self._data.labels))
+        chances = probabilities(logits, activation, scaled.temperatures, scaled.offsets)
         points = choose_operating_points(chances, truth, self._data.labels, config.evaluate.criterion)
         alpha, resamples, seed = config.evaluate.conformal_alpha, config.evaluate.bootstrap, config.train.seed
         sample = Sample(
@@ -172,7 +172,7 @@ class _Judge:
             groups=patients,
             labels=self._data.labels,
             task=config.task,
-            temperature=temperature,
+            calibration=scaled,
             operating_points=points,
             bands=conformal_bands(chances, truth, patients, points, alpha, resamples, seed),
             normal_label=config.data.normal_label,
@@ -202,7 +202,7 @@ class _Judge:
             self._data,
             run=self._answers,
             is_refused=reference.refuses,
-            odds=partial(frame_odds, activation=calibration.task.activation, temperature=calibration.temperature),
+            odds=partial(frame_odds, activation=calibration.task.activation, calibration=calibration.calibration),
             is_normal=self._is_normal,
         )
         levels, left_out = fit_levels(config, self._data, frames)
@@ -311,8 +311,7 @@ class _Judge:
         """Return what the bundle would call positive, of shape (n, labels)."""
         labels, points, bands = sample.labels, sample.operating_points, sample.bands
         rule = DecisionRule.of(labels, points, bands, sample.task.activation, sample.normal_label)
-        chances = probabilities(sample.logits, sample.task.activation, sample.temperature)
-        return np.asarray(rule.states(chances) == State.POSITIVE, bool)
+        return np.asarray(rule.states(sample.probabilities) == State.POSITIVE, bool)
 
 
 def evaluate_bundle(
@@ -357,7 +356,7 @@ def evaluate_bundle(
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
         task=manifest.task,
-        temperature=manifest.temperature,
+        calibration=manifest.calibration,
         operating_points=manifest.operating_points,
         bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
@@ -366,7 +365,7 @@ def evaluate_bundle(
     def measured() -> Evaluation:
         levels, attention = {}, bundle.attention()
         reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-        odds = frame_odds(logits, manifest.activation, manifest.temperature)
+        odds = frame_odds(logits, manifest.activation, manifest.calibration)
         refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
         for rule in manifest.levels:
             units = Units(rule.level, records, targets, is_normal, odds, features, refused)

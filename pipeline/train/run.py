@@ -239,7 +239,7 @@ class _Training:
             "label_names": {label: words for label, words in config.data.label_names.items() if label in data.labels},
             "task": config.task,
             "preprocessing": self._preprocessing,
-            "temperature": assessment.temperature,
+            "calibration": assessment.calibration,
             "operating_points": assessment.points,
             "heatmap": assessment.heatmap,
             "intended_use": config.intended_use(),

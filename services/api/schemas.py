@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pipeline.errors import Reason
 from pipeline.levels import Level, LevelResult, LevelRule, Pooling
 from pipeline.model.bundle import Conformal, Manifest, Outliers
-from pipeline.predictions import OperatingPoint, State, Task
+from pipeline.predictions import Calibration, OperatingPoint, State, Task
 from pipeline.settings import IntendedUse, Preprocessing, Quality
 
 ScoredState = Annotated[State, WithJsonSchema({"type": "string", "enum": ["positive", "negative", "uncertain"]})]
@@ -177,7 +177,7 @@ class ModelAnswer(Answer):
     normal_label: str | None
     task: Task
     preprocessing: Preprocessing
-    temperature: float
+    calibration: Calibration
     operating_points: tuple[OperatingPoint, ...]
     intended_use: IntendedUse
     quality: Quality

@@ -250,7 +250,7 @@ def _algorithm(author: Author, label: str) -> AlgorithmIdentification:
     parameters = [
         author.warning,
         f"Architecture {manifest.architecture}, input {preprocessing.size} px, fit {preprocessing.fit.value}.",
-        f"{manifest.activation.value.capitalize()} of logits over a temperature of {manifest.temperature:.6g}.",
+        f"{manifest.activation.value.capitalize()} of calibrated logits: {manifest.calibration.words}.",
         f"Heatmaps by {manifest.heatmap.method} on a scale from 0 to {manifest.heatmap.full_scale:g}.",
     ]
     if point is not None:
