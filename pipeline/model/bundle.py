@@ -113,11 +113,14 @@ class Member(_Part):
     """One network of a bundle; all of them take the same frames on the same grid.
 
     `graph` and `weights` are files of the bundle; `normalisation` is what the graph does to the pixels. If the network reads
-    another `size` than that of the frames, its graph resizes them first.
+    another `size` than that of the frames, its graph resizes them first. `blocks` are those of a transformer that its head
+    reads, from 1; they are empty if it reads the last one. `gradient_maps.rebuild_network` needs no more to build the network
+    again.
     """
 
     architecture: str
     size: int
+    blocks: tuple[int, ...] = ()
     started_from: StartingWeights
     graph: str
     weights: str

@@ -133,7 +133,7 @@ def _map(library: Any, given: FloatArray, label: int) -> FloatArray:
 
 
 class GradientMaps:
-    """The head of a bundle's network, built again for its maps; may be called from several threads, which wait for each other.
+    """A network of a bundle, built again for its maps; may be called from several threads, which wait for each other.
 
     The network of a plug-in is only needed for maps: if no such plug-in is installed, the bundle can be scored without them.
 
@@ -155,7 +155,7 @@ class GradientMaps:
         self._method, self._layer = bundle.manifest.heatmap.method, member.maps.layer
         self._lock = Lock()
         load_plugins()
-        self._network = _build(bundle, member) if is_known(member.architecture) else None
+        self._network = rebuild_network(bundle, member) if is_known(member.architecture) else None
 
     def __call__(self, features: FloatArray, pixels: FloatArray) -> FloatArray:
         """Return maps of shape (n, labels, map_rows, map_columns), signed, in logits, for frames and their last feature map.
@@ -174,7 +174,14 @@ class GradientMaps:
             return gradient_maps(self._network, features, self._method, layer=self._layer, pixels=pixels, is_signed=True)
 
 
-def _build(bundle: Bundle, member: Member) -> Network:
+def rebuild_network(bundle: Bundle, member: Member) -> Network:
+    """Return a network of a bundle as it was when its graph was exported: it takes the frames of the bundle.
+
+    Raises
+    ------
+    BundleError
+        If its weights are not those of its architecture.
+    """
     manifest = bundle.manifest
     try:
         network = create_network(
@@ -182,11 +189,17 @@ def _build(bundle: Bundle, member: Member) -> Network:
             len(manifest.labels),
             member.size,
             global_pool=member.maps.classifier == f"{GLOBAL_HEAD}.weight",
+            blocks=member.blocks,
         )
         network.body.load_state_dict(load(bundle.read(member.weights)))
-    except (ConfigError, SafetensorError, RuntimeError):
+        for buffer, values in ((network.mean, member.normalisation.mean), (network.std, member.normalisation.std)):
+            buffer.copy_(torch.tensor(values).view_as(buffer))
+        if member.maps.layer != LAST_LAYER:
+            network.body.get_submodule(member.maps.layer)
+    except (ConfigError, SafetensorError, RuntimeError, AttributeError):
         raise BundleError(
             f"The weights of bundle {bundle.path.name} do not fit the network {member.architecture} that its "
             "heatmaps need. Train the bundle again, or score it with the timm version that its manifest names."
         ) from None
+    network.resize_frames(manifest.preprocessing.size, member.size)
     return network.eval()

@@ -276,6 +276,7 @@ def _member(number: int, made: tuple[Fitted, MapSupport]) -> Member:
     return Member(
         architecture=fitted.architecture,
         size=fitted.size,
+        blocks=tuple(place + 1 for place in fitted.network.blocks),
         started_from=fitted.started_from,
         graph=GRAPH.replace(".", f"{suffix}."),
         weights=WEIGHTS.replace(".", f"{suffix}."),
