@@ -15,7 +15,7 @@ demo: $(STAMP)  ## The whole way on synthetic studies and one real radiograph, f
 	$(BIN)/python -m pipeline.cli.demo demo-out
 
 test: $(STAMP)  ## Every test, in up to four processes.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## Style, types and the import contract.
 	$(BIN)/ruff check .

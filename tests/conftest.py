@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -21,6 +23,69 @@ ROOT = Path(__file__).parents[1]
 
 settings.register_profile("octray", deadline=None)
 settings.load_profile("octray")
+
+# What all tests share: folders in place of the user's, an order, and a look at what they leave behind
+
+USER_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
+CACHES = {".git", ".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".venv", "__pycache__"}
+HOME, BEFORE, LEFT = pytest.StashKey[str](), pytest.StashKey[set[str]](), pytest.StashKey[list[str]]()
+
+
+def files_of_the_checkout() -> set[str]:
+    """Every file below the checkout but those of caches of tools, relative to it."""
+    found = set()
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [name for name in names if name not in CACHES and not name.endswith(".egg-info")]
+        found |= {os.path.relpath(os.path.join(folder, file), ROOT) for file in files}  # noqa: PTH118 - a walk over many files
+    return found
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests, in all their processes, folders of their own in place of the user's.
+
+    Weights that octray converts and features that it computes are kept there for the rest of the session.
+    """
+    if hasattr(config, "workerinput"):
+        return  # the environment came from the first process
+    config.stash[HOME] = tempfile.mkdtemp(prefix="octray-tests-")
+    for name in USER_FOLDERS:
+        os.environ[name] = str(Path(config.stash[HOME], name.lower()))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    config.stash[BEFORE] = files_of_the_checkout()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, start with the modules that hold slow ones, so that all end at the same time."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let the session fail if a test wrote into the checkout."""
+    if BEFORE in session.config.stash:
+        left = sorted(files_of_the_checkout() - session.config.stash[BEFORE])
+        session.config.stash[LEFT] = left
+        if left and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the files that tests left in the checkout."""
+    if left := config.stash.get(LEFT, []):
+        terminalreporter.section("files left in the checkout", red=True)
+        terminalreporter.line("These files are new since the tests began. A test must write into its own temporary folder.")
+        for file in left:
+            terminalreporter.line(f"  {file}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folders that stood in for the user's."""
+    if HOME in config.stash:
+        shutil.rmtree(config.stash[HOME], ignore_errors=True)
+
+
+# Fixtures
 
 
 @pytest.fixture(scope="session")
