@@ -79,8 +79,8 @@ def test_some_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(po
 
 @pytest.mark.slow
 def test_copies_of_real_files_with_faults_end_as_frames_or_with_a_reason(pool: WorkerPool, shared_data: Path) -> None:
-    reasons = judged(pool, mutants(samples(shared_data), flips=10, swaps=12))
-    assert reasons.total() >= 147 * 41
+    reasons = judged(pool, mutants(samples(shared_data), flips=6, swaps=6))  # each strength of flip, and of swap, once or more
+    assert reasons.total() >= 147 * 27
     assert len(reasons) >= 7
 
 

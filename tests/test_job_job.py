@@ -67,7 +67,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     studies: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(arguments(studies, bundle, tmp_path / "whole")) == 1
-    killed, seconds, kills, ended = tmp_path / "killed", 0.3, 0, None
+    killed, seconds, kills, ended = tmp_path / "killed", 0.5, 0, None
     while ended is None:
         with start(*arguments(studies, bundle, killed, "--json")) as process:
             try:
@@ -76,7 +76,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
-        seconds += 0.2
+        seconds *= 1.3  # soon long enough on a slow machine too
     assert (ended, kills > 0) == (1, True)
     assert contents(killed) == contents(tmp_path / "whole")
 
