@@ -2,13 +2,16 @@
 
 Started as `python -m tests.kill_points PART`, it reads lines of JSON from standard input, `[n, arguments]`, and answers each
 with the exit code and the number of operations that were seen. A copy with n > 0 is killed (SIGKILL) just before its n-th
-operation on a path with PART in it: a file that is opened, renamed or deleted. Libraries are imported only once.
+operation on a path with PART in it: a file that is opened, renamed or deleted. Modules are imported only once: whatever a copy
+that ended had imported, later copies find in this process.
 """
 
+import importlib
 import json
 import os
 import signal
 import sys
+from contextlib import suppress
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
 
@@ -35,13 +38,18 @@ def main(part: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.addaudithook(look)
             code = octray(words)
-            os.write(writing, str(seen).encode())
+            with os.fdopen(writing, "w") as pipe:
+                json.dump([seen, sorted(sys.modules)], pipe)
             os._exit(code)
         os.close(writing)
+        with os.fdopen(reading) as pipe:
+            operations, modules = json.loads(pipe.read() or "[0, []]")
         _, status = os.waitpid(child, 0)
-        told = os.read(reading, 20).decode()
-        os.close(reading)
-        sys.stdout.write(json.dumps([os.waitstatus_to_exitcode(status), int(told or 0)]) + "\n")
+        for name in modules:
+            if name not in sys.modules:
+                with suppress(Exception):  # made by code, and not a file that can be imported
+                    importlib.import_module(name)
+        sys.stdout.write(json.dumps([os.waitstatus_to_exitcode(status), operations]) + "\n")
         sys.stdout.flush()
 
 

@@ -40,7 +40,9 @@ def words_of(trained: Trained, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_killed_at_any_of_20_points_a_run_ends_with_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.kill_points", "bundle"]
+    """A run that was killed is resumed and may be killed again, up to four times, before it is let to its end."""
+    settings = ["model.architecture=lenet5", "preprocessing.size=32", "train.finetune.epochs=3", "--resume"]
+    command = [sys.executable, "-m", "tests.kill_points", str(tmp_path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     ) as copies:
@@ -48,7 +50,7 @@ def test_killed_at_any_of_20_points_a_run_ends_with_the_same_bytes(trained: Trai
         assert copies.stdout
 
         def start(number: int, out: Path) -> tuple[int, int]:
-            copies.stdin.write(json.dumps([number, words_of(trained, out, "train.finetune.epochs=4", "--resume")]) + "\n")
+            copies.stdin.write(json.dumps([number, words_of(trained, out, *settings)]) + "\n")
             copies.stdin.flush()
             code, seen = json.loads(copies.stdout.readline())
             return code, seen
@@ -56,13 +58,20 @@ def test_killed_at_any_of_20_points_a_run_ends_with_the_same_bytes(trained: Trai
         code, operations = start(0, tmp_path / "whole" / "bundle")
         assert code == 0
         expected = contents(load_bundle(tmp_path / "whole" / "bundle"))
-        drawn = random.Random(operations).sample(range(1, operations + 1), POINTS - 2)  # noqa: S311 - no secret
-        for point in [*drawn, operations - 1, operations]:
-            out = tmp_path / str(point) / "bundle"
-            assert start(point, out)[0] == -signal.SIGKILL, point
-            assert start(0, out)[0] == 0, point
-            assert contents(load_bundle(out)) == expected, f"killed at operation {point} of {operations}"
+        draw = random.Random(operations)  # noqa: S311 - no secret
+        firsts, kills, runs = [operations, operations - 1], 0, 0
+        while kills < POINTS:
+            runs += 1
+            out, point, points = tmp_path / str(runs) / "bundle", firsts.pop() if firsts else draw.randint(1, operations), []
+            while len(points) < 4 and (code := start(point, out)[0]) == -signal.SIGKILL:
+                points.append(point)
+                point = draw.randint(1, max(1, operations - point))  # among those that are left
+            assert points
+            assert len(points) == 4 or code == 0, points
+            assert code == 0 or start(0, out)[0] == 0, points
+            assert contents(load_bundle(out)) == expected, f"killed at operations {points} of {operations}"
             assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+            kills += len(points)
         copies.stdin.close()
 
 
