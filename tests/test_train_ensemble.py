@@ -245,7 +245,9 @@ def test_a_killed_ensemble_resumes_to_the_same_bundle(
     trained: Trained, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two networks is stopped after an epoch; the first is not trained again."""
-    config = load_config(trained.config, [*QUICK, "train.way=staged", "train.finetune.epochs=2", "train.seeds=[0, 1]"])
+    small = ("model.architecture=lenet5", "preprocessing.size=32")
+    course = ("train.way=staged", "train.finetune.epochs=2", "train.seeds=[0, 1]")
+    config = load_config(trained.config, [*QUICK, *small, *course])
     whole = train(config, index, tmp_path / "whole")
     seen: list[tuple[int, int]] = []
 
