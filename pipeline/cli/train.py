@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the bundle to")
     parser.add_argument("--plugin", metavar="MODULE", action="append", default=[], help="module or Python file of a plug-in")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="train on this machine or on a Ray cluster")
+    parser.add_argument("--address", default="auto", help="HOST:PORT of the Ray cluster; auto finds one on this machine")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes on the cluster that train together (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if remark := select_training_data(config, index).rare_label(config.train.folds):
         sys.stderr.write(f"octray: {printable(remark)}\n")
     try:
-        bundle = train(config, index, args.out, args.resume, bar)
+        cluster = args.address if args.engine == "ray" else ""
+        bundle = train(config, index, args.out, args.resume, bar, cluster=cluster, processes=args.processes)
     except KeyboardInterrupt:
         sys.stderr.write("octray: Run the same command with --resume to continue after the last finished epoch.\n")
         raise

@@ -1,11 +1,8 @@
 """Scores claimed studies on a Ray cluster: actors get the names of files, read and score them, and write to a shared folder."""
 
-import os
-import signal
-import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -23,12 +20,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.results.dicom import Kind
 from pipeline.score.predictor import Predictor
 from pipeline.store.ledger import Claim
-from pipeline.version import software_versions
-
-UNGUARDED = (
-    "The Ray cluster must ask for a token, since whoever reaches it can run programs on it. Start it and octray with "
-    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set."
-)
+from pipeline.workers.ray_cluster import FAILED, UNGUARDED, check_machine, connected, is_guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +62,9 @@ class Actor:
             If the cluster asks for no token, or this machine lacks something or has another version than the one that runs
             octray.
         """
-        if not asks_for_token():
-            raise InputError(UNGUARDED)
-        _check_code(self._place.code)
-        for folder in (self._place.bundle, self._place.base, self._place.folder / STATE):
-            _check_folder(folder)
-        bundle = load_bundle(self._place.bundle)
+        bundle_folder, base, out = self._place.bundle, self._place.base, self._place.folder
+        check_machine(self._place.code, {bundle_folder: bundle_folder.name, base: base.name, out / STATE: out.name})
+        bundle = load_bundle(bundle_folder)
         if bundle.manifest.bundle_id != self._place.bundle_id:
             name = self._place.bundle.name
             raise BundleError(f"A machine of the Ray cluster has another bundle as {name}. Copy the one there that is here.")
@@ -89,31 +78,6 @@ class Actor:
         return list(self._scorer.outcomes(claims))
 
 
-def asks_for_token() -> bool:
-    """Say whether this process asks whoever connects for a token; the processes of a node do all or none."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-
-
-def _check_code(code: Mapping[str, str]) -> None:
-    there = software_versions()
-    if others := ", ".join(sorted(name for name in code.keys() | there.keys() if code.get(name) != there.get(name))):
-        raise InputError(f"A machine of the Ray cluster has another version of {others}. Install the same there as here.")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise if a folder is missing, or empty, as it is if nothing is mounted there."""
-    name = folder.parent.name if folder.name == STATE else folder.name
-    try:
-        is_filled = any(folder.iterdir())
-    except OSError:
-        is_filled = False
-    if not is_filled:
-        raise InputError(
-            f"A machine of the Ray cluster does not see the folder {name}, or sees it empty. Share it with all machines, "
-            "under the same path."
-        )
-
-
 _CPUS = 0.5
 """Of each actor, one for every CPU of the cluster: the other half is left to its worker process, and to Ray."""
 
@@ -121,10 +85,8 @@ _MOST_STARTS = 3
 """How often in a row an actor is started whose process ends before it is ready."""
 
 _START_SECONDS = 120.0
-_ASK_SECONDS = 30.0
 _NO_CPU = "The Ray cluster does not start a process of octray. Check that it has a free CPU, and octray installed."
 _ENDED = "The processes of octray end on the Ray cluster before they are ready. Check that its machines have enough memory."
-_FAILED = "octray cannot be started on a machine of the Ray cluster. Install octray[cluster] there, the same as here."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,27 +172,18 @@ class Crew:
         try:
             ray.get(reference)
         except RayTaskError as error:
-            self._why = error.cause if isinstance(error.cause, OctrayError) else InputError(_FAILED)
+            self._why = error.cause if isinstance(error.cause, OctrayError) else InputError(FAILED)
         except RayError as error:
             if getattr(error, "actor_init_failed", False):
-                self._why = InputError(_FAILED)
+                self._why = InputError(FAILED)
             elif hand.times < _MOST_STARTS:
                 self._start(hand.node, hand.times + 1)
             else:
-                self._why = InputError(_ENDED if _is_guarded() else UNGUARDED)
+                self._why = InputError(_ENDED if is_guarded() else UNGUARDED)
         else:
             self.idle.append(hand)
             return
         ray.kill(hand.actor)
-
-
-def _is_guarded() -> bool:
-    """Return whether the cluster asks for a token; true if it does not answer, since Ray then keeps no actor alive."""
-    answer = ray.remote(num_cpus=0, max_retries=0)(asks_for_token).remote()
-    try:
-        return bool(ray.get(answer, timeout=_ASK_SECONDS))
-    except RayError:
-        return True
 
 
 _CHUNK = 32
@@ -258,12 +211,8 @@ class Cluster:
         self._open = ExitStack()
 
     def __enter__(self) -> "Cluster":
-        if not asks_for_token():
-            raise InputError(UNGUARDED)
         with ExitStack() as stack:
-            stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints deaths of processes; standard output is for results
-            stack.callback(ray.shutdown)
-            _connect(self._address)
+            stack.enter_context(connected(self._address))
             self._crew = Crew(self._place)
             self._open = stack.pop_all()
         return self
@@ -329,26 +278,3 @@ def _fetched(reference: Any) -> list[ScoredClaim] | None:
         raise error.cause from None  # its own text is the traceback over there
     except RayError:
         return None
-
-
-def _connect(address: str) -> None:
-    try:
-        with _own_sigterm():
-            ray.init(address, namespace="octray", log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, RayError):
-        raise InputError(
-            "The Ray cluster cannot be reached. Check --address, that the token is that of the cluster, and that the versions "
-            "of Ray and Python are the same there."
-        ) from None
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep octray's way to end at a SIGTERM: `ray.init` puts a `sys.exit` in its place."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGTERM, handler)

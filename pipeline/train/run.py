@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import safetensors.torch
 import yaml
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+from torch.distributed import is_torchelastic_launched
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.evaluate.outliers import RANKED_PATIENTS
 from pipeline.frames import Split
@@ -48,15 +51,25 @@ from pipeline.train.fit import Fitted, Fitting, start_network
 from pipeline.train.tracking import Tracker, flatten, model_name, provenance
 from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
-from pipeline.train.workspace import PreparedFrames, Workspace, open_workspace
+from pipeline.train.workspace import STATE, PreparedFrames, Workspace, open_workspace
 from pipeline.workers.cores import usable_cores
 
 
-def train(config: Config, index: Index, out: Path | str, resume: bool = False, progress: Progress = silent) -> Bundle:
+def train(
+    config: Config,
+    index: Index,
+    out: Path | str,
+    resume: bool = False,
+    progress: Progress = silent,
+    *,
+    cluster: str = "",
+    processes: int = 1,
+) -> Bundle:
     """Train a network on an index and write the bundle.
 
     If `torchrun` started several processes, all of them call it: the first one does the work, the others help with the training
-    steps and return the bundle that it wrote.
+    steps and return the bundle that it wrote. On a Ray cluster, octray starts the processes; if one dies, all of them start
+    again from the last finished epoch. The bundle is that of as many processes of `torchrun` on the same machines.
 
     Parameters
     ----------
@@ -70,16 +83,24 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
         Resume a run that was killed; the result is the same as without the kill.
     progress
         Shows the progress of long steps.
+    cluster
+        Address of a Ray cluster, `HOST:PORT` or `auto`; empty trains on this machine. All its machines must see the sources of
+        the index, the folder around `out` and the working folder under the same paths.
+    processes
+        How many train together on the cluster, each on a GPU of its own if it has any, unless `train.device` is `cpu`.
 
     Raises
     ------
     ConfigError
         If configuration and index do not fit together.
     InputError
-        If the index cannot be learned from, or its files have changed.
+        If the index cannot be learned from, its files have changed, or the cluster cannot be used.
     TrainingError
-        If the loss is not a number, or another process of the run has ended.
+        If the loss is not a number, another process of the run has ended, or the cluster does not answer any more.
     """
+    check_cluster(cluster, processes)
+    if cluster:
+        return _train_on_cluster(config, index, Path(out), resume, progress, cluster, processes)
     load_plugins(config.plugins)
     out = Path(out)
     with open_compute(config.train) as compute:
@@ -89,6 +110,59 @@ def train(config: Config, index: Index, out: Path | str, resume: bool = False, p
         bundle = _train(config, index, out, resume, compute, progress)
         compute.share(None)
         return bundle
+
+
+def check_cluster(cluster: str, processes: int) -> None:
+    """Raise a `ConfigError` if processes are asked for that nothing would start, or Ray is not installed."""
+    if processes < 1:
+        raise ConfigError([f"--processes must be 1 or more. Got {processes} instead."])
+    if processes > 1 and not cluster:
+        raise ConfigError(["--processes needs --engine ray. On one machine, start several processes with torchrun."])
+    if cluster and is_torchelastic_launched():
+        raise ConfigError(["On a Ray cluster octray starts the processes itself. Leave out torchrun, and give --processes."])
+    if cluster and find_spec("ray") is None:
+        raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."])
+
+
+_MOST_LOST = 3
+"""How often in a row processes on a cluster may be lost before they have trained another epoch."""
+
+
+def _train_on_cluster(
+    config: Config, index: Index, out: Path, resume: bool, progress: Progress, cluster: str, processes: int
+) -> Bundle:
+    """Train in processes of a Ray cluster, starting them again if some of them are lost."""
+    from pipeline.workers.ray_cluster import LostProcessError, Processes, connected
+
+    place, needs_gpu = out.absolute(), config.train.device in ("auto", "cuda")
+    work, lost, newest = place.with_name(f"{place.name}.work"), 0, 0.0
+    place.parent.mkdir(parents=True, exist_ok=True)
+    begun = _changed(work, STATE)
+
+    def start(resume: bool) -> None:
+        with Processes(processes, gpus=needs_gpu, sources=index.sources, out=place) as started:
+            started.run_together(train, config, index, place, resume)
+
+    with connected(cluster):
+        while True:
+            shown = "training on the Ray cluster" + ", started again" * bool(lost or newest)
+            try:
+                working(progress, shown, partial(start, resume))
+                return load_bundle(out)
+            except LostProcessError:
+                changed, before = _changed(work, "checkpoint.safetensors"), newest
+                newest, lost = max(before, changed), 0 if changed > before else lost + 1
+                if lost == _MOST_LOST:
+                    raise TrainingError(
+                        "The processes of octray end on the Ray cluster before they have trained an epoch. Check that its "
+                        "machines have enough memory, and start again with --resume."
+                    ) from None
+                resume = resume or _changed(work, STATE) not in (0.0, begun)
+
+
+def _changed(folder: Path, name: str) -> float:
+    """Return when the newest file of that name in a folder was written; 0 if there is none."""
+    return max((path.stat().st_mtime for path in folder.rglob(name)), default=0.0)
 
 
 def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress) -> Bundle:
