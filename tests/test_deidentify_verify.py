@@ -1,5 +1,6 @@
 """The verifier: whatever is put back into a clean file is found, wherever it stands."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.deidentify.identifiers import Identity
 from pipeline.deidentify.instance import deidentify_bytes
 from pipeline.deidentify.profile import Keep, Options, RefusalReason, RefusedError
 from pipeline.deidentify.search import PLACEHOLDERS
-from pipeline.deidentify.verify import verify
+from pipeline.deidentify.verify import repeated_identity, verify
 from pipeline.errors import Reason, UnreadableError
 from pipeline.settings import Limits
 from tests.builders import make_dataset, make_dicom
@@ -209,6 +210,28 @@ def test_sequences_that_are_nested_too_deeply_are_refused() -> None:
     with pytest.raises(UnreadableError, match="nested more than 64 deep") as caught:
         deidentify_bytes(content, Secret(bytes(32)), Options(), Limits())
     assert caught.value.reason is Reason.RESOURCE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("number", "spelled"),
+    [(2437, "8ADA6"), (57804, "4D93"), (87712, "A55120")],
+    ids=["a name of three letters", "a day of the file", "an identifier of five digits"],
+)
+def test_a_pseudonym_that_happens_to_spell_something_of_the_file_identifies_nobody(number: int, spelled: str) -> None:
+    secret = Secret(hashlib.sha256(str(number).encode()).digest())
+    pseudonym = secret.pseudonym("MRN-778812")
+    assert spelled in pseudonym
+    other = item(PatientName="Other^Otto", PatientID="MRN-778812")
+    original = make_identified(ReferencedPatientSequence=[other])
+    dataset = dcmread(io.BytesIO(deidentify_bytes(original, secret, Options(), Limits()).content))
+    assert (dataset.PatientID, dataset.PatientName) == (pseudonym, pseudonym)
+
+
+def test_an_identifier_that_looks_like_a_pseudonym_is_found_in_an_item() -> None:
+    old = "PB8ADA6F223F56E0"
+    identity = Identity.of(item(PatientID=old))
+    left = item(RequestAttributesSequence=[item(PatientID=old)])
+    assert [text for _, text in repeated_identity(left, identity, Options())] == [old]
 
 
 def test_deflated_bytes_are_searched_too() -> None:

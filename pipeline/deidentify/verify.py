@@ -30,6 +30,8 @@ _METHOD = frozenset({0x00120063, 0x00120064})
 _CODED = frozenset({"CodeMeaning", "CodeValue", "CodingSchemeDesignator"})
 _DESCRIPTIONS = frozenset({"AdditionalPatientHistory", "Occupation", "PatientComments", "RequestingService", "VisitComments"})
 """Identifying attributes in which safe words may stay with `Keep.DESCRIPTORS`."""
+_PSEUDONYM = re.compile(r"P[0-9A-F]{15}")
+"""What `Secret.pseudonym` gives; another patient, in an item, has a pseudonym of its own."""
 
 
 def verify(content: bytes, identity: Identity, pseudonym: str, options: Options, allowed: frozenset[int] = frozenset()) -> None:
@@ -91,8 +93,7 @@ def _forbidden_content(dataset: Dataset, pseudonym: str, options: Options) -> It
         is_description = element.keyword in _DESCRIPTIONS and Keep.DESCRIPTORS in options.keep
         is_identifying = element.VR in ("PN", "AE") or (element.keyword in IDENTIFIERS and not is_description)
         is_date = element.VR in ("DA", "DT") and (Keep.DATES not in options.keep or element.keyword == "PatientBirthDate")
-        # The Patient ID of another patient, in an item, has a pseudonym of its own.
-        is_pseudonym = element.keyword == "PatientID" and all(re.fullmatch(r"P[0-9A-F]{15}", text) for text in texts)
+        is_pseudonym = element.keyword == "PatientID" and all(map(_PSEUDONYM.fullmatch, texts))
         if (is_identifying and not is_pseudonym and not texts <= allowed) or (is_date and not texts <= allowed):
             yield _tag_text(element.tag)
 
@@ -114,7 +115,9 @@ def repeated_identity(
 ) -> Iterator[tuple[DataElement, str]]:
     """Yield the elements in which something identifying of the original is found again, each with the text that has it.
 
-    Values that the file or the Standard forces do not count: an image's size, its bits and tables, registered codes.
+    Values that the file or the Standard forces do not count: an image's size, its bits and tables, registered codes. Neither
+    does what a pseudonym contains, such as the letters of a short name, which its random digits happen to spell: it must only
+    not be an identifier or a name as a whole.
     """
     uids = frozenset() if Keep.UIDS in options.keep else identity.uids
     search = Search(identity.names, identity.identifiers | uids, identity.days)
@@ -133,6 +136,8 @@ def _is_repeated(
     representation = str(element.VR)
     if text in PLACEHOLDERS or (representation == "CS" and is_defined_term(text)):
         return False
+    if element.keyword in ("PatientID", "PatientName") and _PSEUDONYM.fullmatch(text):
+        return text in identity.identifiers | identity.names
     if representation == "UI":
         return not is_registered(text) and not identity.patient_identifiers.isdisjoint(text.split("."))
     if representation in ("DA", "DT", "TM", "AS"):
