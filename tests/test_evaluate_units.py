@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline.errors import InputError
-from pipeline.evaluate.calibration import fit_scale, frame_odds, stored
+from pipeline.evaluate.calibration import fit_scale, fit_steps, frame_odds, stored
 from pipeline.evaluate.metrics import evaluate, flat_figures
 from pipeline.evaluate.units import (
     Units,
@@ -22,11 +22,13 @@ from pipeline.evaluate.units import (
     tune_losses,
 )
 from pipeline.frames import ImageRecord, InstanceKey, LabelLevel, Split
-from pipeline.levels import Level, Pooling, log_odds
-from pipeline.predictions import Activation, Calibration, State
+from pipeline.levels import LabelSet, Level, Pooling, log_odds
+from pipeline.predictions import Calibration, State, Task
 
 LABELS = ("NORMAL", "CNV", "DME")
-IS_NORMAL = np.array([True, False, False])
+LABEL_SET = LabelSet(LABELS, Task.MULTICLASS, "NORMAL")
+GRADES = LabelSet(("CALM", "MILD", "SEVERE"), Task.ORDINAL, "CALM")
+ONE_LABEL = LabelSet(("CNV",), Task.MULTILABEL)
 NAN = np.nan
 
 
@@ -53,7 +55,7 @@ RECORDS = (
     ],
 )
 def test_frames_belong_to_their_study_eye_and_patient(level: Level, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
-    units = Units(level, RECORDS, np.zeros((5, 3)), IS_NORMAL, np.zeros((5, 3)))
+    units = Units(level, RECORDS, np.zeros((5, 3)), LABEL_SET, np.zeros((5, 3)))
 
     assert (units.names, units.sizes) == (names, sizes)
 
@@ -72,7 +74,7 @@ def test_frames_belong_to_their_study_eye_and_patient(level: Level, names: tuple
 def test_a_unit_has_what_any_frame_has_and_no_finding_if_none_has_any(
     frames: list[tuple[float, ...]], unit: tuple[float, ...]
 ) -> None:
-    np.testing.assert_array_equal(truth(np.array(frames, float), IS_NORMAL), unit)
+    np.testing.assert_array_equal(truth(np.array(frames, float), LABEL_SET.is_mirrored), unit)
 
 
 @pytest.mark.parametrize(
@@ -97,17 +99,51 @@ def test_a_finding_of_something_larger_is_not_known_of_its_parts(
     records = [replace(one, label_level=given) for one in RECORDS[:2]]
     targets = np.array([(0, 1, 0), (1, 0, 0)], float)
 
-    found = known_targets(records, targets, IS_NORMAL, level)
+    found = known_targets(records, targets, LABEL_SET, level)
 
     np.testing.assert_array_equal(found[0], known)
     np.testing.assert_array_equal(found[1], (1, 0, 0))  # no finding holds for every part
+
+
+@pytest.mark.parametrize(
+    ("given", "targets", "frame", "patient"),
+    [
+        (LabelLevel.FRAME, (0, 1, 0), (0, 1, 0), (0, 1, 0)),
+        (LabelLevel.PATIENT, (1, 0, 0), (1, 0, 0), (1, 0, 0)),
+        (LabelLevel.PATIENT, (0, 1, 0), (NAN, NAN, 0), (0, 1, 0)),
+        (LabelLevel.PATIENT, (0, 0, 1), (NAN, NAN, NAN), (0, 0, 1)),
+    ],
+)
+def test_a_part_may_have_a_milder_grade_than_the_whole_and_none_that_is_worse(
+    given: LabelLevel, targets: tuple[float, ...], frame: tuple[float, ...], patient: tuple[float, ...]
+) -> None:
+    records, truths = [replace(RECORDS[0], label_level=given)], np.array([targets], float)
+
+    np.testing.assert_array_equal(known_targets(records, truths, GRADES), [frame])
+    np.testing.assert_array_equal(known_targets(records, truths, GRADES, Level.PATIENT), [patient])
+
+
+@pytest.mark.parametrize(
+    ("frames", "unit"),
+    [
+        ([(1, 0, 0), (0, 1, 0)], (0, 1, 0)),
+        ([(0, 1, 0), (0, 0, 1)], (0, 0, 1)),
+        ([(0, 0, 1), (NAN, NAN, NAN)], (0, 0, 1)),
+        ([(0, 1, 0), (NAN, NAN, NAN)], (0, NAN, NAN)),
+        ([(1, 0, 0), (NAN, NAN, 0)], (NAN, NAN, 0)),
+    ],
+)
+def test_the_worst_grade_of_the_frames_is_that_of_the_unit(frames: list[tuple[float, ...]], unit: tuple[float, ...]) -> None:
+    units = Units(Level.STUDY, RECORDS[:2], np.array(frames, float), GRADES, np.zeros((2, 2)))
+
+    np.testing.assert_array_equal(units.targets, [unit])
 
 
 def test_units_know_what_their_labels_were_given_for() -> None:
     records = [replace(one, label_level=LabelLevel.PATIENT) for one in RECORDS]
     targets = np.array([(0, 1, 0)] * 3 + [(1, 0, 0)] * 2, float)
 
-    study, patient = (Units(level, records, targets, IS_NORMAL, np.zeros((5, 3))) for level in (Level.STUDY, Level.PATIENT))
+    study, patient = (Units(level, records, targets, LABEL_SET, np.zeros((5, 3))) for level in (Level.STUDY, Level.PATIENT))
 
     np.testing.assert_array_equal(study.targets, [(NAN, NAN, 0), (NAN, NAN, 0), (1, 0, 0)])
     np.testing.assert_array_equal(patient.targets, [(0, 1, 0), (1, 0, 0)])
@@ -118,18 +154,18 @@ def test_refused_frames_are_left_out_but_their_labels_are_true() -> None:
     refused = np.array([False, True, False, True, True])
     odds = np.array([[4, -4, -4], [-9, 9, -9], [1, -1, -1], [2, -2, -2], [0, 0, 0]], float)
 
-    units = Units(Level.STUDY, RECORDS, targets, IS_NORMAL, odds, is_refused=refused)
+    units = Units(Level.STUDY, RECORDS, targets, LABEL_SET, odds, is_refused=refused)
 
     assert (units.names, units.without_frames, units.patients) == (("s1", "s2"), 1, ("p1", "p1"))
     np.testing.assert_array_equal(units.targets, [(0, 1, 0), (1, 0, 0)])
     np.testing.assert_array_equal(units.pooled(Pooling.MAX), [(4, -4, -4), (1, -1, -1)])
-    assert units.counts(LABELS) == {
+    assert units.counts() == {
         "units": 2,
         "patients": 1,
         "without_frames": 1,
         "labels": {"NORMAL": 1, "CNV": 1, "DME": 0},
     }
-    assert units.lacking(LABELS) == "with DME"
+    assert units.lacking() == "with DME"
 
 
 def test_the_scale_is_that_of_a_logistic_regression() -> None:
@@ -161,9 +197,9 @@ def test_numbers_are_pooled_as_they_are_stored() -> None:
     logits = np.array([[1.23456789, -0.00001], [0.5, 100.0]])
 
     np.testing.assert_array_equal(stored(logits), [[1.2346, 0.0], [0.5, 100.0]])
-    found = frame_odds(logits, Activation.SIGMOID, Calibration((2.0, 2.0), (0.0, 1.0)))
+    found = frame_odds(logits, LabelSet(("A", "B"), Task.MULTILABEL), Calibration((2.0, 2.0), (0.0, 1.0)))
     np.testing.assert_allclose(found, [[0.6173, 1.0], [0.25, log_odds(1.0)]], rtol=1e-9)
-    found = frame_odds(logits, Activation.SOFTMAX, Calibration.of(1.0, 2))
+    found = frame_odds(logits, LabelSet(("A", "B"), Task.BINARY), Calibration.of(1.0, 2))
     np.testing.assert_allclose(found, [[1.2346, -1.2346], log_odds(np.array([0.0, 1.0]))], rtol=1e-9)
 
 
@@ -175,7 +211,7 @@ def make_units(odds: Sequence[np.ndarray], truths: Sequence[float], studies_a_pa
             make_record(f"p{number // studies_a_patient}", f"s{number:05d}", number=place) for place in range(len(some))
         ]
         targets += [[value]] + [[0.0]] * (len(some) - 1)
-    return Units(Level.STUDY, records, np.array(targets), np.array([False]), np.concatenate(odds)[:, None])
+    return Units(Level.STUDY, records, np.array(targets), ONE_LABEL, np.concatenate(odds)[:, None])
 
 
 def losses(units: Units) -> dict[Pooling, float]:
@@ -252,11 +288,9 @@ def calibrated() -> tuple[Units, Units]:
 @pytest.mark.parametrize("pooling", [Pooling.MAX, Pooling.NOISY_OR, Pooling.MEAN])
 def test_a_level_is_calibrated_even_if_its_noisy_or_saturates(calibrated: tuple[Units, Units], pooling: Pooling) -> None:
     calibration, test = calibrated
-    rule = fit_level_rule(
-        Level.STUDY, pooling, calibration, ("CNV",), None, criterion="youden", alpha=0.1, resamples=100, seed=0
-    )
+    rule = fit_level_rule(Level.STUDY, pooling, calibration, criterion="youden", alpha=0.1, resamples=100, seed=0)
 
-    sample = level_sample(rule, test, None)
+    sample = level_sample(rule, test)
     found = evaluate(sample, resamples=100)
 
     chances, targets = sample.probabilities[:, 0], test.targets[:, 0]
@@ -274,13 +308,77 @@ def test_a_level_is_calibrated_even_if_its_noisy_or_saturates(calibrated: tuple[
 
 def test_figures_of_a_level_say_what_they_are_about(calibrated: tuple[Units, Units]) -> None:
     calibration, test = calibrated
-    rule = fit_level_rule(
-        Level.STUDY, Pooling.MEAN, calibration, ("CNV",), None, criterion="youden", alpha=0.1, resamples=100, seed=0
-    )
+    rule = fit_level_rule(Level.STUDY, Pooling.MEAN, calibration, criterion="youden", alpha=0.1, resamples=100, seed=0)
 
-    figures = evaluate(level_sample(rule, test, None), resamples=100).to_json()
+    figures = evaluate(level_sample(rule, test), resamples=100).to_json()
 
     assert (figures["studies"], figures["patients"]) == (600, 300)
     assert "frames" not in figures
     flat = flat_figures(figures, "study_test")
     assert {"study_test_auroc", "study_test_CNV_sensitivity", "study_test_uncertain_studies"} <= flat.keys()
+
+
+def make_graded(count: int, seed: int, falling: bool = False) -> Units:
+    """Studies of frames of three grades, from a proportional odds model of a severity that is the worst of the frames."""
+    rng = np.random.default_rng(seed)
+    labels = LabelSet(GRADES.labels[::-1], Task.ORDINAL, "CALM") if falling else GRADES
+    records, targets, odds = [], [], []
+    for study in range(count):
+        severity = rng.normal(-1.5, 1.5, rng.integers(2, 9))
+        grades = np.searchsorted([0.0, 1.5], severity + rng.logistic(0, 0.3, len(severity)))
+        records += [make_record(f"p{study}", f"s{study:05d}", number=place) for place in range(len(severity))]
+        targets += np.eye(3)[grades].tolist()
+        odds += (2.0 * (severity[:, None] - [0.0, 1.5])).tolist()
+    truths = np.array(targets)[:, ::-1] if falling else np.array(targets)
+    return Units(Level.STUDY, records, truths, labels, np.array(odds))
+
+
+def test_the_scale_of_steps_is_that_of_one_logistic_regression_over_all_steps() -> None:
+    rng = np.random.default_rng(0)
+    severity = rng.normal(0, 1.5, 3000)
+    grades = np.searchsorted([-0.5, 1.0], 0.8 * severity + rng.logistic(0, 1, 3000))
+    steps = (grades[:, None] >= [1, 2]).astype(float)
+
+    scales, offsets = fit_steps(np.repeat(severity[:, None], 2, axis=1), steps)
+
+    rows = np.column_stack([np.tile(severity, 2), np.repeat(np.eye(2), 3000, axis=0)])
+    known = LogisticRegression(C=np.inf, tol=1e-10, fit_intercept=False).fit(rows, steps.T.ravel()).coef_[0]
+    assert scales[0] == scales[1] == pytest.approx(known[0], rel=0.01)
+    np.testing.assert_allclose(offsets, known[1:], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        ([[3.0, 1.0], [-1.0, -4.0], [0.5, 0.5]], [[1, 1], [0, 0], [1, 0]]),
+        ([[0.0, 0.0], [0.0, 0.0]], [[0, 0], [1, 1]]),
+        ([[5.0, 5.0], [4.0, -4.0]], [[0, NAN], [NAN, 1]]),
+    ],
+)
+def test_steps_never_cross_and_stay_finite(logits: list[list[float]], targets: list[list[float]]) -> None:
+    scales, offsets = fit_steps(np.array(logits), np.array(targets, float))
+
+    assert scales[0] == scales[1] > 0
+    assert offsets[0] >= offsets[1]
+    assert np.isfinite(offsets).all()
+
+
+def test_steps_of_which_nothing_is_known_are_refused() -> None:
+    with pytest.raises(InputError, match="No target is known"):
+        fit_steps(np.zeros((2, 2)), np.array([[1.0, NAN], [0.0, NAN]]))
+
+
+@pytest.mark.parametrize("falling", [False, True])
+@pytest.mark.parametrize("pooling", [Pooling.MAX, Pooling.NOISY_OR, Pooling.MEAN])
+def test_a_unit_has_one_grade_whatever_its_pooling(pooling: Pooling, falling: bool) -> None:
+    calibration, test = make_graded(300, 0, falling), make_graded(300, 1, falling)
+    rule = fit_level_rule(Level.STUDY, pooling, calibration, criterion="youden", alpha=0.1, resamples=20, seed=0)
+
+    sample = level_sample(rule, test)
+
+    assert rule.fits(test.labels)
+    np.testing.assert_allclose(sample.probabilities.sum(axis=1), 1)
+    assert ((sample.states == State.POSITIVE).sum(axis=1) <= 1).all()
+    found = evaluate(sample, resamples=20)
+    assert found.argmax["quadratic_kappa"].value > (0.3 if pooling is Pooling.MEAN else 0.7)
+    assert max(label.metrics["ece"].value for label in found.labels) < 0.12

@@ -1,5 +1,7 @@
 """Pooling of frames into studies, eyes and patients: worked by hand, by scipy and torch, and by draws with a known truth."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -7,6 +9,7 @@ from scipy import special, stats
 from pipeline.levels import (
     Attention,
     DecidingFrame,
+    LabelSet,
     Level,
     LevelRule,
     Pooling,
@@ -15,10 +18,13 @@ from pipeline.levels import (
     pool,
     sigmoid,
 )
-from pipeline.predictions import ConformalBand, OperatingPoint, State
-from tests.builders import make_attention
+from pipeline.predictions import ConformalBand, OperatingPoint, State, Task
+from tests.builders import make_attention, make_level, make_prediction
 
 NONE_NORMAL = np.array([False, False])
+LABELS = LabelSet(("NORMAL", "CNV", "DME"), Task.MULTICLASS, "NORMAL")
+GRADES = LabelSet(("CALM", "MILD", "SEVERE"), Task.ORDINAL, "CALM")
+FALLING = LabelSet(("SEVERE", "MILD", "CALM"), Task.ORDINAL, "CALM")
 
 
 def odds(*rows: tuple[float, ...]) -> np.ndarray:
@@ -116,16 +122,16 @@ def test_attention_is_read_as_it_was_written_and_refused_if_it_does_not_fit() ->
     one = make_attention(channels=5)
     tensors = one.tensors(Level.STUDY)
 
-    again = Attention.of(tensors, Level.STUDY, labels=2)
+    again = Attention.of(tensors, Level.STUDY, weightings=2)
 
     np.testing.assert_array_equal(again.scores(np.ones(5)), one.scores(np.ones(5)))
     assert again.channels == 5
     with pytest.raises(ValueError, match=r"patient\.tanh_weight"):
-        Attention.of(tensors, Level.PATIENT, labels=2)
+        Attention.of(tensors, Level.PATIENT, weightings=2)
     with pytest.raises(ValueError, match="do not fit"):
-        Attention.of(tensors, Level.STUDY, labels=3)
+        Attention.of(tensors, Level.STUDY, weightings=3)
     with pytest.raises(ValueError, match="do not fit"):
-        Attention.of(tensors | {"study.gate_bias": np.zeros(4, np.float32)}, Level.STUDY, labels=2)
+        Attention.of(tensors | {"study.gate_bias": np.zeros(4, np.float32)}, Level.STUDY, weightings=2)
 
 
 def make_rule(pooling: Pooling = Pooling.MAX, level: Level = Level.STUDY, **overrides: object) -> LevelRule:
@@ -145,7 +151,7 @@ def make_rule(pooling: Pooling = Pooling.MAX, level: Level = Level.STUDY, **over
 def test_a_study_may_have_two_findings_whose_labels_exclude_each_other_in_a_frame() -> None:
     seen = odds((0.05, 0.9, 0.05), (0.05, 0.05, 0.9), (0.98, 0.01, 0.01))
 
-    result = level_result(make_rule(), seen, [("a", 1), ("a", 2), ("b", 1)], "NORMAL")
+    result = level_result(make_rule(), seen, [("a", 1), ("a", 2), ("b", 1)], LABELS)
 
     assert [one.state for one in result.predictions] == [State.NEGATIVE, State.POSITIVE, State.POSITIVE]
     np.testing.assert_allclose([one.probability for one in result.predictions], [0.05, 0.9, 0.9])
@@ -156,7 +162,7 @@ def test_a_study_may_have_two_findings_whose_labels_exclude_each_other_in_a_fram
 def test_scale_and_offset_make_the_probability_and_the_band_the_state() -> None:
     rule = make_rule(scales=(1.0, 2.0, 1.0), offsets=(0.0, -1.0, 5.0))
 
-    result = level_result(rule, np.array([[9.0, 0.55, -9.0]]), [("a", 1)], "NORMAL")
+    result = level_result(rule, np.array([[9.0, 0.55, -9.0]]), [("a", 1)], LABELS)
 
     np.testing.assert_allclose([one.probability for one in result.predictions], special.expit([9.0, 0.1, -4.0]))
     assert [one.state for one in result.predictions] == [State.UNCERTAIN, State.UNCERTAIN, State.NEGATIVE]
@@ -166,7 +172,7 @@ def test_the_frames_that_decide_are_named_with_their_weights() -> None:
     scores = np.log([[1.0] * 3, [1.0] * 3, [6.0] * 3, [2.0] * 3])
 
     result = level_result(
-        make_rule(Pooling.ATTENTION), np.zeros((4, 3)), [("a", 1), ("a", 2), ("b", 1), ("b", 2)], "NORMAL", scores
+        make_rule(Pooling.ATTENTION), np.zeros((4, 3)), [("a", 1), ("a", 2), ("b", 1), ("b", 2)], LABELS, scores
     )
 
     decisive = result.predictions[1].deciding
@@ -177,14 +183,14 @@ def test_the_frames_that_decide_are_named_with_their_weights() -> None:
 def test_frames_of_equal_weight_are_named_by_what_they_say() -> None:
     seen = np.array([[-1.0, 1.0, 0.0], [-3.0, 3.0, 0.0], [2.0, -2.0, 0.0]])
 
-    normal, cnv, _ = level_result(make_rule(Pooling.MEAN), seen, [("a", 1), ("a", 2), ("a", 3)], "NORMAL").predictions
+    normal, cnv, _ = level_result(make_rule(Pooling.MEAN), seen, [("a", 1), ("a", 2), ("a", 3)], LABELS).predictions
 
     assert [one.frame_number for one in cnv.deciding] == [2, 1, 3]
     assert [one.frame_number for one in normal.deciding] == [2, 1, 3]  # they speak most against it
 
 
 def test_without_a_scored_frame_there_is_no_state_and_a_reason() -> None:
-    result = level_result(make_rule(), np.zeros((0, 3)), [], "NORMAL", left_out=4)
+    result = level_result(make_rule(), np.zeros((0, 3)), [], LABELS, left_out=4)
 
     assert result.predictions == ()
     assert result.why_unknown == "None of the images of this study could be scored."
@@ -208,3 +214,108 @@ def test_a_noisy_or_is_the_chance_of_any_frame_if_frames_are_independent() -> No
 
     drawn = stats.bernoulli.rvs(chances, size=(200_000, 3), random_state=0).any(axis=1).mean()
     assert float(special.expit(pooled[0])) == pytest.approx(drawn, abs=0.003)
+
+
+MIXED = np.array([(0.05, 0.9, 0.05), (0.02, 0.03, 0.95), (0.98, 0.01, 0.01)])
+"""Frames of which the first is mild and the second severe."""
+
+
+@pytest.mark.parametrize("labels", [GRADES, FALLING], ids=["rising", "falling"])
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_a_unit_has_one_grade_and_the_worst_wins_by_the_maximum(labels: LabelSet, pooling: Pooling) -> None:
+    chances = MIXED if labels is GRADES else MIXED[:, ::-1]
+    rule = make_level(pooling=pooling, labels=labels.labels, scales=(1.0, 1.0), offsets=(0.0, 0.0))
+    frames = [("a", 1), ("a", 2), ("b", 1)]
+
+    result = level_result(rule, labels.odds(chances), frames, labels, np.zeros((3, 1)))
+
+    assert rule.fits(labels)
+    found = {one.label: one for one in result.predictions}
+    assert sum(one.probability for one in found.values()) == pytest.approx(1)
+    assert [one.state for one in found.values()].count(State.POSITIVE) <= 1
+    if pooling is Pooling.MAX:
+        assert {label: one.probability for label, one in found.items()} == pytest.approx(
+            {"CALM": 0.02, "MILD": 0.03, "SEVERE": 0.95}
+        )
+        assert found["SEVERE"].state is State.POSITIVE
+        assert [found[label].deciding for label in labels.labels] == [(DecidingFrame("a", 2, 1.0),)] * 3
+
+
+def test_a_noisy_or_of_grades_by_hand() -> None:
+    rule = make_level(pooling=Pooling.NOISY_OR, labels=GRADES.labels, scales=(1.0, 1.0), offsets=(0.0, 0.0))
+
+    result = level_result(rule, GRADES.odds([(0.5, 0.3, 0.2), (0.8, 0.1, 0.1)]), [("a", 1), ("a", 2)], GRADES)
+
+    expected = [0.5 * 0.8, 1 - 0.5 * 0.8 - (1 - 0.8 * 0.9), 1 - 0.8 * 0.9]
+    np.testing.assert_allclose([one.probability for one in result.predictions], expected)
+
+
+@pytest.mark.parametrize("labels", [GRADES, FALLING], ids=["rising", "falling"])
+def test_the_truth_of_grades_survives_the_way_to_steps_and_back(labels: LabelSet) -> None:
+    nan = np.nan
+    known = np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1), (nan, nan, 0), (0, nan, nan), (nan, nan, nan)], float)
+    targets = known if labels is GRADES else known[:, ::-1]
+
+    steps = labels.pooled_targets(targets)
+
+    np.testing.assert_array_equal(steps, [(0, 0), (1, 0), (1, 1), (nan, 0), (1, nan), (nan, nan)])
+    np.testing.assert_array_equal(labels.label_targets(steps), targets)
+
+
+def test_a_rule_that_lets_steps_cross_does_not_fit_grades() -> None:
+    assert make_level(labels=LABELS.labels).fits(LABELS)
+    assert not make_level(labels=GRADES.labels).fits(GRADES)
+    assert not make_level(labels=GRADES.labels, scales=(1.0, 2.0), offsets=(0.0, 0.0)).fits(GRADES)
+    assert not make_level(labels=GRADES.labels, scales=(1.0, 1.0), offsets=(0.0, 1.0)).fits(GRADES)
+
+
+SCORED = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)
+
+
+@pytest.mark.parametrize("states", list(itertools.product(SCORED, repeat=3)))
+def test_any_positive_frame_decides_for_a_finding_and_any_negative_one_against_normal(states: tuple[State, ...]) -> None:
+    labels = LabelSet(("NORMAL", "CNV"), Task.MULTILABEL, "NORMAL")
+    found = labels.states([[make_prediction(label, state=state) for label in labels.labels] for state in states])
+    positives, negatives = states.count(State.POSITIVE), states.count(State.NEGATIVE)
+    assert list(found) == ["NORMAL", "CNV"]
+    assert (found["CNV"] == "positive") == (positives > 0)
+    assert (found["CNV"] == "negative") == (negatives == 3)
+    assert (found["NORMAL"] == "positive") == (positives == 3)
+    assert (found["NORMAL"] == "negative") == (negatives > 0)
+
+
+@pytest.mark.parametrize("labels", [LABELS, GRADES])
+def test_nothing_is_said_of_a_study_without_scored_frames(labels: LabelSet) -> None:
+    assert labels.states([]) == {}
+
+
+def test_without_a_normal_label_every_label_is_a_finding() -> None:
+    frames = [[make_prediction("A", state=State.POSITIVE)], [make_prediction("A", state=State.NEGATIVE)]]
+    assert LabelSet(("A",), Task.MULTILABEL).states(frames) == {"A": State.POSITIVE}
+
+
+POSSIBLE = [set(some) for size in (1, 2, 3) for some in itertools.combinations(GRADES.labels, size)]
+
+
+@pytest.mark.parametrize("labels", [GRADES, FALLING], ids=["rising", "falling"])
+def test_the_worst_grade_that_is_possible_decides_for_the_frames_together(labels: LabelSet) -> None:
+    for frames in itertools.product(POSSIBLE, repeat=2):
+        worst = {max(some, key=GRADES.labels.index) for some in itertools.product(*frames)}
+        kept = State.POSITIVE if len(worst) == 1 else State.UNCERTAIN
+        said = [
+            [
+                make_prediction(
+                    label,
+                    state=State.NEGATIVE if label not in some else State.POSITIVE if len(some) == 1 else State.UNCERTAIN,
+                )
+                for label in labels.labels
+            ]
+            for some in frames
+        ]
+        assert labels.states(said) == {label: kept if label in worst else State.NEGATIVE for label in labels.labels}
+
+
+def test_probabilities_of_frames_together_are_those_of_the_frames_that_say_most() -> None:
+    np.testing.assert_allclose(LABELS.pooled_probabilities(MIXED), [0.02, 0.9, 0.95])
+    np.testing.assert_allclose(GRADES.pooled_probabilities(MIXED), [0.02, 0.03, 0.95])
+    np.testing.assert_allclose(FALLING.pooled_probabilities(MIXED[:, ::-1]), [0.95, 0.03, 0.02])

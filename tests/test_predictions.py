@@ -1,14 +1,11 @@
 """What a bundle says of frames and studies, and by which rule."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint, Prediction, State, study_states
-from tests.builders import make_prediction
+from pipeline.predictions import Activation, ConformalBand, DecisionRule, OperatingPoint, State
 
 LABELS = ("CNV", "DME", "DRUSEN", "NORMAL")
 chance = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
@@ -123,29 +120,3 @@ def test_a_label_without_a_band_is_decided_at_its_operating_point() -> None:
     points = [OperatingPoint(label, 0.4, "youden", 1, 1) for label in ("A", "B")]
     rule = DecisionRule.of(("A", "B"), points, [ConformalBand("B", 0.3, 0.6)], Activation.SIGMOID, None)
     assert rule.states([[0.4, 0.4], [0.39, 0.29]]).tolist() == [["positive", "uncertain"], ["negative", "negative"]]
-
-
-def prediction(label: str, state: State) -> Prediction:
-    return make_prediction(label, state=state)
-
-
-SCORED = (State.POSITIVE, State.UNCERTAIN, State.NEGATIVE)
-
-
-@pytest.mark.parametrize("states", list(itertools.product(SCORED, repeat=3)))
-def test_any_positive_frame_decides_for_a_finding_and_any_negative_one_against_normal(states: tuple[State, ...]) -> None:
-    found = study_states([[prediction("NORMAL", state), prediction("CNV", state)] for state in states], "NORMAL")
-    positives, negatives = states.count(State.POSITIVE), states.count(State.NEGATIVE)
-    assert list(found) == ["NORMAL", "CNV"]
-    assert (found["CNV"] == "positive") == (positives > 0)
-    assert (found["CNV"] == "negative") == (negatives == 3)
-    assert (found["NORMAL"] == "positive") == (positives == 3)
-    assert (found["NORMAL"] == "negative") == (negatives > 0)
-
-
-def test_nothing_is_said_of_a_study_without_scored_frames() -> None:
-    assert study_states([], "NORMAL") == {}
-
-
-def test_without_a_normal_label_every_label_is_a_finding() -> None:
-    assert study_states([[prediction("A", State.POSITIVE)], [prediction("A", State.NEGATIVE)]], None) == {"A": State.POSITIVE}

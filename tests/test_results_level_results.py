@@ -18,17 +18,18 @@ from pipeline.cli.main import main
 from pipeline.errors import BundleError
 from pipeline.evaluate.calibration import frame_odds
 from pipeline.frames import Quarantined
-from pipeline.levels import Level, LevelResult, Pooling, level_result, pool
+from pipeline.levels import LabelSet, Level, LevelResult, Pooling, level_result, pool
 from pipeline.model.bundle import ATTENTION, Bundle, write_bundle
-from pipeline.predictions import FramePrediction, State, StudyRecord
+from pipeline.predictions import FramePrediction, State, StudyRecord, Task
 from pipeline.results.dicom import Kind
 from pipeline.results.dicom.write import write_objects
 from pipeline.results.level_results import patient_results, study_results
-from pipeline.results.tables import LEVEL_COLUMNS
-from pipeline.results.worklist import NOT_SCORED, UNCERTAIN, URGENT, Ranking, Study
+from pipeline.results.tables import LEVEL_COLUMNS, levels_table
+from pipeline.results.worklist import NOT_SCORED, UNCERTAIN, URGENT, Ranking, Study, decisive
 from pipeline.score.predictor import Predictor
 from services.api.app import create_app
 from services.api.options import Settings
+from services.api.scoring import _answer
 from tests.builders import (
     make_attention,
     make_bundle,
@@ -141,7 +142,7 @@ def test_attention_weighs_frames_by_their_features(tmp_path: Path) -> None:
 
     (study,) = study_results(StudyRecord("1", tuple(found)), bundle.manifest)
 
-    odds = frame_odds(logits, bundle.manifest.activation, bundle.manifest.calibration)
+    odds = frame_odds(logits, bundle.manifest.label_set, bundle.manifest.calibration)
     pooled, weights = pool(odds, Pooling.ATTENTION, np.array([True, False]), scores)
     np.testing.assert_allclose([one.probability for one in study.predictions], special.expit(pooled), atol=1e-4)
     assert [one.frame_number for one in study.predictions[1].deciding] == [*(np.argsort(-weights[:, 1])[:3] + 1)]
@@ -174,8 +175,9 @@ def test_a_bundle_whose_attention_does_not_fit_is_refused(tmp_path: Path) -> Non
 
 def test_the_worklist_ranks_the_study_as_a_whole() -> None:
     ranking, frames = Ranking("NORMAL"), [frame(0.9)]
+    labels = LabelSet(("NORMAL", "PNEUMONIA"), Task.MULTICLASS, "NORMAL")
     for offset, rank in ((-9.0, 0), (9.0, URGENT)):
-        result = level_result(make_level(offsets=(-offset, offset)), np.array([[-2.0, 2.0]]), [("a.dcm", 1)], "NORMAL")
+        result = level_result(make_level(offsets=(-offset, offset)), np.array([[-2.0, 2.0]]), [("a.dcm", 1)], labels)
         assert ranking.of_study(frames, [result])[0] == rank
     unsure = replace(result, predictions=(replace(result.predictions[1], state=State.UNCERTAIN),))
     assert ranking.of_study(frames, [unsure])[0] == UNCERTAIN
@@ -398,6 +400,73 @@ def test_the_service_without_levels_answers_as_before(bundle: Bundle, tmp_path: 
         answer = ask(client, tmp_path / "a")
 
     assert (answer["aggregation"], answer["levels"]) == ("any_finding", [])
+
+
+GRADES = ("NORMAL", "MILD", "SEVERE")
+WORST_LAST = np.array([(0.05, 0.9, 0.05), (0.02, 0.03, 0.95), (0.98, 0.01, 0.01)])
+
+
+@pytest.fixture
+def mixed() -> StudyRecord:
+    """A study of three frames: a mild one, a severe one, and one without a finding."""
+    frames = []
+    for number, chances in enumerate(WORST_LAST, start=1):
+        named = zip(GRADES, chances, strict=True)
+        found = [make_prediction(label, chance, chance >= 0.5, logit=float(1.5 * np.log(chance))) for label, chance in named]
+        frames.append(make_result(*found, source="a.dcm", key=make_key(number), laterality="R"))
+    return StudyRecord("1.2", tuple(frames))
+
+
+def test_a_study_an_eye_and_a_patient_have_one_grade_each(tmp_path: Path, mixed: StudyRecord) -> None:
+    levels = [make_level(level, labels=GRADES, scales=(1.0, 1.0), offsets=(0.0, 0.0)) for level in Level]
+    bundle = with_levels(make_bundle(tmp_path / "bundle", labels=GRADES, task="ordinal"), *levels)
+    found = (*study_results(mixed, bundle.manifest), patient_results([mixed], bundle.manifest)[-1])
+    ranking = Ranking("NORMAL", ("SEVERE", "MILD"))
+    study = Study("1.2", ranking.sorted(mixed.frames), levels=found, rank=ranking.of_study(mixed.frames, found)[0])
+
+    with levels_table(tmp_path / "levels.csv", bundle.manifest.bundle_id) as add:
+        for one in found:
+            add(one, "1.2", "")
+    page = Page(write_studies(tmp_path, bundle, [study])).text
+    answer = _answer(mixed, "1.2", bundle.manifest, {}, "", 0)
+
+    for row in rows(tmp_path):
+        expected = dict(zip(GRADES, (0.02, 0.03, 0.95), strict=True))[row["label"]]
+        assert float(row["probability"]) == pytest.approx(expected, abs=1e-3)
+        assert row["positive"] == ("true" if row["label"] == "SEVERE" else "false")
+    assert {level.level for level in answer.levels} == set(Level)
+    assert answer.states == {"NORMAL": "negative", "MILD": "negative", "SEVERE": "positive"}
+    assert "This study: SEVERE 95.0 % positive (3 images" in page
+    assert "MILD" not in page.split("This study:")[1].split("Frame")[0]
+
+
+def test_a_study_has_one_grade_if_its_bundle_has_no_levels(tmp_path: Path, mixed: StudyRecord) -> None:
+    bundle = make_bundle(tmp_path / "bundle", labels=GRADES, task="ordinal")
+    study = Study("1.2", Ranking("NORMAL").sorted(mixed.frames))
+
+    page = Page(write_studies(tmp_path, bundle, [study])).text
+    answer = _answer(mixed, "1.2", bundle.manifest, {}, "", 0)
+
+    assert answer.aggregation == "any_finding"
+    assert answer.probabilities == pytest.approx({"NORMAL": 0.02, "MILD": 0.03, "SEVERE": 0.95})
+    assert answer.positive == {"NORMAL": False, "MILD": False, "SEVERE": True}
+    together = decisive([one.predictions for one in mixed.frames], bundle.manifest.label_set)
+    assert [(one.label, one.state) for one in together] == [
+        *(("NORMAL", State.NEGATIVE), ("MILD", State.NEGATIVE), ("SEVERE", State.POSITIVE)),
+    ]
+    assert "All images: SEVERE 95.0 % positive" in page
+    assert "also positive: MILD" not in page
+
+
+def test_a_grade_that_no_frame_calls_uncertain_may_be_uncertain_together() -> None:
+    milder_or_worse = [make_prediction("NORMAL", 0.5, state=State.UNCERTAIN), make_prediction("MILD", 0.0, False)]
+    milder_or_worse.append(make_prediction("SEVERE", 0.5, state=State.UNCERTAIN))
+    mild = [make_prediction("NORMAL", 0.0, False), make_prediction("MILD", 1.0, True), make_prediction("SEVERE", 0.0, False)]
+
+    together = decisive([milder_or_worse, mild], LabelSet(GRADES, Task.ORDINAL, "NORMAL"))
+
+    assert [one.state for one in together] == [State.NEGATIVE, State.UNCERTAIN, State.UNCERTAIN]
+    assert together[1].probability == 1.0
 
 
 VOLUMES = """

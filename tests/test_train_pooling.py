@@ -12,7 +12,8 @@ from pipeline.config import Config
 from pipeline.errors import InputError, TrainingError
 from pipeline.evaluate.units import Units
 from pipeline.frames import FloatArray, ImageRecord, InstanceKey, Split
-from pipeline.levels import Attention, Level, Pooling
+from pipeline.levels import Attention, LabelSet, Level, Pooling
+from pipeline.predictions import Task
 from pipeline.train import pooling
 from pipeline.train.pooling import LevelFrames, attention_file, fit_attention, fit_levels
 from pipeline.train.training_data import TrainingData
@@ -45,6 +46,7 @@ class Simulation:
         self.data = TrainingData(("NORMAL", "CNV"), tuple(records), np.array(targets), (Path(),))
         self._odds = np.stack([-np.array(odds), np.array(odds)], axis=1)
         self._features = np.array(features)
+        self.labels = LabelSet(self.data.labels, Task.MULTICLASS, "NORMAL")
         self.runs: list[Split] = []
 
     def frames(self, refused: float = np.inf) -> LevelFrames:
@@ -53,7 +55,7 @@ class Simulation:
             self._run,
             lambda one: bool(one[1] > refused),
             lambda logits: logits.astype(float),
-            np.array([True, False]),
+            self.labels,
         )
 
     def _run(self, split: Split) -> tuple[FloatArray, Any]:
@@ -76,7 +78,7 @@ def simulation() -> Simulation:
 def test_attention_is_chosen_and_right_if_only_some_frames_can_tell(simulation: Simulation) -> None:
     frames = simulation.frames()
 
-    fitted, left_out = fit_levels(make_config(), simulation.data, frames)
+    fitted, left_out = fit_levels(make_config(), frames)
 
     assert set(fitted) == {Level.STUDY}
     assert left_out[Level.EYE] == "No frame states which eye or side it shows."
@@ -120,11 +122,11 @@ def test_a_way_that_cannot_be_fitted_is_left_out_unless_it_was_asked_for(monkeyp
     monkeypatch.setattr(pooling, "fit_attention", broken)
     simulation = Simulation(60)
 
-    fitted, _ = fit_levels(make_config(), simulation.data, simulation.frames())
+    fitted, _ = fit_levels(make_config(), simulation.frames())
 
     assert Pooling.ATTENTION not in fitted[Level.STUDY].losses
     with pytest.raises(TrainingError):
-        fit_levels(make_config(study="attention"), simulation.data, simulation.frames())
+        fit_levels(make_config(study="attention"), simulation.frames())
 
 
 def test_attention_averages_in_training_as_in_scoring(simulation: Simulation) -> None:
@@ -143,20 +145,20 @@ def test_attention_averages_in_training_as_in_scoring(simulation: Simulation) ->
 
 
 def test_the_file_of_a_bundle_gives_the_same_attention(simulation: Simulation) -> None:
-    fitted, _ = fit_levels(make_config(study="attention"), simulation.data, simulation.frames())
+    fitted, _ = fit_levels(make_config(study="attention"), simulation.frames())
     content = attention_file(fitted)
     assert content is not None
 
     again = Attention.of(load(content), Level.STUDY, 2)
 
     np.testing.assert_array_equal(again.output, fitted[Level.STUDY].attention.output)  # type: ignore[union-attr]
-    assert attention_file(fit_levels(make_config(study="max"), simulation.data, simulation.frames())[0]) is None
+    assert attention_file(fit_levels(make_config(study="max"), simulation.frames())[0]) is None
 
 
 def test_a_named_pooling_is_taken_and_costs_no_run_of_the_training_split() -> None:
     simulation = Simulation(60)
 
-    fitted, _ = fit_levels(make_config(study="noisy_or", patient="none"), simulation.data, simulation.frames())
+    fitted, _ = fit_levels(make_config(study="noisy_or", patient="none"), simulation.frames())
 
     assert fitted[Level.STUDY].rule.pooling is Pooling.NOISY_OR
     assert set(fitted[Level.STUDY].losses) == {Pooling.NOISY_OR}
@@ -168,7 +170,7 @@ def test_a_named_pooling_is_taken_and_costs_no_run_of_the_training_split() -> No
 def test_eyes_and_patients_are_levels_of_their_own() -> None:
     simulation = Simulation(100, studies=2, frames=6, sides="RL", poor=0)
 
-    fitted, left_out = fit_levels(make_config(), simulation.data, simulation.frames())
+    fitted, left_out = fit_levels(make_config(), simulation.frames())
 
     assert set(fitted) == {Level.STUDY, Level.EYE, Level.PATIENT}
     assert left_out == {}
@@ -179,13 +181,13 @@ def test_eyes_and_patients_are_levels_of_their_own() -> None:
 def test_a_level_of_single_frames_is_that_of_the_frames() -> None:
     simulation = Simulation(60, frames=1)
 
-    fitted, left_out = fit_levels(make_config(), simulation.data, simulation.frames())
+    fitted, left_out = fit_levels(make_config(), simulation.frames())
 
     assert fitted == {}
     assert left_out[Level.STUDY] == "Each study has one frame, so that its result is that of the frame."
     assert simulation.runs == []
     with pytest.raises(InputError, match=r"levels\.study=max is not possible\. Each study has one frame.*levels\.study=none"):
-        fit_levels(make_config(study="max"), simulation.data, simulation.frames())
+        fit_levels(make_config(study="max"), simulation.frames())
 
 
 def test_a_level_without_examples_is_left_out_with_the_split_and_the_label() -> None:
@@ -193,7 +195,7 @@ def test_a_level_without_examples_is_left_out_with_the_split_and_the_label() -> 
     for row in simulation.data.rows(Split.TUNE):
         simulation.data.targets[row] = (1, 0)
 
-    _, left_out = fit_levels(make_config(), simulation.data, simulation.frames())
+    _, left_out = fit_levels(make_config(), simulation.frames())
 
     assert left_out[Level.STUDY] == "The split tune has no study without NORMAL."
 
@@ -201,7 +203,7 @@ def test_a_level_without_examples_is_left_out_with_the_split_and_the_label() -> 
 def test_a_level_whose_frames_are_all_refused_is_left_out() -> None:
     simulation = Simulation(60)
 
-    _, left_out = fit_levels(make_config(), simulation.data, simulation.frames(refused=-100))
+    _, left_out = fit_levels(make_config(), simulation.frames(refused=-100))
 
     assert "that has a frame like those of the training" in left_out[Level.STUDY]
 
@@ -212,3 +214,33 @@ def test_training_frames_are_never_refused() -> None:
     assert isinstance(frames.units(Level.STUDY, Split.TRAIN), Units)
     assert len(frames.units(Level.STUDY, Split.TRAIN).names) == 24
     assert frames.units(Level.STUDY, Split.TEST).without_frames == 12
+
+
+class Grades(Simulation):
+    """The same, if the frames of ill patients are mild, and every second of them severe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ill = self.data.targets[:, 1]
+        severe = ill * np.array([int(record.patient_key[1:]) % 4 < 2 for record in self.data.records])
+        targets = np.stack([1 - ill, ill - severe, severe], axis=1)
+        self.data = TrainingData(("NORMAL", "MILD", "SEVERE"), self.data.records, targets, (Path(),))
+        self._odds = np.stack([self._odds[:, 1], self._odds[:, 1] - 2 + 1.5 * severe], axis=1)
+        self.labels = LabelSet(self.data.labels, Task.ORDINAL, "NORMAL")
+
+
+def test_attention_weighs_frames_alike_for_all_grades() -> None:
+    simulation = Grades()
+    frames = simulation.frames()
+
+    fitted, _ = fit_levels(make_config(study="attention"), frames)
+
+    study = fitted[Level.STUDY]
+    assert study.attention is not None
+    assert study.attention.output.shape[0] == 1
+    assert study.rule.fits(simulation.labels)
+    pooled = frames.units(Level.STUDY, Split.TEST).pooled(Pooling.ATTENTION, study.attention)
+    assert (pooled[:, 0] >= pooled[:, 1]).all()
+    content = attention_file(fitted)
+    assert content is not None
+    assert Attention.of(load(content), Level.STUDY, simulation.labels.weightings).channels == CHANNELS

@@ -424,7 +424,7 @@ def test_grades_go_from_an_index_to_a_bundle_that_scores(trained: Trained, tmp_p
     assert argmax["quadratic_kappa"]["value"] is not None
     assert argmax["grade_error"]["low"] is not None
     card = bundle.read(MODEL_CARD).decode()
-    assert "- task: ordinal\n" in card
+    assert "- task: ordinal, grades from the mildest to the worst: NORMAL, MILD, SEVERE\n" in card
     assert "Grades of the most probable label: quadratic weighted kappa" in card
     frame = next(read_frames(locate(trained.studies, index.of(Split.TEST)[0].source)))
     (result,) = Predictor(bundle).predict([frame])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
-from pipeline.levels import log_odds
+from pipeline.levels import LabelSet
 from pipeline.predictions import Activation, Calibration, rounded
 
 Float64 = NDArray[np.float64]
@@ -44,15 +44,18 @@ def stored(values: ArrayLike) -> Float64:
     return np.array([rounded(one) for one in exact.ravel().tolist()], np.float64).reshape(exact.shape)
 
 
-def frame_odds(logits: ArrayLike, activation: Activation, calibration: Calibration) -> Float64:
+def frame_odds(logits: ArrayLike, labels: LabelSet, calibration: Calibration) -> Float64:
     """Return the log odds of the calibrated probabilities of frames, as results of studies, eyes and patients pool them.
 
     Parameters
     ----------
-    logits, activation, calibration
+    logits, calibration
         As in `probabilities`; logits as they are `stored`.
+    labels
+        Say what is pooled, and how logits become probabilities.
     """
-    return log_odds(probabilities(stored(logits), activation, calibration.temperatures, calibration.offsets))
+    found = probabilities(stored(logits), labels.task.activation, calibration.temperatures, calibration.offsets)
+    return labels.odds(found)
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> float:
@@ -143,6 +146,55 @@ def fit_scale(logits: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
     )
     scale = float(found.x[0]) / spread
     return scale, float(found.x[1]) - scale * centre
+
+
+def fit_steps(logits: ArrayLike, targets: ArrayLike) -> tuple[Float64, Float64]:
+    """Fit one scale and an offset for each step between grades, as `fit_scale` does for one label.
+
+    The losses of the steps are added up. All steps have the same scale, and offsets that do not rise (proportional odds,
+    McCullagh 1980), so that probabilities of shape (n, steps) that do not rise from one step to the next still do not.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, steps), finite, not rising along a row.
+    targets
+        Shape (n, steps) of 1, 0 and nan (not known, left out).
+
+    Returns
+    -------
+    tuple of Float64
+        The scales, which are equal and positive, and the offsets, each of shape (steps,).
+
+    Raises
+    ------
+    InputError
+        If no target of a step is known.
+    """
+    from scipy.optimize import minimize
+
+    values, truth = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    known = ~np.isnan(truth)
+    if not known.any(axis=0).all():
+        raise InputError("No target is known to fit the scale on. Put labelled patients into the calibration split.")
+    present, absent = (truth == 1).sum(axis=0), (truth == 0).sum(axis=0)
+    soft = np.where(truth == 1, (present + 1) / (present + 2), 1 / (absent + 2))
+    centre, spread = float(values[known].mean()), max(float(values[known].std()), 1e-6)
+    standard, count = (values - centre) / spread, int(known.sum())
+
+    def loss(parameters: Float64) -> tuple[float, Float64]:
+        moved = parameters[0] * standard + np.cumsum(parameters[1:])
+        slope = np.where(known, np.exp(-np.logaddexp(0, -moved)) - soft, 0)
+        total = np.where(known, np.logaddexp(0, moved) - soft * moved, 0).sum() / count
+        by_step = slope.sum(axis=0) / count
+        return float(total), np.append((slope * standard).sum() / count, np.cumsum(by_step[::-1])[::-1])
+
+    steps = truth.shape[1]
+    bounds = ((_LEAST_SCALE, None), (None, None), *(((None, 0.0),) * (steps - 1)))
+    start = np.append(1.0, np.zeros(steps))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-9, "ftol": 1e-15})
+    scale = float(found.x[0]) / spread
+    return np.full(steps, scale), np.cumsum(found.x[1:]) - scale * centre
 
 
 class Reliability(NamedTuple):

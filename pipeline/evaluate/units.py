@@ -1,16 +1,17 @@
 """Results of studies, eyes and patients against the truth: which pooling is best, how it is calibrated, and how good it is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.calibration import Float64, fit_scale, ratio, stored
+from pipeline.evaluate.calibration import Float64, fit_scale, fit_steps, ratio, stored
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, with_figures
 from pipeline.evaluate.metrics import Sample
 from pipeline.frames import ImageRecord, LabelLevel
-from pipeline.levels import Attention, Level, LevelRule, Pooling, pool, sigmoid
+from pipeline.levels import LEAST, Attention, LabelSet, Level, LevelRule, Pooling, pool
 from pipeline.predictions import Calibration, Task
 
 EYES = ("R", "L")
@@ -23,9 +24,8 @@ class Units:
     """The studies, eyes or patients that some frames of an index make up.
 
     A frame that was refused says nothing of its unit, but its labels are part of the truth, as far as they are
-    `known_targets`. A unit has a finding if any of its
-    frames has it, and lacks it if all do; it has the label that means no finding if all frames do, and lacks it if any does;
-    anything else is not known.
+    `known_targets`. A unit has a finding if any of its frames has it, and lacks it if all do; it has the label that means no
+    finding if all frames do, and lacks it if any does; anything else is not known. Of grades, it has the worst of its frames.
 
     Parameters
     ----------
@@ -35,10 +35,10 @@ class Units:
         The frames.
     targets
         Their labels, of shape (n, labels): 1, 0 or nan.
-    is_normal
-        Shape (labels,): which label means no finding.
+    labels
+        Say what is pooled.
     odds
-        Log odds of their calibrated probabilities, as from `frame_odds`, of shape (n, labels).
+        Log odds of their calibrated probabilities, as from `frame_odds`, of shape (n, pooled).
     features
         Their pooled features, of shape (n, channels); None if no attention is asked for.
     is_refused
@@ -52,6 +52,8 @@ class Units:
         The patient of each of these.
     targets
         What is true of them, of shape (units, labels): 1, 0 or nan.
+    pooled_targets
+        The same of what is pooled, of shape (units, pooled).
     sizes
         How many scored frames each has.
     without_frames
@@ -65,7 +67,7 @@ class Units:
         level: Level,
         records: Sequence[ImageRecord],
         targets: Float64,
-        is_normal: NDArray[np.bool_],
+        labels: LabelSet,
         odds: Float64,
         features: NDArray[np.floating[Any]] | None = None,
         is_refused: NDArray[np.bool_] | None = None,
@@ -75,42 +77,52 @@ class Units:
         for row, record in enumerate(records):
             if name := unit_of(level, record):
                 members.setdefault(name, []).append(row)
-        known = known_targets(records, targets, is_normal, level)
+        known = _known(records, targets, labels, level)
         scored = {name: [row for row in rows if not refused[row]] for name, rows in members.items()}
         self.names = tuple(name for name in sorted(members) if scored[name])
         self.without_frames = len(members) - len(self.names)
         self.patients = tuple(records[members[name][0]].patient_key for name in self.names)
         self.sizes = tuple(len(scored[name]) for name in self.names)
-        self.targets = np.array([truth(known[members[name]], is_normal) for name in self.names]).reshape(-1, len(is_normal))
+        mirrored = labels.is_mirrored
+        found = [truth(known[members[name]], mirrored) for name in self.names]
+        self.pooled_targets = np.array(found).reshape(-1, len(mirrored))
+        self.targets = labels.label_targets(self.pooled_targets)
         self._rows = [np.array(scored[name], np.int64) for name in self.names]
-        self._is_normal, self.odds, self.features = is_normal, odds, features
+        self.labels, self.odds, self.features = labels, odds, features
 
     def pooled(self, pooling: Pooling, attention: Attention | None = None) -> Float64:
-        """Return the pooled log odds of shape (units, labels)."""
+        """Return the pooled log odds of shape (units, pooled)."""
         scores: Float64 | None = None
         if attention is not None and self.features is not None:
             scores = stored(np.stack([attention.scores(one) for one in self.features]))
-        found = [
-            pool(self.odds[rows], pooling, self._is_normal, None if scores is None else scores[rows])[0] for rows in self._rows
-        ]
-        return np.array(found).reshape(-1, len(self._is_normal))
+        mirrored = self.labels.is_mirrored
+        found = [pool(self.odds[rows], pooling, mirrored, None if scores is None else scores[rows])[0] for rows in self._rows]
+        return np.array(found).reshape(-1, len(mirrored))
 
     def frames(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of all scored frames, and for each the position of its unit."""
         rows = np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
         return rows, np.repeat(np.arange(len(self._rows)), self.sizes)
 
-    def lacking(self, labels: Sequence[str]) -> str:
+    def scaled(self, pooled: Float64) -> tuple[Float64, Float64]:
+        """Return the scales and offsets that suit pooled log odds best, each of shape (pooled,); see `LevelRule`."""
+        if self.labels.are_grades:
+            return fit_steps(pooled, self.pooled_targets)
+        found = [fit_scale(column, target) for column, target in zip(pooled.T, self.pooled_targets.T, strict=True)]
+        scales, offsets = np.array(found).reshape(-1, 2).T
+        return scales, offsets
+
+    def lacking(self) -> str:
         """Say of which label there is no unit with it, or none without it; empty if there is one of both for each."""
-        for label, column in zip(labels, self.targets.T, strict=True):
+        for label, column in zip(self.labels.labels, self.targets.T, strict=True):
             for value, kind in ((1, "with"), (0, "without")):
                 if not (column == value).any():
                     return f"{kind} {label}"
         return ""
 
-    def counts(self, labels: Sequence[str]) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         """Return how many there are, of how many patients, and with each label, for `metrics.json`."""
-        found = {label: int((column == 1).sum()) for label, column in zip(labels, self.targets.T, strict=True)}
+        found = {label: int((column == 1).sum()) for label, column in zip(self.labels.labels, self.targets.T, strict=True)}
         return {
             "units": len(self.names),
             "patients": len(set(self.patients)),
@@ -119,14 +131,12 @@ class Units:
         }
 
 
-def known_targets(
-    records: Sequence[ImageRecord], targets: Float64, is_normal: NDArray[np.bool_], level: Level | None = None
-) -> Float64:
+def known_targets(records: Sequence[ImageRecord], targets: Float64, labels: LabelSet, level: Level | None = None) -> Float64:
     """Return what is true of frames as parts of a unit, of shape (n, labels), if labels may be those of something larger.
 
     A finding of a volume need not be in each of its frames, nor one of a patient in each study. So a finding that was given for
     something larger than `level` is not known, and neither is that there is one (the label that means no finding is absent).
-    That there is none holds for every part.
+    That there is none holds for every part. Of a grade, a part may have a milder one, but none that is worse.
 
     Parameters
     ----------
@@ -134,15 +144,20 @@ def known_targets(
         The frames, which say for what their labels were given.
     targets
         Their labels, of shape (n, labels): 1, 0 or nan.
-    is_normal
-        Shape (labels,): which label means no finding.
+    labels
+        Say whether they are grades, and which one means no finding.
     level
         What is to be known; None: single frames.
     """
-    smallest = _FOR[level]
+    return labels.label_targets(_known(records, targets, labels, level))
+
+
+def _known(records: Sequence[ImageRecord], targets: Float64, labels: LabelSet, level: Level | None) -> Float64:
+    """Return what is true of what is pooled, of shape (n, pooled); see `known_targets`."""
+    smallest, pooled = _FOR[level], labels.pooled_targets(targets)
     given = np.array([_ORDER.index(record.label_level or smallest) for record in records], np.int64)
-    is_found = targets == np.where(is_normal, 0, 1)
-    return np.where(is_found & (given > _ORDER.index(smallest))[:, None], np.nan, targets)
+    is_found = pooled == np.where(labels.is_mirrored, 0, 1)
+    return np.where(is_found & (given > _ORDER.index(smallest))[:, None], np.nan, pooled)
 
 
 def unit_of(level: Level, record: ImageRecord) -> str:
@@ -154,25 +169,22 @@ def unit_of(level: Level, record: ImageRecord) -> str:
     return f"{record.patient_key} {record.laterality}" if record.laterality in EYES else ""
 
 
-def truth(targets: Float64, is_normal: NDArray[np.bool_]) -> Float64:
-    """Return what is true of a unit, of shape (labels,), from the labels of its frames, of shape (n, labels)."""
-    mirrored = np.where(is_normal, 1 - targets, targets)
+def truth(targets: Float64, is_mirrored: NDArray[np.bool_]) -> Float64:
+    """Return what is true of a unit, of shape (pooled,), from what is true of its frames, of shape (n, pooled)."""
+    mirrored = np.where(is_mirrored, 1 - targets, targets)
     found = np.where((mirrored == 1).any(axis=0), 1.0, np.where(np.isnan(mirrored).any(axis=0), np.nan, 0.0))
-    return np.where(is_normal, 1 - found, found)
+    return np.where(is_mirrored, 1 - found, found)
 
 
 def tune_losses(units: Units, pooled: Float64) -> Float64:
-    """Return how badly pooled log odds tell the truth of each unit, of shape (units,): the mean log loss of its known labels.
+    """Return how badly pooled log odds tell the truth of each unit, of shape (units,): the mean log loss of what is known.
 
-    Each label gets the scale and the offset that suit it best, two numbers for each way of pooling, so that ways differ by what
-    they tell and not by how they are calibrated. It is nan if nothing is known of a unit.
+    The scales and offsets are those that suit each way of pooling best, so that ways differ by what they tell and not by how
+    they are calibrated. It is nan if nothing is known of a unit.
     """
-    losses = np.full(pooled.shape, np.nan)
-    for column, target in enumerate(units.targets.T):
-        known = ~np.isnan(target)
-        scale, offset = fit_scale(pooled[:, column], target)
-        moved = scale * pooled[known, column] + offset
-        losses[known, column] = np.logaddexp(0, np.where(target[known] == 1, -moved, moved))
+    scales, offsets = units.scaled(pooled)
+    moved, targets = pooled * scales + offsets, units.pooled_targets
+    losses = np.where(np.isnan(targets), np.nan, np.logaddexp(0, np.where(targets == 1, -moved, moved)))
     return ratio(np.nansum(losses, axis=1), (~np.isnan(losses)).sum(axis=1))
 
 
@@ -203,8 +215,6 @@ def fit_level_rule(
     level: Level,
     pooling: Pooling,
     units: Units,
-    labels: Sequence[str],
-    normal_label: str | None,
     attention: Attention | None = None,
     *,
     criterion: str,
@@ -220,33 +230,33 @@ def fit_level_rule(
         What is pooled, and how.
     units
         Of the calibration split; each label must have one with it, and one without it.
-    labels, normal_label
-        As in the bundle.
     criterion, alpha, resamples, seed
         As in `choose_operating_points` and `conformal_bands`.
     """
     pooled = units.pooled(pooling, attention)
-    scaled = [fit_scale(column, target) for column, target in zip(pooled.T, units.targets.T, strict=True)]
-    scales, offsets = (tuple(one) for one in zip(*scaled, strict=True))
-    chances = sigmoid(pooled * scales + offsets)
-    points = choose_operating_points(chances, units.targets, labels, criterion)
+    scales, offsets = units.scaled(pooled)
+    chances = units.labels.probabilities(pooled * scales + offsets)
+    points = choose_operating_points(chances, units.targets, units.labels.labels, criterion)
     bands = conformal_bands(chances, units.targets, units.patients, points, alpha, resamples, seed)
-    rule = LevelRule(level, pooling, scales, offsets, points, bands)
-    points = with_figures(points, level_sample(rule, units, normal_label, attention))
-    return LevelRule(level, pooling, scales, offsets, points, bands)
+    rule = LevelRule(level, pooling, tuple(scales.tolist()), tuple(offsets.tolist()), points, bands)
+    return replace(rule, operating_points=with_figures(points, level_sample(rule, units, attention)))
 
 
-def level_sample(rule: LevelRule, units: Units, normal_label: str | None, attention: Attention | None = None) -> Sample:
-    """Return the results of units beside the truth, to be evaluated as frames are; labels are independent of each other."""
+def level_sample(rule: LevelRule, units: Units, attention: Attention | None = None) -> Sample:
+    """Return the results of units beside the truth, to be evaluated as frames are.
+
+    Labels are independent of each other, unless they are grades, whose logits are the logarithms of their probabilities.
+    """
+    labels, calibrated = units.labels, rule.calibrated(units.pooled(rule.pooling, attention))
     return Sample(
-        logits=rule.calibrated(units.pooled(rule.pooling, attention)),
+        logits=np.log(np.maximum(labels.probabilities(calibrated), LEAST)) if labels.are_grades else calibrated,
         targets=units.targets,
         groups=units.patients,
         labels=rule.labels,
-        task=Task.MULTILABEL,
+        task=labels.task if labels.are_grades else Task.MULTILABEL,
         calibration=Calibration.of(1.0, len(rule.labels)),
         operating_points=rule.operating_points,
         bands=rule.bands,
-        normal_label=normal_label,
+        normal_label=labels.normal_label,
         unit=rule.level.value,
     )

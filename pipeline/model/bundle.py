@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from pipeline.atomic import remove_leftovers, write_bytes
 from pipeline.errors import BundleError
 from pipeline.frames import EXACT_EVIDENCE
-from pipeline.levels import Attention, Level, LevelRule, Pooling
+from pipeline.levels import Attention, LabelSet, Level, LevelRule, Pooling
 from pipeline.predictions import (
     Activation,
     Average,
@@ -284,6 +284,11 @@ class Manifest(_Part):
         """How logits become probabilities, which follows from the task."""
         return self.task.activation
 
+    @property
+    def label_set(self) -> LabelSet:
+        """The labels, and what is pooled of them for studies, eyes and patients."""
+        return LabelSet(self.labels, self.task, self.normal_label)
+
     def rule(self) -> DecisionRule:
         """Return the rule that turns probabilities into states; every label must have an operating point."""
         return DecisionRule.of(self.labels, self.operating_points, self.conformal.bands, self.activation, self.normal_label)
@@ -332,7 +337,7 @@ class Bundle:
             return {}
         try:
             tensors = load(self.read(ATTENTION))
-            return {level: Attention.of(tensors, level, len(self.manifest.labels)) for level in levels}
+            return {level: Attention.of(tensors, level, self.manifest.label_set.weightings) for level in levels}
         except (SafetensorError, ValueError):
             raise BundleError(
                 f"The file {ATTENTION} of bundle {self.path.name} cannot be used. Train the bundle again."
@@ -438,8 +443,9 @@ def _parse_manifest(name: str, text: str) -> Manifest:
     members = {name for member in manifest.members for name in (member.graph, member.weights)}
     places = range(len(manifest.members))
     known = manifest.heatmap.members and all(place in places for place in (*manifest.heatmap.members, manifest.outliers.member))
+    fits = all(rule.fits(manifest.label_set) for rule in manifest.levels)
     unsafe = [file for file in manifest.files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
-    fits = len(manifest.calibration.temperatures) == len(manifest.labels)
+    fits = fits and len(manifest.calibration.temperatures) == len(manifest.labels)
     fits = fits and set(manifest.files) >= REQUIRED_FILES | members
     if unsafe or not (known and fits) or bundle_id(values) != manifest.bundle_id:
         raise BundleError(f"The {MANIFEST} of bundle {name} does not describe a whole bundle. Copy or train it again.")

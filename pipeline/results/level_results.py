@@ -71,14 +71,14 @@ def _result(
     is_left_out: Callable[[Quarantined], bool],
     side: str = "",
 ) -> LevelResult:
-    frames = [frame for record in records for frame in record.frames if is_part(frame)]
+    frames, labels = [frame for record in records for frame in record.frames if is_part(frame)], manifest.label_set
     logits = [[one.logit for one in frame.predictions] for frame in frames]
     scores = [frame.attention[rule.level] for frame in frames if rule.level in frame.attention]
     return level_result(
         rule,
-        frame_odds(np.array(logits).reshape(-1, len(rule.labels)), manifest.activation, manifest.calibration),
+        frame_odds(np.array(logits).reshape(-1, len(rule.labels)), labels, manifest.calibration),
         [(frame.source, frame.key.frame_number) for frame in frames],
-        manifest.normal_label,
+        labels,
         stored(scores) if scores else None,
         left_out=sum(is_left_out(failure) for record in records for failure in record.failures),
         studies=len({record.study_instance_uid for record in records}),

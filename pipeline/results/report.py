@@ -30,7 +30,7 @@ from pipeline.progress import Progress, silent
 from pipeline.results import words
 from pipeline.results.patient import Detail
 from pipeline.results.words import count
-from pipeline.results.worklist import UNCERTAIN, URGENT, AnyPrediction, Ranking, SomePrediction, Study, Totals
+from pipeline.results.worklist import UNCERTAIN, URGENT, AnyPrediction, Ranking, SomePrediction, Study, Totals, decisive
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -250,7 +250,7 @@ class _Page:
 
     def verdict(self, study: Study) -> AnyPrediction:
         """Return the most urgent finding of a study: of its result as a whole if there is one, else of its frames."""
-        return self.worth_saying(study.whole)[0] if study.whole else self.top(study.frames[0])
+        return self.worth_saying(study.whole)[0] if study.whole else self.said(study.frames)[0]
 
     def worth_saying(self, predictions: Sequence[SomePrediction]) -> list[SomePrediction]:
         """Return every finding that is positive or uncertain, the most urgent first; the most probable one if there is none."""
@@ -258,8 +258,8 @@ class _Page:
         return [one for one in found if one.state is not State.NEGATIVE] or found[:1]
 
     def said(self, frames: Sequence[FramePrediction]) -> list[Prediction]:
-        """Return what is worth saying of some frames together: a finding is positive or uncertain if it is so in any."""
-        return self.worth_saying(self._ranking.decisive([frame.predictions for frame in frames]))
+        """Return what is worth saying of some frames together, by `LabelSet.states`."""
+        return self.worth_saying(decisive([frame.predictions for frame in frames], self._manifest.label_set))
 
     def also_positive(self, study: Study) -> list[str]:
         """Return what is positive in a study beside its most urgent finding."""

@@ -1,13 +1,13 @@
 """The worklist: the order in which a reader should look at studies and frames, and their counts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipeline.errors import Reason
 from pipeline.frames import Quarantined
-from pipeline.levels import Level, LevelPrediction, LevelResult
-from pipeline.predictions import FramePrediction, Prediction, State, rounded, study_states
+from pipeline.levels import LabelSet, Level, LevelPrediction, LevelResult
+from pipeline.predictions import FramePrediction, Prediction, State, rounded
 from pipeline.results.patient import Patient
 
 URGENT, UNCERTAIN, NOT_SCORED = 3000, 2000, 1000
@@ -115,23 +115,27 @@ class Ranking:
         """Return frames in the order in which a reader should look at them; equals keep their order."""
         return tuple(sorted(frames, key=lambda frame: self.of_frame(frame.predictions), reverse=True))
 
-    def decisive(self, frames: Iterable[Sequence[Prediction]]) -> list[Prediction]:
-        """Return for each label the prediction that decides its state in `study_states`.
-
-        It is the most probable of those with that state, or the least probable for the label that means no finding.
-        """
-        every = [list(predictions) for predictions in frames]
-        chosen = []
-        for label, state in study_states(every, self.normal_label).items():
-            saying = [one for predictions in every for one in predictions if one.label == label and one.state is state]
-            chosen.append((min if label == self.normal_label else max)(saying, key=lambda one: one.probability))
-        return chosen
-
     def _key(self, one: AnyPrediction) -> tuple[int, float]:
         """Return the sort key of a finding. If it is negative, only its probability counts: an absent disease is not urgent."""
         level = {State.POSITIVE: URGENT, State.UNCERTAIN: UNCERTAIN}.get(one.state, 0)
         place = len(self.urgency) - self.urgency.index(one.label) if level and one.label in self.urgency else 0
         return level + place, rounded(one.probability)
+
+
+def decisive(frames: Iterable[Sequence[Prediction]], labels: LabelSet) -> list[Prediction]:
+    """Return for each label the prediction that decides its state in `LabelSet.states`.
+
+    It is the most probable of those with that state, or the least probable for the label that means no finding. A grade may
+    have a state in no frame, if one frame may have a milder and another a worse one: the prediction is then given that state.
+    """
+    every = [list(predictions) for predictions in frames]
+    chosen = []
+    for label, state in labels.states(every).items():
+        known = [one for predictions in every for one in predictions if one.label == label]
+        saying = [one for one in known if one.state is state] or known
+        found = (min if label == labels.normal_label else max)(saying, key=lambda one: one.probability)
+        chosen.append(found if found.state is state else replace(found, state=state))
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)

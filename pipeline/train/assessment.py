@@ -22,7 +22,7 @@ from pipeline.evaluate.units import Units, known_targets, level_sample
 from pipeline.frames import FloatArray, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
-from pipeline.levels import LevelRule
+from pipeline.levels import LabelSet, LevelRule
 from pipeline.model.bundle import (
     CONFIG,
     REFERENCE,
@@ -134,7 +134,7 @@ class _Judge:
         self._engines = [Engine(one.graph, config.train.threads) for one in fitted]
         self._ensemble = self._of(self._engines)
         self._rows = {split: data.rows(split) for split in Split}
-        self._is_normal = np.array([label == config.data.normal_label for label in data.labels])
+        self._labels = LabelSet(data.labels, config.task, config.data.normal_label)
         self._known: dict[Split, tuple[FloatArray, Float64]] = {}
 
     def assessment(self) -> Assessment:
@@ -197,22 +197,22 @@ class _Judge:
 
     def _levels(self, calibration: Sample, reference: Reference, **tested: Any) -> dict[str, Any]:
         """Return how frames become results of studies, eyes and patients, with their figures, by the fields of `Assessment`."""
-        config, normal = self._config, self._config.data.normal_label
+        config = self._config
         frames = LevelFrames(
             self._data,
             run=self._answers,
             is_refused=reference.refuses,
-            odds=partial(frame_odds, activation=calibration.task.activation, calibration=calibration.calibration),
-            is_normal=self._is_normal,
+            odds=partial(frame_odds, labels=self._labels, calibration=calibration.calibration),
+            labels=self._labels,
         )
-        levels, left_out = fit_levels(config, self._data, frames)
+        levels, left_out = fit_levels(config, frames)
         reports: dict[str, dict[str, Any]] = {level.value: {"not_fitted": why} for level, why in left_out.items()}
         evaluations = {}
         for level, fitted in levels.items():
             reports[level.value] = fitted.report()
             units = frames.units(level, Split.TEST)
             if units.names:
-                sample = level_sample(fitted.rule, units, normal, fitted.attention)
+                sample = level_sample(fitted.rule, units, fitted.attention)
                 evaluations[level.value] = found = evaluate(sample, config.evaluate.bootstrap, config.train.seed)
                 reports[level.value]["states"] = measure_states(sample, found).model_dump(mode="json")
         made = {"levels": tuple(one.rule for one in levels.values()), "attention": attention_file(levels)}
@@ -223,7 +223,7 @@ class _Judge:
     def _known_of_frames(self, rows: NDArray[np.int64]) -> Float64:
         """Return what is true of single frames, of shape (n, labels): figures of frames are about nothing else."""
         records = [self._data.records[row] for row in rows]
-        return known_targets(records, self._data.targets[rows], self._is_normal)
+        return known_targets(records, self._data.targets[rows], self._labels)
 
     def _answers(self, split: Split) -> tuple[FloatArray, Float64]:
         """Return what `_run` does for a split; all but the train split, which is the largest, are remembered."""
@@ -292,7 +292,7 @@ class _Judge:
         everything = tuple(range(len(networks)))
         shown = tuple(place for place in everything if maps[place].passed) or everything
         final = examined(shown, self._ensemble)
-        has = (calibration.targets == 1) & ~self._is_normal
+        has = (calibration.targets == 1) & ~self._labels.is_normal
         found = has & self._are_positive(calibration)
         are_exact = all(maps[place].exact for place in shown)
         adds_up = len(networks) == 1 or (shown == everything and config.ensemble.average is Average.LOGIT)
@@ -349,10 +349,10 @@ def evaluate_bundle(
     frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
     logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
     resamples, seed = config.evaluate.bootstrap, config.train.seed
-    is_normal = np.array([label == manifest.normal_label for label in manifest.labels])
+    labels = manifest.label_set
     sample = Sample(
         logits=logits,
-        targets=known_targets(records, targets, is_normal),
+        targets=known_targets(records, targets, labels),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
         task=manifest.task,
@@ -365,12 +365,12 @@ def evaluate_bundle(
     def measured() -> Evaluation:
         levels, attention = {}, bundle.attention()
         reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-        odds = frame_odds(logits, manifest.activation, manifest.calibration)
+        odds = frame_odds(logits, labels, manifest.calibration)
         refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
         for rule in manifest.levels:
-            units = Units(rule.level, records, targets, is_normal, odds, features, refused)
+            units = Units(rule.level, records, targets, labels, odds, features, refused)
             if units.names:
-                level = level_sample(rule, units, manifest.normal_label, attention.get(rule.level))
+                level = level_sample(rule, units, attention.get(rule.level))
                 levels[rule.level.value] = evaluate(level, resamples, seed)
         return replace(evaluate(sample, resamples, seed), levels=levels)
 

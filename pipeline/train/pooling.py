@@ -16,7 +16,7 @@ from pipeline.errors import InputError, TrainingError
 from pipeline.evaluate.calibration import Float64
 from pipeline.evaluate.units import Units, fit_level_rule, simplest_of_the_best, tune_losses
 from pipeline.frames import FloatArray, Split
-from pipeline.levels import Attention, Level, LevelRule, Pooling
+from pipeline.levels import Attention, LabelSet, Level, LevelRule, Pooling
 from pipeline.train.training_data import TrainingData
 
 HIDDEN, DECAYS, STEPS = 16, (0.1, 0.01, 0.001), 100
@@ -65,9 +65,9 @@ class LevelFrames:
     is_refused
         Says of pooled features of one frame whether it is too unlike the training to be scored.
     odds
-        Turns logits into log odds of calibrated probabilities.
-    is_normal
-        Shape (labels,): which label means no finding.
+        Turns logits into what is pooled, as `frame_odds` does.
+    labels
+        Say what is pooled.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class LevelFrames:
         run: Callable[[Split], tuple[FloatArray, Float64]],
         is_refused: Callable[[Float64], bool],
         odds: Callable[[FloatArray], Float64],
-        is_normal: NDArray[np.bool_],
+        labels: LabelSet,
     ) -> None:
-        self._data, self._run, self._is_refused, self._odds, self._is_normal = data, run, is_refused, odds, is_normal
+        self._data, self._run, self._is_refused, self._odds, self.labels = data, run, is_refused, odds, labels
         self._known: dict[Split, tuple[Float64, NDArray[np.float32], NDArray[np.bool_]]] = {}
 
     def units(self, level: Level, split: Split, is_scored: bool = True) -> Units:
@@ -86,26 +86,24 @@ class LevelFrames:
         rows = self._data.rows(split)
         records, targets = [self._data.records[row] for row in rows], self._data.targets[rows]
         if not is_scored or not len(rows):
-            return Units(level, records, targets, self._is_normal, np.zeros(targets.shape))
+            return Units(level, records, targets, self.labels, np.zeros((len(rows), len(self.labels.is_mirrored))))
         if split not in self._known:
             logits, pooled = self._run(split)
             is_refused = np.array([split is not Split.TRAIN and self._is_refused(one) for one in pooled], bool)
             self._known[split] = self._odds(logits), pooled.astype(np.float32), is_refused
         odds, features, refused = self._known[split]
-        return Units(level, records, targets, self._is_normal, odds, features, refused)
+        return Units(level, records, targets, self.labels, odds, features, refused)
 
 
-def fit_levels(config: Config, data: TrainingData, frames: LevelFrames) -> tuple[dict[Level, FittedLevel], dict[Level, str]]:
+def fit_levels(config: Config, frames: LevelFrames) -> tuple[dict[Level, FittedLevel], dict[Level, str]]:
     """Fit all levels that the configuration asks for and the data can tell something about.
 
     Parameters
     ----------
     config
         `levels`, `evaluate` and the seed.
-    data
-        Labels and splits.
     frames
-        What the network says.
+        Labels, splits, and what the network says.
 
     Returns
     -------
@@ -123,9 +121,9 @@ def fit_levels(config: Config, data: TrainingData, frames: LevelFrames) -> tuple
     left_out: dict[Level, str] = {}
     for level in Level:
         asked = getattr(config.levels, level.value)
-        why = "The configuration leaves it out." if asked == NONE else _obstacle(data, frames, level, asked, tuple(fitted))
+        why = "The configuration leaves it out." if asked == NONE else _obstacle(frames, level, asked, tuple(fitted))
         if not why:
-            fitted[level] = _fit(config, data, frames, level, tuple(Pooling) if asked == AUTO else (Pooling(asked),))
+            fitted[level] = _fit(config, frames, level, tuple(Pooling) if asked == AUTO else (Pooling(asked),))
         elif asked in (AUTO, NONE):
             left_out[level] = why
         else:
@@ -139,7 +137,7 @@ def attention_file(fitted: dict[Level, FittedLevel]) -> bytes | None:
     return save({name: value for some in tensors for name, value in some.items()}) if tensors else None
 
 
-def _obstacle(data: TrainingData, frames: LevelFrames, level: Level, asked: str, others: Sequence[Level]) -> str:
+def _obstacle(frames: LevelFrames, level: Level, asked: str, others: Sequence[Level]) -> str:
     """Return a sentence on why a level cannot or need not be fitted; empty if it can."""
     units = {split: frames.units(level, split, is_scored=False) for split in Split}
     name, every = level.value, [one for split in Split for one in units[split].names]
@@ -154,9 +152,9 @@ def _obstacle(data: TrainingData, frames: LevelFrames, level: Level, asked: str,
     for split in (
         (Split.TRAIN, Split.TUNE, Split.CALIBRATION) if asked == Pooling.ATTENTION else (Split.TUNE, Split.CALIBRATION)
     ):
-        if lacking := units[split].lacking(data.labels):
+        if lacking := units[split].lacking():
             return f"The split {split} has no {name} {lacking}."
-        if lacking := frames.units(level, split).lacking(data.labels):
+        if lacking := frames.units(level, split).lacking():
             return f"The split {split} has no {name} {lacking} that has a frame like those of the training."
     return ""
 
@@ -167,7 +165,7 @@ def _same(units: Units, others: Units) -> bool:
     return len(rows) == len(other_rows) and len(pairs) == len(units.names) == len(others.names)
 
 
-def _fit(config: Config, data: TrainingData, frames: LevelFrames, level: Level, poolings: Sequence[Pooling]) -> FittedLevel:
+def _fit(config: Config, frames: LevelFrames, level: Level, poolings: Sequence[Pooling]) -> FittedLevel:
     """Choose a pooling by the tune split, and fit what follows on the calibration split."""
     tune, calibration = frames.units(level, Split.TUNE), frames.units(level, Split.CALIBRATION)
     found: dict[Pooling, Float64] = {}
@@ -177,7 +175,7 @@ def _fit(config: Config, data: TrainingData, frames: LevelFrames, level: Level, 
             found[pooling] = tune_losses(tune, tune.pooled(pooling))
             continue
         train = frames.units(level, Split.TRAIN)
-        if train.lacking(data.labels):
+        if train.lacking():
             continue
         for decay in DECAYS:
             try:
@@ -197,17 +195,13 @@ def _fit(config: Config, data: TrainingData, frames: LevelFrames, level: Level, 
         level,
         best,
         calibration,
-        data.labels,
-        config.data.normal_label,
         attention,
         criterion=evaluate.criterion,
         alpha=evaluate.conformal_alpha,
         resamples=evaluate.bootstrap,
         seed=config.train.seed,
     )
-    counts = {
-        split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts(data.labels) for split in Split
-    }
+    counts = {split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts() for split in Split}
     return FittedLevel(rule, attention, {pooling: float(np.nanmean(losses)) for pooling, losses in found.items()}, counts)
 
 
@@ -240,28 +234,28 @@ def fit_attention(units: Units, seed: int, decay: float) -> Attention:
     centre, spread = seen.mean(axis=0), seen.std(axis=0) + 1e-6
     features = torch.from_numpy((seen - centre) / spread)
     odds, place = torch.from_numpy(units.odds[rows]), torch.from_numpy(members)
-    targets = torch.from_numpy(units.targets)
+    targets = torch.from_numpy(units.pooled_targets)
     known = ~torch.isnan(targets)
     present, absent = (targets == 1).sum(0), (targets == 0).sum(0)
     truth = torch.where(targets == 1, (present + 1) / (present + 2), 1 / (absent + 2))
     source = torch.Generator().manual_seed(seed)
-    labels, channels = targets.shape[1], features.shape[1]
+    outputs, channels = targets.shape[1], features.shape[1]
 
     def weights(rows: int, columns: int) -> Tensor:
         drawn: Tensor = torch.randn(rows, columns, generator=source, dtype=torch.float64) / columns**0.5
         return drawn.requires_grad_()
 
     tanh, gate = weights(HIDDEN, channels), weights(HIDDEN, channels)
-    output = torch.zeros(labels, HIDDEN, dtype=torch.float64, requires_grad=True)  # begins as the mean
+    output = torch.zeros(units.labels.weightings, HIDDEN, dtype=torch.float64, requires_grad=True)  # begins as the mean
     biases = torch.zeros(2, HIDDEN, dtype=torch.float64, requires_grad=True)
-    scale = torch.tensor([[0.0] * labels, [0.0] * labels], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([[0.0] * outputs, [0.0] * outputs], dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
         [tanh, gate, output, biases, scale], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         hidden = torch.tanh(features @ tanh.T + biases[0]) * torch.sigmoid(features @ gate.T + biases[1])
-        pooled = _averages(hidden @ output.T, odds, place, len(targets))
+        pooled = _averages((hidden @ output.T).expand(-1, outputs), odds, place, len(targets))
         moved = pooled * scale[0].clamp(-_STEEPEST, _STEEPEST).exp() + scale[1]
         losses = functional.binary_cross_entropy_with_logits(moved, truth, reduction="none")
         cost = sum(one.square().sum() for one in (tanh, gate, output))
@@ -283,7 +277,7 @@ def fit_attention(units: Units, seed: int, decay: float) -> Attention:
 
 
 def _averages(scores: Tensor, odds: Tensor, place: Tensor, count: int) -> Tensor:
-    """Return the average of odds within each unit, weighted by the softmax of scores; all of shape (n or units, labels)."""
+    """Return the average of odds within each unit, weighted by the softmax of scores; all of shape (n or units, pooled)."""
     index = place[:, None].expand_as(scores)
     most = torch.full((count, scores.shape[1]), -torch.inf, dtype=scores.dtype).scatter_reduce(
         0, index, scores.detach(), "amax"

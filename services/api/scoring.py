@@ -11,7 +11,7 @@ from pipeline.frames import Quarantined
 from pipeline.imaging.identity import derived_uid
 from pipeline.levels import Level
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import FramePrediction, State, StudyRecord, study_states
+from pipeline.predictions import FramePrediction, State, StudyRecord
 from pipeline.results.level_results import study_results
 from pipeline.results.tables import state_of
 from pipeline.results.worklist import whole_study
@@ -124,24 +124,20 @@ def _answer(
     record: StudyRecord, uid: str, manifest: Manifest, pictures: EncodedPictures, left_out: str, skipped: int
 ) -> StudyAnswer:
     levels = study_results(record, manifest, tuple(Level))
-    by_label = {
-        label: [one for frame in record.frames for one in frame.predictions if one.label == label] for label in manifest.labels
-    }
-    decisive = {label: min if label == manifest.normal_label else max for label in manifest.labels}
-    probabilities = {label: decisive[label](one.probability for one in every) for label, every in by_label.items()}
-    positive = {label: decisive[label](one.positive for one in every) for label, every in by_label.items()}
-    states = study_states((frame.predictions for frame in record.frames), manifest.normal_label)
+    labels = manifest.label_set
+    pooled = labels.pooled_probabilities([[one.probability for one in frame.predictions] for frame in record.frames])
+    probabilities = dict(zip(labels.labels, pooled.tolist(), strict=True))
+    states = labels.states(frame.predictions for frame in record.frames)
     if whole := whole_study(levels):
         probabilities = {one.label: one.probability for one in whole}
         states = {one.label: one.state for one in whole}
-        positive = {label: state is State.POSITIVE for label, state in states.items()}
     return StudyAnswer(
         study_instance_uid=uid,
         bundle_id=manifest.bundle_id,
         model=manifest.provenance.config_name,
         aggregation="study_level" if whole else "any_finding",
         probabilities=probabilities,
-        positive=positive,
+        positive={label: state is State.POSITIVE for label, state in states.items()},
         states=states,
         levels=tuple(LevelAnswer.of(one, _name) for one in levels),
         frames=tuple(_frame_answer(frame, manifest, pictures, left_out) for frame in record.frames),
