@@ -340,6 +340,26 @@ def test_a_study_stays_together_where_some_of_its_files_name_no_patient(tmp_path
         build(tmp_path, labels=tmp_path / "labels.csv")
 
 
+def test_a_validation_split_is_divided_between_tune_and_calibration(tmp_path: Path) -> None:
+    rows = ["file,label,patient_key,split"]
+    for number in range(32):
+        write_picture(tmp_path / "studies" / f"{number}.png", number)
+        split = ("train", "val", "val", "test")[number // 2 % 4]
+        rows.append(f"{number}.png,{'A' if number // 2 % 8 < 4 else 'B'},p{number // 2},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+
+    index, notes = build_index([tmp_path / "studies"], labels=tmp_path / "labels.csv")
+
+    patients = {split: {record.patient_key for record in index.of(split)} for split in Split}
+    assert {split: len(keys) for split, keys in patients.items()} == dict.fromkeys(Split, 4)
+    assert sum(map(len, patients.values())) == len(set().union(*patients.values()))
+    for split in Split:
+        assert {label for record in index.of(split) for label, holds in record.labels.items() if holds} == {"A", "B"}
+    assert any("were divided between tune" in note for note in notes)
+    again, _ = build_index([tmp_path / "studies"], labels=str(tmp_path / "labels.csv"))
+    assert [record.split for record in again.records] == [record.split for record in index.records]
+
+
 def test_frames_of_a_volume_share_label_patient_and_split(tmp_path: Path) -> None:
     write_phantom(tmp_path, "oct", 12, seed=1)
     index = build(tmp_path / "studies", labels=tmp_path / "labels.csv", percent=(60, 20, 20, 0))

@@ -81,7 +81,15 @@ def test_another_column_can_hold_the_patients(tmp_path: Path) -> None:
         ("file,label\n,X\n", "an empty file in line 2"),
         ("file,label,patient_key\n1.png,X,\n", "an empty patient_key in line 2"),
         ("file,label,split\n1.png,X,train\n2.png,X,\n", "an empty split in line 3"),
-        ("file,label,split\n1.png,X,validation\n", "split validation. It must be one of train, tune, calibration, test"),
+        (
+            "file,label,split\n1.png,X,fold1\n",
+            "has the split fold1 in line 2. It must be one of train, tune, calibration, test; validation, too, is divided "
+            "between tune and calibration. To let octray divide the patients, give the column another name.",
+        ),
+        (
+            "file,label,split\n1.png,X,val\n2.png,X,tune\n",
+            "has the split val and also tune. octray chooses on tune, and fits thresholds on calibration: call each patient",
+        ),
         ('file,label\n0.png,X\n"1.png,X\n2.png,X\n', "told apart from line 3 on. A quotation mark is missing there"),
         ('file,label\n"1.png"e,X\n', "told apart from line 2 on. A quotation mark is missing there, or there is one too many"),
         ('file,"label\n1.png,X\n', "told apart from line 1 on"),
@@ -112,6 +120,24 @@ def test_a_wrong_table_is_explained(tmp_path: Path, text: str, message: str) -> 
         read_labels(write(tmp_path, text))
     assert "labels.csv" in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "validate", "VALIDATION", "dev"])
+def test_the_split_that_public_tables_call_validation_is_understood(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"file,label,split\n1.png,X,Training\n2.png,X,{name}\n3.png,X,testing\n")
+
+    table = read_labels(path)
+
+    assert [facts.split for _, facts in table.rows] == [Split.TRAIN, Split.TUNE, Split.TEST]
+    assert table.has_validation
+    assert f"The patients of the split {name.lower()} of labels.csv were divided between tune" in table.notes[0]
+    assert not read_labels(write(tmp_path, "file,label,split\n1.png,X,train\n")).has_validation
+
+
+def test_another_column_of_splits_is_left_out_of_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "file,label,part\n1.png,X,fold1\n")
+    with pytest.raises(InputError, match="To let octray divide the patients, leave split out of --columns"):
+        read_labels(path, {"split": "part"})
 
 
 def test_an_empty_split_column_is_no_split(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cli import ingest
 from pipeline.errors import InputError
+from pipeline.frames import LabelLevel, Split
 from pipeline.ingest.labels import Empty, SeveralRows, Uncertain, parse_columns, read_labels
 from pipeline.ingest.matching import match_files
 from pipeline.ingest.path_names import folder_labels, names_from_paths
@@ -165,6 +166,54 @@ def test_tables_that_need_another_step_say_which(tmp_path: Path) -> None:
     path.write_text("dicom_id,study_id,subject_id,split\n02aa804e,50414267,10000032,validate\n")
     with pytest.raises(InputError, match="has no column label|has no column file and label"):
         read_labels(path)
-    path.write_text("file,label,split\na.png,A,validate\n")
-    with pytest.raises(InputError, match="has the split validate. It must be one of train, .* give the column another name"):
-        read_labels(path)
+
+
+def test_labels_and_splits_of_mimic_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "chexpert.csv").write_text(
+        "subject_id,study_id,Edema,No Finding\n10000032,50414267,,1.0\n10000032,53189527,-1.0,\n10000764,57375967,1.0,0.0\n"
+    )
+    (tmp_path / "split.csv").write_text(
+        "dicom_id,study_id,subject_id,split\n02aa804e,50414267,10000032,train\n174413ec,50414267,10000032,train\n"
+        "096052b7,57375967,10000764,validate\nffffffff,1,1,test\n"
+    )
+    columns = parse_columns(["file=p{subject_id}/s{study_id}/{dicom_id}.jpg,labels=Edema..No Finding,patient_key=subject_id"])
+
+    for tables in (["chexpert.csv", "split.csv"], ["split.csv", "chexpert.csv"]):
+        table = read_labels([tmp_path / one for one in tables], columns)
+
+        assert [name for name, _ in table.rows] == [
+            *("p10000032/s50414267/02aa804e.jpg", "p10000032/s50414267/174413ec.jpg"),
+            "p10000764/s57375967/096052b7.jpg",
+        ]
+        first, _, last = (facts for _, facts in table.rows)
+        assert (first.labels, first.unknown, first.split) == ({"No Finding"}, {"Edema"}, Split.TRAIN)
+        assert (last.labels, last.patient_key, last.split) == ({"Edema"}, "10000764", Split.TUNE)
+        assert {facts.level for _, facts in table.rows} == {LabelLevel.STUDY}
+        assert table.has_validation
+        assert "Rows of split.csv without a partner in chexpert.csv that were left out: 1." in table.notes[0]
+        assert "Rows of chexpert.csv without a partner in split.csv that were left out: 1." in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("dicom,split\na,train\n", "have no column in common to be joined by"),
+        ("Study_ID,split\n9,train\n", "No row of labels.csv has the same study_id as a row of split.csv"),
+        ("study_id,split\n1,train\n1,test\n", "In both, the same cells occur in several rows"),
+    ],
+)
+def test_tables_that_cannot_be_joined_are_refused(tmp_path: Path, second: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text("study_id,image,label\n1,a.png,A\n1,b.png,B\n2,c.png,A\n")
+    (tmp_path / "split.csv").write_text(second)
+
+    with pytest.raises(InputError, match=message):
+        read_labels([tmp_path / "labels.csv", tmp_path / "split.csv"], {"file": "image"})
+
+
+def test_labels_of_patients_that_were_repeated_are_those_of_patients(tmp_path: Path) -> None:
+    (tmp_path / "images.csv").write_text("image,pid\na.png,1\nb.png,1\n")
+    (tmp_path / "labels.csv").write_text("PID,label,image_quality\n1,A,good\n")
+
+    table = read_labels([tmp_path / "images.csv", tmp_path / "labels.csv"], {"file": "image", "patient_key": "pid"})
+
+    assert [(name, facts.level) for name, facts in table.rows] == [("a.png", LabelLevel.PATIENT), ("b.png", LabelLevel.PATIENT)]

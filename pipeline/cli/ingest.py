@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--labels",
         type=Path,
+        action="append",
         metavar="CSV",
-        help="table with the columns file and label, and optionally patient_key and split; --columns names others",
+        help="table with the columns file and label, and optionally patient_key and split; --columns names others. Given "
+        "again, it is joined with the others by the columns that they share",
     )
     labels.add_argument(
         "--label-from",

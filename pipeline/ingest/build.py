@@ -34,7 +34,15 @@ from pipeline.ingest.path_names import folder_labels, names_from_paths
 from pipeline.ingest.patients import hash_patient, pseudonyms
 from pipeline.ingest.remarks import label_remarks, patient_remarks
 from pipeline.ingest.spelling import examples, same_text
-from pipeline.ingest.splits import DEFAULT_PERCENT, Percent, assign_splits, check_given_splits, check_labels, few_patients
+from pipeline.ingest.splits import (
+    DEFAULT_PERCENT,
+    Percent,
+    assign_splits,
+    check_given_splits,
+    check_labels,
+    divide_validation,
+    few_patients,
+)
 from pipeline.progress import Progress, silent
 from pipeline.settings import DEFAULT_READING, LENIENT, Reading
 
@@ -93,7 +101,7 @@ def build_index(
     sources: Sequence[Path | str],
     out: Path | str | None = None,
     *,
-    labels: Path | str | None = None,
+    labels: Path | str | Sequence[Path | str] | None = None,
     label_from: str = "",
     columns: Mapping[str, str] | Sequence[str] = (),
     uncertain: Uncertain | str = Uncertain.IGNORE,
@@ -120,7 +128,7 @@ def build_index(
         Folder that the index is written to. What is read is written to its journal at once, so that a second run reads only
         what is new. None reads everything and writes nothing.
     labels
-        Table of labels, see `pipeline.ingest.labels.read_labels`.
+        Table of labels, or several that are joined, see `pipeline.ingest.labels.read_labels`.
     label_from
         Which folder's name is the label of a file, see `pipeline.ingest.path_names.folder_labels`; empty if none is.
     columns
@@ -168,10 +176,10 @@ def build_index(
         If a check of the configuration needs what is not installed.
     """
     paths, out = [Path(source) for source in sources], Path(out) if out else None
-    labels = Path(labels) if labels else None
+    tables = [Path(one) for one in ([labels] if isinstance(labels, Path | str) else labels or ())]
     columns = columns if isinstance(columns, Mapping) else parse_columns(columns)
     uncertain, empty, several_rows = Uncertain(uncertain), Empty(empty) if empty else None, SeveralRows(several_rows)
-    if columns and not labels:
+    if columns and not tables:
         raise InputError("--columns says what the columns of a table of labels mean, but --labels gives none.")
     reading, gate = DEFAULT_READING, LENIENT
     if config:
@@ -182,15 +190,15 @@ def build_index(
         if out and (key := deidentify.key).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The key {key.name} lies inside the index and would be handed on with it. Name another place.")
     table = None
-    if labels:
-        table = read_labels(labels, columns, uncertain=uncertain, empty=empty, with_patients=not patient_from)
+    if tables:
+        table = read_labels(tables, columns, uncertain=uncertain, empty=empty, with_patients=not patient_from)
         if merge_spellings and not table.states_absence:  # columns cannot differ in case or blanks only
             rows, spellings = with_one_spelling(table.rows)
             found_labels = {label for _, facts in rows for label in facts.labels}
             table = replace(table, rows=tuple(rows), labels=tuple(sorted(found_labels)), notes=(*table.notes, *spellings))
     roots = tuple((source.parent if source.is_file() else source).resolve() for source in paths)
     own_files = [out / name for name in (*FILES, JOURNAL, f"{JOURNAL}-wal")] if out else []  # the last is left by a kill
-    own_files += [*(deidentify.own_files if deidentify else ()), *([labels] if labels else ())]
+    own_files += [*(deidentify.own_files if deidentify else ()), *tables]
     with (
         Journal(out / JOURNAL if out else None, journal_key(reading, gate)) as journal,
         Deidentifier(deidentify, reading, workers) if deidentify else nullcontext() as deidentifier,
@@ -260,7 +268,8 @@ def build_index(
     index = Index(records, quarantine, homes, names_of_labels, seed=seed)
     warnings = [*label_remarks(index, bool(label_from)), *patient_remarks(index, patient_from)]
     try:
-        index = _divided(index, bool(table) and any(one.split for one in kept.values()), percent)
+        are_given = table is not None and any(one.split for one in kept.values())
+        index = _divided(index, are_given, bool(table and table.has_validation), percent)
     except InputError as error:
         raise InputError(" ".join((str(error), *warnings))) from None
     notes += warnings
@@ -548,8 +557,11 @@ def _ranks(firsts: Sequence[ReadFrame]) -> list[float]:
     return [value if value is not None and None not in values else 0.0 for value in values]
 
 
-def _divided(index: Index, are_given: bool, percent: Percent) -> Index:
-    """Return an index in which each record has its split: the one that the table of labels gave, or a new one."""
+def _divided(index: Index, are_given: bool, has_validation: bool, percent: Percent) -> Index:
+    """Return an index in which each record has its split: the one that the table of labels gave, or a new one.
+
+    If it gave a validation split, this is divided between tune and calibration.
+    """
     records = index.records
     strata = index.strata()
     patients, pixels = [record.patient_key for record in records], [record.pixel_sha256 for record in records]
@@ -557,8 +569,9 @@ def _divided(index: Index, are_given: bool, percent: Percent) -> Index:
     if are_given:
         given = [record.split for record in records]
         check_given_splits(given, patients, pixels, studies)
-        check_labels(given, strata, patients, [split for split in Split if split in given], are_given=True)
-        return index
-    splits = assign_splits(patients, strata, pixels, studies, percent, index.seed)
-    divided = tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True))
-    return replace(index, records=divided, percent=percent)
+        splits = divide_validation(given, patients, strata, pixels, studies, index.seed) if has_validation else given
+        check_labels(splits, strata, patients, [split for split in Split if split in splits], are_given=True)
+    else:
+        splits = assign_splits(patients, strata, pixels, studies, percent, index.seed)
+        index = replace(index, percent=percent)
+    return replace(index, records=tuple(replace(record, split=split) for record, split in zip(records, splits, strict=True)))

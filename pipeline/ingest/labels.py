@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pipeline.errors import InputError
 from pipeline.frames import LabelLevel, Split
 from pipeline.ingest.spelling import plain, same_text, shortened, trimmed
-from pipeline.ingest.table_reader import Table, in_lines, no_column, read_table
+from pipeline.ingest.table_reader import Table, in_lines, join_tables, no_column, read_table
 
 FileId = tuple[int, str]
 """Position of the source folder and path of the file below it."""
@@ -81,6 +82,16 @@ _MEANT = {
     "patient_key": "patient",
 }
 """What rows mean that are joined by a column."""
+
+
+_SPLITS = {
+    **{split.value: split for split in Split},
+    **dict.fromkeys(("training", "trn", "learn"), Split.TRAIN),
+    **dict.fromkeys(("testing", "tst", "holdout", "hold-out"), Split.TEST),
+}
+"""What a cell of the column split says, in small letters."""
+_VALIDATION = frozenset({"val", "valid", "validate", "validation", "dev", "devel", "development"})
+"""What public tables call the patients that are neither for training nor for the test."""
 
 
 class Uncertain(StrEnum):
@@ -161,6 +172,8 @@ class LabelTable:
         Whether each row says of every label whether it is absent; otherwise rows for the same files add up.
     notes
         Sentences for the user.
+    has_validation
+        Whether the rows of `Split.TUNE` are those of a validation split, which has yet to give some of them to calibration.
     """
 
     path: Path
@@ -169,6 +182,7 @@ class LabelTable:
     labels: tuple[str, ...] = ()
     states_absence: bool = False
     notes: tuple[str, ...] = ()
+    has_validation: bool = False
 
 
 def parse_columns(texts: Iterable[str]) -> dict[str, str]:
@@ -199,7 +213,7 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
 
 
 def read_labels(
-    path: Path,
+    paths: Path | Sequence[Path],
     columns: Mapping[str, str] | None = None,
     *,
     uncertain: Uncertain = Uncertain.IGNORE,
@@ -210,8 +224,8 @@ def read_labels(
 
     Parameters
     ----------
-    path
-        See `pipeline.ingest.table_reader.read_table`.
+    paths
+        See `pipeline.ingest.table_reader.read_table`; several tables are joined, one after the other, by `join_tables`.
     columns
         Which column says what, as `parse_columns` returns it; what it leaves out is said by columns of the same name. `file`
         names files, folders or archives, and may be a template such as `p{patient}/{image}.png`. `label` holds labels: one,
@@ -231,7 +245,8 @@ def read_labels(
         If the table cannot be read, lacks a column, or has a row that does not say what it should.
     """
     columns = columns or {}
-    table = read_table(path, [*ROLES, *columns.values()])
+    tables = [read_table(path, [*ROLES, *columns.values()]) for path in ([paths] if isinstance(paths, Path) else paths)]
+    table = reduce(join_tables, tables)
     return _Meaning(table, columns, uncertain, empty, with_patients).label_table()
 
 
@@ -374,7 +389,7 @@ class _Meaning:
         """Return what all rows say."""
         names = self._row_names()
         patients = [same_text(cell) for cell in self._filled(self._patient, "patient_key")] if self._patient else None
-        splits = [self._parse_split(cell) for cell in self._filled(self._split, "split")] if self._split else None
+        splits, has_validation = self._splits()
         said = list(zip(*(self._said(place) for place in range(max(len(self._holding), 1))), strict=True))
         level = self._level()
         facts: dict[object, FileFacts] = {}
@@ -397,6 +412,7 @@ class _Meaning:
             tuple(sorted(map(same_text, labels))),
             bool(self._stating),
             tuple(self._notes),
+            has_validation,
         )
 
     def _level(self) -> LabelLevel:
@@ -409,6 +425,9 @@ class _Meaning:
                 "patient_key": LabelLevel.PATIENT,
             }
             return next(level for role, level in levels.items() if role in self._joined_by)
+        repeated = [self._table.repeated[one] for one in (*self._holding, *self._stating) if one in self._table.repeated]
+        if repeated:
+            return LabelLevel.PATIENT if repeated[0] == self._names("patient_key") else LabelLevel.STUDY
         if len(self._files) > 1 and len(self._holding) < 2:  # one row says the same of several files
             return LabelLevel.PATIENT if self._patient else LabelLevel.STUDY
         return LabelLevel.FRAME
@@ -552,14 +571,32 @@ class _Meaning:
                 f"{self._table.in_lines(broken)}. A quotation mark may be missing there."
             )
 
-    def _parse_split(self, text: str) -> Split:
-        try:
-            return Split(text.lower())
-        except ValueError:
+    def _splits(self) -> tuple[list[Split] | None, bool]:
+        """Return the split of each row, if the table gives it, and whether `tune` stands for a validation split."""
+        if not self._split:
+            return None, False
+        cells = [cell.casefold() for cell in self._filled(self._split, "split")]
+        name, validation = self._table.path.name, sorted(_VALIDATION.intersection(cells))
+        if wrong := [row for row, cell in enumerate(cells) if cell not in _SPLITS and cell not in _VALIDATION]:
+            unsplit = "leave split out of --columns" if "split" in self._asked else "give the column another name"
             raise InputError(
-                f"{self._table.path.name} has the split {shortened(text)}. It must be one of {', '.join(Split)}. To let octray "
-                "divide the patients, give the column another name."
-            ) from None
+                f"{name} has the split {shortened(cells[wrong[0]])} in {self._table.in_lines(wrong)}. It must be one of "
+                f"{', '.join(Split)}; validation, too, is divided between tune and calibration. To let octray divide the "
+                f"patients, {unsplit}."
+            )
+        own = [split for split in (Split.TUNE, Split.CALIBRATION) if split in cells]
+        if validation and own:
+            raise InputError(
+                f"{name} has the split {validation[0]} and also {' and '.join(own)}. octray chooses on tune, and fits "
+                f"thresholds on calibration: call each patient of {validation[0]} one of these."
+            )
+        if validation:
+            self._notes.append(
+                f"The patients of the split {validation[0]} of {name} were divided between tune, on which training chooses, "
+                "and calibration, on which thresholds are fitted. For another division, write tune and calibration into the "
+                "table."
+            )
+        return [_SPLITS.get(cell, Split.TUNE) for cell in cells], bool(validation)
 
     def _check_swallowed(self) -> None:
         """Refuse a cell that holds whole rows, which would be lost: a quotation mark is missing, or there is one too many.

@@ -134,6 +134,34 @@ def assign_folds(
     return numbers
 
 
+def divide_validation(
+    splits: Sequence[Split],
+    patient_keys: Sequence[str],
+    strata: Sequence[Collection[str]],
+    duplicate_groups: Sequence[str],
+    studies: Sequence[str],
+    seed: int = 0,
+) -> list[Split]:
+    """Return given splits in which half of the patients of tune, stratified as in `assign_splits`, are those of calibration.
+
+    Parameters
+    ----------
+    splits
+        Of each frame, as given: tune stands for a validation split, of which public tables have one.
+    patient_keys, strata, duplicate_groups, studies, seed
+        As in `assign_splits`.
+    """
+    rows = [row for row, split in enumerate(splits) if split is Split.TUNE]
+    keys, pixels, of_study = ([column[row] for row in rows] for column in (patient_keys, duplicate_groups, studies))
+    groups = _join(keys, [strata[row] for row in rows], pixels, of_study, seed)
+    assigned = _stratify(groups, {Split.TUNE: 0.5, Split.CALIBRATION: 0.5})
+    divided = list(splits)
+    for group, split in assigned.items():
+        for member in group.members:
+            divided[rows[member]] = split
+    return divided
+
+
 def check_given_splits(
     splits: Sequence[Split], patient_keys: Sequence[str], duplicate_groups: Sequence[str], studies: Sequence[str]
 ) -> None:

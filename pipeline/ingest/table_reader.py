@@ -4,8 +4,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -68,6 +68,8 @@ class Table:
         What stands between the cells.
     note
         What had to be assumed to read it, as a sentence; empty if nothing was.
+    repeated
+        Columns whose cells `join_tables` repeated, and by which columns: what they say is about all that is the same there.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Table:
     rows: tuple[Sequence[str], ...]
     delimiter: str = ","
     note: str = ""
+    repeated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column."""
@@ -232,6 +235,59 @@ def _check_widths(path: Path, rows: Sequence[tuple[int, Sequence[str]]], named: 
             f"{path.name} has {named} columns, and fewer cells than that in {in_lines(fewer)}. Add the cells that are missing, "
             "empty ones too."
         )
+
+
+def join_tables(first: Table, second: Table) -> Table:
+    """Join two tables by the columns that both have, such as labels of studies and a list of images with their splits.
+
+    What stands in these columns may occur in several rows of one table, and in one row of the other, which is then repeated.
+    Rows without a partner are left out, with a note.
+
+    Raises
+    ------
+    InputError
+        If the tables have no column in common, combinations occur several times in both, or no row has a partner.
+    """
+    both = f"{first.path.name} and {second.path.name}"
+    known = {name.casefold(): name for name in second.columns if name}
+    pairs = [(name, known[name.casefold()]) for name in first.columns if name.casefold() in known]
+    if not pairs:
+        raise InputError(
+            f"{both} have no column in common to be joined by. Give the column that means the same in both, such as study_id, "
+            "the same name."
+        )
+    by = ", ".join(name for name, _ in pairs)
+    keys = [list(zip(*(table.column(pair[side]) for pair in pairs), strict=True)) for side, table in enumerate((first, second))]
+    if all(len(set(some)) < len(some) for some in keys):
+        raise InputError(
+            f"{both} were to be joined by the columns that both have: {by}. In both, the same cells occur in several rows, so "
+            "it is not certain which belong together. Rename or remove columns that mean something else."
+        )
+    order = (1, 0) if len(set(keys[1])) < len(keys[1]) else (0, 1)
+    many, one = (((first, keys[0]), (second, keys[1]))[side] for side in order)
+    further = [place for place, name in enumerate(one[0].columns) if name not in {pair[order[1]] for pair in pairs}]
+    partners = dict(zip(one[1], one[0].rows, strict=True))
+    kept = [row for row, key in enumerate(many[1]) if key in partners]
+    if not kept:
+        raise InputError(f"No row of {first.path.name} has the same {by} as a row of {second.path.name}. Check both tables.")
+    lost = len(many[1]) - len(kept), len(partners.keys() - set(many[1]))
+    notes = [table.note for table in (first, second)] + [
+        f"Rows of {table.path.name} without a partner in {other.path.name} that were left out: {count}."
+        for count, table, other in zip(lost, (many[0], one[0]), (one[0], many[0]), strict=True)
+        if count
+    ]
+    width, keys_kept = len(many[0].columns), tuple(pair[order[0]] for pair in pairs)
+    is_repeated = len(set(many[1])) < len(many[1])
+    repeated = {one[0].columns[place]: keys_kept for place in further if is_repeated}
+    return Table(
+        many[0].path,
+        (*many[0].columns, *(one[0].columns[place] for place in further)),
+        tuple(many[0].lines[row] for row in kept),
+        tuple((*many[0].rows[row][:width], *(partners[many[1][row]][place] for place in further)) for row in kept),
+        many[0].delimiter,
+        " ".join(filter(None, notes)),
+        {**many[0].repeated, **one[0].repeated, **repeated},
+    )
 
 
 def no_column(table: Table, missing: Sequence[str], advice: str) -> InputError:
