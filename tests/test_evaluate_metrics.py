@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
-from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate
+from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, Estimate, evaluate, flat_figures
 from pipeline.predictions import Calibration, ConformalBand, DecisionRule, OperatingPoint, Task
 from tests.builders import make_sample
 
@@ -238,3 +238,30 @@ def test_kappa_is_not_defined_if_all_frames_are_of_one_grade():
     found = evaluate(make_sample(task=Task.ORDINAL, logits=logits, targets=targets), 20).to_json()["argmax"]
     assert found["quadratic_kappa"]["value"] is None
     assert found["grade_error"]["value"] == 0
+
+
+def test_folds_have_figures_of_their_own_with_mean_and_spread():
+    whole, first, second = (evaluate(make_sample(seed=seed), resamples=0) for seed in (1, 2, 3))
+
+    found = replace(whole, folds=(first, second)).to_json()
+
+    areas = [one.macro["auroc"].value for one in (first, second)]
+    assert found["folds"] == [first.to_json(), second.to_json()]
+    assert found["spread"]["macro"]["auroc"] == pytest.approx({"mean": np.mean(areas), "sd": np.std(areas, ddof=1), "folds": 2})
+    flat = flat_figures(found, "out_of_fold")
+    assert flat["out_of_fold_auroc"] == whole.macro["auroc"].value
+    assert (flat["fold_1_auroc"], flat["fold_2_auroc"]) == tuple(areas)
+    assert flat["folds_mean_auroc"] == pytest.approx(np.mean(areas))
+    assert flat["folds_sd_argmax_accuracy"] == pytest.approx(
+        np.std([one.argmax["accuracy"].value for one in (first, second)], ddof=1)
+    )
+    assert "folds" not in whole.to_json()
+
+
+def test_a_figure_that_is_defined_in_one_fold_has_no_spread():
+    whole = evaluate(make_sample(**MULTILABEL), resamples=0)
+    undefined = replace(whole, macro=whole.macro | {"auroc": Estimate(None, None, None, 0)})
+
+    spread = replace(whole, folds=(whole, undefined)).to_json()["spread"]["macro"]["auroc"]
+
+    assert spread == {"mean": whole.macro["auroc"].value, "sd": None, "folds": 1}

@@ -226,6 +226,14 @@ def test_figures_of_the_folds_are_of_networks_that_have_not_seen_the_frame(folde
     for column, label in enumerate(folded.manifest.labels):
         expected = roc_auc_score(truth[:, column], chances[:, column])
         assert found["labels"][label]["metrics"]["auroc"]["value"] == pytest.approx(expected)
+        for fold, alone in enumerate(found["folds"]):
+            expected = roc_auc_score(truth[folds == fold, column], chances[folds == fold, column])
+            assert alone["labels"][label]["metrics"]["auroc"]["value"] == pytest.approx(expected)
+    assert sum(alone["frames"] for alone in found["folds"]) == len(records)
+    areas = [alone["macro"]["auroc"]["value"] for alone in found["folds"]]
+    spread = found["spread"]["macro"]["auroc"]
+    assert (spread["mean"], spread["sd"]) == (pytest.approx(np.mean(areas)), pytest.approx(np.std(areas, ddof=1)))
+    assert "Each fold by itself" in folded.read(MODEL_CARD).decode()
 
 
 def test_the_bundle_scores_without_a_configuration(folded: Bundle, index: Index, trained: Trained) -> None:

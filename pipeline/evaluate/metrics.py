@@ -472,6 +472,8 @@ class Evaluation:
         What was evaluated, as in `Sample`; what is said of frames here holds for it.
     levels
         The figures of studies, eyes and patients, by the names of the levels.
+    folds
+        The figures of each fold by itself, without intervals; empty if there are no folds.
     """
 
     labels: tuple[LabelEvaluation, ...]
@@ -486,6 +488,7 @@ class Evaluation:
     seed: int
     unit: str = "frame"
     levels: "Mapping[str, Evaluation]" = field(default_factory=dict)
+    folds: "tuple[Evaluation, ...]" = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what `metrics.json` holds; a figure that is not defined is None."""
@@ -508,7 +511,19 @@ class Evaluation:
             "argmax": _figures(self.argmax),
             "uncertain": asdict(self.uncertain),
             "confusion": [list(row) for row in self.confusion],
-        } | ({"levels": {level: one.to_json() for level, one in self.levels.items()}} if self.levels else {})
+        } | self._parts()
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the figures of levels and folds, as far as there are any."""
+        parts: dict[str, Any] = {"levels": {level: one.to_json() for level, one in self.levels.items()}} if self.levels else {}
+        if self.folds:
+            folds = [one.to_json() for one in self.folds]
+            spread = {
+                group: {name: _spread([one[group][name]["value"] for one in folds]) for name in folds[0][group]}
+                for group in (_MACRO, _ARGMAX)
+            }
+            parts |= {"folds": folds, "spread": spread}
+        return parts
 
 
 def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation:
@@ -557,7 +572,8 @@ def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
 
     The names are `<split>_<metric>` for the means over the labels, `<split>_argmax_<metric>`, `<split>_<label>_<metric>`, and
     `<split>_uncertain_frames`; those of a level `<level>_<split>_<metric>` and so on, and `<level>_<split>_uncertain_studies`,
-    `_eyes` or `_patients`. An empty evaluation has no figures.
+    `_eyes` or `_patients`. Those of folds are `fold_<number>_<metric>` and so on, the number from 1; their mean and standard
+    deviation are `folds_mean_<metric>` and `folds_sd_<metric>`. An empty evaluation has no figures.
     """
     if not evaluation:
         return {}
@@ -567,7 +583,22 @@ def flat_figures(evaluation: Mapping[str, Any], split: str) -> dict[str, float]:
     figures = {prefix + name: figure["value"] for prefix, group in groups.items() for name, figure in group.items()}
     for level, found in evaluation.get("levels", {}).items():
         figures |= flat_figures(found, f"{level}_{split}")
+    for number, found in enumerate(evaluation.get("folds", ()), 1):
+        figures |= flat_figures(found, f"fold_{number}")
+    for group, metrics in evaluation.get("spread", {}).items():
+        scope = "" if group == _MACRO else f"{group}_"
+        figures |= {f"folds_{kind}_{scope}{name}": found[kind] for name, found in metrics.items() for kind in ("mean", "sd")}
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Return mean and standard deviation (of a sample) of a figure over the folds in which it is defined, and how many."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "folds": len(known),
+    }
 
 
 def _statistic(columns: Sequence[LabelColumn], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:

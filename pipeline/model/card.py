@@ -102,6 +102,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         format=format,
         figures=figures,
         out_of_fold=out_of_fold,
+        folds=_folds(metrics.get("out_of_fold") or {}),
         max_difference=max(manifest.members[place].maps.max_difference or 0.0 for place in manifest.heatmap.members),
         shown=[
             (
@@ -174,6 +175,22 @@ def _block(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     headings, *rows = _figures(evaluation, tuple(_TITLES))
     return {"headings": headings, "rows": rows, "notes": _notes(evaluation)}
+
+
+def _folds(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """Return header and rows of the figures of each fold (means over the labels), and their mean and spread; empty without."""
+    if "folds" not in evaluation:
+        return []
+    names = [name for name in _TITLES if name in evaluation["macro"]]
+    rows = [["fold", "frames / patients", *(_TITLES[name] for name in names)]]
+    for number, found in enumerate(evaluation["folds"], 1):
+        values = [found["macro"][name]["value"] for name in names]
+        shown = [UNDEFINED if value is None else f"{value:.3f}" for value in values]
+        rows.append([str(number), f"{found['frames']} / {found['patients']}", *shown])
+    spread = [evaluation["spread"]["macro"][name] for name in names]
+    for title, kind in (("mean", "mean"), ("standard deviation", "sd")):
+        rows.append([title, "", *(UNDEFINED if one[kind] is None else f"{one[kind]:.3f}" for one in spread)])
+    return rows
 
 
 def _level(name: str, found: Mapping[str, Any], frames: Mapping[str, Any] | None) -> dict[str, Any]:

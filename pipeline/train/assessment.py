@@ -235,22 +235,34 @@ class _Judge:
         return found
 
     def _out_of_fold(self, calibration: Sample) -> Evaluation | None:
-        """Measure the networks on the frames that each was trained without, at the calibration of all of them together."""
-        parts: dict[int, list[FloatArray]] = {}
+        """Measure the networks on the frames that each was trained without, at the calibration of all of them together.
+
+        All frames of the folds together have intervals over their patients; each fold is measured by itself, too.
+        """
+        parts, fold_of = dict[int, list[FloatArray]](), dict[int, int | None]()
         for engine, fitted in zip(self._engines, self._fitted, strict=True):
             if len(fitted.held_out):
                 batches = [self._pixels[fitted.held_out[part]] for part in engine.parts(len(fitted.held_out))]
                 found = np.concatenate([engine.run(batch)[0] for batch in batches])
                 for row, logits in zip(fitted.held_out.tolist(), found, strict=True):
                     parts.setdefault(row, []).append(logits)
+                    fold_of[row] = fitted.fold
         if not parts:
             return None
         rows = np.array(sorted(parts), np.int64)
         members = np.stack([parts[row] for row in rows.tolist()], axis=1)
         logits = averaged_logits(members, self._config.ensemble.average, self._config.task.activation)
-        patients = self._data.patients(rows)
-        sample = replace(calibration, logits=logits, targets=self._known_of_frames(rows), groups=patients)
-        return evaluate(sample, self._config.evaluate.bootstrap, self._config.train.seed)
+        patients, targets, seed = self._data.patients(rows), self._known_of_frames(rows), self._config.train.seed
+        folds = np.array([fold_of[row] for row in rows.tolist()])
+
+        def sample(places: NDArray[np.int64]) -> Sample:
+            groups = tuple(patients[place] for place in places.tolist())
+            return replace(calibration, logits=logits[places], targets=targets[places], groups=groups)
+
+        whole = evaluate(sample(np.arange(len(rows))), self._config.evaluate.bootstrap, seed)
+        return replace(
+            whole, folds=tuple(evaluate(sample(np.flatnonzero(folds == fold)), 0, seed) for fold in np.unique(folds))
+        )
 
     def _run(self, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
         """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames.
