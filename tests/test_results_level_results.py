@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from highdicom.sr import srread
+from pyarrow import parquet
 from scipy import special
 
 from pipeline.cli.main import main
@@ -185,6 +186,13 @@ def test_the_worklist_ranks_the_study_as_a_whole() -> None:
     assert ranking.of_study([], [replace(result, predictions=())]) == (NOT_SCORED, 0.0)
 
 
+def as_text(value: str | float | bool | None) -> str:
+    """A value of the typed table as the table of text has it."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def rows(out: Path) -> list[dict[str, str]]:
     with (out / "levels.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -209,7 +217,14 @@ def test_the_table_has_each_study_eye_and_patient(studies: Path, leveled: Bundle
     score(studies, leveled, out)
 
     found = rows(out)
-    assert tuple(found[0]) == LEVEL_COLUMNS
+    assert tuple(found[0]) == tuple(LEVEL_COLUMNS)
+    typed = parquet.read_table(out / "levels.parquet")
+    assert {str(typed.schema.field(name).type) for name in ("studies", "positive", "probability")} == {
+        "int32",
+        "bool",
+        "double",
+    }
+    assert [{name: as_text(value) for name, value in row.items()} for row in typed.to_pylist()] == found
     unit = ("level", "study_instance_uid", "patient", "laterality")
     about = [tuple(one[name] for name in unit) for one in found if one["label"] != "NORMAL"]
     assert about == [
@@ -274,7 +289,7 @@ def test_a_table_of_levels_is_removed_with_the_results_of_its_bundle(studies: Pa
 
     score(studies, make_bundle(tmp_path / "plain"), out)
 
-    assert not (out / "levels.csv").exists()
+    assert not list(out.glob("levels.*"))
 
 
 def test_the_report_shows_every_level_and_what_decided(tmp_path: Path, leveled: Bundle) -> None:

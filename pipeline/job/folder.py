@@ -21,7 +21,8 @@ from pipeline.errors import InputError
 STATE = ".octray"
 """Folder within the results that holds what a run needs to go on: the ledger, and which run it is."""
 
-PREDICTIONS, PARQUET, FAILURES, LEVELS = "predictions.csv", "predictions.parquet", "failures.csv", "levels.csv"
+PREDICTIONS, PARQUET, FAILURES = "predictions.csv", "predictions.parquet", "failures.csv"
+LEVELS, LEVELS_PARQUET = "levels.csv", "levels.parquet"
 REPORT = "report.html"
 HEATMAPS, TRACES, OBJECTS = "heatmaps", "traces", "dicom"
 PICTURES = f"{STATE}/pictures"
@@ -35,7 +36,9 @@ _PIECES = re.compile(
     rf"|{OBJECTS}/(.+-(sr|pm|sc)(-.+)?_[0-9a-f]{{16}}\.dcm|\..+\.part)"
 )
 """Names of what is written for studies, below the folder of results, and of what a kill leaves of it."""
-_WHOLE = re.compile("|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, LEVELS, REPORT)), r"report-\d+\.html")))
+_WHOLE = re.compile(
+    "|".join((*map(re.escape, (PREDICTIONS, PARQUET, FAILURES, LEVELS, LEVELS_PARQUET, REPORT)), r"report-\d+\.html"))
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
 """Tables and report of a folder of results, written from the ledger alone: the same records give the same bytes."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import InputError, OctrayError, is_lack_of_memory, lack_of_memory
 from pipeline.frames import Quarantined
 from pipeline.imaging.file_workers import file_workers
-from pipeline.job.folder import FAILURES, LEVELS, PARQUET, PREDICTIONS, base_of
+from pipeline.job.folder import FAILURES, LEVELS, LEVELS_PARQUET, PARQUET, PREDICTIONS, base_of
 from pipeline.job.study_files import current_mark, files_from_json, marks_from_json
 from pipeline.levels import Level, LevelResult
 from pipeline.model.bundle import Bundle, Manifest
@@ -18,7 +18,7 @@ from pipeline.progress import Progress, silent
 from pipeline.results.level_results import patient_results, study_results
 from pipeline.results.patient import GONE, NOT_READ, REPLACED, Detail, Patient, read_patient
 from pipeline.results.report import FAILURES_SHOWN, write_report
-from pipeline.results.tables import failures_table, levels_table, parquet_table, predictions_table
+from pipeline.results.tables import AddLevel, failures_table, levels_parquet, levels_table, parquet_table, predictions_table
 from pipeline.results.worklist import Ranking, Study, Totals
 from pipeline.store.ledger import Ledger, Order, StoredOutcome
 from pipeline.workers.pool import WorkerPool
@@ -37,7 +37,7 @@ def summarise(
     since: float = 0.0,
     details: Collection[Detail] = (),
 ) -> Totals:
-    """Write `predictions.csv`, `predictions.parquet`, `failures.csv` and the report, and `levels.csv` if the bundle has levels.
+    """Write the tables of predictions and failures, the report, and the tables of levels if the bundle has any.
 
     Memory does not grow with the studies, but for a hash of each patient if the bundle has results of patients or eyes.
 
@@ -63,7 +63,7 @@ def summarise(
     Raises
     ------
     InputError
-        If there is no memory for the library that writes `predictions.parquet`, the last of the files.
+        If there is no memory for the library that writes the Parquet tables, the last of the files.
     """
     manifest = bundle.manifest
     totals, refused = Totals(), list[Quarantined]()
@@ -77,17 +77,14 @@ def summarise(
                 add_frame(frame)
             for failure in (*record.failures, *record.without_image):
                 add_failure(failure)
-            if add_level and study.is_listed:
-                for result in study.levels:
-                    add_level(result, record.study_instance_uid, "")
+            if add_level:
+                _add_levels_of_study(add_level, study, record)
             refused += record.failures[: FAILURES_SHOWN - len(refused)]
         for failure in not_begun:
             add_failure(failure)
         studies_of = _studies_of_patients(ledger, base_of(studies), manifest)
-        for number, ids in enumerate(dict.fromkeys(studies_of.values()), start=1):
-            for result in _patient_results(ledger, ids, manifest):
-                if add_level and (result.level is Level.PATIENT or result.studies > 1):
-                    add_level(result, "", f"patient-{number:05d}")
+        if add_level:
+            _add_levels_of_patients(add_level, studies_of, ledger, manifest)
     refused += not_begun[: FAILURES_SHOWN - len(refused)]
     totals = replace(totals, failures=totals.failures + len(not_begun))
     with ExitStack() as stack:
@@ -102,17 +99,39 @@ def summarise(
             shown = (study for study, _ in listed)
         name = studies.resolve().name
         write_report(folder, bundle, shown, refused, totals, progress, source=name, since=since, details=details)
-    _write_parquet(folder / PARQUET, ledger)
+    with _parquet_file(folder / PARQUET) as path, parquet_table(path) as add:
+        for outcome in ledger.outcomes(Order.POSITION):
+            for frame in StudyRecord.from_json(outcome.record).frames:
+                add(frame)
+    if manifest.levels:
+        with _parquet_file(folder / LEVELS_PARQUET) as path, levels_parquet(path, manifest.bundle_id) as add_level:
+            for study, record, _ in _studies(ledger, Order.POSITION, manifest, since):
+                _add_levels_of_study(add_level, study, record)
+            _add_levels_of_patients(add_level, studies_of, ledger, manifest)
     return totals
 
 
-def _write_parquet(path: Path, ledger: Ledger) -> None:
-    """Write the table by itself, so that its library, which takes as much memory as all else, costs no other file."""
+def _add_levels_of_study(add: AddLevel, study: Study, record: StudyRecord) -> None:
+    """Add the results of a study and of the eyes in it."""
+    for result in study.levels if study.is_listed else ():
+        add(result, record.study_instance_uid, "")
+
+
+def _add_levels_of_patients(
+    add: AddLevel, studies_of: Mapping[int, tuple[int, ...]], ledger: Ledger, manifest: Manifest
+) -> None:
+    """Add the results of patients, and of eyes over several studies."""
+    for number, ids in enumerate(dict.fromkeys(studies_of.values()), start=1):
+        for result in _patient_results(ledger, ids, manifest):
+            if result.level is Level.PATIENT or result.studies > 1:
+                add(result, "", f"patient-{number:05d}")
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Path]:
+    """Give the place of a table that is written last, since its library takes as much memory as all else."""
     try:
-        with parquet_table(path) as add:
-            for outcome in ledger.outcomes(Order.POSITION):
-                for frame in StudyRecord.from_json(outcome.record).frames:
-                    add(frame)
+        yield path
     except Exception as error:
         path.unlink(missing_ok=True)
         if not is_lack_of_memory(error):

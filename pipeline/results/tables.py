@@ -57,11 +57,46 @@ PREDICTION_COLUMNS = tuple(COLUMNS)
 _LABEL_COLUMNS = ("label", "logit", "probability", "positive", "state", "operating_point", "disagreement", "conformal_set")
 """Those that differ between the rows of one frame."""
 FAILURE_COLUMNS = ("source", "frame_number", "state", "reason", "message")
-LEVEL_COLUMNS = (
-    *("level", "study_instance_uid", "patient", "laterality", "studies", "frames", "left_out", "pooling"),
-    *("label", "probability", "positive", "state", "operating_point"),
-    *("deciding_source", "deciding_frame_number", "deciding_weight", "bundle_id"),
-)
+LEVEL_COLUMNS: Mapping[str, type[str | int | float | bool]] = {
+    "level": str,
+    "study_instance_uid": str,
+    "patient": str,
+    "laterality": str,
+    "studies": int,
+    "frames": int,
+    "left_out": int,
+    "pooling": str,
+    "label": str,
+    "probability": float,
+    "positive": bool,
+    "state": str,
+    "operating_point": float,
+    "deciding_source": str,
+    "deciding_frame_number": int,
+    "deciding_weight": float,
+    "bundle_id": str,
+}
+"""Names and types of the columns about studies, eyes and patients."""
+AddLevel = Callable[[LevelResult, str, str], None]
+"""Adds the rows of a result, given the Study Instance UID if it is of one study, and a name of the patient within this table if
+it is of all studies of a patient."""
+
+
+def level_rows(bundle_id: str, result: LevelResult, study_instance_uid: str, patient: str) -> list[dict[str, Value]]:
+    """Return the rows of a study, an eye or a patient, one for each label, numbers rounded.
+
+    A result without a state has one row, without a label, whose state is `not_scorable`.
+    """
+    counts = (result.studies, result.frames, result.left_out, result.pooling.value)
+    unit = (result.level.value, study_instance_uid, patient, result.laterality, *counts)
+    rows: list[tuple[Value, ...]] = []
+    for one in result.predictions:
+        first, is_positive = one.deciding[0], one.state is State.POSITIVE
+        said = (one.label, rounded(one.probability), is_positive, one.state.value, rounded(one.operating_point))
+        rows.append((*unit, *said, first.source, first.frame_number, rounded(first.weight), bundle_id))
+    if not rows:
+        rows.append((*unit, "", None, None, State.NOT_SCORABLE.value, None, "", None, None, bundle_id))
+    return [dict(zip(LEVEL_COLUMNS, row, strict=True)) for row in rows]
 
 
 @contextmanager
@@ -79,27 +114,10 @@ def failures_table(path: Path) -> Iterator[Callable[[Quarantined], None]]:
 
 
 @contextmanager
-def levels_table(path: Path, bundle_id: str) -> Iterator[Callable[[LevelResult, str, str], None]]:
-    """Give what adds the rows of a study, an eye or a patient, one for each label; the file appears at the end, whole.
-
-    What is added is a result, the Study Instance UID if it is of one study, and a name of the patient within this table if it
-    is of all its studies. A result without a state has one row, without a label, whose state is `not_scorable`.
-    """
-    with _table(path, LEVEL_COLUMNS) as writer:
-
-        def add(result: LevelResult, study_instance_uid: str, patient: str) -> None:
-            counts = (result.studies, result.frames, result.left_out, result.pooling.value)
-            unit = (result.level.value, study_instance_uid, patient, result.laterality, *counts)
-            rows: list[tuple[Value, ...]] = []
-            for one in result.predictions:
-                first = one.deciding[0]
-                said = (one.label, one.probability, one.state is State.POSITIVE, one.state.value, one.operating_point)
-                rows.append((*unit, *said, first.source, first.frame_number, first.weight, bundle_id))
-            if not rows:
-                rows.append((*unit, "", None, None, State.NOT_SCORABLE.value, None, "", None, None, bundle_id))
-            writer.writerows([map(_cell, row) for row in rows])
-
-        yield add
+def levels_table(path: Path, bundle_id: str) -> Iterator[AddLevel]:
+    """Give what adds the `level_rows` of a study, an eye or a patient; the file appears at the end, whole or not at all."""
+    with _table(path, tuple(LEVEL_COLUMNS)) as writer:
+        yield lambda *about: writer.writerows([map(_cell, row.values()) for row in level_rows(bundle_id, *about)])
 
 
 def frame_record(frame: FramePrediction) -> dict[str, Any]:
@@ -174,16 +192,30 @@ def parquet_table(path: Path) -> Iterator[Callable[[FramePrediction], None]]:
     Memory does not grow with the rows, and equal rows give equal bytes. Text is as it is, without the guard of the CSV table;
     what is not known is null.
     """
+    with _parquet(path, {name: kind for name, (kind, _) in COLUMNS.items()}) as add:
+        yield lambda frame: add(rows_of(frame))
+
+
+@contextmanager
+def levels_parquet(path: Path, bundle_id: str) -> Iterator[AddLevel]:
+    """Give what adds the `level_rows` of a study, an eye or a patient, as `parquet_table` does for frames."""
+    with _parquet(path, LEVEL_COLUMNS) as add:
+        yield lambda *about: add(level_rows(bundle_id, *about))
+
+
+@contextmanager
+def _parquet(path: Path, kinds: Mapping[str, type]) -> Iterator[Callable[[list[dict[str, Value]]], None]]:
+    """Give what adds rows with columns of these types to a Parquet file."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(_ARROW[kind])) for name, (kind, _) in COLUMNS.items()])
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(_ARROW[kind])) for name, kind in kinds.items()])
     waiting: list[dict[str, Value]] = []
     remove_leftovers(path)
     with replacing(path) as temporary, temporary.open("wb") as file, ParquetWriter(file, schema) as writer:
 
-        def add(frame: FramePrediction) -> None:
-            waiting.extend(rows_of(frame))
+        def add(rows: list[dict[str, Value]]) -> None:
+            waiting.extend(rows)
             if len(waiting) >= _ROWS:
                 writer.write_table(_typed(waiting, schema))
                 waiting.clear()
