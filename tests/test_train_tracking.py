@@ -6,6 +6,8 @@ import re
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -133,6 +135,55 @@ def test_nothing_is_recorded_where_tracking_is_off(
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert (tracker.run_id, capsys.readouterr().err, list(tmp_path.iterdir())) == ("", "", [])
+
+
+# A new store
+
+BEGIN = """
+import sys
+from pipeline.config import TrackingSection
+from pipeline.train.tracking import Tracker
+
+tracker = Tracker(
+    TrackingSection(uri=sys.argv[1], experiment="new"), name=sys.argv[2], parameters={}, dataset_name="", dataset_sha256="a"
+)
+tracker.log_metrics({"tune_loss": 1.0}, 1)
+tracker.finish()
+"""
+
+
+def begin(uri: str, name: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", BEGIN, uri, name], stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, said = process.communicate()
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_three_runs_at_once_make_one_new_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    runs = [begin(uri, name) for name in ("first", "second", "third")]
+    assert [ended(run) for run in runs] == [(0, "")] * 3
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("new").experiment_id])
+    assert {run.info.run_name: run.info.status for run in found} == dict.fromkeys(("first", "second", "third"), "FINISHED")
+    assert {run.data.metrics["tune_loss"] for run in found} == {1.0}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_store_is_made_leaves_nothing_that_the_next_run_cannot_use(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    killed = begin(uri, "killed")
+    while killed.poll() is None and not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.part/*.db")):
+        pass  # until some of the tables are there
+    killed.kill()
+    ended(killed)
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.part"]
+    assert ended(begin(uri, "next")) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 # A store that does not work

@@ -1,5 +1,6 @@
 """Records runs in MLflow: parameters, metrics, files and a registered model. A dead server costs seconds, never a result."""
 
+import fcntl
 import json
 import logging
 import os
@@ -302,7 +303,7 @@ def _connect(settings: TrackingSection) -> Any:
     from mlflow import MlflowClient
 
     uri = tracking_uri(settings)
-    _check_database(uri)
+    _open_database(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -340,20 +341,58 @@ def tracking_uri(settings: TrackingSection) -> str:
     return f"sqlite:///{DEFAULT_STORE}"
 
 
-def _check_database(uri: str) -> None:
-    """Connect once to a database store, since MLflow itself would retry for minutes."""
+def _open_database(uri: str) -> None:
+    """Connect once to a database store, since MLflow itself would retry for minutes; a SQLite file is made if there is none."""
     if uri.partition(":")[0].partition("+")[0] not in _DATABASES:
         return
     import sqlalchemy
 
     place = sqlalchemy.make_url(uri)
     if place.get_backend_name() == "sqlite" and place.database:
-        Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_sqlite_store(Path(place.database))
     engine = sqlalchemy.create_engine(place)
     try:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _make_sqlite_store(path: Path) -> None:
+    """Make MLflow's tables in a new SQLite file, unless another process has done so already.
+
+    MLflow makes them step by step and without a lock: two processes that do so together, or one that is killed, leave a file
+    that no later process can use. Here one process at a time makes them, in a file that gets its name when it is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with _locked(path.parent):
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}.part")  # a folder, for SQLite's own journal as well
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        SqlAlchemyStore(f"sqlite:///{draft / path.name}", _artifacts_beside(path)).engine.dispose()  # type: ignore[no-untyped-call]
+        (draft / path.name).replace(path)
+        draft.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process and leaves no file behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _artifacts_beside(database: Path) -> str:
+    """Return where the artefacts of a SQLite store lie."""
+    return (database.resolve().parent / "artifacts").as_uri()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -374,14 +413,20 @@ def _is_list(value: object) -> bool:
 def _experiment(client: Any, settings: TrackingSection) -> str:
     """Return the id of the experiment; with a SQLite file, artefacts lie in the folder `artifacts` beside it."""
     import sqlalchemy
+    from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
         return str(found.experiment_id)
     location, uri = None, tracking_uri(settings)
     if uri.startswith("sqlite:") and (database := sqlalchemy.make_url(uri).database):
-        location = (Path(database).resolve().parent / "artifacts").as_uri()
-    return str(client.create_experiment(settings.experiment, artifact_location=location))
+        location = _artifacts_beside(Path(database))
+    try:
+        return str(client.create_experiment(settings.experiment, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return str(client.get_experiment_by_name(settings.experiment).experiment_id)  # another process was first
 
 
 @contextmanager
