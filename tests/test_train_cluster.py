@@ -1,6 +1,8 @@
 """Training on a Ray cluster of two nodes: the bytes of `torchrun` whatever is killed, and one sentence if it cannot be."""
 
+import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.cli.main import main
+from pipeline.config import load_config
 from pipeline.errors import InputError
+from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, WEIGHTS, load_bundle
+from pipeline.train import sweep as sweep_module
 from pipeline.version import software_versions
 from tests.conftest import Trained
 from tests.server_ray import RayCluster, running_ray
@@ -162,3 +168,70 @@ def test_without_ray_it_is_said_how_to_get_it(
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     assert main([*words_of(trained, tmp_path / "bundle"), "--engine", "ray"]) == 2
     assert "pip install 'octray[cluster]'" in capsys.readouterr().err
+
+
+# Sweeps
+
+
+NO_BUNDLE = (
+    """
+import sys
+import pipeline.train.sweep as module
+from pipeline.errors import InputError
+def train(*_, **__): raise InputError("no bundle")
+module.train = train
+"""
+    + PLAIN
+)
+"""The search alone, without the training at its end."""
+SPACE = "train.finetune.learning_rate: {log_uniform: [1e-4, 1e-2]}\ntrain.finetune.groups: [1, 2]\n"
+
+
+def trials_of(out: Path) -> list[dict[str, str]]:
+    with (out / "trials.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "trial"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds the processes in /proc")
+def test_trials_side_by_side_are_the_same_whatever_is_killed(cluster: RayCluster, trained: Trained, tmp_path: Path) -> None:
+    space, store = tmp_path / "space.yaml", shutil.copy(trained.store, tmp_path / "mlflow.db")
+    space.write_text(SPACE)
+    words = ["sweep", str(trained.config), "--index", str(trained.index), "--search", str(space), "train.finetune.epochs=4"]
+    tracking = [f"tracking.uri=sqlite:///{store}", "tracking.experiment=side-by-side"]
+    here, lost, stopped = (tmp_path / name for name in ("here", "lost", "stopped"))
+
+    def search(out: Path, trials: int, *more: str) -> "subprocess.Popen[str]":
+        return start(cluster, [*words, *more, "--processes", "2", "--trials", str(trials), "--out", str(out)], NO_BUNDLE)
+
+    with search(lost, 4, *tracking) as process:  # a process of the cluster is killed while it trains
+        while not (at_work := running(cluster)):
+            assert process.poll() is None, process.communicate()[1]
+        os.kill(at_work[0], signal.SIGKILL)
+        said = process.communicate(timeout=SECONDS)[1]
+    assert "octray: no bundle" in said.splitlines()
+    with search(stopped, 4, "tracking.enabled=false") as process:  # octray itself is killed
+        await_file(stopped / "trials.csv", process)
+        process.kill()
+    with search(stopped, 4, "tracking.enabled=false") as process:
+        said = process.communicate(timeout=SECONDS)[1]
+    assert "octray: no bundle" in said.splitlines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "train", lambda *_, **__: pytest.fail("trials only"))
+        patch.setattr(sweep_module._Sweep, "train_best", lambda *_: None)
+        config = load_config(trained.config, ["train.finetune.epochs=4", "tracking.enabled=false"])
+        sweep_module.sweep(config, load_index(trained.index), here, space=space, trials=2)
+
+    assert [trial["state"] for trial in trials_of(lost)] == ["complete"] * 4
+    assert trials_of(stopped) == trials_of(lost)
+    assert trials_of(here) == trials_of(lost)[:2], "values and figures are those of this machine"
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("side-by-side")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    best = [min(one.value for one in client.get_metric_history(run.info.run_id, "tune_loss")) for run in children]
+    assert sorted(best) == pytest.approx(sorted(float(trial["value"]) for trial in trials_of(lost)))

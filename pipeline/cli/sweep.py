@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plugin", metavar="MODULE", action="append", default=[], help="module or Python file of a plug-in")
     parser.add_argument("--trials", type=int, required=True, metavar="N", help="how many trials in all")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="train on this machine or on a Ray cluster")
+    parser.add_argument("--address", default="auto", help="HOST:PORT of the Ray cluster; auto finds one on this machine")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="trials that run side by side on the cluster (default: 1)"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for trials, best settings and bundle; run again, it continues there"
     )
@@ -45,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
     if remark := select_training_data(config, index).rare_label(config.train.folds):
         sys.stderr.write(f"octray: {printable(remark)}\n")
+    cluster = args.address if args.engine == "ray" else ""
+    asked = {"space": args.search, "trials": args.trials, "cluster": cluster, "processes": args.processes}
     try:
-        found = sweep(config, index, args.out, space=args.search, trials=args.trials, progress=bar)
+        found = sweep(config, index, args.out, **asked, progress=bar)
     except KeyboardInterrupt:
-        sys.stderr.write("octray: Run the same command again to continue with the trial that was stopped.\n")
+        sys.stderr.write("octray: Run the same command again to continue with the trials that were stopped.\n")
         raise
     print(f"{found.finished} trials finished, {found.pruned} pruned, {found.failed} failed: {args.out / TABLE}")
     print(f"best: trial {found.best}, {found.value:.6g} ({found.measure}): {args.out / BEST}")

@@ -20,7 +20,7 @@ from pipeline.model.bundle import load_bundle
 from pipeline.results.dicom import Kind
 from pipeline.score.predictor import Predictor
 from pipeline.store.ledger import Claim
-from pipeline.workers.ray_cluster import FAILED, UNGUARDED, check_machine, connected, is_guarded
+from pipeline.workers.ray_cluster import ENDED, FAILED, UNGUARDED, check_machine, connected, is_guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,6 @@ _MOST_STARTS = 3
 
 _START_SECONDS = 120.0
 _NO_CPU = "The Ray cluster does not start a process of octray. Check that it has a free CPU, and octray installed."
-_ENDED = "The processes of octray end on the Ray cluster before they are ready. Check that its machines have enough memory."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +178,7 @@ class Crew:
             elif hand.times < _MOST_STARTS:
                 self._start(hand.node, hand.times + 1)
             else:
-                self._why = InputError(_ENDED if is_guarded() else UNGUARDED)
+                self._why = InputError(ENDED if is_guarded() else UNGUARDED)
         else:
             self.idle.append(hand)
             return

@@ -94,9 +94,9 @@ def train(
     ConfigError
         If configuration and index do not fit together.
     InputError
-        If the index cannot be learned from, its files have changed, or the cluster cannot be used.
+        If the index cannot be learned from, its files have changed, or the cluster cannot be used or does not answer any more.
     TrainingError
-        If the loss is not a number, another process of the run has ended, or the cluster does not answer any more.
+        If the loss is not a number, or another process of the run has ended.
     """
     check_cluster(cluster, processes)
     if cluster:
@@ -124,15 +124,11 @@ def check_cluster(cluster: str, processes: int) -> None:
         raise ConfigError(["--engine ray needs Ray: pip install 'octray[cluster]'."])
 
 
-_MOST_LOST = 3
-"""How often in a row processes on a cluster may be lost before they have trained another epoch."""
-
-
 def _train_on_cluster(
     config: Config, index: Index, out: Path, resume: bool, progress: Progress, cluster: str, processes: int
 ) -> Bundle:
     """Train in processes of a Ray cluster, starting them again if some of them are lost."""
-    from pipeline.workers.ray_cluster import LostProcessError, Processes, connected
+    from pipeline.workers.ray_cluster import MOST_LOST, LostProcessError, Processes, connected
 
     place, needs_gpu = out.absolute(), config.train.device in ("auto", "cuda")
     work, lost, newest = place.with_name(f"{place.name}.work"), 0, 0.0
@@ -140,7 +136,7 @@ def _train_on_cluster(
     begun = _changed(work, STATE)
 
     def start(resume: bool) -> None:
-        with Processes(processes, gpus=needs_gpu, sources=index.sources, out=place) as started:
+        with Processes(processes, gpus=needs_gpu, sources=index.sources, out=place, plugins=config.plugins) as started:
             started.run_together(train, config, index, place, resume)
 
     with connected(cluster):
@@ -152,7 +148,7 @@ def _train_on_cluster(
             except LostProcessError:
                 changed, before = _changed(work, "checkpoint.safetensors"), newest
                 newest, lost = max(before, changed), 0 if changed > before else lost + 1
-                if lost == _MOST_LOST:
+                if lost == MOST_LOST:
                     raise TrainingError(
                         "The processes of octray end on the Ray cluster before they have trained an epoch. Check that its "
                         "machines have enough memory, and start again with --resume."

@@ -9,9 +9,11 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +23,7 @@ import sqlalchemy
 import yaml
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 from torch.distributed import is_torchelastic_launched
@@ -33,16 +36,17 @@ from pipeline.frames import Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import Bundle, load_bundle
+from pipeline.model.networks import Network
 from pipeline.model.weights import cache_folder
 from pipeline.plugins import load_plugins
-from pipeline.progress import Progress, silent
-from pipeline.train.devices import Compute, open_compute
+from pipeline.progress import Progress, silent, working
+from pipeline.train.devices import open_compute
 from pipeline.train.features import FeatureCache, hashed
-from pipeline.train.fit import Fitting, start_network
-from pipeline.train.run import train
+from pipeline.train.fit import Fitting, Log, start_network
+from pipeline.train.run import check_cluster, train
 from pipeline.train.search_space import SearchSpace, compared_by, one_network
 from pipeline.train.tracking import Tracker, flatten
-from pipeline.train.training_data import select_training_data
+from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.workers.cores import usable_cores
 
@@ -95,6 +99,8 @@ def sweep(
     space: Path | str | Mapping[str, Any],
     trials: int,
     progress: Progress = silent,
+    cluster: str = "",
+    processes: int = 1,
 ) -> SweepResult:
     """Search for the settings with the best figure on the tune split, and train a bundle with them.
 
@@ -103,6 +109,9 @@ def sweep(
     worse than the median of the others at that epoch. `train.seed` decides what is proposed, so that on the same machine the
     same sweep has the same trials. Called again with the same arguments, a sweep that was killed goes on: the trial that was
     killed is repeated, and the rest is as if there had been no kill. With a higher `trials` it goes further.
+
+    On a Ray cluster, trials run side by side. What is proposed for one of them follows from all trials before it but the last
+    `processes - 1`, whichever of those have ended: so the trials do not depend on how long each of them takes.
 
     Parameters
     ----------
@@ -118,29 +127,33 @@ def sweep(
         How many in all, those of earlier calls included. The first ten are drawn at random.
     progress
         Shows the progress of long steps.
+    cluster
+        Address of a Ray cluster, as in `train`. This process reads frames, keeps the trials and talks to MLflow.
+    processes
+        How many trials run side by side on the cluster.
 
     Raises
     ------
     ConfigError
         If configuration, search space and index do not fit together.
     InputError
-        If the index cannot be learned from, its files have changed, or the folder belongs to another sweep.
+        If the index cannot be learned from, its files have changed, the folder belongs to another sweep, or the cluster cannot
+        be used or does not answer any more.
     TrainingError
         If no trial came to its end.
     """
+    check_cluster(cluster, processes)
     if trials < 1:
         raise ConfigError([f"A sweep needs one trial or more. Got {trials} instead."])
     if is_torchelastic_launched():
         raise ConfigError(["A sweep runs in one process. Start it without torchrun."])
     load_plugins(config.plugins)
-    out, searched = Path(out), SearchSpace(space, one_network(config))
+    out, searched = Path(out).absolute(), SearchSpace(space, one_network(config))
     with ExitStack() as stack:
         running = _Sweep(config, index, out, searched, stack.enter_context(_opened(config, index, out, searched)), progress)
-        stack.enter_context(threadpool_limits(config.train.threads or usable_cores(), "blas"))
         with running.tracker.ending():
-            with open_compute(config.train) as compute:
-                running.search(trials, compute)
-            result = running.train_best()
+            running.search(trials, cluster, processes)
+            result = running.train_best(cluster)
         shutil.rmtree(out / _WORK, ignore_errors=True)
     return result
 
@@ -156,33 +169,49 @@ class _Sweep:
         data = select_training_data(config, index)
         seen = np.sort(np.concatenate([data.rows(Split.TRAIN), data.rows(Split.TUNE)]))
         self._data = replace(data, records=tuple(data.records[row] for row in seen), targets=data.targets[seen])
-        self._cache = FeatureCache(cache_folder() / "features.sqlite3" if config.train.cache_features else None)
+        self._cache = _feature_cache(config)
         self.tracker = self._tracker(
             config, {f"space.{one.key}": f"{one.kind} {list(one.values)}" for one in space.dimensions}, _Facts(study)
         )
 
-    def search(self, trials: int, compute: Compute) -> None:
-        """Run trials until there are so many."""
+    def search(self, trials: int, cluster: str, at_once: int) -> None:
+        """Run trials until there are so many; they are told to Optuna in the order in which it proposed them."""
         self._repeat_killed()
-        while (number := len(self._counted())) < trials:
-            # A sampler for each place in the row: its state would be lost if the sweep were killed.
-            seed = np.random.SeedSequence([self._config.train.seed, number]).generate_state(1)[0]
-            self._study.sampler = TPESampler(seed=int(seed))
-            trial = self._study.ask()
-            try:
-                config = self._space.configuration(self._space.suggest(trial))
-                value = self._run(trial, config, f"trial {number + 1} of {trials}: ", compute)
-            except optuna.TrialPruned:
-                self._study.tell(trial, state=TrialState.PRUNED)
-            except (ConfigError, TrainingError) as error:  # of these values; other trials may go well
-                trial.set_user_attr("error", str(error))
-                self._study.tell(trial, state=TrialState.FAIL)
-            else:
-                self._study.tell(trial, value)
-                self.tracker.log_metrics({"best_value": self._study.best_value}, number)
-            self._write_table()
+        if len(self._counted()) >= trials:
+            return
+        with self._started(cluster, at_once) as start, ExitStack() as unfinished:
+            running = deque[tuple[optuna.Trial, Callable[[], float]]]()
+            while (number := len(self._counted()) + len(running)) < trials or running:
+                if number == trials or len(running) == at_once:
+                    self._tell(*running.popleft())
+                    continue
+                # A sampler for each place in the row: its state would be lost if the sweep were killed.
+                seed = np.random.SeedSequence([self._config.train.seed, number]).generate_state(1)[0]
+                self._study.sampler = TPESampler(seed=int(seed), constant_liar=True)  # which heeds trials that are running
+                trial = self._study.ask()
+                try:
+                    config = self._space.configuration(self._space.suggest(trial))
+                    end = self._begin(trial, config, f"trial {number + 1} of {trials}: ", start, unfinished)
+                except ConfigError as error:
+                    end = partial(_fail, error)
+                running.append((trial, end))
 
-    def train_best(self) -> SweepResult:
+    def _tell(self, trial: optuna.Trial, end: Callable[[], float]) -> None:
+        """Wait for the end of a trial, and keep what it found."""
+        number = len(self._counted())
+        try:
+            value = end()
+        except optuna.TrialPruned:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        except (ConfigError, TrainingError) as error:  # of these values; other trials may go well
+            trial.set_user_attr("error", str(error))
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, value)
+            self.tracker.log_metrics({"best_value": self._study.best_value}, number)
+        self._write_table()
+
+    def train_best(self, cluster: str) -> SweepResult:
         """Write the best configuration, and train and judge it, unless that is done already."""
         counted = self._counted()
         states = [trial.state for trial in counted]
@@ -198,50 +227,72 @@ class _Sweep:
         if bundle is None:
             resumes = facts.get("trained") == str(best.number)
             facts.set("trained", str(best.number))
-            bundle = train(config, self._index, place, resume=resumes, progress=self._progress)
+            bundle = train(config, self._index, place, resume=resumes, progress=self._progress, cluster=cluster)
             facts.set("bundle_id", bundle.manifest.bundle_id)
             self.tracker.adopt(bundle.manifest.provenance.mlflow_run_id)
         numbers = (states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         assert best.value is not None  # noqa: S101 - for mypy
         return SweepResult(best.number, best.value, compared_by(config), settings, config, bundle, *numbers)
 
-    def _run(self, trial: optuna.Trial, config: Config, place: str, compute: Compute) -> float:
-        """Train the network of one trial, and return its figure on the tune split."""
+    def _begin(
+        self, trial: optuna.Trial, config: Config, place: str, start: "_Start", unfinished: ExitStack
+    ) -> Callable[[], float]:
+        """Start one trial, and return what waits for its figure; if an interrupt comes before, `unfinished` ends its run."""
         try:
             network, _ = start_network(config, self._data.labels)
         except InputError as error:  # of the weights that this trial names
             raise ConfigError([str(error)]) from None
         pixels = self._frames(config)
         workspace = Workspace(self._out / _WORK / f"trial-{trial.number}", "")
-        workspace.path.mkdir(parents=True)
         tracker = self._tracker(config, {}, _Facts(trial), self.tracker.run_id, f"{config.name}-trial-{trial.number}")
-        monitor = "head_tune_loss" if config.train.way is Way.PROBE else config.train.finetune.monitor
+        stack = unfinished.enter_context(ExitStack())
+        stack.callback(shutil.rmtree, workspace.path, ignore_errors=True)
+        stack.enter_context(tracker.ending(expected=(optuna.TrialPruned,)))
+        before = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        wait = start(config, network, pixels, workspace, before, _named(self._progress, place))
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             tracker.log_metrics(metrics, step)
-            if monitor in metrics:
+            if (monitor := _monitor(config)) in metrics:
                 trial.report(metrics[monitor], step)
-                if trial.should_prune():
-                    raise optuna.TrialPruned
 
-        try:
-            with tracker.ending(expected=(optuna.TrialPruned,)):
-                fitting = Fitting(
-                    config,
-                    self._data,
-                    pixels,
-                    train=self._data.rows(Split.TRAIN),
-                    tune=self._data.rows(Split.TUNE),
-                    workspace=workspace,
-                    cache=self._cache,
-                    compute=compute,
-                    log=log,
-                    progress=_named(self._progress, place),
-                )
-                head, course = fitting.learn(network)
-        finally:
-            shutil.rmtree(workspace.path, ignore_errors=True)
-        return head["head_tune_loss"] if config.train.way is Way.PROBE else course.history[course.best_epoch][monitor]
+        def end() -> float:
+            with stack:
+                return wait(log)
+
+        return end
+
+    @contextmanager
+    def _started(self, cluster: str, at_once: int) -> Iterator["_Start"]:
+        """Give what starts a trial: in this process when its end is waited for, or at once in a process on a cluster."""
+        if not cluster:
+            yield lambda config, *given: partial(_run_trial, config, self._data, self._cache, *given)
+            return
+        from pipeline.workers.ray_cluster import Processes, connected
+
+        uses_gpus = self._config.train.device in ("auto", "cuda")
+        plugins, sources = self._config.plugins, self._index.sources
+        with (
+            connected(cluster),
+            Processes(at_once, gpus=uses_gpus, sources=sources, out=self._out, plugins=plugins) as processes,
+        ):
+            data = processes.share(self._data)
+
+            def start(config: Config, *given: Any) -> Callable[[Log], float]:
+                *arguments, progress = given
+                task = processes.begin(_run_elsewhere, config, data, *arguments)
+
+                def wait(log: Log) -> float:
+                    reports, ended = working(progress, "training on the Ray cluster", lambda: processes.result(task))
+                    for metrics, step in reports:
+                        log(metrics, step)
+                    if isinstance(ended, Exception):
+                        raise ended
+                    return float(ended)
+
+                return wait
+
+            yield start
 
     def _frames(self, config: Config) -> PreparedFrames:
         """Return the frames on the grid of a trial's network; they are read once for all trials with that grid."""
@@ -271,12 +322,14 @@ class _Sweep:
         )
 
     def _repeat_killed(self) -> None:
-        """Mark the trials that a killed sweep left as failed, and put their values first in the row."""
+        """Mark the trials that a killed sweep left as failed, and put their values first in the row, in the same order."""
+        while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # by a sweep that was killed before
+            self._space.suggest(self._study.ask())
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             if trial.params.keys() == {one.key for one in self._space.dimensions}:
-                left = {"left_run_id": trial.user_attrs.get("mlflow_run_id", ""), "repeats": trial.number}
-                self._study.enqueue_trial(dict(trial.params), user_attrs=left)
+                run_id = trial.user_attrs.get("mlflow_run_id") or trial.user_attrs.get("left_run_id", "")
+                self._study.enqueue_trial(dict(trial.params), user_attrs={"left_run_id": run_id, "repeats": trial.number})
             shutil.rmtree(self._out / _WORK / f"trial-{trial.number}", ignore_errors=True)
 
     def _counted(self) -> list[FrozenTrial]:
@@ -296,6 +349,106 @@ class _Sweep:
                 value = "" if trial.value is None else trial.value
                 reason = csv_escape(str(trial.user_attrs.get("error", "")))
                 rows.writerow([trial.number, trial.state.name.lower(), value, epochs, *values, reason])
+
+
+_Start = Callable[..., Callable[[Log], float]]
+"""Starts a trial, and returns what waits for its figure; its metrics are logged until then."""
+
+
+def _run_trial(
+    config: Config,
+    data: TrainingData,
+    cache: FeatureCache,
+    network: Network,
+    pixels: PreparedFrames,
+    workspace: Workspace,
+    before: Sequence[FrozenTrial],
+    progress: Progress,
+    log: Log,
+) -> float:
+    """Train the network of one trial, and return its figure on the tune split.
+
+    Raises
+    ------
+    TrialPruned
+        If it falls behind the median of the trials that had come to their end before it began.
+    """
+    monitor, shadow = _monitor(config), optuna.create_study(direction=_direction(config), pruner=_pruner())
+    shadow.add_trials(before)
+    trial = shadow.ask()
+
+    def watch(metrics: Mapping[str, float], step: int) -> None:
+        log(metrics, step)
+        if monitor in metrics:
+            trial.report(metrics[monitor], step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    workspace.path.mkdir(parents=True)
+    with open_compute(config.train) as compute, threadpool_limits(config.train.threads or usable_cores(), "blas"):
+        fitting = Fitting(
+            config,
+            data,
+            pixels,
+            train=data.rows(Split.TRAIN),
+            tune=data.rows(Split.TUNE),
+            workspace=workspace,
+            cache=cache,
+            compute=compute,
+            log=watch,
+            progress=progress,
+        )
+        head, course = fitting.learn(network)
+    return head["head_tune_loss"] if config.train.way is Way.PROBE else course.history[course.best_epoch][monitor]
+
+
+def _run_elsewhere(
+    config: Config,
+    data: TrainingData,
+    network: Network,
+    pixels: PreparedFrames,
+    workspace: Workspace,
+    before: list[FrozenTrial],
+) -> tuple[list[tuple[Mapping[str, float], int]], float | Exception]:
+    """Run a trial in a process on a cluster, and return what it logged, and its figure or what ended it."""
+    shutil.rmtree(workspace.path, ignore_errors=True)  # of a process that was lost
+    reports: list[tuple[Mapping[str, float], int]] = []
+    with _quiet():
+        try:
+            value = _run_trial(
+                config,
+                data,
+                _feature_cache(config),
+                network,
+                pixels,
+                workspace,
+                before,
+                silent,
+                lambda metrics, step: reports.append((metrics, step)),
+            )
+        except (optuna.TrialPruned, ConfigError, TrainingError) as error:
+            return reports, error
+    return reports, value
+
+
+def _fail(error: ConfigError) -> float:
+    raise error
+
+
+def _monitor(config: Config) -> str:
+    return "head_tune_loss" if config.train.way is Way.PROBE else config.train.finetune.monitor
+
+
+def _direction(config: Config) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if "AUROC" in compared_by(config) else StudyDirection.MINIMIZE
+
+
+def _pruner() -> MedianPruner:
+    return MedianPruner(n_startup_trials=_FIRST_TRIALS, n_warmup_steps=_FIRST_EPOCHS)
+
+
+def _feature_cache(config: Config) -> FeatureCache:
+    return FeatureCache(cache_folder() / "features.sqlite3" if config.train.cache_features else None)
 
 
 class _Facts:
@@ -338,8 +491,7 @@ def _opened(config: Config, index: Index, out: Path, space: SearchSpace) -> Iter
             study = optuna.create_study(
                 storage=storage,
                 study_name=_STUDY,
-                direction="maximize" if "AUROC" in compared_by(config) else "minimize",
-                pruner=MedianPruner(n_startup_trials=_FIRST_TRIALS, n_warmup_steps=_FIRST_EPOCHS),
+                direction=_direction(config),
                 load_if_exists=True,
             )
         except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError):
