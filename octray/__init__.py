@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.train.assessment import evaluate_bundle
     from pipeline.train.run import train
     from pipeline.train.sweep import SweepResult, sweep
-    from pipeline.train.tracking import register_bundle
+    from pipeline.train.tracking import SyncedRun, register_bundle, sync_runs
     from services.api.command import serve
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "State",
     "StudyRecord",
     "SweepResult",
+    "SyncedRun",
     "UnreadableError",
     "build_index",
     "deidentify_folder",
@@ -77,6 +78,7 @@ __all__ = [
     "show_crosswalk",
     "study_results",
     "sweep",
+    "sync_runs",
     "train",
     "write_phantom",
 ]
@@ -96,6 +98,7 @@ _MODULES = {
     "State": "pipeline.predictions",
     "StudyRecord": "pipeline.predictions",
     "SweepResult": "pipeline.train.sweep",
+    "SyncedRun": "pipeline.train.tracking",
     "UnreadableError": "pipeline.errors",
     "build_index": "pipeline.ingest.build",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
@@ -123,6 +126,7 @@ _MODULES = {
     "show_crosswalk": "pipeline.deidentify.crosswalk",
     "study_results": "pipeline.results.level_results",
     "sweep": "pipeline.train.sweep",
+    "sync_runs": "pipeline.train.tracking",
     "train": "pipeline.train.run",
     "write_phantom": "pipeline.phantoms.studies",
 }

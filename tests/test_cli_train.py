@@ -123,7 +123,9 @@ def check_recorded(trained: Trained, bundle: Bundle) -> None:
     assert run.info.run_id == bundle.manifest.provenance.mlflow_run_id
     assert run.info.status == "FINISHED"
     epochs = json.loads(bundle.read(METRICS))["networks"][0]["epochs"]
-    found = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "tune_loss")}
+    history = client.get_metric_history(run.info.run_id, "tune_loss")
+    assert len(history) == len(epochs), "every step is there once"
+    found = {metric.step: metric.value for metric in history}
     assert found == {step: pytest.approx(epoch["tune_loss"], rel=1e-4) for step, epoch in enumerate(epochs)}
 
 

@@ -4,13 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -24,16 +26,27 @@ from mlflow.utils import validation
 
 from pipeline.cli.main import main
 from pipeline.config import TrackingSection, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.ingest.index import load_index
 from pipeline.model.bundle import METRICS, load_bundle
-from pipeline.train.tracking import Tracker, _client_settings, flatten, tracking_uri
+from pipeline.train.mlflow_client import client_settings, tracking_uri
+from pipeline.train.outbox import RunLog, logs_in, outbox_of
+from pipeline.train.tracking import Tracker, flatten, sync_runs
 from pipeline.train.workspace import open_workspace
 from tests.builders import make_bundle
-from tests.conftest import Trained
+from tests.conftest import ROOT, Trained
 from tests.server_mlflow import Proxy, mlflow_server, proxy_of
 
-FACTS = {"name": "tiny", "parameters": {"train.seed": "0"}, "dataset_name": "index", "dataset_sha256": "a" * 64}
+FACTS = {
+    "name": "tiny",
+    "parameters": {"train.seed": "0"},
+    "dataset": {"name": "index", "digest": "a" * 36, "source_type": "local", "source": "{}"},
+}
+
+
+def begun(settings: TrackingSection, out: Path, key: str = "key") -> Tracker:
+    """A run of MLflow as `train` begins it."""
+    return Tracker(settings, out=out, key=key, **FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +107,7 @@ def test_the_bundle_is_an_artefact_and_a_registered_version(client: MlflowClient
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_kept(store: Path) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS)
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
     tracker.log_metrics({"test_A+B (wet) / 1:2_auroc": 0.5})
     tracker.finish()
     found = MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id)
@@ -106,13 +119,13 @@ def test_a_store_below_a_new_folder_is_made(store: Path, tmp_path: Path) -> None
     uri = f"sqlite:///{tmp_path / 'new' / 'deep' / 'mlflow.db'}"
     (tmp_path / "new" / "deep").mkdir(parents=True)
     shutil.move(store, tmp_path / "new" / "deep")
-    assert Tracker(TrackingSection(uri=uri), **FACTS).run_id
+    assert begun(TrackingSection(uri=uri), tmp_path / "bundle").run_id
 
 
 def test_the_environment_is_left_as_it_was(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     before = dict(os.environ)
-    assert Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS).run_id
+    assert begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle").run_id
     assert dict(os.environ) == before
 
 
@@ -131,7 +144,7 @@ def test_nothing_is_recorded_where_tracking_is_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tracker = Tracker(TrackingSection(enabled=False), **FACTS)
+    tracker = begun(TrackingSection(enabled=False), tmp_path / "bundle")
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert (tracker.run_id, capsys.readouterr().err, list(tmp_path.iterdir())) == ("", "", [])
@@ -141,19 +154,28 @@ def test_nothing_is_recorded_where_tracking_is_off(
 
 BEGIN = """
 import sys
+from pathlib import Path
+
 from pipeline.config import TrackingSection
 from pipeline.train.tracking import Tracker
 
 tracker = Tracker(
-    TrackingSection(uri=sys.argv[1], experiment="new"), name=sys.argv[2], parameters={}, dataset_name="", dataset_sha256="a"
+    TrackingSection(uri=sys.argv[1], experiment="new"),
+    out=Path(sys.argv[2]),
+    key=sys.argv[2],
+    name=sys.argv[2],
+    parameters={},
+    dataset={"name": "index", "digest": "a", "source_type": "local", "source": "{}"},
 )
 tracker.log_metrics({"tune_loss": 1.0}, 1)
 tracker.finish()
 """
 
 
-def begin(uri: str, name: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", BEGIN, uri, name], stderr=subprocess.PIPE, text=True)
+def begin(uri: str, name: str, folder: Path) -> "subprocess.Popen[str]":
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(["", str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", BEGIN, uri, name]
+    return subprocess.Popen(command, cwd=folder, env=here, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -164,7 +186,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
 @pytest.mark.slow
 def test_three_runs_at_once_make_one_new_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
-    runs = [begin(uri, name) for name in ("first", "second", "third")]
+    runs = [begin(uri, name, tmp_path) for name in ("first", "second", "third")]
     assert [ended(run) for run in runs] == [(0, "")] * 3
     client = MlflowClient(uri)
     found = client.search_runs([client.get_experiment_by_name("new").experiment_id])
@@ -176,14 +198,15 @@ def test_three_runs_at_once_make_one_new_store(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_kill_while_a_store_is_made_leaves_nothing_that_the_next_run_cannot_use(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    killed = begin(uri, "killed")
+    (tmp_path / "runs").mkdir()
+    killed = begin(uri, "killed", tmp_path / "runs")
     while killed.poll() is None and not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.part/*.db")):
         pass  # until some of the tables are there
     killed.kill()
     ended(killed)
-    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.part"]
-    assert ended(begin(uri, "next")) == (0, "")
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    assert {path.name for path in tmp_path.iterdir()} == {".mlflow.db.part", "runs"}
+    assert ended(begin(uri, "next", tmp_path / "runs")) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "runs"}
 
 
 # A store that does not work
@@ -231,16 +254,16 @@ def test_a_silent_server_costs_one_connection_one_sentence_and_no_result(
     assert said_once(capsys.readouterr().err)
 
 
-def test_a_server_that_is_not_there_costs_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_not_there_costs_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    use(f"http://127.0.0.1:{port}")
+    use(f"http://127.0.0.1:{port}", tmp_path)
     assert said_once(capsys.readouterr().err)
 
 
-def use(uri: str) -> None:
+def use(uri: str, folder: Path) -> None:
     """Do with a store that does not work what a run does."""
-    tracker = Tracker(TrackingSection(uri=uri), **FACTS)
+    tracker = begun(TrackingSection(uri=uri), folder / "bundle")
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert tracker.run_id == ""
@@ -249,14 +272,14 @@ def use(uri: str) -> None:
 @pytest.mark.parametrize("uri", ["sqlite:///{}/a-file/mlflow.db", "sqlite:///{}", "sqlite:///{}/a-file", "gibberish://{}"])
 def test_a_store_that_cannot_be_opened_is_tried_once(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a-file").write_text("no database at all" * 100)
-    use(uri.format(tmp_path))
+    use(uri.format(tmp_path), tmp_path)
     assert said_once(capsys.readouterr().err)
 
 
 def test_a_store_that_dies_in_the_middle_costs_one_sentence(
     store: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS)
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
     tracker.log_metrics({"tune_loss": 1.0}, 1)
     assert tracker.run_id
     assert capsys.readouterr().err == ""
@@ -268,7 +291,8 @@ def test_a_store_that_dies_in_the_middle_costs_one_sentence(
 
 
 def test_a_run_that_is_no_longer_there_costs_one_sentence(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS, run_id="f" * 32)
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
+    MlflowClient(f"sqlite:///{store}").delete_run(tracker.run_id)
     tracker.log_metrics({"tune_loss": 1.0})
     assert said_once(capsys.readouterr().err)
 
@@ -291,13 +315,13 @@ def settings(uri: object, **others: str) -> TrackingSection:
 def test_what_mlflow_refuses_is_said_in_its_own_words_and_the_run_ends(
     store: Path, trained: Trained, capsys: pytest.CaptureFixture[str], alias: str, name: str, sentence: str
 ) -> None:
-    tracker = Tracker(settings(f"sqlite:///{store}", alias=alias), **FACTS)
+    tracker = begun(settings(f"sqlite:///{store}", alias=alias), store.parent / "bundle")
     tracker.log_bundle(trained.bundle, name)
     tracker.finish()
     said = capsys.readouterr().err
     assert said_once(said)
     assert sentence in said
-    assert "octray bundle register" in said
+    assert "octray sync" in said
     assert MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id).info.status == "FINISHED"
 
 
@@ -308,7 +332,7 @@ def test_artefacts_that_cannot_be_written_leave_a_run_that_ends_and_can_be_regis
     uri = f"sqlite:///{store}"
     (store.parent / "artifacts").write_text("no folder")
     bundle = make_bundle(store.parent / "bundle")
-    tracker = Tracker(TrackingSection(uri=uri, experiment="blocked"), **FACTS)
+    tracker = begun(TrackingSection(uri=uri, experiment="blocked"), bundle.path)
     tracker.log_bundle(bundle.path, "octray-blocked")
     tracker.finish("FAILED")
     said = capsys.readouterr().err
@@ -376,51 +400,206 @@ def test_a_bundle_that_cannot_be_registered_is_said_in_mlflows_words(
 
 
 def test_a_killed_run_that_is_begun_again_ends_as_killed(store: Path, tmp_path: Path) -> None:
-    place = TrackingSection(uri=f"sqlite:///{store}")
+    place, client = TrackingSection(uri=f"sqlite:///{store}"), MlflowClient(f"sqlite:///{store}")
 
     def begin(resume: bool) -> Tracker:
-        workspace = open_workspace(tmp_path / "bundle", "facts", resume)
-        runs = {"run_id": workspace.run_id, "left_run": workspace.left_run_id}
-        return Tracker(place, **FACTS, **runs, remember=workspace.remember_run)
+        return begun(place, tmp_path / "bundle", open_workspace(tmp_path / "bundle", "facts", resume).run_key)
 
-    killed, client = begin(resume=False), MlflowClient(place.uri)
+    def kill(tracker: Tracker) -> None:
+        assert tracker._log is not None
+        tracker._log.unlock()  # as the end of the process does
+
+    killed = begin(resume=False)
+    kill(killed)
     resumed = begin(resume=True)
     assert resumed.run_id == killed.run_id
     assert client.get_run(killed.run_id).info.status == "RUNNING"
+    kill(resumed)
     open_workspace(tmp_path / "bundle", "facts", resume=False)  # killed before it could open MLflow
     again = begin(resume=False)
     again.finish()
     assert [client.get_run(one.run_id).info.status for one in (killed, again)] == ["KILLED", "FINISHED"]
+    assert not outbox_of(tmp_path / "bundle").exists()
 
 
-def test_an_interrupt_while_a_run_begins_ends_it(store: Path) -> None:
-    def interrupt(run_id: str) -> None:
-        begun.append(run_id)
-        raise KeyboardInterrupt
+def test_a_run_that_another_process_writes_is_left_alone(store: Path, tmp_path: Path) -> None:
+    place = TrackingSection(uri=f"sqlite:///{store}")
+    first = begun(place, tmp_path / "bundle")
+    with pytest.raises(InputError, match=r"^Another octray writes to bundle\."):
+        begun(place, tmp_path / "bundle")
+    assert [(one.name, one.run_id) for one in sync_runs(tmp_path / "bundle")] == [("tiny", "")]
+    first.finish()
 
-    begun: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        Tracker(TrackingSection(uri=f"sqlite:///{store}"), **FACTS, remember=interrupt)
-    assert MlflowClient(f"sqlite:///{store}").get_run(begun[0]).info.status == "KILLED"
+
+def test_an_interrupt_while_a_run_begins_ends_it(tmp_path: Path, interruptible: None) -> None:
+    with silent() as (uri, taken):
+        threading.Thread(target=interrupt_after, args=(taken,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            begun(TrackingSection(uri=uri, seconds=2), tmp_path / "bundle")
+    (log,) = logs_in(outbox_of(tmp_path / "bundle"))
+    assert log.status == "KILLED"
+
+
+def interrupt_after(taken: list[socket.socket]) -> None:
+    """Press Ctrl+C as soon as the server is asked for something."""
+    while not taken:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_resumed_run_has_every_step_once(store: Path, tmp_path: Path) -> None:
+    place, out = TrackingSection(uri=f"sqlite:///{store}"), tmp_path / "bundle"
+    killed = begun(place, out)
+    killed.log_metrics({"head_tune_loss": 0.7})
+    killed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
+    killed.finish("KILLED")
+    for _ in range(2):  # the second is killed before its first epoch
+        resumed = begun(place, out)
+        resumed.log_metrics({"head_tune_loss": 0.7})
+        resumed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
+        resumed.finish("KILLED")
+    resumed = begun(place, out)
+    resumed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
+    resumed.log_metrics({"tune_loss": 0.4, "train_loss": 0.5}, 2)
+    resumed.finish()
+    client = MlflowClient(place.uri)
+    assert steps(client, resumed.run_id, "tune_loss") == [(1, 0.5), (2, 0.4)]
+    assert steps(client, resumed.run_id, "head_tune_loss") == [(0, 0.7)]
+    assert client.get_run(resumed.run_id).info.status == "FINISHED"
+    assert not outbox_of(out).exists()
+
+
+def steps(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
+
+
+# A server that drips, and what is recorded later
+
+
+@contextmanager
+def dripping() -> Iterator[str]:
+    """A server whose answer comes byte by byte and never ends, so that no time-out of a single read is met."""
+    over = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n")
+            while not over.wait(0.1):
+                connection.sendall(b" ")
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=answer, args=(server.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = [threading.Thread(target=accept)]
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            server.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+def test_a_dripping_server_is_given_up_and_the_run_recorded_later(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, uri, began = make_bundle(tmp_path / "bundle"), f"sqlite:///{store}", time.monotonic()
+    with dripping() as url:
+        tracker = begun(TrackingSection(uri=url, experiment="dripped", seconds=1), bundle.path)
+        child = tracker.child("network-1", "tiny-network-1", {"train.seed": "1"})
+        for step in range(3):
+            child.log_metrics({"tune_loss": 1 - step / 10}, step)
+        child.finish()
+        tracker.log_metrics({"test_auroc": 0.9})
+        tracker.log_bundle(bundle.path, "octray-dripped")
+        tracker.finish()
+    assert tracker.run_id == ""
+    assert time.monotonic() - began < 300, "an answer that never ends was waited for"
+    said = capsys.readouterr().err
+    assert said_once(said)
+    assert "it is slower than the 1 seconds that it may cost a run" in said
+    assert "`octray sync bundle` records it later" in said
+
+    class Killed(BaseException):
+        pass
+
+    really = RunLog.mark
+    for allowed in [0, 1, 2] * 4:
+        left = iter(range(allowed))
+
+        def mark(log: RunLog, run_id: str, sent: int, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise Killed  # MLflow has the line, and the process ends before it could note that
+            really(log, run_id, sent)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(RunLog, "mark", mark)
+            sync_runs(bundle.path, uri)
+    assert main(["sync", str(bundle.path), "--store", uri]) == 0
+    assert main(["sync", str(bundle.path), "--store", uri]) == 0
+    assert capsys.readouterr().out.endswith("Nothing is left to record.\n")
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("dripped").experiment_id])
+    (run,) = [one for one in found if "mlflow.parentRunId" not in one.data.tags]
+    (part,) = [one for one in found if one is not run]
+    assert part.data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert steps(client, part.info.run_id, "tune_loss") == [(0, 1.0), (1, 0.9), (2, 0.8)]
+    assert steps(client, run.info.run_id, "test_auroc") == [(0, 0.9)]
+    assert (run.data.params, part.data.params) == ({"train.seed": "0"}, {"train.seed": "1"})
+    assert {one.info.status for one in found} == {"FINISHED"}
+    assert run.data.tags["octray.bundle_id"] == bundle.manifest.bundle_id
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["index"]
+    (version,) = client.search_model_versions("name = 'octray-dripped'")
+    assert version.run_id == run.info.run_id
+    assert load_bundle(Path(url2pathname(urlparse(version.source).path))).manifest == bundle.manifest
+
+
+def test_a_bundle_that_is_gone_is_said_by_sync(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    bundle = make_bundle(tmp_path / "bundle")
+    tracker = begun(TrackingSection(uri=url, experiment="gone"), bundle.path)
+    tracker.log_bundle(bundle.path, "octray-gone")
+    tracker.finish()
+    shutil.rmtree(bundle.path)
+    assert main(["sync", str(bundle.path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("octray: MLflow could not record the run tiny: ")
+    assert main(["sync", str(bundle.path), "--store", f"sqlite:///{store}"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: recorded as run ")
+    assert f"The bundle {bundle.manifest.bundle_id} of the run tiny is no longer there and was not recorded." in said
+
+
+def test_sync_of_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.startswith("octray: There is no nothing. Give what was given to `octray train`")
 
 
 def test_the_cure_that_mlflow_names_is_passed_on(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with closing(sqlite3.connect(store)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '728d730b5ebd'")
-    use(f"sqlite:///{store}")
+    use(f"sqlite:///{store}", store.parent)
     said = capsys.readouterr().err
     assert said_once(said)
     assert "mlflow db upgrade" in said
 
 
-def test_passwords_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_passwords_are_neither_shown_nor_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    use(f"http://anna:secret@127.0.0.1:{port}")
+    use(f"http://anna:secret@127.0.0.1:{port}", tmp_path)
     said = capsys.readouterr().err
     assert said_once(said)
     assert "secret" not in said
     assert str(port) in said
+    (log,) = logs_in(outbox_of(tmp_path / "bundle"))
+    assert log.head["uri"] == f"http://127.0.0.1:{port}"
 
 
 # Names that MLflow does not take
@@ -490,7 +669,7 @@ def test_config_check_refuses_bad_names_all_at_once() -> None:
 
 @pytest.mark.parametrize("name", ["../../up", "/etc/octray", "a/b", "..", "x" * 400])
 def test_the_name_of_an_experiment_is_no_path(store: Path, trained: Trained, name: str) -> None:
-    tracker = Tracker(TrackingSection(uri=f"sqlite:///{store}", experiment=name), **FACTS)
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}", experiment=name), store.parent / "bundle")
     place = urlparse(MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id).info.artifact_uri).path
     assert Path(url2pathname(place)) == store.parent.resolve() / "artifacts" / tracker.run_id / "artifacts"
 
@@ -517,7 +696,7 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
     proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="away"), **FACTS)
+    tracker = begun(TrackingSection(uri=proxy.url, experiment="away"), bundle.path)
     for epoch in range(8):
         proxy.is_down = 2 <= epoch < 5
         tracker.log_metrics({"tune_loss": epoch}, epoch)
@@ -539,7 +718,7 @@ def test_an_upload_through_a_slow_proxy_has_the_time_that_the_user_gives_it(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    tracker = Tracker(TrackingSection(uri=proxy.url, experiment="slow"), **FACTS)
+    tracker = begun(TrackingSection(uri=proxy.url, experiment="slow", seconds=600), bundle.path)
     proxy.upload_seconds = 5.0
     tracker.log_bundle(bundle.path, "octray-slow")
     tracker.finish()
@@ -569,7 +748,7 @@ def test_only_what_the_user_did_not_set_is_set(given: str | None, monkeypatch: p
     standard = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
     if given:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
-    with _client_settings():
+    with client_settings():
         assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == (int(given) if given else 10)
-    with _client_settings(is_upload=True):
+    with client_settings(is_upload=True):
         assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == (int(given) if given else standard)

@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_while_its_folder_was_deleted_is_resumed(tmp_path:
     assert left == [[STATE]], "what says to which run the folder belongs goes last"
     assert not workspace.path.exists()
     workspace.path.mkdir()
-    assert open_workspace(tmp_path / "bundle", "other facts", resume=True).run_id == ""
+    assert open_workspace(tmp_path / "bundle", "other facts", resume=True).run_key != workspace.run_key
 
 
 def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:
@@ -100,11 +100,12 @@ def test_what_is_half_written_is_written_anew(tmp_path: Path) -> None:
 
 def test_only_a_resumed_run_keeps_arrays_and_mlflow_run(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
-    workspace.remember_run("abc")
+    key = workspace.run_key
+    assert len(key) == 32
     workspace.frames((row / 11 for row in rows()), (3, 2, 2))
-    assert open_workspace(tmp_path / "bundle", "facts", resume=True).run_id == "abc"
+    assert open_workspace(tmp_path / "bundle", "facts", resume=True).run_key == key
     anew = open_workspace(tmp_path / "bundle", "other facts", resume=False)
-    assert anew.run_id == ""
+    assert anew.run_key not in ("", key)
     assert [path.name for path in anew.path.iterdir()] == [STATE]
 
 

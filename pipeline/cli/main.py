@@ -25,6 +25,7 @@ COMMANDS = (
     "serve",
     "models",
     "bundle",
+    "sync",
     "data",
     "config",
     "ui",

@@ -48,7 +48,7 @@ from pipeline.train.assessment import Assessment, judge
 from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, Fitting, start_network
-from pipeline.train.tracking import Tracker, flatten, model_name, provenance
+from pipeline.train.tracking import Tracker, dataset_facts, flatten, model_name, provenance
 from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
 from pipeline.train.workspace import STATE, PreparedFrames, Workspace, open_workspace
@@ -64,6 +64,7 @@ def train(
     *,
     cluster: str = "",
     processes: int = 1,
+    parent: Tracker | None = None,
 ) -> Bundle:
     """Train a network on an index and write the bundle.
 
@@ -88,6 +89,8 @@ def train(
         the index, the folder around `out` and the working folder under the same paths.
     processes
         How many train together on the cluster, each on a GPU of its own if it has any, unless `train.device` is `cpu`.
+    parent
+        The run in MLflow that this one is a child of.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def train(
         if compute.rank:
             help_to_finetune(compute)
             return load_bundle(out)
-        bundle = _train(config, index, out, resume, compute, progress)
+        bundle = _train(config, index, out, resume, compute, progress, parent)
         compute.share(None)
         return bundle
 
@@ -161,7 +164,9 @@ def _changed(folder: Path, name: str) -> float:
     return max((path.stat().st_mtime for path in folder.rglob(name)), default=0.0)
 
 
-def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress) -> Bundle:
+def _train(
+    config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress, parent: Tracker | None
+) -> Bundle:
     """Train, judge, write, register, and delete the workspace."""
     data = select_training_data(config, index)
     weights = [file_sha256(one.model.architecture, one.model.weights) for one in config.networks()]
@@ -172,13 +177,12 @@ def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compu
         "opening MLflow",
         lambda: Tracker(
             config.tracking,
+            out=out,
+            key=workspace.run_key,
             name=config.name,
             parameters=flatten(config.published()),
-            dataset_name=index.name,
-            dataset_sha256=index.sha256,
-            run_id=workspace.run_id,
-            left_run=workspace.left_run_id,
-            remember=workspace.remember_run,
+            dataset=dataset_facts(index),
+            parent=parent,
         ),
     )
     training = _Training(config, index, data, workspace, tracker, compute, progress)

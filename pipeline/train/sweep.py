@@ -8,6 +8,7 @@ import csv
 import fcntl
 import json
 import logging
+import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ from pipeline.train.features import FeatureCache, hashed
 from pipeline.train.fit import Fitting, Log, start_network
 from pipeline.train.run import check_cluster, train
 from pipeline.train.search_space import SearchSpace, compared_by, one_network
-from pipeline.train.tracking import Tracker, flatten
+from pipeline.train.tracking import Tracker, dataset_facts, flatten
 from pipeline.train.training_data import TrainingData, select_training_data
 from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.workers.cores import usable_cores
@@ -170,8 +171,14 @@ class _Sweep:
         seen = np.sort(np.concatenate([data.rows(Split.TRAIN), data.rows(Split.TUNE)]))
         self._data = replace(data, records=tuple(data.records[row] for row in seen), targets=data.targets[seen])
         self._cache = _feature_cache(config)
-        self.tracker = self._tracker(
-            config, {f"space.{one.key}": f"{one.kind} {list(one.values)}" for one in space.dimensions}, _Facts(study)
+        searched = {f"space.{one.key}": f"{one.kind} {list(one.values)}" for one in space.dimensions}
+        self.tracker = Tracker(
+            config.tracking,
+            out=out,
+            key=_Facts(study).get("run_key"),
+            name=f"{config.name}-sweep",
+            parameters=flatten(config.published()) | searched,
+            dataset=dataset_facts(index),
         )
 
     def search(self, trials: int, cluster: str, at_once: int) -> None:
@@ -227,9 +234,10 @@ class _Sweep:
         if bundle is None:
             resumes = facts.get("trained") == str(best.number)
             facts.set("trained", str(best.number))
-            bundle = train(config, self._index, place, resume=resumes, progress=self._progress, cluster=cluster)
+            bundle = train(
+                config, self._index, place, resume=resumes, progress=self._progress, cluster=cluster, parent=self.tracker
+            )
             facts.set("bundle_id", bundle.manifest.bundle_id)
-            self.tracker.adopt(bundle.manifest.provenance.mlflow_run_id)
         numbers = (states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         assert best.value is not None  # noqa: S101 - for mypy
         return SweepResult(best.number, best.value, compared_by(config), settings, config, bundle, *numbers)
@@ -244,7 +252,8 @@ class _Sweep:
             raise ConfigError([str(error)]) from None
         pixels = self._frames(config)
         workspace = Workspace(self._out / _WORK / f"trial-{trial.number}", "")
-        tracker = self._tracker(config, {}, _Facts(trial), self.tracker.run_id, f"{config.name}-trial-{trial.number}")
+        name = f"trial-{trial.number}"
+        tracker = self.tracker.child(name, f"{config.name}-{name}", flatten(config.published()))
         stack = unfinished.enter_context(ExitStack())
         stack.callback(shutil.rmtree, workspace.path, ignore_errors=True)
         stack.enter_context(tracker.ending(expected=(optuna.TrialPruned,)))
@@ -304,23 +313,6 @@ class _Sweep:
         rows = self._progress(frames, "reading frames", len(records))
         return Workspace(folder, "").frames(rows, (len(records), 1, size, size))
 
-    def _tracker(
-        self, config: Config, parameters: Mapping[str, str], facts: "_Facts", parent: str | None = None, name: str = ""
-    ) -> Tracker:
-        """Open the MLflow run of the sweep, or of a trial, which is a child of it; without the parent there is no child."""
-        settings = config.tracking if parent is None or parent else config.tracking.model_copy(update={"enabled": False})
-        return Tracker(
-            settings,
-            name=name or f"{config.name}-sweep",
-            parameters=flatten(config.published()) | dict(parameters),
-            dataset_name=self._index.name,
-            dataset_sha256=self._index.sha256,
-            run_id=facts.get("mlflow_run_id") if parent is None else "",
-            left_run=facts.get("left_run_id"),
-            remember=lambda run_id: facts.set("mlflow_run_id", run_id),
-            parent=parent or "",
-        )
-
     def _repeat_killed(self) -> None:
         """Mark the trials that a killed sweep left as failed, and put their values first in the row, in the same order."""
         while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # by a sweep that was killed before
@@ -328,8 +320,7 @@ class _Sweep:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             if trial.params.keys() == {one.key for one in self._space.dimensions}:
-                run_id = trial.user_attrs.get("mlflow_run_id") or trial.user_attrs.get("left_run_id", "")
-                self._study.enqueue_trial(dict(trial.params), user_attrs={"left_run_id": run_id, "repeats": trial.number})
+                self._study.enqueue_trial(dict(trial.params), user_attrs={"repeats": trial.number})
             shutil.rmtree(self._out / _WORK / f"trial-{trial.number}", ignore_errors=True)
 
     def _counted(self) -> list[FrozenTrial]:
@@ -504,6 +495,7 @@ def _opened(config: Config, index: Index, out: Path, space: SearchSpace) -> Iter
                 "it, or choose another --out."
             )
         facts.set("identity", sha256)
+        facts.set("run_key", facts.get("run_key") or secrets.token_hex(16))
         yield study
 
 

@@ -1,128 +1,162 @@
 """Records runs in MLflow: parameters, metrics, files and a registered model. A dead server costs seconds, never a result."""
 
-import fcntl
+import getpass
 import json
-import logging
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import yaml
+from pyarrow import parquet
 
 from pipeline.config import Config, TrackingSection, load_config
-from pipeline.errors import ConfigError, TrackingError
+from pipeline.errors import BundleError, ConfigError, InputError, TrackingError
 from pipeline.evaluate.metrics import flat_figures
-from pipeline.ingest.index import Index
+from pipeline.ingest.index import Index, frames_to_parquet
 from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
+from pipeline.train.mlflow_client import (
+    client_settings,
+    connect,
+    experiment_id,
+    is_database,
+    make_sqlite_store,
+    reason,
+    shared_uri,
+    tracking_uri,
+)
+from pipeline.train.outbox import FINISHED, RUNNING, RunLog, logs_in, outbox_of
 
-DEFAULT_STORE = Path("mlruns") / "mlflow.db"
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", _TIMEOUT: "10", "PGCONNECT_TIMEOUT": "10"}
-"""How soon to give up, unless the user has set it. For uploads, which are large, MLflow's own time-out holds and not ours."""
-_SILENCE = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-_TALKATIVE = ("mlflow", "alembic")
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
-_LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE = 250, 6000, 1000
+_LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE, _PARAMETERS_AT_ONCE = 250, 6000, 1000, 100
 """Limits of MLflow (`mlflow.utils.validation`)."""
-_LONGEST_REASON = 600
+_RUN_KEY = "octray.run"
+"""Tag of runs: the key of the run's log."""
 _BUNDLE_ID = "octray.bundle_id"
 """Tag of runs and versions of a model."""
 _PARENT = "mlflow.parentRunId"
 """MLflow's own tag (`mlflow.utils.mlflow_tags`)."""
 _WEIGHTS = "octray.weights"
 """Tag of runs: which weights their networks started from."""
+_ONE_ANSWER = 10.0
+"""Seconds that anything but an upload may take before training goes on."""
+_PAUSE, _PART_OF_AGE = 2.0, 20
+"""Metrics are sent when these seconds, and this part of the run's age, have passed: a long run sends them ever less often."""
 
 
 class Tracker:
     """Records one training run in MLflow. A failure is reported once on standard error, and training continues.
 
-    Every run gets a final state if MLflow can be reached at the end, whatever failed before. Metrics that
-    could not be recorded are kept and sent with later ones.
+    What happens is written to the run's log beside the bundle first, and sent from there. A server may cost the run
+    `tracking.seconds` in all, whatever it does; what MLflow has not got by then stays in the log, for `sync_runs`. A SQLite
+    file is no server: only what fails there counts.
 
     Parameters
     ----------
     settings
         Address, experiment and alias.
+    out
+        What the run writes; its log is kept beside it, or in the parent's place.
+    key
+        The identity of the run. If there is a log of it, the run goes on.
     name, parameters
         The configuration's name, and the configuration itself, flattened.
-    dataset_name, dataset_sha256
-        Name and hash of the index.
-    run_id
-        A run to resume; empty starts a new one.
-    left_run
-        A run that was killed and is not resumed; it ends as KILLED.
-    remember
-        Called with the id of a new run as soon as it exists.
+    dataset
+        As `dataset_facts` gives it.
     parent
-        The run that a new one is a child of, as a trial is of its sweep; empty if there is none.
+        The run that this one is a child of, as a trial is of its sweep. If it is not recorded, neither is the child.
+
+    Raises
+    ------
+    InputError
+        If another process has the run.
     """
 
     def __init__(
         self,
         settings: TrackingSection,
         *,
+        out: Path,
+        key: str,
         name: str,
         parameters: Mapping[str, str],
-        dataset_name: str,
-        dataset_sha256: str,
-        run_id: str = "",
-        left_run: str = "",
-        remember: Callable[[str], None] = lambda run_id: None,
-        parent: str = "",
+        dataset: Mapping[str, Any],
+        parent: "Tracker | None" = None,
     ) -> None:
-        self.run_id = run_id
-        self._parent = parent
-        self._settings = settings
-        self._name = name
-        self._describe = partial(_describe, parameters=parameters, dataset_name=dataset_name, dataset_sha256=dataset_sha256)
-        self._remember = remember
+        self._settings, self._parent, self._dataset = settings, parent, dataset
+        self._out: Path = parent._out if parent else out
+        self._log: RunLog | None = None
+        self._seconds_left = settings.seconds
         self._client: Any = None
+        self._sending: Thread | None = None
+        self._has_ended = Event()
         self._said: set[str] = set()
-        self._pending: list[Any] = []
-        self._failures = self._to_skip = 0
-        if settings.enabled:
-            try:
-                self._try(lambda: self._start(left_run))
-            except KeyboardInterrupt:
-                self.finish("KILLED")
-                raise
+        self._began, self._next_sending, self._failures = time.monotonic(), 0.0, 0
+        if not settings.enabled or (parent and not parent._log):
+            return
+        log = RunLog(outbox_of(self._out), key)
+        if not log.lock():
+            raise InputError(f"Another octray writes to {out.name}. Wait for it, or choose another --out.")
+        log.begin(
+            name=name,
+            experiment=settings.experiment,
+            uri=shared_uri(settings),
+            parent=parent._log.key if parent and parent._log else "",
+            params={key: value[:_LONGEST_VALUE] for key, value in parameters.items()},
+            tags=_tags(),
+            dataset=dict(dataset),
+        )
+        self._log = log
+        try:
+            self._send()
+            if parent is None:
+                self._send_others()
+        except KeyboardInterrupt:
+            self.finish("KILLED")
+            raise
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in MLflow; empty if it is not there, or not yet."""
+        return self._log.run_id if self._log else ""
+
+    def child(self, key: str, name: str, parameters: Mapping[str, str]) -> "Tracker":
+        """Begin a run that is a part of this one; `key` tells it from the other parts."""
+        own = f"{self._log.key}-{key}" if self._log else key
+        return Tracker(
+            self._settings, out=self._out, key=own, name=name, parameters=parameters, dataset=self._dataset, parent=self
+        )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record numbers of one epoch, or of the evaluation; characters that MLflow does not take become underscores."""
-        if self._client is None:
+        """Record numbers of one epoch, or of the evaluation; characters that MLflow does not take become underscores.
+
+        What the run has at this step already is left out: a run that is resumed repeats its last epoch's figures.
+        """
+        if self._log is None:
             return
-        self._pending += _as_metrics(metrics, step)
-        if self._to_skip:  # while MLflow does not answer, ever fewer epochs wait for it
-            self._to_skip -= 1
-        elif not self._send_metrics():
-            self._failures += 1
-            self._to_skip = 2**self._failures
+        self._log.add_metrics({_metric_name(key): value for key, value in metrics.items()}, step)
+        keeps_half = self._available > self._settings.seconds / 2  # for the bundle, and for the end of the run
+        if keeps_half and time.monotonic() >= self._next_sending:
+            self._send()
 
     def log_bundle(self, bundle: Path, model_name: str) -> None:
         """Store a bundle as artefact and register it as a new version of the model, with the configured alias."""
-        if self._client is None:
+        if self._log is None:
             return
-        made = load_bundle(bundle)
-        if self._try(lambda: self._client.set_tag(self.run_id, _BUNDLE_ID, made.manifest.bundle_id)):
-            self._try(lambda: _record(self._client, self.run_id, made, model_name, self._settings.alias), is_upload=True)
-
-    def adopt(self, run_id: str) -> None:
-        """Make another run a child of this one."""
-        if self._client is not None and run_id:
-            self._try(lambda: self._client.set_tag(run_id, _PARENT, self.run_id))
+        self._log.add_bundle(load_bundle(bundle).manifest.bundle_id, bundle, model_name, self._settings.alias)
+        self._send(is_upload=True)
 
     @contextmanager
     def ending(self, expected: tuple[type[Exception], ...] = ()) -> Iterator[None]:
@@ -133,55 +167,322 @@ class Tracker:
             self.finish("KILLED")
             raise
         except Exception as error:
-            self.finish("FINISHED" if isinstance(error, expected) else "FAILED")
+            self.finish(FINISHED if isinstance(error, expected) else "FAILED")
             raise
         self.finish()
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        if self._client is not None:
-            self._send_metrics()
-            self._try(lambda: self._client.set_terminated(self.run_id, status))
-
-    def _start(self, left_run: str) -> None:
-        client = _connect(self._settings)
-        if left_run:
-            with suppress(Exception):  # it may be in another store
-                if client.get_run(left_run).info.status == "RUNNING":
-                    client.set_terminated(left_run, "KILLED")
-        if self.run_id:
-            client.update_run(self.run_id, status="RUNNING")
-            self._client = client
+    def finish(self, status: str = FINISHED) -> None:
+        """End the run as FINISHED, FAILED or KILLED; its log is deleted if it is finished and MLflow has all of it."""
+        if (log := self._log) is None:
             return
-        self.run_id = _new_run(client, self._settings, self._name)
-        self._client = client
-        self._remember(self.run_id)
-        if self._parent:
-            client.set_tag(self.run_id, _PARENT, self._parent)
-        self._describe(client, self.run_id)
+        log.end(status)
+        self._send(is_upload=True)
+        self._has_ended.set()
+        if log.is_sent and status == FINISHED:
+            log.remove()
+        else:
+            log.unlock()
 
-    def _send_metrics(self) -> bool:
+    def _send_others(self) -> None:
+        """End what killed runs left at this place, and send what earlier runs could not."""
+        assert self._log is not None  # noqa: S101 - for mypy
+        for log in logs_in(outbox_of(self._out)):
+            if log.key != self._log.key and log.lock():
+                if log.status == RUNNING:
+                    log.end("KILLED")
+                if self._send(log) and log.is_sent:
+                    log.remove()
+                log.unlock()
+
+    @property
+    def _available(self) -> float:
+        """Seconds that may still be waited."""
+        return max(0.0, min(self._seconds_left, self._parent._available if self._parent else self._seconds_left))
+
+    def _spend(self, seconds: float, is_success: bool) -> None:
+        """Count seconds of waiting; those that brought nothing count for the parent, too, so that all trials share them."""
+        if is_success and is_database(tracking_uri(self._settings), "sqlite"):
+            return
+        self._seconds_left -= seconds
+        if self._parent and not is_success:
+            self._parent._spend(seconds, is_success)
+
+    def _send(self, log: RunLog | None = None, is_upload: bool = False) -> bool:
+        """Send what MLflow has not got of a run, by default of this one; if that fails, print each reason once."""
+        log = log or self._log
+        if log is None or log.is_sent or (self._parent and not self._parent.run_id and not self._parent._send()):
+            return log is not None and log.is_sent
+        seconds = self._available if is_upload else min(_ONE_ANSWER, self._available)
+        error = self._deliver(log, seconds, is_upload)
+        age = time.monotonic() - self._began
+        self._failures = self._failures + 1 if error else 0
+        self._next_sending = time.monotonic() + max(_PAUSE, age / _PART_OF_AGE, 2**self._failures if error else 0)
+        if error is not None and (why := reason(error)) not in self._said:
+            self._said.add(why)
+            sys.stderr.write(
+                f"octray: MLflow does not record the run ({why}); training continues and its results are kept. "
+                f"`octray sync {self._out.name}` records it later.\n"
+            )
+        return error is None
+
+    def _deliver(self, log: RunLog, seconds: float, is_upload: bool) -> Exception | None:
+        """Send a run in so many seconds, and return what went wrong."""
+
         def send() -> None:
-            while self._pending:
-                self._client.log_batch(self.run_id, metrics=self._pending[:_METRICS_AT_ONCE])
-                del self._pending[:_METRICS_AT_ONCE]
+            self._client = self._client or connect(self._settings)
+            deliver(self._client, log, self._settings, is_wanted=lambda: not self._has_ended.is_set())
 
-        return self._try(send)
-
-    def _try(self, write: Callable[[], object], is_upload: bool = False) -> bool:
-        """Write; if that fails, print each reason once and return False."""
+        uri, began = tracking_uri(self._settings), time.monotonic()
+        error: Exception | None = None
         try:
-            with _client_settings(is_upload):
-                write()
-        except Exception as error:
-            if (reason := _reason(error)) not in self._said:
-                self._said.add(reason)
-                sys.stderr.write(
-                    f"octray: MLflow does not record the run ({reason}); training continues and its results are kept. "
-                    "`octray bundle register` records the bundle later.\n"
-                )
-            return False
-        return True
+            with client_settings(is_upload):
+                make_sqlite_store(uri)  # it may take long where the machine is busy, and no server is waited for
+                began = time.monotonic()
+                if is_database(uri, "sqlite"):
+                    send()
+                else:
+                    self._in_time(send, seconds)
+        except Exception as found:
+            error = found
+        self._spend(time.monotonic() - began, error is None)
+        return error
+
+    def _in_time(self, send: Callable[[], None], seconds: float) -> None:
+        """Send in a thread of its own, since no time-out of MLflow ends an answer that comes byte by byte.
+
+        Raises
+        ------
+        TimeoutError
+            If it takes longer. The thread goes on until the server lets it, and does not keep the process.
+        """
+        deadline, failed = time.monotonic() + seconds, list[Exception]()
+
+        def run() -> None:
+            try:
+                send()
+            except Exception as error:
+                failed.append(error)
+
+        if self._sending:
+            self._sending.join(seconds)  # of the attempt before, which sends the same lines
+        if not (self._sending and self._sending.is_alive()):
+            self._sending = Thread(target=run, daemon=True)
+            self._sending.start()
+            self._sending.join(max(0.0, deadline - time.monotonic()))
+        if self._sending.is_alive():
+            raise TimeoutError(
+                f"it is slower than the {self._settings.seconds:g} seconds that it may cost a run, see tracking.seconds"
+            )
+        if failed:
+            raise failed[0]
+
+
+def deliver(client: Any, log: RunLog, settings: TrackingSection, is_wanted: Callable[[], bool] = lambda: True) -> list[str]:
+    """Send MLflow what it has not got of a run. What was sent before a kill, but is not known to have been, changes nothing.
+
+    Parameters
+    ----------
+    client
+        Of MLflow.
+    log
+        The run; which lines MLflow has is kept in it.
+    settings
+        The experiment; a bundle's model and alias are in the log.
+    is_wanted
+        Asked before each step.
+
+    Returns
+    -------
+    list[str]
+        A sentence for each bundle that is no longer where the run wrote it.
+    """
+    remarks = []
+    if not log.run_id and is_wanted():
+        log.mark(_run_with_key(client, log, settings), 0)
+    while not log.is_sent and is_wanted():
+        line, count = log.lines[log.sent], 1
+        if "metrics" in line:
+            count = _send_metrics(client, log)
+        elif "bundle" in line:
+            remarks += _send_bundle(client, log, line)
+        elif "status" in line:
+            _send_status(client, log.run_id, line)
+        else:
+            _describe(client, log.run_id, line)
+        log.mark(log.run_id, log.sent + count)
+    return remarks
+
+
+def _run_with_key(client: Any, log: RunLog, settings: TrackingSection) -> str:
+    """Return the id of a run, which is made if it does not exist."""
+    experiment, head = experiment_id(client, settings), log.head
+    if found := _find_run(client, experiment, _RUN_KEY, log.key):
+        return found
+    tags = dict(head["tags"]) | {_RUN_KEY: log.key}
+    if head["parent"] and (parent := _find_run(client, experiment, _RUN_KEY, head["parent"])):
+        tags[_PARENT] = parent
+    return str(client.create_run(experiment, start_time=head["time"], tags=tags, run_name=head["name"]).info.run_id)
+
+
+def _find_run(client: Any, experiment: str, tag: str, value: str) -> str:
+    """Return the id of the run with a tag; empty if there is none."""
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    return str(found[0].info.run_id) if found else ""
+
+
+def _describe(client: Any, run_id: str, head: Mapping[str, Any]) -> None:
+    """Record parameters and data set."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    parameters = [Param(key, value) for key, value in head["params"].items()]
+    for start in range(0, len(parameters), _PARAMETERS_AT_ONCE):
+        client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])
+    client.log_inputs(run_id, [DatasetInput(Dataset(**head["dataset"]), [InputTag("mlflow.data.context", "training")])])
+
+
+def _send_metrics(client: Any, log: RunLog) -> int:
+    """Send the metrics that come next, as many as MLflow takes at once, and return how many lines these are."""
+    from mlflow.entities import Metric
+
+    metrics: list[Any] = []
+    count = 0
+    for line in takewhile(lambda line: "metrics" in line, log.lines[log.sent :]):
+        if count and len(metrics) + len(line["metrics"]) > _METRICS_AT_ONCE:
+            break
+        metrics += [Metric(key, value, line["time"], line["step"]) for key, value in line["metrics"].items()]
+        count += 1
+    for start in range(0, len(metrics), _METRICS_AT_ONCE):
+        client.log_batch(log.run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+    return count
+
+
+def _send_bundle(client: Any, log: RunLog, line: Mapping[str, Any]) -> list[str]:
+    client.set_tag(log.run_id, _BUNDLE_ID, line["bundle"])
+    try:
+        bundle = load_bundle(log.bundle_place(line))
+    except BundleError:
+        bundle = None
+    if bundle is None or bundle.manifest.bundle_id != line["bundle"]:
+        return [f"The bundle {line['bundle']} of the run {log.head['name']} is no longer there and was not recorded."]
+    _record(client, log.run_id, bundle, line["model"], line["alias"])
+    return []
+
+
+def _send_status(client: Any, run_id: str, line: Mapping[str, Any]) -> None:
+    if line["status"] == RUNNING:
+        client.update_run(run_id, status=RUNNING)
+    else:
+        client.set_terminated(run_id, line["status"], line["time"])
+
+
+class SyncedRun(NamedTuple):
+    """What `sync_runs` did with a run: MLflow has all of it as `run_id`, or, if that is empty, it is still training."""
+
+    name: str
+    run_id: str
+    remarks: tuple[str, ...] = ()
+
+
+def sync_runs(out: Path | str, store: str = "") -> list[SyncedRun]:
+    """Record in MLflow what runs could not record while they trained; doing it twice, or again after a kill, records it once.
+
+    Parameters
+    ----------
+    out
+        What was given to `train` or `sweep`.
+    store
+        Where to record; empty: where the runs would have been recorded.
+
+    Returns
+    -------
+    list[SyncedRun]
+        One for each run that MLflow lacked something of. Runs that were killed end as KILLED.
+
+    Raises
+    ------
+    InputError
+        If nothing was ever trained there.
+    TrackingError
+        If MLflow cannot be reached or refuses it, with its own sentence.
+    """
+    out = Path(out)
+    folder = outbox_of(out)
+    if not folder.exists() and not out.exists():
+        raise InputError(f"There is no {out.name}. Give what was given to `octray train` or `octray sweep` as --out.")
+    synced = []
+    for log in logs_in(folder):
+        if not log.lock():
+            synced.append(SyncedRun(str(log.head.get("name", "")), ""))
+            continue
+        try:
+            if log.head and log.status == RUNNING:
+                log.end("KILLED")
+            if not log.is_sent:
+                synced.append(_sync(log, store))
+            if log.status == FINISHED or not out.resolve().with_name(f"{out.resolve().name}.work").exists():
+                log.remove()  # otherwise the run may be resumed, and then needs to know what it has recorded
+        finally:
+            log.unlock()
+    return synced
+
+
+def _sync(log: RunLog, store: str) -> SyncedRun:
+    name = str(log.head["name"])
+    settings = TrackingSection(uri=store or log.head["uri"], experiment=log.head["experiment"])
+    try:
+        with client_settings(is_upload=True):
+            make_sqlite_store(tracking_uri(settings))
+            remarks = deliver(connect(settings), log, settings)
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow could not record the run {name}: {reason(error)}. What it lacks is kept; run the command again."
+        ) from None
+    return SyncedRun(name, log.run_id, tuple(remarks))
+
+
+def dataset_facts(index: Index) -> dict[str, str]:
+    """Return what MLflow records of an index: name, digest, source, columns, and the counts of each split."""
+    schema = parquet.read_schema(pa.BufferReader(frames_to_parquet(index.records[:1], index.labels)))
+    columns = [{"name": field.name, "required": not field.nullable} | _column_type(field.type) for field in schema]
+    counts = index.counts()
+    return {
+        "name": index.name,
+        "digest": index.sha256[:36],
+        "source_type": "local",
+        "source": json.dumps({"uri": str(index.sources[0])} if index.sources else {}),
+        "schema": json.dumps({"mlflow_colspec": columns}),
+        "profile": json.dumps({"sources": [str(source) for source in index.sources], "splits": counts}),
+    }
+
+
+def _column_type(kind: pa.DataType) -> dict[str, Any]:
+    """Return the type of a column as MLflow's `Schema.to_dict` has it."""
+    if pa.types.is_list(kind):
+        return {"type": "array", "items": _column_type(kind.value_type)}
+    if pa.types.is_boolean(kind):
+        return {"type": "boolean"}
+    return {"type": "long" if pa.types.is_integer(kind) else "double" if pa.types.is_floating(kind) else "string"}
+
+
+def _tags() -> dict[str, str]:
+    """Return who runs which octray where, in MLflow's own tags if it has one."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container with a number and no name
+        user = ""
+    tags = {
+        "mlflow.user": user,
+        "mlflow.source.name": "octray",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": _git_commit(),
+        "octray.host": platform.node(),
+        "octray.version": metadata.version("octray"),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _metric_name(name: str) -> str:
+    return _NOT_IN_NAMES.sub("_", name)[:_LONGEST_NAME]
 
 
 class ModelVersion(NamedTuple):
@@ -222,19 +523,20 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
     config = load_config(bundle.path / CONFIG, overrides)
     name, alias = model_name(config), config.tracking.alias
     try:
-        with _client_settings():
-            client = _connect(config.tracking)
+        with client_settings():
+            make_sqlite_store(tracking_uri(config.tracking))
+            client = connect(config.tracking)
             run_id = _run_of(client, bundle, config)
         try:
-            with _client_settings(is_upload=True):
+            with client_settings(is_upload=True):
                 return ModelVersion(name, _record(client, run_id, bundle, name, alias), alias)
         finally:
-            with _client_settings(), suppress(Exception):  # what went wrong before is what counts
+            with client_settings(), suppress(Exception):  # what went wrong before is what counts
                 if client.get_run(run_id).info.status != "FINISHED":
                     client.set_terminated(run_id, "FINISHED")
     except Exception as error:
         raise TrackingError(
-            f"MLflow could not register the bundle: {_reason(error)}. The bundle is unchanged; run the command again."
+            f"MLflow could not register the bundle: {reason(error)}. The bundle is unchanged; run the command again."
         ) from None
 
 
@@ -278,121 +580,28 @@ def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    experiment = _experiment(client, config.tracking)
-    if found := client.search_runs([experiment], f"tags.`{_BUNDLE_ID}` = '{bundle_id}'", max_results=1):
-        return str(found[0].info.run_id)
-    settings = flatten(yaml.safe_load(bundle.read(CONFIG)))
-    run_id = _new_run(client, config.tracking, origin.config_name)
-    client.set_tag(run_id, _BUNDLE_ID, bundle_id)
-    _describe(client, run_id, settings, origin.dataset_name, origin.dataset_sha256)
-    figures = _as_metrics(flat_figures(json.loads(bundle.read(METRICS)).get("evaluation") or {}, "test"), 0)
-    for start in range(0, len(figures), _METRICS_AT_ONCE):
-        client.log_batch(run_id, metrics=figures[start : start + _METRICS_AT_ONCE])
-    return run_id
-
-
-def _as_metrics(metrics: Mapping[str, float], step: int) -> list[Any]:
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    named = ((_NOT_IN_NAMES.sub("_", key)[:_LONGEST_NAME], value) for key, value in metrics.items())
-    return [Metric(key, value, now, step) for key, value in named]
-
-
-def _connect(settings: TrackingSection) -> Any:
-    from mlflow import MlflowClient
-
-    uri = tracking_uri(settings)
-    _open_database(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _new_run(client: Any, settings: TrackingSection, name: str) -> str:
-    return str(client.create_run(_experiment(client, settings), run_name=name).info.run_id)
-
-
-def _describe(client: Any, run_id: str, parameters: Mapping[str, str], dataset_name: str, dataset_sha256: str) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-    client.log_batch(run_id, params=[Param(key, value[:_LONGEST_VALUE]) for key, value in parameters.items()])
-    dataset = Dataset(name=dataset_name, digest=dataset_sha256[:36], source_type="octray-index", source="{}")
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
-def _reason(error: Exception) -> str:
-    """Return in one line what MLflow, or a library below it, says is wrong; without statements, passwords and folders."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}"
-    text = re.split(r"\[SQL:|\(Background on this error", str(error))[0]
-    text = re.sub(r"( with url: \S+| object at 0x[0-9a-f]+)", "", text)
-    text = re.sub(r"(\w[\w+.-]*://)[^/@\s]*@", r"\1", text)
-    text = re.sub(r"(?<![\w:/.])/(?!api/)(?:[^/\s'\"()]+/)+", "", text)
-    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    text = text[:_LONGEST_REASON] + "..." * (len(text) > _LONGEST_REASON)
-    return text.rstrip(".") or type(error).__name__
-
-
-def tracking_uri(settings: TrackingSection) -> str:
-    """Return where runs are recorded: the setting, else MLFLOW_TRACKING_URI, else a SQLite file below the current folder."""
-    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri:
-        return uri
-    DEFAULT_STORE.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{DEFAULT_STORE}"
-
-
-def _open_database(uri: str) -> None:
-    """Connect once to a database store, since MLflow itself would retry for minutes; a SQLite file is made if there is none."""
-    if uri.partition(":")[0].partition("+")[0] not in _DATABASES:
-        return
-    import sqlalchemy
-
-    place = sqlalchemy.make_url(uri)
-    if place.get_backend_name() == "sqlite" and place.database:
-        _make_sqlite_store(Path(place.database))
-    engine = sqlalchemy.create_engine(place)
-    try:
-        engine.connect().close()
-    finally:
-        engine.dispose()
-
-
-def _make_sqlite_store(path: Path) -> None:
-    """Make MLflow's tables in a new SQLite file, unless another process has done so already.
-
-    MLflow makes them step by step and without a lock: two processes that do so together, or one that is killed, leave a file
-    that no later process can use. Here one process at a time makes them, in a file that gets its name when it is complete.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with _locked(path.parent):
-        if path.exists():
-            return
-        draft = path.with_name(f".{path.name}.part")  # a folder, for SQLite's own journal as well
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        SqlAlchemyStore(f"sqlite:///{draft / path.name}", _artifacts_beside(path)).engine.dispose()  # type: ignore[no-untyped-call]
-        (draft / path.name).replace(path)
-        draft.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with the process and leaves no file behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _artifacts_beside(database: Path) -> str:
-    """Return where the artefacts of a SQLite store lie."""
-    return (database.resolve().parent / "artifacts").as_uri()
+    if found := _find_run(client, experiment_id(client, config.tracking), _BUNDLE_ID, bundle_id):
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(Path(folder), f"bundle-{bundle_id}")
+        log.lock()
+        log.begin(
+            name=origin.config_name,
+            parent="",
+            params={key: value[:_LONGEST_VALUE] for key, value in flatten(yaml.safe_load(bundle.read(CONFIG))).items()},
+            tags=_tags() | {_BUNDLE_ID: bundle_id, "mlflow.source.git.commit": origin.git_commit},
+            dataset={
+                "name": origin.dataset_name,
+                "digest": origin.dataset_sha256[:36],
+                "source_type": "octray-index",
+                "source": "{}",
+            },
+        )
+        figures = flat_figures(json.loads(bundle.read(METRICS)).get("evaluation") or {}, "test")
+        log.add_metrics({_metric_name(key): value for key, value in figures.items()}, 0)
+        deliver(client, log, config.tracking)
+        log.unlock()
+        return log.run_id
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -408,63 +617,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _experiment(client: Any, settings: TrackingSection) -> str:
-    """Return the id of the experiment; with a SQLite file, artefacts lie in the folder `artifacts` beside it."""
-    import sqlalchemy
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(settings.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    location, uri = None, tracking_uri(settings)
-    if uri.startswith("sqlite:") and (database := sqlalchemy.make_url(uri).database):
-        location = _artifacts_beside(Path(database))
-    try:
-        return str(client.create_experiment(settings.experiment, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return str(client.get_experiment_by_name(settings.experiment).experiment_id)  # another process was first
-
-
-@contextmanager
-def _client_settings(is_upload: bool = False) -> Iterator[None]:
-    """Make MLflow's client give up soon, send no usage data, and print nothing.
-
-    Its settings can only be made in the environment, and its import sets the levels of its loggers.
-    """
-    ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
-    if is_upload:
-        ours.pop(_TIMEOUT, None)
-    ours |= _SILENCE
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        with warnings.catch_warnings(action="ignore"), _quiet_loggers():
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    import mlflow  # noqa: F401 - sets the levels
-
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 _LIBRARIES = ("octray", "torch", "timm", "monai", "numpy", "pillow", "pydicom", "imagecodecs", "onnx", "onnxruntime")

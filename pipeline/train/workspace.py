@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,24 +70,15 @@ class Workspace:
         return self.path / "checkpoint.safetensors"
 
     @property
-    def run_id(self) -> str:
-        """The MLflow run of this training; empty if there is none."""
-        return str(self._state().get("mlflow_run_id", ""))
-
-    @property
-    def left_run_id(self) -> str:
-        """The MLflow run of a training that was killed here and is not resumed; empty if there is none."""
-        return str(self._state().get("left_run_id", ""))
+    def run_key(self) -> str:
+        """The identity of this training, which it keeps when it is resumed."""
+        return str(self._state().get("run_key", ""))
 
     def of_network(self, number: int) -> "Workspace":
         """Return the place of one of several networks in it."""
         place = self.path / f"network-{number}"
         place.mkdir(exist_ok=True)
         return Workspace(place, self.identity)
-
-    def remember_run(self, run_id: str) -> None:
-        """Keep the MLflow run's id for a resumed run."""
-        self._write_state({"identity": self.identity, "mlflow_run_id": run_id})
 
     def frames(self, rows: Iterable[FloatArray], shape: tuple[int, ...]) -> StoredFrames:
         """Return the prepared frames from disk, writing them on first use; a partial file is never read.
@@ -218,9 +210,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     if (place / "index.json").exists():
         raise InputError(f"A bundle cannot be written to {place.name}: it holds an index. {_MEND}")
     workspace = Workspace(place.with_name(f"{place.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
-    left = ""
     if not resume:
-        left = workspace.run_id or workspace.left_run_id
         shutil.rmtree(workspace.path, ignore_errors=True)
     elif workspace._is_begun() and workspace._state().get("identity") != workspace.identity:
         raise InputError(
@@ -231,6 +221,5 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
         workspace.path.mkdir(parents=True, exist_ok=True)
     except OSError:
         raise InputError(f"The folder of {place.name} cannot be written to. {_MEND}") from None
-    state = {"identity": workspace.identity, "mlflow_run_id": workspace.run_id, "left_run_id": left or workspace.left_run_id}
-    workspace._write_state(state)
+    workspace._write_state({"identity": workspace.identity, "run_key": workspace.run_key or secrets.token_hex(16)})
     return workspace
