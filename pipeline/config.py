@@ -317,6 +317,7 @@ class TrackingSection(Section):
         default="", description="registered model; empty: octray- and the config's name"
     )
     alias: Annotated[str, Field(max_length=255), AfterValidator(_alias)] = "candidate"
+    system_metrics: bool = Field(default=True, description="whether processor, memory, disk, network and GPUs are recorded")
     seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=30.0, description="the most that waiting for a server may cost a run; `octray sync` records the rest later"
     )

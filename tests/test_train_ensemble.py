@@ -1,6 +1,7 @@
 """Folds, seeds and ensembles: which frames each network may learn from, and what the bundle says of them together."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 import scipy.special
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
@@ -252,29 +254,44 @@ def test_the_bundle_scores_without_a_configuration(folded: Bundle, index: Index,
 def test_a_killed_ensemble_resumes_to_the_same_bundle(
     trained: Trained, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of two networks is stopped after an epoch; the first is not trained again."""
+    """The second of two networks is stopped after an epoch; the first is not trained again, and MLflow has each epoch once."""
     small = ("model.architecture=lenet5", "preprocessing.size=32")
     course = ("train.way=staged", "train.finetune.epochs=2", "train.seeds=[0, 1]")
     config = load_config(trained.config, [*QUICK, *small, *course])
     whole = train(config, index, tmp_path / "whole")
+    uri = f"sqlite:///{shutil.copy(trained.store, tmp_path / 'mlflow.db')}"
+    tracked = config.changed({"tracking": {"enabled": True, "uri": uri, "experiment": "networks"}})
     seen: list[tuple[int, int]] = []
+    record = Tracker.log_metrics
 
-    def stop(_: Tracker, metrics: Mapping[str, float], step: int = 0) -> None:
-        found = [(number, step) for number in (1, 2) if f"network_{number}_train_loss" in metrics]
+    def stop(tracker: Tracker, metrics: Mapping[str, float], step: int = 0) -> None:
+        found = [(number, step) for number in (1, 2) if tracker.name.endswith(f"network-{number}") and "train_loss" in metrics]
         seen.extend(found)
+        record(tracker, metrics, step)
         if found == [(2, 1)] and seen.count((2, 1)) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Tracker, "log_metrics", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(config, index, tmp_path / "bundle")
-    again = train(config, index, tmp_path / "bundle", resume=True)
+        train(tracked, index, tmp_path / "bundle")
+    again = train(tracked, index, tmp_path / "bundle", resume=True)
     assert seen == [(1, 1), (1, 2), (2, 1), (1, 2), (2, 1), (2, 2)], "each resumed network reports its last epoch again"
     for member in whole.manifest.members:
         assert again.read(member.weights) == whole.read(member.weights)
         assert again.read(member.graph) == whole.read(member.graph)
     assert again.read(METRICS) == whole.read(METRICS)
     assert whole.read("weights.safetensors") != whole.read("weights-2.safetensors")
+    client = MlflowClient(uri)
+    runs = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("networks").experiment_id])}
+    assert runs.keys() == {"tiny", "tiny-network-1", "tiny-network-2"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for number in (1, 2):
+        child = runs[f"tiny-network-{number}"]
+        assert child.data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
+        assert child.data.params["train.seed"] == str(number - 1)
+        history = client.get_metric_history(child.info.run_id, "tune_loss")
+        assert sorted(metric.step for metric in history) == [0, 1, 2]
+    assert not (tmp_path / "bundle.mlflow").exists()
 
 
 # Configurations that come with octray

@@ -1,7 +1,9 @@
 """MLflow: what its own client finds of a run, and what a store that is dead, silent, slow or broken costs."""
 
+import getpass
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -13,22 +15,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import mlflow.data
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
+from mlflow.types import Schema
 from mlflow.utils import validation
+from pyarrow import parquet
 
 from pipeline.cli.main import main
 from pipeline.config import TrackingSection, load_config
 from pipeline.errors import ConfigError, InputError
+from pipeline.frames import Split
 from pipeline.ingest.index import load_index
-from pipeline.model.bundle import METRICS, load_bundle
+from pipeline.model.bundle import METRICS, Provenance, load_bundle
 from pipeline.train.mlflow_client import client_settings, tracking_uri
 from pipeline.train.outbox import RunLog, logs_in, outbox_of
 from pipeline.train.tracking import Tracker, flatten, sync_runs
@@ -88,6 +95,35 @@ def test_every_epoch_and_every_figure_is_a_metric(client: MlflowClient, run: Run
     assert run.data.metrics["test_PNEUMONIA_sensitivity"] == pytest.approx(pneumonia["sensitivity"]["value"])
 
 
+def test_who_ran_which_octray_where_is_a_tag(run: Run) -> None:
+    assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert (run.data.tags["octray.host"], run.data.tags["octray.version"]) == (platform.node(), metadata.version("octray"))
+    assert run.data.tags.get("mlflow.source.git.commit", "") == provenance_of(run).git_commit
+
+
+def provenance_of(run: Run) -> Provenance:
+    return load_bundle(Path(url2pathname(urlparse(f"{run.info.artifact_uri}/bundle").path))).manifest.provenance
+
+
+def test_the_machine_is_measured_under_mlflows_own_names(client: MlflowClient, run: Run) -> None:
+    names = {name for name in run.data.metrics if name.startswith("system/")}
+    assert names >= {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+    history = client.get_metric_history(run.info.run_id, "system/system_memory_usage_megabytes")
+    assert [metric.step for metric in history] == list(range(len(history)))
+
+
+def test_the_data_set_has_a_source_and_columns(run: Run, trained: Trained) -> None:
+    index = load_index(trained.index)
+    (given,) = run.inputs.dataset_inputs
+    source = mlflow.data.get_source(given)
+    assert (source._get_source_type(), Path(source.load())) == ("local", index.sources[0])
+    columns = Schema.from_json(json.dumps(json.loads(given.dataset.schema)["mlflow_colspec"])).input_dict()
+    table = parquet.read_schema(trained.index / "frames.parquet")
+    assert list(columns) == table.names
+    assert (str(columns["label.PNEUMONIA"].type), columns["label.PNEUMONIA"].required) == ("DataType.boolean", False)
+    assert json.loads(given.dataset.profile)["splits"]["train"]["frames"] == len(index.of(Split.TRAIN))
+
+
 def test_the_data_set_is_named_with_its_digest(run: Run, trained: Trained) -> None:
     index = load_index(trained.index)
     (given,) = run.inputs.dataset_inputs
@@ -107,7 +143,7 @@ def test_the_bundle_is_an_artefact_and_a_registered_version(client: MlflowClient
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_kept(store: Path) -> None:
-    tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}", system_metrics=False), store.parent / "bundle")
     tracker.log_metrics({"test_A+B (wet) / 1:2_auroc": 0.5})
     tracker.finish()
     found = MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id)
@@ -465,6 +501,8 @@ def test_a_resumed_run_has_every_step_once(store: Path, tmp_path: Path) -> None:
     client = MlflowClient(place.uri)
     assert steps(client, resumed.run_id, "tune_loss") == [(1, 0.5), (2, 0.4)]
     assert steps(client, resumed.run_id, "head_tune_loss") == [(0, 0.7)]
+    measured = steps(client, resumed.run_id, "system/cpu_utilization_percentage")
+    assert [step for step, _ in measured] == [0, 1, 2, 3], "one at the end of each of the four starts"
     assert client.get_run(resumed.run_id).info.status == "FINISHED"
     assert not outbox_of(out).exists()
 

@@ -12,7 +12,7 @@ import scipy.special
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,6 +28,7 @@ from pipeline.train.fit import start_network
 from pipeline.train.head import fit_probe
 from pipeline.train.run import train
 from pipeline.train.tasks import Objective
+from pipeline.train.trainer import mean_auroc
 from tests.conftest import Trained
 
 QUICK = ("tracking.enabled=false", "train.cache_features=false", "train.finetune.epochs=2")
@@ -94,14 +95,19 @@ def test_a_probe_is_the_regression_of_scikit_learn_with_the_decay_that_folds_cho
         model = LogisticRegression(C=1 / (len(both) * decay), max_iter=5000, tol=1e-8)
         return make_pipeline(StandardScaler(), model).fit(both, truth)
 
-    losses = []
+    losses, chances = [], []
     for decay in decays:
         unseen = np.zeros((120, 3))
         for fold in range(4):
             unseen[folds == fold] = regression(folds != fold, decay).predict_proba(features[folds == fold])
         losses.append(log_loss(classes, unseen))
+        chances.append(unseen)
     assert head.weight_decay == decays[int(np.argmin(losses))]
     assert head.tune_loss == pytest.approx(min(losses), rel=1e-3)
+    without = scipy.special.softmax(head.tune_logits, axis=1)
+    np.testing.assert_allclose(without, chances[int(np.argmin(losses))], atol=2e-3)
+    area = roc_auc_score(classes, without, multi_class="ovr", average="macro")
+    assert mean_auroc(head.tune_logits, targets, Task.MULTICLASS.activation) == pytest.approx(area)
     expected = regression(np.ones(120, bool), head.weight_decay).predict_proba(features)
     found = scipy.special.softmax(features @ head.weight.T + head.bias, axis=1)
     np.testing.assert_allclose(found, expected, atol=2e-3)
@@ -114,6 +120,7 @@ def test_a_fold_of_which_nothing_is_known_has_no_say() -> None:
     folds = np.arange(40) // 10
     head = fit_probe([features], targets, folds, Objective(Task.MULTICLASS, "none", targets), HeadSection())
     assert np.isfinite(head.tune_loss)
+    assert np.isnan(head.tune_logits).any(axis=1).tolist() == [fold == 3 for fold in folds]
 
 
 @pytest.mark.parametrize("way", ["probe", "staged"])

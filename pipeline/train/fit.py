@@ -5,6 +5,7 @@ frames. What a network is worth is measured by `pipeline.train.assessment`.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -26,9 +27,9 @@ from pipeline.progress import Progress, working
 from pipeline.train.augment import Augmentation
 from pipeline.train.devices import Compute
 from pipeline.train.features import FeatureCache, hashed
-from pipeline.train.head import fit_head, fit_probe
+from pipeline.train.head import Head, fit_head, fit_probe
 from pipeline.train.tasks import Objective, find_loss
-from pipeline.train.trainer import Course, FrameSet, finetune
+from pipeline.train.trainer import Course, FrameSet, finetune, mean_auroc
 from pipeline.train.training_data import TrainingData
 from pipeline.train.workspace import PreparedFrames, Workspace
 from pipeline.version import scoring_versions
@@ -224,8 +225,14 @@ class Fitting:
             network.classifier.weight.copy_(torch.from_numpy(head.weight))
             network.classifier.bias.copy_(torch.from_numpy(head.bias))
         figures = {"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay}
-        self._log(figures, 0)
+        self._log(figures | self._figures_of_probe(head, targets) if self._fits_tune else figures, 0)
         return figures
+
+    def _figures_of_probe(self, head: Head, targets: NDArray[np.float64]) -> dict[str, float]:
+        """Return what fine-tuning measures on the tune split, here on the folds that the head was fitted without."""
+        known = ~np.isnan(head.tune_logits).any(axis=1)
+        area = mean_auroc(head.tune_logits[known], targets[known], self._config.task.activation)
+        return {"tune_loss": head.tune_loss} | ({"tune_auroc": area} if math.isfinite(area) else {})
 
     def _views(self, network: Network, rows: NDArray[np.int64]) -> list[Float64]:
         """Return the features of some frames as they are and, if training mirrors frames, of their mirror images."""

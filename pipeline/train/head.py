@@ -36,12 +36,15 @@ class Head:
         The one that was chosen.
     tune_loss
         Loss on the frames that chose it.
+    tune_logits
+        Of these frames, of shape (n, labels); nan for frames of which no label is known.
     """
 
     weight: Float64
     bias: Float64
     weight_decay: float
     tune_loss: float
+    tune_logits: Float64
 
 
 def fit_head(
@@ -98,16 +101,18 @@ def fit_probe(
     """
     decays, epochs = settings.weight_decays, settings.epochs
     losses, total = np.zeros(len(decays)), 0
+    unseen_logits = np.full((len(decays), *targets.shape), np.nan)
     for fold in np.unique(folds):
         seen, unseen = folds != fold, folds == fold
         if terms := objective.terms(targets[unseen]):
             heads = _fit_each(_shown(views, targets, seen), (views[0][unseen], targets[unseen]), objective, decays, epochs)
             losses += terms * np.array([head.tune_loss for head in heads])
+            unseen_logits[:, unseen] = [head.tune_logits for head in heads]
             total += terms
     best = int(np.argmin(losses))
     everything = np.ones(len(targets), bool)
     (head,) = _fit_each(_shown(views, targets, everything), (views[0], targets), objective, decays[best : best + 1], epochs)
-    return replace(head, tune_loss=float(losses[best] / total))
+    return replace(head, tune_loss=float(losses[best] / total), tune_logits=unseen_logits[best])
 
 
 def _shown(views: Sequence[Float64], targets: Float64, chosen: NDArray[np.bool_]) -> tuple[Float64, Float64]:
@@ -172,4 +177,5 @@ def _fit(
         tune_loss = float(objective.loss(tune_logits, torch.from_numpy(tune[1]), tune_terms))
     if not np.isfinite([final, tune_loss]).all():
         raise TrainingError("The loss of the linear head is not a number. Look for frames with extreme or empty pixels.")
-    return Head(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy(), decay, tune_loss)
+    weight, bias = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+    return Head(weight, bias, decay, tune_loss, tune_logits.numpy())

@@ -1,7 +1,8 @@
 """One training run, from an index to a bundle, with its steps in the order in which they happen."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -249,13 +250,12 @@ class _Training:
     def _fit(
         self, config: Config, fold: tuple[int | None, NDArray[np.int64]], pixels: PreparedFrames, number: int, count: int
     ) -> Fitted:
-        """Train one network; of several, each has its own place in the workspace and its own names in MLflow."""
+        """Train one network; of several, each has its own place in the workspace and is a child run in MLflow."""
         is_alone, (name, held_out) = count == 1, fold
-        prefix = "" if is_alone else f"network_{number}_"
-
-        def log(metrics: Mapping[str, float], step: int) -> None:
-            self._tracker.log_metrics({f"{prefix}{key}": value for key, value in metrics.items()}, step)
-
+        tracker = self._tracker
+        if not is_alone:
+            own = flatten(config.published()) | ({} if name is None else {"fold": str(name)})
+            tracker = tracker.child(f"network-{number}", f"{config.name}-network-{number}", own)
         fitting = Fitting(
             config,
             self._data,
@@ -265,10 +265,11 @@ class _Training:
             workspace=self._workspace if is_alone else self._workspace.of_network(number),
             cache=self._cache,
             compute=self._compute,
-            log=log,
+            log=tracker.log_metrics,
             progress=self._progress,
         )
-        fitted = fitting.fit(*start_network(config, self._data.labels))
+        with nullcontext() if is_alone else tracker.ending():
+            fitted = fitting.fit(*start_network(config, self._data.labels))
         return replace(fitted, fold=name, held_out=held_out)
 
     def _decode(self) -> PreparedFrames:

@@ -52,6 +52,8 @@ _WEIGHTS = "octray.weights"
 """Tag of runs: which weights their networks started from."""
 _ONE_ANSWER = 10.0
 """Seconds that anything but an upload may take before training goes on."""
+_BETWEEN_MEASUREMENTS = 10.0
+"""Seconds between two measurements of the machine, as MLflow has it."""
 _PAUSE, _PART_OF_AGE = 2.0, 20
 """Metrics are sent when these seconds, and this part of the run's age, have passed: a long run sends them ever less often."""
 
@@ -95,6 +97,7 @@ class Tracker:
         dataset: Mapping[str, Any],
         parent: "Tracker | None" = None,
     ) -> None:
+        self.name = name
         self._settings, self._parent, self._dataset = settings, parent, dataset
         self._out: Path = parent._out if parent else out
         self._log: RunLog | None = None
@@ -119,10 +122,12 @@ class Tracker:
             dataset=dict(dataset),
         )
         self._log = log
+        self._machine: _SystemMetrics | None = None
         try:
             self._send()
             if parent is None:
                 self._send_others()
+                self._machine = _SystemMetrics(log) if settings.system_metrics else None
         except KeyboardInterrupt:
             self.finish("KILLED")
             raise
@@ -175,24 +180,36 @@ class Tracker:
         """End the run as FINISHED, FAILED or KILLED; its log is deleted if it is finished and MLflow has all of it."""
         if (log := self._log) is None:
             return
+        if self._machine:
+            self._machine.stop()
         log.end(status)
         self._send(is_upload=True)
         self._has_ended.set()
-        if log.is_sent and status == FINISHED:
+        if log.is_sent and status == FINISHED and self._parent is None:
+            for child in self._others(is_child=True):
+                if child.is_sent and child.status == FINISHED:
+                    child.remove()
+                child.unlock()
             log.remove()
         else:
             log.unlock()
 
     def _send_others(self) -> None:
         """End what killed runs left at this place, and send what earlier runs could not."""
-        assert self._log is not None  # noqa: S101 - for mypy
-        for log in logs_in(outbox_of(self._out)):
-            if log.key != self._log.key and log.lock():
+        for is_child in (False, True):
+            for log in self._others(is_child):
                 if log.status == RUNNING:
                     log.end("KILLED")
-                if self._send(log) and log.is_sent:
+                if self._send(log) and not is_child:  # a child that is resumed must know what it has recorded
                     log.remove()
                 log.unlock()
+
+    def _others(self, is_child: bool) -> Iterator[RunLog]:
+        """Yield, locked, the logs at this place of this run's children, or those of all other runs."""
+        assert self._log is not None  # noqa: S101 - for mypy
+        for log in logs_in(outbox_of(self._out)):
+            if log.key != self._log.key and (log.head.get("parent") == self._log.key) == is_child and log.lock():
+                yield log
 
     @property
     def _available(self) -> float:
@@ -275,6 +292,47 @@ class Tracker:
             )
         if failed:
             raise failed[0]
+
+
+class _SystemMetrics:
+    """Measures processor, memory, disk, network and GPUs every ten seconds, with MLflow's own monitors and names.
+
+    MLflow's own thread would send them itself, and wait for a server that does not answer; here they go to the run's log.
+    """
+
+    def __init__(self, log: RunLog) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._log, self._step, self._is_over = log, log.next_step("system/"), Event()
+        self._monitors: list[Any] = []
+        for monitor in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            with suppress(Exception):  # without a GPU, or in a container that shows no network
+                self._monitors.append(monitor())
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Measure once more, and stop."""
+        if not self._is_over.is_set():
+            self._is_over.set()
+            self._thread.join()
+            self._measure()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(_BETWEEN_MEASUREMENTS):
+            self._measure()
+
+    def _measure(self) -> None:
+        found: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            found |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        self._log.add_metrics({f"system/{name}": value for name, value in found.items()}, self._step)
+        self._step += 1
 
 
 def deliver(client: Any, log: RunLog, settings: TrackingSection, is_wanted: Callable[[], bool] = lambda: True) -> list[str]:
@@ -409,6 +467,7 @@ def sync_runs(out: Path | str, store: str = "") -> list[SyncedRun]:
     folder = outbox_of(out)
     if not folder.exists() and not out.exists():
         raise InputError(f"There is no {out.name}. Give what was given to `octray train` or `octray sweep` as --out.")
+    is_resumable = any(place.with_name(f"{place.name}.work").exists() for place in (out.resolve(), out.resolve() / "bundle"))
     synced = []
     for log in logs_in(folder):
         if not log.lock():
@@ -419,7 +478,7 @@ def sync_runs(out: Path | str, store: str = "") -> list[SyncedRun]:
                 log.end("KILLED")
             if not log.is_sent:
                 synced.append(_sync(log, store))
-            if log.status == FINISHED or not out.resolve().with_name(f"{out.resolve().name}.work").exists():
+            if not is_resumable:
                 log.remove()  # otherwise the run may be resumed, and then needs to know what it has recorded
         finally:
             log.unlock()

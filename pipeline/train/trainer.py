@@ -29,7 +29,6 @@ from pipeline.config import FinetuneSection
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate.calibration import probabilities
 from pipeline.evaluate.metrics import auroc, curve
-from pipeline.frames import FloatArray
 from pipeline.model.networks import Network
 from pipeline.predictions import Activation
 from pipeline.progress import Progress, silent
@@ -479,7 +478,7 @@ class _Trainer:
         losses = [self._objective.loss(found / temperature, targets, terms).item() for temperature in TEMPERATURES]
         measured = {"tune_loss": float(np.min(losses))}
         finite = math.isfinite(measured["tune_loss"])
-        area = _mean_auroc(found.numpy(), truth, self._objective.task.activation) if finite else math.nan
+        area = mean_auroc(found.numpy(), truth, self._objective.task.activation) if finite else math.nan
         return measured | ({"tune_auroc": area} if math.isfinite(area) else {})
 
     @contextmanager
@@ -608,7 +607,8 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _mean_auroc(logits: FloatArray, truth: NDArray[np.float64], activation: Activation) -> float:
+def mean_auroc(logits: NDArray[np.floating[Any]], truth: NDArray[np.float64], activation: Activation) -> float:
+    """Return the mean AUROC of the labels, nan if one has none; both arrays of shape (n, labels), truth 1, 0 or nan."""
     areas = []
     for chance, target in zip(probabilities(logits, activation, 1.0).T, truth.T, strict=True):
         known = ~np.isnan(target)
