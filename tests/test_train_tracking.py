@@ -21,15 +21,18 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow.data
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.types import Schema
 from mlflow.utils import validation
 from pyarrow import parquet
 
+from octray import Predictor, discover, read_frames
 from pipeline.cli.main import main
 from pipeline.config import TrackingSection, load_config
 from pipeline.errors import ConfigError, InputError
@@ -51,9 +54,9 @@ FACTS = {
 }
 
 
-def begun(settings: TrackingSection, out: Path, key: str = "key") -> Tracker:
-    """A run of MLflow as `train` begins it."""
-    return Tracker(settings, out=out, key=key, **FACTS)
+def begun(settings: TrackingSection, out: Path, key: str = "key", measured: bool = False) -> Tracker:
+    """A run of MLflow as `train` begins it, by default without the load of the machine."""
+    return Tracker(settings.model_copy(update={"system_metrics": measured}), out=out, key=key, **FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def test_the_bundle_is_an_artefact_and_a_registered_version(client: MlflowClient
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_kept(store: Path) -> None:
-    tracker = begun(TrackingSection(uri=f"sqlite:///{store}", system_metrics=False), store.parent / "bundle")
+    tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
     tracker.log_metrics({"test_A+B (wet) / 1:2_auroc": 0.5})
     tracker.finish()
     found = MlflowClient(f"sqlite:///{store}").get_run(tracker.run_id)
@@ -184,6 +187,80 @@ def test_nothing_is_recorded_where_tracking_is_off(
     tracker.log_metrics({"tune_loss": 1.0})
     tracker.finish()
     assert (tracker.run_id, capsys.readouterr().err, list(tmp_path.iterdir())) == ("", "", [])
+
+
+# What MLflow can run
+
+RUN_MODEL = """
+import json, sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/octray-tiny@candidate")
+paths = model.predict(pd.DataFrame({"path": sys.argv[3:]}))
+pixels = model.predict(pd.DataFrame({"pixels": list(np.load(sys.argv[2]))}))
+for wrong in (sys.argv[3:], pd.DataFrame({"pixels": [np.full((4, 4), 2.0)]})):
+    try:
+        model.predict(wrong)
+    except ValueError as error:
+        print(error)
+print(json.dumps([table.to_dict("records") for table in (paths, pixels)]))
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_runs_a_registered_bundle_in_a_fresh_process_without_unpickling(trained: Trained, tmp_path: Path) -> None:
+    file = next(path for path in sorted(trained.studies.rglob("*")) if path.suffix == ".dcm")
+    (tmp_path / "broken.dcm").write_text("no image")
+    (found,) = discover(file)
+    (frame,) = read_frames(found)
+    np.save(tmp_path / "pixels.npy", frame.pixels[None].astype(np.float64))
+    words = [trained.uri, str(tmp_path / "pixels.npy"), str(file), str(tmp_path / "broken.dcm")]
+    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    here |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = subprocess.run([sys.executable, "-c", RUN_MODEL, *words], capture_output=True, text=True, cwd=tmp_path, env=here)
+    assert done.returncode == 0, done.stderr
+    no_column, too_bright, answers = done.stdout.splitlines()[-3:]
+    assert no_column == "Give a DataFrame with a column path or pixels."
+    assert too_bright == "Row 0 needs a path, or pixels of shape (rows, columns) from 0 to 1. Got the shape (4, 4) instead."
+    from_files, (from_pixels,) = json.loads(answers)
+    (expected,) = Predictor(load_bundle(trained.bundle)).predict([frame], heatmaps=False)
+    for row in (from_files[0], from_pixels):
+        assert (row["row"], row["reason"]) == (0, "")
+        for one in expected.predictions:
+            assert row[f"probability.{one.label}"] == pytest.approx(one.probability, abs=0.02)
+            assert row[f"state.{one.label}"] == one.state
+    assert [(row["row"], row["source"], row["reason"]) for row in from_files[1:]] == [(1, "broken.dcm", "not_an_image")]
+
+
+def test_what_mlflow_runs_says_what_it_takes_and_gives(client: MlflowClient, trained: Trained) -> None:
+    source = client.get_model_version_by_alias("octray-tiny", "candidate").source
+    model = Model.load(url2pathname(urlparse(source).path))
+    assert model.signature.inputs.input_names() == ["path", "pixels"]
+    labels = load_bundle(trained.bundle).manifest.labels
+    answers = [f"{kind}.{label}" for label in labels for kind in ("probability", "state")]
+    assert model.signature.outputs.input_names() == ["row", "source", "frame_number", "reason", *answers]
+    names = {path.name for path in Path(url2pathname(urlparse(source).path)).rglob("*")}
+    assert names >= {"MLmodel", "mlflow_model.py", "requirements.txt"}
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt"))]
+
+
+def test_a_resumed_run_that_had_registered_its_bundle_keeps_its_version(store: Path, tmp_path: Path) -> None:
+    uri, client = f"sqlite:///{store}", MlflowClient(f"sqlite:///{store}")
+    place = TrackingSection(uri=uri, experiment="twice")
+    versions = []
+    for seed, status in ((0, "KILLED"), (1, "FINISHED")):
+        bundle = make_bundle(tmp_path / "bundle", temperature=1.0 + seed)
+        tracker = begun(place, bundle.path)
+        tracker.log_bundle(bundle.path, "octray-twice")
+        tracker.finish(status)
+        versions.append(client.search_model_versions("name = 'octray-twice'"))
+    assert [len(found) for found in versions] == [1, 1]
+    assert versions[1][0].tags["octray.bundle_id"] == bundle.manifest.bundle_id
+    assert load_bundle(Path(url2pathname(urlparse(versions[1][0].source).path))).manifest == bundle.manifest
 
 
 # A new store
@@ -330,6 +407,7 @@ def test_a_run_that_is_no_longer_there_costs_one_sentence(store: Path, capsys: p
     tracker = begun(TrackingSection(uri=f"sqlite:///{store}"), store.parent / "bundle")
     MlflowClient(f"sqlite:///{store}").delete_run(tracker.run_id)
     tracker.log_metrics({"tune_loss": 1.0})
+    tracker.finish()
     assert said_once(capsys.readouterr().err)
 
 
@@ -485,16 +563,16 @@ def interrupt_after(taken: list[socket.socket]) -> None:
 
 def test_a_resumed_run_has_every_step_once(store: Path, tmp_path: Path) -> None:
     place, out = TrackingSection(uri=f"sqlite:///{store}"), tmp_path / "bundle"
-    killed = begun(place, out)
+    killed = begun(place, out, measured=True)
     killed.log_metrics({"head_tune_loss": 0.7})
     killed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
     killed.finish("KILLED")
     for _ in range(2):  # the second is killed before its first epoch
-        resumed = begun(place, out)
+        resumed = begun(place, out, measured=True)
         resumed.log_metrics({"head_tune_loss": 0.7})
         resumed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
         resumed.finish("KILLED")
-    resumed = begun(place, out)
+    resumed = begun(place, out, measured=True)
     resumed.log_metrics({"tune_loss": 0.5, "train_loss": 0.6}, 1)
     resumed.log_metrics({"tune_loss": 0.4, "train_loss": 0.5}, 2)
     resumed.finish()

@@ -63,7 +63,7 @@ def test_a_run_that_was_killed_while_its_folder_was_deleted_is_resumed(tmp_path:
     workspace = open_workspace(tmp_path / "bundle", "facts", resume=False)
     workspace.frames((row / 11 for row in rows()), (3, 2, 2))
     (workspace.of_network(1).path / "checkpoint.safetensors").touch()
-    left = []
+    key, left = workspace.run_key, []
 
     def look(event: str, arguments: tuple[object, ...]) -> None:
         if event == "os.remove" and looking and Path(str(arguments[0])).name == STATE:
@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_while_its_folder_was_deleted_is_resumed(tmp_path:
     assert left == [[STATE]], "what says to which run the folder belongs goes last"
     assert not workspace.path.exists()
     workspace.path.mkdir()
-    assert open_workspace(tmp_path / "bundle", "other facts", resume=True).run_key != workspace.run_key
+    assert open_workspace(tmp_path / "bundle", "other facts", resume=True).run_key != key
 
 
 def test_what_a_killed_run_left_is_deleted(tmp_path: Path) -> None:

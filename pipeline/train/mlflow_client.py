@@ -64,7 +64,8 @@ def make_sqlite_store(uri: str) -> None:
         draft = path.with_name(f".{path.name}.part")  # a folder, for SQLite's own journal as well
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        SqlAlchemyStore(f"sqlite:///{draft / path.name}", _artifacts_beside(path)).engine.dispose()
+        store = SqlAlchemyStore(f"sqlite:///{draft / path.name}", _artifacts_beside(path))  # type: ignore[no-untyped-call]
+        store.engine.dispose()
         (draft / path.name).replace(path)
         draft.rmdir()
 

@@ -38,18 +38,15 @@ from pipeline.train.mlflow_client import (
     tracking_uri,
 )
 from pipeline.train.outbox import FINISHED, RUNNING, RunLog, logs_in, outbox_of
+from pipeline.train.registry import BUNDLE_ID, ModelVersion, model_name, record_bundle
 
 _NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 _LONGEST_NAME, _LONGEST_VALUE, _METRICS_AT_ONCE, _PARAMETERS_AT_ONCE = 250, 6000, 1000, 100
 """Limits of MLflow (`mlflow.utils.validation`)."""
 _RUN_KEY = "octray.run"
 """Tag of runs: the key of the run's log."""
-_BUNDLE_ID = "octray.bundle_id"
-"""Tag of runs and versions of a model."""
 _PARENT = "mlflow.parentRunId"
 """MLflow's own tag (`mlflow.utils.mlflow_tags`)."""
-_WEIGHTS = "octray.weights"
-"""Tag of runs: which weights their networks started from."""
 _ONE_ANSWER = 10.0
 """Seconds that anything but an upload may take before training goes on."""
 _BETWEEN_MEASUREMENTS = 10.0
@@ -362,7 +359,12 @@ def deliver(client: Any, log: RunLog, settings: TrackingSection, is_wanted: Call
         if "metrics" in line:
             count = _send_metrics(client, log)
         elif "bundle" in line:
-            remarks += _send_bundle(client, log, line)
+            try:
+                remarks += _send_bundle(client, log, line)
+            except Exception:
+                with suppress(Exception):  # a bundle that MLflow refuses does not keep the run from its end
+                    _send_status(client, log.run_id, {"status": log.status, "time": log.lines[-1]["time"]})
+                raise
         elif "status" in line:
             _send_status(client, log.run_id, line)
         else:
@@ -415,14 +417,14 @@ def _send_metrics(client: Any, log: RunLog) -> int:
 
 
 def _send_bundle(client: Any, log: RunLog, line: Mapping[str, Any]) -> list[str]:
-    client.set_tag(log.run_id, _BUNDLE_ID, line["bundle"])
+    client.set_tag(log.run_id, BUNDLE_ID, line["bundle"])
     try:
         bundle = load_bundle(log.bundle_place(line))
     except BundleError:
         bundle = None
     if bundle is None or bundle.manifest.bundle_id != line["bundle"]:
         return [f"The bundle {line['bundle']} of the run {log.head['name']} is no longer there and was not recorded."]
-    _record(client, log.run_id, bundle, line["model"], line["alias"])
+    record_bundle(client, log.run_id, bundle, line["model"], line["alias"])
     return []
 
 
@@ -544,14 +546,6 @@ def _metric_name(name: str) -> str:
     return _NOT_IN_NAMES.sub("_", name)[:_LONGEST_NAME]
 
 
-class ModelVersion(NamedTuple):
-    """A version of a registered model in MLflow, with the alias that leads to it."""
-
-    name: str
-    version: str
-    alias: str
-
-
 def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersion:
     """Record a bundle in MLflow: in the run that trained it, or in a new one if there is none.
 
@@ -588,7 +582,7 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
             run_id = _run_of(client, bundle, config)
         try:
             with client_settings(is_upload=True):
-                return ModelVersion(name, _record(client, run_id, bundle, name, alias), alias)
+                return ModelVersion(name, record_bundle(client, run_id, bundle, name, alias), alias)
         finally:
             with client_settings(), suppress(Exception):  # what went wrong before is what counts
                 if client.get_run(run_id).info.status != "FINISHED":
@@ -599,33 +593,6 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
         ) from None
 
 
-def model_name(config: Config) -> str:
-    """Return the name of the registered model."""
-    return config.tracking.model_name or f"octray-{config.name}"
-
-
-def _record(client: Any, run_id: str, bundle: Bundle, name: str, alias: str) -> str:
-    """Store a bundle in a run and return the version of the model that it is, an older one if it was registered before."""
-    from mlflow.exceptions import MlflowException
-
-    bundle_id = bundle.manifest.bundle_id
-    client.set_tag(run_id, _WEIGHTS, ", ".join(member.started_from.words for member in bundle.manifest.members))
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    known = [one.version for one in client.search_model_versions(f"tags.`{_BUNDLE_ID}` = '{bundle_id}'") if one.name == name]
-    if known:
-        version = str(known[0])
-    else:
-        client.log_artifacts(run_id, str(bundle.path), "bundle")
-        source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-        version = str(client.create_model_version(name, source=source, run_id=run_id, tags={_BUNDLE_ID: bundle_id}).version)
-    client.set_registered_model_alias(name, alias, version)
-    return version
-
-
 def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
     """Return the run that trained a bundle, or one that was made for it before, or else a new one."""
     from mlflow.exceptions import MlflowException
@@ -634,12 +601,12 @@ def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
     if origin.mlflow_run_id:
         try:
             if client.get_run(origin.mlflow_run_id).info.lifecycle_stage == "active":
-                client.set_tag(origin.mlflow_run_id, _BUNDLE_ID, bundle_id)
+                client.set_tag(origin.mlflow_run_id, BUNDLE_ID, bundle_id)
                 return origin.mlflow_run_id
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    if found := _find_run(client, experiment_id(client, config.tracking), _BUNDLE_ID, bundle_id):
+    if found := _find_run(client, experiment_id(client, config.tracking), BUNDLE_ID, bundle_id):
         return found
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder), f"bundle-{bundle_id}")
@@ -648,7 +615,7 @@ def _run_of(client: Any, bundle: Bundle, config: Config) -> str:
             name=origin.config_name,
             parent="",
             params={key: value[:_LONGEST_VALUE] for key, value in flatten(yaml.safe_load(bundle.read(CONFIG))).items()},
-            tags=_tags() | {_BUNDLE_ID: bundle_id, "mlflow.source.git.commit": origin.git_commit},
+            tags=_tags() | {BUNDLE_ID: bundle_id, "mlflow.source.git.commit": origin.git_commit},
             dataset={
                 "name": origin.dataset_name,
                 "digest": origin.dataset_sha256[:36],
