@@ -17,16 +17,22 @@ EXACT_EVIDENCE = "exact evidence"
 
 
 class Split(StrEnum):
-    """The four parts of an index; no patient occurs in two of them.
+    """The parts of an index; no patient occurs in two of them.
 
     `train` fits the weights, `tune` chooses between them (early stopping, regularisation), `calibration` fits the temperature
-    and the operating points, `test` is only ever read to report figures.
+    and the operating points, `test` is only ever read to report figures. `promotion`, which most indexes do not have, decides
+    between a new bundle and the one in use; no training reads it.
     """
 
     TRAIN = "train"
     TUNE = "tune"
     CALIBRATION = "calibration"
     TEST = "test"
+    PROMOTION = "promotion"
+
+
+TRAINING_SPLITS = (Split.TRAIN, Split.TUNE, Split.CALIBRATION, Split.TEST)
+"""What a training reads."""
 
 
 class LabelLevel(StrEnum):

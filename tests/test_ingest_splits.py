@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.frames import Split
+from pipeline.frames import TRAINING_SPLITS, Split
 from pipeline.ingest.splits import (
     Percent,
     assign_splits,
@@ -20,7 +20,7 @@ from pipeline.ingest.splits import (
     parse_percent,
 )
 
-SPLITS = list(Split)
+SPLITS = list(TRAINING_SPLITS)
 frames = st.lists(st.tuples(*(st.integers(0, last) for last in (12, 20, 30))), min_size=1, max_size=40)
 
 
@@ -170,13 +170,15 @@ def test_the_test_split_may_be_left_out() -> None:
     assert Split.TEST not in assign(plenty(40), (80, 10, 10, 0))
 
 
-@pytest.mark.parametrize("text", ["70/10/10", "70/10/10/10/0", "a/b/c/d", "70/10/10/-10", "", "70.5/9.5/10/10", "٧٠/10/10/10"])
+@pytest.mark.parametrize(
+    "text", ["70/10/10", "60/10/10/10/5/5", "a/b/c/d", "70/10/10/-10", "", "70.5/9.5/10/10", "٧٠/10/10/10"]
+)
 def test_a_split_that_is_not_four_whole_numbers_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="four whole numbers, train/tune/calibration/test"):
         parse_percent(text)
 
 
-@pytest.mark.parametrize("text", ["70/10/10/20", "0/50/40/10", "80/20/0/0"])
+@pytest.mark.parametrize("text", ["70/10/10/20", "0/50/40/10", "80/20/0/0", "70/10/10/10/0"])
 def test_shares_must_add_up_and_only_test_may_be_empty(text: str) -> None:
     with pytest.raises(InputError, match="must add up to 100, and only that of test may be 0"):
         parse_percent(text)
@@ -184,6 +186,17 @@ def test_shares_must_add_up_and_only_test_may_be_empty(text: str) -> None:
 
 def test_a_split_is_read() -> None:
     assert parse_percent("80/10/10/0") == (80, 10, 10, 0)
+    assert parse_percent("50/10/10/0/30") == (50, 10, 10, 0, 30)
+
+
+def test_a_split_for_promotion_gets_its_share_of_the_patients() -> None:
+    rows = plenty(200)
+    splits = assign(rows, (40, 20, 10, 10, 20))
+    patients = {split: {row[0] for row, other in zip(rows, splits, strict=True) if other is split} for split in Split}
+    assert {split.value: len(found) for split, found in patients.items()} == pytest.approx(
+        {"train": 80, "tune": 40, "calibration": 20, "test": 20, "promotion": 40}, abs=2
+    )
+    assert sum(map(len, patients.values())) == 200
 
 
 def test_given_splits_that_a_patient_a_duplicate_or_a_study_crosses_are_refused() -> None:

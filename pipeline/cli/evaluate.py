@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote")
     parser.add_argument(
         "--split",
-        choices=("train", "tune", "calibration", "test"),
+        choices=("train", "tune", "calibration", "test", "promotion"),
         default="test",
         help="split to evaluate (default test)",
     )

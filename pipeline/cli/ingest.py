@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.deidentify.deidentifier import Plan
     from pipeline.ingest.index import Index
 
-HELP = "read studies and labels into an index, with patients divided into four splits"
+HELP = "read studies and labels into an index, with patients divided into splits"
 EXAMPLE = "octray ingest studies/ --labels labels.csv --out index/"
 
 
@@ -87,7 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the path below SOURCE (default: the column patient_key, else the DICOM patient, else the study)",
     )
     parser.add_argument(
-        "--split", default="70/10/10/10", help="percentages of patients for train/tune/calibration/test (default 70/10/10/10)"
+        "--split",
+        default="70/10/10/10",
+        help="percentages of patients for train/tune/calibration/test, or a fifth for promotion (default 70/10/10/10)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random split (default 0)")
     parser.add_argument(

@@ -147,7 +147,8 @@ def build_index(
         Which folder's name is the patient (`folder:N`), or a regular expression with one group for the path below the source.
         If empty: the table's column of patient keys, else Patient ID (0010,0020) under a pseudonym, else the study.
     percent
-        Share of the patients in train, tune, calibration and test; a column `split` of the table comes before it.
+        Share of the patients in train, tune, calibration, test and, if there is a fifth number, promotion; a column `split`
+        of the table comes before it.
     seed
         Decides which patients go into which split.
     deidentify

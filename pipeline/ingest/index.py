@@ -140,6 +140,8 @@ class Index:
         table = {}
         for split in Split:
             records = self.of(split)
+            if split is Split.PROMOTION and not records:
+                continue
             held = {label: sum(record.labels.get(label) is True for record in records) for label in self.labels}
             table[split.value] = {
                 "frames": len(records),

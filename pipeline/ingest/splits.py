@@ -1,4 +1,4 @@
-"""Divides patients into train, tune, calibration and test: grouped, stratified and seeded."""
+"""Divides patients into train, tune, calibration, test and, if asked for, promotion: grouped, stratified and seeded."""
 
 import hashlib
 import shlex
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.frames import Split
+from pipeline.frames import TRAINING_SPLITS, Split
 
 Part = TypeVar("Part", Split, int)
-Percent = tuple[int, int, int, int]
+Percent = tuple[int, ...]
 DEFAULT_PERCENT: Percent = (70, 10, 10, 10)
 _FEW = 5
 """With fewer patients of a label in a split, its figures are mostly chance: of 5 patients, 5 found means 57 to 100 % "
@@ -33,19 +33,21 @@ class _Group:
 
 
 def parse_percent(text: str) -> Percent:
-    """Read the shares of the four splits, for example 70/10/10/10.
+    """Read the shares of the splits, for example 70/10/10/10, or 60/10/10/10/10 with a split for promotion.
 
     Raises
     ------
     InputError
-        If they are not four whole numbers that add up to 100, or one other than the last is 0.
+        If they are not four or five whole numbers that add up to 100, or one other than that of test is 0.
     """
     parts = text.split("/")
-    if len(parts) != len(Split) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InputError(f"The split must be four whole numbers, {'/'.join(Split)}, such as 70/10/10/10. Got {text} instead.")
-    train, tune, calibration, test = map(int, parts)
-    percent = train, tune, calibration, test
-    if sum(percent) != 100 or 0 in percent[:3]:
+    if len(parts) not in (len(TRAINING_SPLITS), len(Split)) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(
+            f"The split must be four whole numbers, {'/'.join(TRAINING_SPLITS)}, such as 70/10/10/10, or five, "
+            f"the last of them for {Split.PROMOTION}. Got {text} instead."
+        )
+    percent = tuple(map(int, parts))
+    if sum(percent) != 100 or 0 in (*percent[:3], *percent[4:]):
         raise InputError(f"The shares of the split must add up to 100, and only that of test may be 0. Got {text} instead.")
     return percent
 
@@ -75,7 +77,7 @@ def assign_splits(
     studies
         Study of each frame; patients that share one stay together, for example if only some of its files name the patient.
     percent
-        Share of the patients in train, tune, calibration and test.
+        Share of the patients in train, tune, calibration, test and, if there is a fifth number, promotion.
     seed
         Decides between what is otherwise equal.
 
@@ -85,7 +87,7 @@ def assign_splits(
         If a label has no example in a split whose share is not 0.
     """
     groups = _join(patient_keys, strata, duplicate_groups, studies, seed)
-    wanted = {split: share / 100 for split, share in zip(Split, percent, strict=True) if share}
+    wanted = {split: share / 100 for split, share in zip(Split, percent, strict=False) if share}
     assigned = _stratify(groups, wanted)
     splits = [Split.TRAIN] * len(patient_keys)
     for group, split in assigned.items():

@@ -338,7 +338,7 @@ def evaluate_bundle(
     bundle, index
         As `load_bundle` and `load_index` give them.
     split
-        train, tune, calibration or test.
+        train, tune, calibration, test or promotion.
     progress
         Shows the number of frames scored.
 

@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError, TrainingError
 from pipeline.evaluate.calibration import Float64
 from pipeline.evaluate.units import Units, fit_level_rule, simplest_of_the_best, tune_losses
-from pipeline.frames import FloatArray, Split
+from pipeline.frames import TRAINING_SPLITS, FloatArray, Split
 from pipeline.levels import Attention, LabelSet, Level, LevelRule, Pooling
 from pipeline.train.training_data import TrainingData
 
@@ -201,7 +201,9 @@ def _fit(config: Config, frames: LevelFrames, level: Level, poolings: Sequence[P
         resamples=evaluate.bootstrap,
         seed=config.train.seed,
     )
-    counts = {split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts() for split in Split}
+    counts = {
+        split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts() for split in TRAINING_SPLITS
+    }
     return FittedLevel(rule, attention, {pooling: float(np.nanmean(losses)) for pooling, losses in found.items()}, counts)
 
 

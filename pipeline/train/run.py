@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.evaluate.outliers import RANKED_PATIENTS
-from pipeline.frames import Split
+from pipeline.frames import TRAINING_SPLITS, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import (
@@ -283,7 +283,7 @@ class _Training:
         config, data, reference = self._config, self._data, assessment.reference
         members = tuple(_member(*pair) for pair in enumerate(zip(fitted, assessment.maps, strict=True), 1))
         metrics = {
-            "splits": {split.value: data.counts(split) for split in Split},
+            "splits": {split.value: data.counts(split) for split in TRAINING_SPLITS},
             "frames_without_patient": data.frames_without_patient(),
             "frames_without_label": data.frames_without_label,
             "label_levels": data.label_levels(),

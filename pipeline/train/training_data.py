@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, DataSection
 from pipeline.errors import ConfigError, InputError
-from pipeline.frames import ImageRecord, Split
+from pipeline.frames import TRAINING_SPLITS, ImageRecord, Split
 from pipeline.imaging.dicom.terms import is_expected_modality, is_expected_view
 from pipeline.ingest.index import Index
 from pipeline.ingest.spelling import examples
@@ -102,7 +102,7 @@ def select_training_data(config: Config, index: Index) -> TrainingData:
     """Return the frames and targets of an index that a configuration can learn from.
 
     What is not known is never taken for absent. If exactly one label holds in a frame and it is known, the others follow from
-    it; frames of which nothing is known are left out.
+    it; frames of which nothing is known are left out, and so is the split for promotion.
 
     Raises
     ------
@@ -113,12 +113,13 @@ def select_training_data(config: Config, index: Index) -> TrainingData:
         none without it; or if frames are of another modality or view than the model is meant for.
     """
     labels = _labels(config, index)
-    targets = index.targets(index.records, labels)
+    seen = [record for record in index.records if record.split in TRAINING_SPLITS]
+    targets = index.targets(seen, labels)
     if config.task is not Task.MULTILABEL:
-        _check_one_label(targets == 1, np.isnan(targets), labels, index.records)
+        _check_one_label(targets == 1, np.isnan(targets), labels, seen)
     rows, targets = known_frames(targets, config.task)
-    records = tuple(index.records[row] for row in rows)
-    data = TrainingData(labels, records, targets, index.sources, len(index.records) - len(rows))
+    records = tuple(seen[row] for row in rows)
+    data = TrainingData(labels, records, targets, index.sources, len(seen) - len(rows))
     _check_intended_use(data, config.data)
     for split in FITTED_SPLITS:
         _check_split(data, split)
