@@ -6,16 +6,16 @@ MLflow keeps a copy of this file beside the bundle ("models from code") and runs
 import hashlib
 from typing import Any
 
-import mlflow.models
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 from octray import Frame, FramePrediction, Predictor, UnreadableError, discover, load_bundle, score_study
 from pipeline.frames import InstanceKey, Quarantined
 
 
-class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """A bundle as MLflow's generic model."""
 
     def load_context(self, context: Any) -> None:
@@ -75,4 +75,4 @@ def _row(number: int, found: FramePrediction | Quarantined) -> dict[str, Any]:
     return row
 
 
-mlflow.models.set_model(BundleModel())
+set_model(BundleModel())

@@ -71,15 +71,16 @@ def _log_code(client: Any, run_id: str, bundle: Bundle) -> None:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    asked = [
+    asked: list[Any] = [
         ColSpec(DataType.string, "path", required=False),
         ColSpec(Array(Array(DataType.double)), "pixels", required=False),
     ]
     text, number = DataType.string, DataType.double
-    given = [("row", DataType.long), ("source", text), ("frame_number", number), ("reason", text)]
+    given: list[tuple[str, DataType]] = [("row", DataType.long), ("source", text), ("frame_number", number), ("reason", text)]
     for label in bundle.manifest.labels:
         given += [(f"probability.{label}", number), (f"state.{label}", text)]
-    signature = ModelSignature(Schema(asked), Schema([ColSpec(kind, column) for column, kind in given]))
+    answered: list[Any] = [ColSpec(kind, column) for column, kind in given]
+    signature = ModelSignature(Schema(asked), Schema(answered))
     model = Model(run_id=run_id, signature=signature)
     place = {"bundle": {"path": ".", "uri": "."}}
     mlflow.pyfunc.add_to_model(model, "mlflow.pyfunc.loaders.code_model", model_code_path=_CODE, artifacts=place)
