@@ -29,6 +29,7 @@ ISSUED = {
     "serve",
     "models",
     "bundle",
+    "sync",
     "data",
     "config",
     "ui",

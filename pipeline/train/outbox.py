@@ -86,15 +86,15 @@ class RunLog:
         """The identity of the bundle that it made; empty if it made none."""
         return next((str(line["bundle"]) for line in reversed(self.lines) if "bundle" in line), "")
 
-    def lock(self) -> bool:
-        """Take the lock until the process ends or `unlock` is called; False if another process has it."""
+    def lock(self, seconds: float = 0.0) -> bool:
+        """Take the lock until the process ends or `unlock` is called; False if another process has it for so many seconds."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
+        descriptor, deadline = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), time.monotonic() + seconds
+        while not _locks(descriptor):
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return False
+            time.sleep(0.1)
         self._lock = descriptor
         self._read()  # the process that had the lock may have added to it
         os.ftruncate(descriptor, self._whole_bytes)  # the line that a killed process did not finish
@@ -171,6 +171,14 @@ def logs_in(folder: Path) -> list[RunLog]:
 def now() -> int:
     """Return the time in milliseconds, as MLflow has it."""
     return int(time.time() * 1000)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

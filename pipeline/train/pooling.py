@@ -201,9 +201,7 @@ def _fit(config: Config, frames: LevelFrames, level: Level, poolings: Sequence[P
         resamples=evaluate.bootstrap,
         seed=config.train.seed,
     )
-    counts = {
-        split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts() for split in TRAINING_SPLITS
-    }
+    counts = {split.value: frames.units(level, split, is_scored=split is not Split.TRAIN).counts() for split in TRAINING_SPLITS}
     return FittedLevel(rule, attention, {pooling: float(np.nanmean(losses)) for pooling, losses in found.items()}, counts)
 
 

@@ -47,10 +47,12 @@ _RUN_KEY = "octray.run"
 """Tag of runs: the key of the run's log."""
 _PARENT = "mlflow.parentRunId"
 """MLflow's own tag (`mlflow.utils.mlflow_tags`)."""
-_ONE_ANSWER = 10.0
+_ONE_ANSWER = 12.0
 """Seconds that anything but an upload may take before training goes on."""
 _BETWEEN_MEASUREMENTS = 10.0
 """Seconds between two measurements of the machine, as MLflow has it."""
+_LAST_BREATH = 10.0
+"""Seconds to wait for a killed process of the same run, whose own processes may outlive it for a moment."""
 _PAUSE, _PART_OF_AGE = 2.0, 20
 """Metrics are sent when these seconds, and this part of the run's age, have passed: a long run sends them ever less often."""
 
@@ -107,7 +109,7 @@ class Tracker:
         if not settings.enabled or (parent and not parent._log):
             return
         log = RunLog(outbox_of(self._out), key)
-        if not log.lock():
+        if not log.lock(_LAST_BREATH):
             raise InputError(f"Another octray writes to {out.name}. Wait for it, or choose another --out.")
         log.begin(
             name=name,
@@ -231,7 +233,8 @@ class Tracker:
         age = time.monotonic() - self._began
         self._failures = self._failures + 1 if error else 0
         self._next_sending = time.monotonic() + max(_PAUSE, age / _PART_OF_AGE, 2**self._failures if error else 0)
-        if error is not None and (why := reason(error)) not in self._said:
+        is_new = error is not None and not (self._said and isinstance(error, TimeoutError))  # the first reason says more
+        if error is not None and is_new and (why := reason(error)) not in self._said:
             self._said.add(why)
             sys.stderr.write(
                 f"octray: MLflow does not record the run ({why}); training continues and its results are kept. "
