@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.server_orthanc import free_port
 
-SECONDS = 60
+SECONDS = 240
 
 
 @contextmanager

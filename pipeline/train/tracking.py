@@ -400,7 +400,13 @@ def _describe(client: Any, run_id: str, head: Mapping[str, Any]) -> None:
     parameters = [Param(key, value) for key, value in head["params"].items()]
     for start in range(0, len(parameters), _PARAMETERS_AT_ONCE):
         client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])
-    client.log_inputs(run_id, [DatasetInput(Dataset(**head["dataset"]), [InputTag("mlflow.data.context", "training")])])
+    inputs = [DatasetInput(Dataset(**head["dataset"]), [InputTag("mlflow.data.context", "training")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except Exception as error:
+        if not any(word in str(error).lower() for word in ("unique", "duplicate")):
+            raise
+        client.log_inputs(run_id, inputs)  # another run has recorded the same data set in the same moment
 
 
 def _send_metrics(client: Any, log: RunLog) -> int:
