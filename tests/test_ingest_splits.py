@@ -81,7 +81,7 @@ def test_shares_of_patients_are_near_what_was_asked_for_in_every_label(patients:
 def test_four_patients_with_a_label_are_enough_for_four_splits() -> None:
     rows = plenty(40, "A") + [(f"rare{number}", "R", f"r{number}") for number in range(4)]
     splits = assign(rows)
-    assert {split for row, split in zip(rows, splits, strict=True) if row[1] == "R"} == set(Split)
+    assert {split for row, split in zip(rows, splits, strict=True) if row[1] == "R"} == set(SPLITS)
 
 
 def test_patients_with_the_same_pixels_stay_together_through_a_chain() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
-from pipeline.frames import ImageRecord, InstanceKey, Split
+from pipeline.frames import TRAINING_SPLITS, ImageRecord, InstanceKey, Split
 from pipeline.ingest.index import Index
 from pipeline.train.training_data import order_of_urgency, select_training_data
 
@@ -52,19 +52,25 @@ def config(task: str = "multiclass", **data: object) -> Config:
 
 
 def test_targets_follow_the_order_of_the_configuration() -> None:
-    data = select_training_data(config(labels=("SICK", "CALM", "WORN")), make_index(*everything(*Split)))
+    data = select_training_data(config(labels=("SICK", "CALM", "WORN")), make_index(*everything(*TRAINING_SPLITS)))
     assert data.labels == ("SICK", "CALM", "WORN")
     np.testing.assert_array_equal(data.targets[:3], [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
     assert data.rows(Split.TUNE).tolist() == [3, 4, 5]
     assert data.patients(data.rows(Split.TUNE)) == ("patient1", "patient2", "patient2")
 
 
+def test_the_split_for_promotion_is_not_read() -> None:
+    data = select_training_data(config(), make_index(*everything(*TRAINING_SPLITS), (Split.PROMOTION, NOTHING)))
+    assert (len(data.records), data.frames_without_label) == (12, 0)
+    assert not [record for record in data.records if record.split is Split.PROMOTION]
+
+
 def test_without_a_choice_the_labels_are_those_of_the_index() -> None:
-    assert select_training_data(config(), make_index(*everything(*Split))).labels == LABELS
+    assert select_training_data(config(), make_index(*everything(*TRAINING_SPLITS))).labels == LABELS
 
 
 def test_what_is_not_known_stays_so_in_a_multilabel_task() -> None:
-    rows = [*everything(*Split), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, NOTHING)]
+    rows = [*everything(*TRAINING_SPLITS), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, NOTHING)]
     data = select_training_data(config("multilabel"), make_index(*rows))
     np.testing.assert_array_equal(data.targets[-1], [1, np.nan, np.nan])
     assert (len(data.records), data.frames_without_label) == (len(rows) - 1, 1)
@@ -74,7 +80,7 @@ def test_what_is_not_known_stays_so_in_a_multilabel_task() -> None:
 
 def test_a_known_label_settles_the_others_if_exactly_one_holds() -> None:
     absent: Labels = {"CALM": False, "SICK": None, "WORN": None}
-    rows = [*everything(*Split), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, absent), (Split.TRAIN, NOTHING)]
+    rows = [*everything(*TRAINING_SPLITS), (Split.TRAIN, PARTLY_KNOWN), (Split.TRAIN, absent), (Split.TRAIN, NOTHING)]
     data = select_training_data(config(), make_index(*rows))
     np.testing.assert_array_equal(data.targets[-1], [1, 0, 0])
     assert (len(data.records), data.frames_without_label) == (len(rows) - 2, 2), "what is not known is not absent"
@@ -82,13 +88,13 @@ def test_a_known_label_settles_the_others_if_exactly_one_holds() -> None:
 
 
 def test_a_single_label_that_may_be_absent_can_be_learned() -> None:
-    data = select_training_data(config("multilabel", labels=("SICK",)), make_index(*everything(*Split)))
+    data = select_training_data(config("multilabel", labels=("SICK",)), make_index(*everything(*TRAINING_SPLITS)))
     np.testing.assert_array_equal(data.targets[:3], [[0], [1], [0]])
 
 
 def test_grades_have_the_order_of_the_configuration() -> None:
     settings = config("ordinal", labels=("CALM", "WORN", "SICK"), normal_label="CALM")
-    assert select_training_data(settings, make_index(*everything(*Split))).labels == ("CALM", "WORN", "SICK")
+    assert select_training_data(settings, make_index(*everything(*TRAINING_SPLITS))).labels == ("CALM", "WORN", "SICK")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def test_grades_further_from_no_finding_are_more_urgent(task: str, data: dict[st
 )
 def test_labels_that_do_not_fit_the_task_are_faults(task: str, data: dict[str, object], fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        select_training_data(config(task, **data), make_index(*everything(*Split)))
+        select_training_data(config(task, **data), make_index(*everything(*TRAINING_SPLITS)))
     assert caught.value.faults == (fault,)
 
 
@@ -151,12 +157,12 @@ def test_labels_that_do_not_fit_the_task_are_faults(task: str, data: dict[str, o
 )
 def test_an_order_of_findings_that_cannot_be_meant_is_a_fault(urgency: tuple[str, ...], fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        select_training_data(config(urgency=urgency, normal_label="CALM"), make_index(*everything(*Split)))
+        select_training_data(config(urgency=urgency, normal_label="CALM"), make_index(*everything(*TRAINING_SPLITS)))
     assert caught.value.faults == (fault,)
 
 
 def test_an_order_may_name_findings_that_the_data_do_not_have() -> None:
-    select_training_data(config(urgency=("FRACTURE", "SICK"), normal_label="CALM"), make_index(*everything(*Split)))
+    select_training_data(config(urgency=("FRACTURE", "SICK"), normal_label="CALM"), make_index(*everything(*TRAINING_SPLITS)))
 
 
 def test_an_empty_test_split_is_no_fault() -> None:
@@ -166,7 +172,7 @@ def test_an_empty_test_split_is_no_fault() -> None:
 
 def test_every_fault_of_the_labels_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        select_training_data(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*Split)))
+        select_training_data(config(labels=("SICKK",), normal_label="CALM"), make_index(*everything(*TRAINING_SPLITS)))
     assert caught.value.faults == (
         "data.labels: the index has no label SICKK; it has CALM, SICK, WORN.",
         "data.labels: training needs two labels or more; the index has CALM, SICK, WORN. "
@@ -177,7 +183,7 @@ def test_every_fault_of_the_labels_is_told_at_once() -> None:
     )
 
 
-ALL = everything(*Split)
+ALL = everything(*TRAINING_SPLITS)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ ALL = everything(*Split)
             [*ALL, (Split.TEST, one("")), (Split.TEST, one(""))],
             "2 frames have none of the labels CALM, SICK, WORN: 12.png, 13.png. Name their label in data.labels, set",
         ),
-        ("multilabel", [(split, NOTHING) for split in Split], "The split train has no example of CALM."),
+        ("multilabel", [(split, NOTHING) for split in TRAINING_SPLITS], "The split train has no example of CALM."),
         ("multiclass", ALL[:2] + ALL[3:], "The split train has no example of WORN. Ingest with more patients, or with another"),
         ("multiclass", [row for row in ALL if row != ALL[4]], "The split tune has no example of SICK."),
         ("multiclass", [row for row in ALL if row != ALL[6]], "The split calibration has no example of CALM."),
@@ -231,9 +237,9 @@ def test_frames_of_another_view_are_refused_and_unknown_ones_pass() -> None:
 
 
 def test_a_label_of_too_few_patients_is_named_with_what_fits() -> None:
-    data = select_training_data(config(), make_index(*everything(Split.TRAIN, Split.TRAIN, *Split)))
+    data = select_training_data(config(), make_index(*everything(Split.TRAIN, Split.TRAIN, *TRAINING_SPLITS)))
     said = data.rare_label(1)
     assert said.startswith("The label CALM occurs in only 6 patients: 3 in train, 1 in tune, 1 in calibration, 1 in test.")
     assert "Measure by cross-validation (train.folds=3)" in said
     assert "The figures of 3 folds rest on 3 of them." in data.rare_label(3)
-    assert select_training_data(config(), make_index(*everything(*(12 * list(Split))))).rare_label(1) == ""
+    assert select_training_data(config(), make_index(*everything(*(12 * list(TRAINING_SPLITS))))).rare_label(1) == ""

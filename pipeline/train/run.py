@@ -49,7 +49,8 @@ from pipeline.train.assessment import Assessment, judge
 from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, Fitting, start_network
-from pipeline.train.tracking import Tracker, dataset_facts, flatten, model_name, provenance
+from pipeline.train.registry import model_name
+from pipeline.train.tracking import Tracker, dataset_facts, flatten, provenance
 from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
 from pipeline.train.workspace import STATE, PreparedFrames, Workspace, open_workspace
