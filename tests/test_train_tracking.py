@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib import metadata
@@ -303,7 +304,8 @@ def test_three_runs_at_once_make_one_new_store(tmp_path: Path) -> None:
     runs = [begin(uri, name, tmp_path) for name in ("first", "second", "third")]
     assert [ended(run) for run in runs] == [(0, "")] * 3
     client = MlflowClient(uri)
-    found = client.search_runs([client.get_experiment_by_name("new").experiment_id])
+    with warnings.catch_warnings(action="ignore"):  # of SQLAlchemy about MLflow, if it is used here for the first time
+        found = client.search_runs([client.get_experiment_by_name("new").experiment_id])
     assert {run.info.run_name: run.info.status for run in found} == dict.fromkeys(("first", "second", "third"), "FINISHED")
     assert {run.data.metrics["tune_loss"] for run in found} == {1.0}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
