@@ -66,7 +66,7 @@ def train(
     *,
     cluster: str = "",
     processes: int = 1,
-    parent: Tracker | None = None,
+    parent: str = "",
 ) -> Bundle:
     """Train a network on an index and write the bundle.
 
@@ -92,7 +92,7 @@ def train(
     processes
         How many train together on the cluster, each on a GPU of its own if it has any, unless `train.device` is `cpu`.
     parent
-        The run in MLflow that this one is a child of.
+        Key of the run that this one is a child of in MLflow, such as that of a sweep; empty if there is none.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def train(
     """
     check_cluster(cluster, processes)
     if cluster:
-        return _train_on_cluster(config, index, Path(out), resume, progress, cluster, processes)
+        return _train_on_cluster(config, index, Path(out), resume, progress, cluster, processes, parent)
     load_plugins(config.plugins)
     out = Path(out)
     with open_compute(config.train) as compute:
@@ -130,7 +130,7 @@ def check_cluster(cluster: str, processes: int) -> None:
 
 
 def _train_on_cluster(
-    config: Config, index: Index, out: Path, resume: bool, progress: Progress, cluster: str, processes: int
+    config: Config, index: Index, out: Path, resume: bool, progress: Progress, cluster: str, processes: int, parent: str
 ) -> Bundle:
     """Train in processes of a Ray cluster, starting them again if some of them are lost."""
     from pipeline.workers.ray_cluster import MOST_LOST, LostProcessError, Processes, connected
@@ -142,7 +142,7 @@ def _train_on_cluster(
 
     def start(resume: bool) -> None:
         with Processes(processes, gpus=needs_gpu, sources=index.sources, out=place, plugins=config.plugins) as started:
-            started.run_together(train, config, index, place, resume)
+            started.run_together(partial(train, parent=parent), config, index, place, resume)
 
     with connected(cluster):
         while True:
@@ -166,9 +166,7 @@ def _changed(folder: Path, name: str) -> float:
     return max((path.stat().st_mtime for path in folder.rglob(name)), default=0.0)
 
 
-def _train(
-    config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress, parent: Tracker | None
-) -> Bundle:
+def _train(config: Config, index: Index, out: Path, resume: bool, compute: Compute, progress: Progress, parent: str) -> Bundle:
     """Train, judge, write, register, and delete the workspace."""
     data = select_training_data(config, index)
     weights = [file_sha256(one.model.architecture, one.model.weights) for one in config.networks()]
@@ -184,7 +182,7 @@ def _train(
             name=config.name,
             parameters=flatten(config.published()),
             dataset=dataset_facts(index),
-            parent=parent,
+            parent_key=parent,
         ),
     )
     training = _Training(config, index, data, workspace, tracker, compute, progress)

@@ -235,7 +235,7 @@ class _Sweep:
             resumes = facts.get("trained") == str(best.number)
             facts.set("trained", str(best.number))
             bundle = train(
-                config, self._index, place, resume=resumes, progress=self._progress, cluster=cluster, parent=self.tracker
+                config, self._index, place, resume=resumes, progress=self._progress, cluster=cluster, parent=self.tracker.key
             )
             facts.set("bundle_id", bundle.manifest.bundle_id)
         numbers = (states.count(state) for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))

@@ -78,6 +78,8 @@ class Tracker:
         As `dataset_facts` gives it.
     parent
         The run that this one is a child of, as a trial is of its sweep. If it is not recorded, neither is the child.
+    parent_key
+        The key of the parent, if that may be in another process; the log is then kept beside what this run writes.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Tracker:
         parameters: Mapping[str, str],
         dataset: Mapping[str, Any],
         parent: "Tracker | None" = None,
+        parent_key: str = "",
     ) -> None:
         self.name = name
         self._settings, self._parent, self._dataset = settings, parent, dataset
@@ -115,7 +118,7 @@ class Tracker:
             name=name,
             experiment=settings.experiment,
             uri=shared_uri(settings),
-            parent=parent._log.key if parent and parent._log else "",
+            parent=parent.key if parent else parent_key,
             params={key: value[:_LONGEST_VALUE] for key, value in parameters.items()},
             tags=_tags(),
             dataset=dict(dataset),
@@ -130,6 +133,11 @@ class Tracker:
         except KeyboardInterrupt:
             self.finish("KILLED")
             raise
+
+    @property
+    def key(self) -> str:
+        """The identity of the run; empty if it is not recorded."""
+        return self._log.key if self._log else ""
 
     @property
     def run_id(self) -> str:
@@ -382,8 +390,10 @@ def _run_with_key(client: Any, log: RunLog, settings: TrackingSection) -> str:
     if found := _find_run(client, experiment, _RUN_KEY, log.key):
         return found
     tags = dict(head["tags"]) | {_RUN_KEY: log.key}
-    if head["parent"] and (parent := _find_run(client, experiment, _RUN_KEY, head["parent"])):
-        tags[_PARENT] = parent
+    if head["parent"]:
+        tags[_PARENT] = _find_run(client, experiment, _RUN_KEY, head["parent"])
+        if not tags[_PARENT]:
+            raise TrackingError("the run that it is a part of is not recorded yet")
     return str(client.create_run(experiment, start_time=head["time"], tags=tags, run_name=head["name"]).info.run_id)
 
 
@@ -475,12 +485,12 @@ def sync_runs(out: Path | str, store: str = "") -> list[SyncedRun]:
         If MLflow cannot be reached or refuses it, with its own sentence.
     """
     out = Path(out)
-    folder = outbox_of(out)
-    if not folder.exists() and not out.exists():
+    folders = [outbox_of(out), outbox_of(out / "bundle")]  # the second is that of the best configuration of a sweep
+    if not out.exists() and not any(folder.exists() for folder in folders):
         raise InputError(f"There is no {out.name}. Give what was given to `octray train` or `octray sweep` as --out.")
     is_resumable = any(place.with_name(f"{place.name}.work").exists() for place in (out.resolve(), out.resolve() / "bundle"))
     synced = []
-    for log in logs_in(folder):
+    for log in [*logs_in(folders[0]), *logs_in(folders[1])]:
         if not log.lock():
             synced.append(SyncedRun(str(log.head.get("name", "")), ""))
             continue
