@@ -94,6 +94,7 @@ class Reason(StrEnum):
     TIME_LIMIT = "time_limit"
     MEMORY_LIMIT = "memory_limit"
     DECODER_CRASH = "decoder_crash"
+    WORKER_ENDED = "worker_ended"
     UNSAFE_PATH = "unsafe_path"
     MISSING = "missing"
     NO_WORKER = "no_worker"
@@ -115,7 +116,7 @@ class Reason(StrEnum):
     WHITE_BORDERS = "white_borders"
 
 
-PASSING = frozenset({Reason.NOT_OPENED, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, Reason.MISSING})
+PASSING = frozenset({Reason.NOT_OPENED, Reason.TIME_LIMIT, Reason.MEMORY_LIMIT, Reason.MISSING, Reason.WORKER_ENDED})
 """What another attempt may not meet: it depends on the machine, on what else runs there, or on a disk or a network."""
 
 

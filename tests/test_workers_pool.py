@@ -113,7 +113,7 @@ def test_frames_of_a_file_are_the_same_as_in_this_process(pool: WorkerPool, tmp_
         (abort, Reason.DECODER_CRASH, "The decoder crashed on this file"),
         (hang, Reason.TIME_LIMIT, r"^Reading the file took more than 1 seconds of processor time\. Try again"),
         (hang_in_threads, Reason.TIME_LIMIT, r"took more than 1 seconds of processor time"),
-        (be_killed, Reason.MEMORY_LIMIT, "needs more memory than is available"),
+        (be_killed, Reason.WORKER_ENDED, r"ended from outside, as a machine does that has too little memory\. Free some"),
         (refuse, Reason.COLOURED, r"^The picture is coloured\.$"),
         (fail, Reason.DECODE_FAILED, r"unexpected KeyError\. Please report it as a fault of octray\.$"),
     ],

@@ -24,6 +24,7 @@ REASONS: Mapping[str, str] = {
     "time_limit": "Takes too long to read",
     "memory_limit": "Needs more memory than is available",
     "decoder_crash": "Crashes the decoder",
+    "worker_ended": "Reading was ended from outside",
     "unsafe_path": "Leads out of the folder",
     "missing": "File missing",
     "no_worker": "Not read: reading could not start",

@@ -28,6 +28,8 @@ Handle = TypeVar("Handle")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_FROM_OUTSIDE = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
+"""Exit codes of a worker that somebody else has ended: no decoder sends itself these signals."""
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -94,7 +96,7 @@ class WorkerPool:
         ------
         UnreadableError
             What the task raises; `TIME_LIMIT` or `MEMORY_LIMIT` if it took more than the limits allow, `DECODER_CRASH` if its
-            process ended, `DECODE_FAILED` if it raised anything else than an `OctrayError`.
+            process ended, `WORKER_ENDED` if somebody else ended it, `DECODE_FAILED` if it raised anything but an `OctrayError`.
         OctrayError
             What the task raises.
         WorkerError
@@ -278,7 +280,13 @@ class _Worker:
                 f"Reading the file took longer than {self.limits.wall_seconds:g} seconds, most of them waiting. Check that its "
                 "disk or network answers and that the machine is not overloaded, and try again.",
             )
-        if code in (-signal.SIGKILL, OUT_OF_MEMORY):
+        if code in _FROM_OUTSIDE:
+            return UnreadableError(
+                Reason.WORKER_ENDED,
+                "The process that read the file was ended from outside, as a machine does that has too little memory. Free some, "
+                "and try again.",
+            )
+        if code == OUT_OF_MEMORY:
             return UnreadableError(
                 Reason.MEMORY_LIMIT,
                 "Reading the file needs more memory than is available. Free some, make the file smaller, or split it.",
