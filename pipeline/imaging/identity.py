@@ -46,15 +46,16 @@ def derived_uid(content: bytes, role: str) -> str:
     role
         "study", "series" or "instance"; each gives another UID.
     """
-    return _uid(hashlib.sha256(content).digest(), role)
+    return uid_of_digest(hashlib.sha256(content).digest(), role)
 
 
 def derived_uids(content: bytes, series: str = "") -> tuple[str, str, str]:
     """Make Study, Series and SOP Instance UID out of the content of a file; `series` tells the series of one file apart."""
     digest = hashlib.sha256(content).digest()
-    return _uid(digest, "study"), _uid(digest, f"series{series}"), _uid(digest, f"instance{series}")
+    return uid_of_digest(digest, "study"), uid_of_digest(digest, f"series{series}"), uid_of_digest(digest, f"instance{series}")
 
 
-def _uid(digest: bytes, role: str) -> str:
+def uid_of_digest(digest: bytes, role: str) -> str:
+    """Return what `derived_uid` does for content with this SHA-256."""
     number = hashlib.sha256(digest + role.encode()).digest()[:16]
     return f"2.25.{int.from_bytes(number, 'big')}"

@@ -1,7 +1,7 @@
 """Parses DICOM files, whole or only as far as they name their study, and derives the UIDs that are missing."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pydicom
@@ -29,6 +29,8 @@ _SOP_CLASS, _MEDIA_SOP_CLASS = 0x00080016, 0x00020002
 _UID_CHARACTERS = frozenset("0123456789.")
 _HEAD = 2**16
 _STUDY_KEYWORD = "StudyInstanceUID"
+_UID_KEYWORDS = (_STUDY_KEYWORD, "SeriesInstanceUID", "SOPInstanceUID")
+_LAST_UID = Tag("SeriesInstanceUID")
 _PATIENT_NAME, _PATIENT_ID, _STUDY = Tag("PatientName"), Tag("PatientID"), Tag(_STUDY_KEYWORD)
 
 
@@ -71,7 +73,7 @@ def parse(content: bytes, limits: Limits) -> tuple[Dataset, UID, tuple[str, ...]
 def instance_uids(dataset: Dataset, content: bytes) -> tuple[tuple[str, str, str], tuple[str, ...]]:
     """Return Study, Series and SOP Instance UID, and a note if some are missing or invalid and derived from the content."""
     found, derived = [], []
-    for keyword, role in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series"), ("SOPInstanceUID", "instance")):
+    for keyword, role in zip(_UID_KEYWORDS, ("study", "series", "instance"), strict=True):
         uid = uid_text(dataset, keyword)
         if not uid:
             uid = derived_uid(content, role)
@@ -99,6 +101,28 @@ def stated_sop_class(content: bytes) -> str:
         return "" if _is_cut_off(meta, _MEDIA_SOP_CLASS) else uid_text(meta, "MediaStorageSOPClassUID")
     except Exception:  # the same
         return ""
+
+
+def stated_uids(files: Sequence[StudyFile]) -> Iterator[tuple[str, str, str]]:
+    """Yield Study, Series and SOP Instance UID as files state them, even if they are damaged behind these; for workers.
+
+    What a file does not state, or not as a valid UID, is empty; so is everything of a file that is not DICOM.
+    """
+    for file in files:
+        try:
+            with file.path.open("rb") as stream:
+                is_one = is_dicom(stream.read(_HEAD))
+                stream.seek(0)
+                dataset = read_partial(stream, stop_when=_is_behind_uids, force=True) if is_one else Dataset()
+            cut_off = {keyword for keyword in _UID_KEYWORDS if _is_cut_off(dataset, Tag(keyword))}
+            study, series, instance = ("" if keyword in cut_off else uid_text(dataset, keyword) for keyword in _UID_KEYWORDS)
+            yield study, series, instance
+        except Exception:  # pydicom has no common base for what it raises at a cut end
+            yield "", "", ""
+
+
+def _is_behind_uids(tag: BaseTag, *_: object) -> bool:
+    return bool(tag > _LAST_UID)
 
 
 def _is_behind_sop_class(tag: BaseTag, *_: object) -> bool:
