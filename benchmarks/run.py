@@ -14,6 +14,7 @@ from benchmarks.ledger import main as count_studies
 from benchmarks.memory import main as weigh
 from benchmarks.peers.reading import main as compare_reading
 from benchmarks.score import main as compare_scoring
+from benchmarks.service import main as compare_service
 from pipeline.frames import Frame
 from pipeline.imaging.preprocess import prepare, reading_for
 from pipeline.imaging.sources import discover, read_frames
@@ -67,7 +68,7 @@ def main() -> int:
         print(f"{len(frames)} synthetic radiographs, EfficientNet-Lite0 at {SIZE} px; images a second, as a ratio:")
         for name, (reference, measured) in rows.items():
             print(f"  {name}: {_ratio(reference, measured):.2f}")
-    return compare_reading() or compare_scoring([]) or weigh([]) or count_studies([])
+    return compare_reading() or compare_scoring([]) or compare_service([]) or weigh([]) or count_studies([])
 
 
 def _prepared(frames: list[Frame], preprocessing: Preprocessing) -> np.ndarray:

@@ -43,13 +43,16 @@ def test_no_password_is_in_the_file() -> None:
 
 
 def test_the_bundle_is_mounted_read_only_and_required() -> None:
-    (bundle,) = SERVICES["api"]["volumes"]
+    uploads, bundle = SERVICES["api"]["volumes"]
+    assert uploads == "uploads:/uploads"
+    assert SERVICES["api"]["command"][-2:] == ["--upload-folder", "/uploads"]
+    assert "/uploads\nUSER 10001" in DOCKERFILE
     assert bundle["read_only"] is True
     assert bundle["source"].startswith("${OCTRAY_BUNDLE:?")
 
 
 def test_every_named_volume_and_network_is_declared() -> None:
-    used = {volume.split(":")[0] for name in ("mlflow", "postgres") for volume in SERVICES[name]["volumes"]}
+    used = {volume.split(":")[0] for one in SERVICES.values() for volume in one["volumes"] if isinstance(volume, str)}
     assert used == {*COMPOSE["volumes"]}
     assert {network for service in SERVICES.values() for network in service["networks"]} == {*COMPOSE["networks"]}
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pipeline.model.bundle import Bundle
 from services.api.app import create_app
 from services.api.options import Settings
-from services.api.problems import MEDIA_TYPE
+from services.api.problems import MEDIA_TYPE, Cause
 from tests.builders import make_bundle, make_dicom
 
 SCOPE = {
@@ -58,7 +58,8 @@ def test_a_body_that_does_not_come_is_given_up(bundle: Bundle) -> None:
         raise AssertionError
 
     status, problem = answer(create_app(bundle, Settings(upload_seconds=0.05)), receive)
-    assert (status, problem["detail"]) == (408, "The request did not arrive completely within 0.05 seconds.")
+    assert (status, problem["type"]) == (408, Cause.TOO_SLOW.type)
+    assert "not all of it within 0.05 seconds" in problem["detail"]
 
 
 def test_a_client_that_vanishes_leaves_no_place_taken(bundle: Bundle) -> None:
@@ -71,30 +72,34 @@ def test_a_client_that_vanishes_leaves_no_place_taken(bundle: Bundle) -> None:
         assert (status, problem["detail"]) == (400, "The connection was closed before the whole request had come.")
 
 
-def test_a_waiting_study_keeps_the_service_answering(bundle: Bundle) -> None:
-    """Another study holds the only worker; this one waits for it, and the event loop goes on."""
-    app = create_app(bundle, Settings(concurrency=1))
-    order: list[str] = []
+def test_a_full_queue_is_a_problem_and_leaves_the_rest_answering(bundle: Bundle) -> None:
+    """No study has its turn, since no thread takes one: the second finds no place."""
+    app = create_app(bundle, Settings(concurrency=1, queue=0))
+    service = app.state.service
+    statuses: list[int] = []
 
     async def predict(client: httpx.AsyncClient) -> None:
-        response = await client.post("/v1/predict", files={"files": ("a.dcm", make_dicom())})
-        assert response.status_code == 200
-        order.append("predicted")
+        statuses.append((await client.post("/v1/predict", files={"files": ("a.dcm", make_dicom())})).status_code)
 
     async def run() -> None:
-        service = app.state.service
         await service.load()
+        with service._changed:
+            service._closed = True  # no thread takes a study any more
+            service._changed.notify_all()
         transport = httpx.ASGITransport(app)
         async with (
             httpx.AsyncClient(transport=transport, base_url="http://octray") as client,
             anyio.create_task_group() as group,
-            service.limiter,
         ):
             group.start_soon(predict, client)
-            while not service.limiter.statistics().tasks_waiting:
+            while not service._waiting:
                 await anyio.sleep(0.001)
+            response = await client.post("/v1/predict", files={"files": ("a.dcm", make_dicom())})
+            assert (response.status_code, response.json()["type"]) == (503, Cause.BUSY.type)
+            assert response.headers["retry-after"] == "5"
             assert (await client.get("/livez")).status_code == 200
-            order.append("alive")
+            service.stop()
+        assert statuses == [503]
 
     anyio.run(run)
-    assert order == ["alive", "predicted"]
+    service.close()

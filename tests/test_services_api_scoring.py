@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,14 +17,16 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 
+from pipeline.imaging.sources import StudyFile
 from pipeline.model.bundle import GRAPH, Bundle, write_bundle
-from pipeline.predictions import Heatmap
+from pipeline.predictions import FramePrediction
 from pipeline.score import study
-from pipeline.score.pictures import drawn
+from pipeline.score.predictor import Predictor
 from pipeline.settings import Check, Policy
 from pipeline.workers.pool import _idle_workers
 from services.api.app import create_app
 from services.api.options import Settings
+from services.api.problems import Cause
 from tests.builders import make_bundle, make_dataset, make_dicom, make_known_pixels, make_pixels, make_quality, make_wary_bundle
 from tests.test_services_api import check_problem, files, make_png, running
 from tests.worker_tasks import place_of_waiting, wait_to_be_killed
@@ -70,12 +71,13 @@ def test_a_volume_that_breaks_off_counts_for_nothing(client: TestClient, damaged
     answer = client.post("/v1/predict?heatmaps=false", files=files(broken, whole)).json()
     alone = client.post("/v1/predict?heatmaps=false", files=[("files", ("file1.dcm", whole))]).json()
     assert [(failure["source"], failure["reason"]) for failure in answer["failures"]] == [("file0.dcm", "decode_failed")]
+    assert [frame.pop("index") for frame in (*answer["frames"], *alone["frames"])] == [1, 0]
     assert answer | {"failures": []} == alone
 
 
 def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) -> None:
     response = client.post("/v1/predict", files=files(make_volume(damaged=2)))
-    problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be scored", Cause.UNREADABLE_STUDY)
     assert problem.failures is not None
     assert [failure.source for failure in problem.failures] == ["file0.dcm"]
 
@@ -83,7 +85,7 @@ def test_a_volume_that_breaks_off_is_no_answer_of_its_own(client: TestClient) ->
 def test_a_study_has_so_much_time(bundle: Bundle) -> None:
     with running(create_app(bundle, Settings(study_seconds=0.0))) as client:
         response = client.post("/v1/predict", files=files(make_dicom(), make_dicom()))
-    problem = check_problem(response, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
+    problem = check_problem(response, 422, "None of the files can be scored", Cause.UNREADABLE_STUDY)
     assert problem.failures is not None
     assert [failure.reason for failure in problem.failures] == ["time_limit"] * 2
     assert problem.failures[0].message.startswith("The study took longer than the 0 seconds that the service gives one. Send")
@@ -98,7 +100,7 @@ def test_a_service_that_cannot_start_workers_is_not_the_callers_fault(
         for process in _idle_workers.get(os.getpid(), []):
             process.end()
         response = client.post("/v1/predict", files=files(make_dicom()))
-    check_problem(response, 503, "ended with exit code 5 while it started", "urn:octray:problem:no-worker")
+    check_problem(response, 503, "ended with exit code 5 while it started", Cause.NO_WORKER)
     assert response.headers["retry-after"] == "5"
 
 
@@ -111,7 +113,7 @@ def test_a_frame_that_is_refused_leaves_the_others_of_its_file(tmp_path: Path) -
     assert [frame["frame_number"] for frame in answer["frames"]] == [1, 3]
     assert [(failure["frame_number"], failure["reason"]) for failure in answer["failures"]] == [(2, "blank")]
     assert all("its shorter side needs at least 64" in frame["flags"][0] for frame in answer["frames"])
-    check_problem(blank, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
+    check_problem(blank, 422, "None of the files can be scored", Cause.UNREADABLE_STUDY)
 
 
 def test_dicom_files_that_state_no_study_belong_to_what_they_are_sent_with(client: TestClient) -> None:
@@ -142,18 +144,20 @@ def test_an_answer_has_no_more_heatmaps_than_allowed_and_says_so(bundle: Bundle)
     assert not any(sentence in frame["flags"] for frame in without)
 
 
-def test_heatmaps_that_an_answer_has_no_room_for_are_not_drawn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def counted(heatmap: Heatmap, *rest: Any) -> Heatmap:
-        calls.append(heatmap.label)
-        return drawn(heatmap, *rest)
-
-    monkeypatch.setattr(study, "drawn", counted)
-    with running(create_app(bundle, Settings(max_heatmaps=2))) as client:
-        frames = client.post("/v1/predict", files=files(*(make_png(seed=number) for number in range(40)))).json()["frames"]
-    assert [frame["labels"]["PNEUMONIA"]["heatmap"] is not None for frame in frames] == [True, True] + 38 * [False]
-    assert 2 <= len(calls) < 40, "only those that were drawn ahead are in vain"
+def test_heatmaps_that_an_answer_has_no_room_for_are_not_drawn(bundle: Bundle, tmp_path: Path) -> None:
+    """Files that are begun once no more pictures are wanted are scored without any."""
+    contents = [StudyFile(tmp_path / f"{number}.png", f"{number}.png") for number in range(40)]
+    for number, file in enumerate(contents):
+        file.path.write_bytes(make_png(seed=number))
+    frames: list[FramePrediction] = []
+    items = study.score_study(contents, Predictor(bundle, 1), heatmaps={"png"}, in_workers=True, draws=lambda: len(frames) < 2)
+    for item in items:
+        if isinstance(item, FramePrediction):
+            frames.append(item)
+    pictures = [any(heatmap.png for heatmap in frame.heatmaps) for frame in frames]
+    assert len(pictures) == 40
+    assert pictures[0]
+    assert not pictures[-1]
 
 
 def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,7 +179,7 @@ def test_a_graph_that_cannot_run_leaves_it_not_ready(tmp_path: Path, caplog: pyt
             if "cannot be loaded" in response.text:
                 break
             time.sleep(0.01)
-        check_problem(response, 503, "The model cannot be loaded: its first run ended in an unexpected")
+        check_problem(response, 503, "The model cannot be loaded: its first run ended in an unexpected", Cause.BROKEN)
         assert client.get("/livez").status_code == 200
     assert "The model cannot be loaded" in caplog.text
     assert "Reshape" not in response.text + caplog.text
@@ -193,7 +197,7 @@ def test_a_frame_unlike_the_training_is_a_failure_beside_the_others(tmp_path: Pa
     assert 0 <= frame["distance"] <= 1
     assert answer["states"] == {label: said["state"] for label, said in frame["labels"].items()}
     assert {said["operating_point"] for said in frame["labels"].values()} == {0.5}
-    problem = check_problem(alone, 422, "None of the files can be scored", "urn:octray:problem:unreadable-study")
+    problem = check_problem(alone, 422, "None of the files can be scored", Cause.UNREADABLE_STUDY)
     assert problem.failures is not None
     assert [one.reason for one in problem.failures] == ["out_of_distribution"]
 
@@ -204,7 +208,8 @@ def test_a_worker_that_is_killed_from_outside_is_not_blamed_on_the_file(
     """As by a machine that has too little memory for a moment: what it read is read again, in another worker."""
     content = [make_volume(damaged=0), make_png()]
     expected = client.post("/v1/predict", files=files(*content)).json()
-    monkeypatch.setattr(study, "read_files", wait_to_be_killed)
+    monkeypatch.setattr(study, "score_files", wait_to_be_killed)
+    monkeypatch.setattr(study, "score_singly", wait_to_be_killed)
     place = place_of_waiting(os.getpid())
     with ThreadPoolExecutor(1) as pool:
         try:

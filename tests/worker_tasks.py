@@ -21,8 +21,7 @@ from pipeline.deidentify.instance import Deidentified, deidentify_file
 from pipeline.deidentify.profile import Options
 from pipeline.errors import InputError, Reason, UnreadableError
 from pipeline.imaging.files.study_file import StudyFile
-from pipeline.score.reading import Admission
-from pipeline.score.study import AnyFile, Item, Result, Scoring, read_files, score_files, score_singly
+from pipeline.score.study import AnyFile, Result, Scoring, score_files, score_singly
 from pipeline.settings import Reading
 from pipeline.workers.process import outside_limits, restart_clock
 
@@ -237,9 +236,17 @@ def deidentify_without_a_folder(
     yield from deidentify_file((pair[0], pair[1] / "gone" / "a"), secret, options, reading)
 
 
-def wait_to_be_killed(files: Sequence[AnyFile], admission: Admission) -> Iterator[list[Item]]:
-    """Read a frame, then wait until this process is killed; in the next attempt read all of them."""
-    items = read_files(files, admission)
+def score_slowly(files: Sequence[AnyFile], scoring: Scoring) -> Iterator[list[Result]]:
+    """Score a volume at ten frames a second; a single frame as ever."""
+    for number, items in enumerate(score_singly(files, scoring)):
+        if number > 1:
+            time.sleep(0.1)
+        yield items
+
+
+def wait_to_be_killed(files: Sequence[AnyFile], scoring: Scoring) -> Iterator[list[Result]]:
+    """Score a frame, then wait until this process is killed; in the next attempt score all of them."""
+    items = score_singly(files, scoring)
     yield next(items)
     place = place_of_waiting(os.getppid())
     if not place.exists():

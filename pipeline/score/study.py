@@ -143,8 +143,8 @@ def score_studies(
         process runs the network: best for one study at a time, on a GPU, or if heatmaps need more than the graph. None chooses
         by the predictor.
     draws
-        Is asked before the pictures of each frame are drawn whether they are still wanted, in another thread and a few frames
-        ahead of their use; only if this process runs the network. None draws all.
+        Is asked whether pictures are still wanted, in another thread and ahead of their use: before those of each frame are
+        drawn if this process runs the network, else before each group of files is given to a worker. None draws all.
     cancel
         Is asked before each frame, and says in a sentence why to stop, or nothing to go on. The files that are not finished
         then are reported with the sentence and `Reason.TIME_LIMIT`.
@@ -421,7 +421,7 @@ class Scoring:
     heatmaps
         In which forms heatmaps are wanted.
     draws
-        As in `score_studies`; other processes draw all.
+        As in `score_studies`.
     """
 
     predictor: "Predictor"
@@ -430,8 +430,9 @@ class Scoring:
     draws: Callable[[], bool] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the place of the bundle instead of the predictor, which cannot be pickled."""
-        return _unpickled, (self.predictor.path, self.predictor.manifest.bundle_id, self.admission, self.heatmaps)
+        """Pickle the place of the bundle instead of the predictor, which cannot be pickled, and whether to draw by now."""
+        forms = self.heatmaps if self.draws is None or self.draws() else self.heatmaps - {"jpeg", "png"}
+        return _unpickled, (self.predictor.path, self.predictor.manifest.bundle_id, self.admission, forms)
 
     def scored(
         self,

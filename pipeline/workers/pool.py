@@ -283,8 +283,8 @@ class _Worker:
         if code in _FROM_OUTSIDE:
             return UnreadableError(
                 Reason.WORKER_ENDED,
-                "The process that read the file was ended from outside, as a machine does that has too little memory. Free some, "
-                "and try again.",
+                "The process that read the file was ended from outside, as a machine does that has too little memory. Free "
+                "some, and try again.",
             )
         if code == OUT_OF_MEMORY:
             return UnreadableError(

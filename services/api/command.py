@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "serve a bundle over HTTP"
 EXAMPLE = "octray serve --bundle bundle/ --port 8000"
-_GRACE_SECONDS = 20
+_BACKLOG = 2048
 _DEFAULTS = Settings()
 
 
@@ -26,13 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument(
-        "--threads",
+        "--concurrency",
         type=int,
-        default=_DEFAULTS.threads,
-        help="threads for the network; 0: one per available core (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--concurrency", type=int, default=_DEFAULTS.concurrency, help="studies scored at once (default: %(default)s)"
+        default=_DEFAULTS.concurrency,
+        help="studies scored at once, each on one core; 0: one for each core (default: %(default)s)",
     )
     parser.add_argument(
         "--max-body-mib",
@@ -40,10 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.max_body_bytes // 2**20,
         help="largest request in MiB (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-upload-mib",
+        type=int,
+        default=_DEFAULTS.max_upload_bytes // 2**20,
+        help="disk that all open requests may use, in MiB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--upload-folder",
+        default=_DEFAULTS.upload_folder,
+        help="where the folder for uploads is made (default: the system's temporary folder)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until interrupted."""
+    """Serve until SIGTERM, or until interrupted."""
     from pipeline.model.bundle import load_bundle
 
     _check(args)
@@ -55,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
         load_bundle(args.bundle),
         host=args.host,
         port=args.port,
-        threads=args.threads,
         concurrency=args.concurrency,
         max_body_bytes=args.max_body_mib * 2**20,
+        max_upload_bytes=args.max_upload_mib * 2**20,
+        upload_folder=args.upload_folder,
         listening=announce,
     )
     return 0
@@ -68,12 +78,13 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    threads: int = _DEFAULTS.threads,
     concurrency: int = _DEFAULTS.concurrency,
     max_body_bytes: int = _DEFAULTS.max_body_bytes,
+    max_upload_bytes: int = _DEFAULTS.max_upload_bytes,
+    upload_folder: str = _DEFAULTS.upload_folder,
     listening: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve a bundle over HTTP until interrupted.
+    """Serve a bundle over HTTP until SIGTERM or Ctrl+C; studies that are being scored then are finished.
 
     Parameters
     ----------
@@ -81,33 +92,36 @@ def serve(
         As `load_bundle` gives it.
     host, port
         Address to listen on; port 0 takes a free one.
-    threads, concurrency, max_body_bytes
-        How many cores the network uses (0: each that may be used), how many studies are scored at once, and how large a request
-        may be.
+    concurrency
+        How many studies are scored at once, each on one core; 0 takes one for each core.
+    max_body_bytes, max_upload_bytes
+        How large a request may be, and how much of the disk all open ones may use.
+    upload_folder
+        Where the folder for uploads is made; empty takes the system's temporary folder.
     listening
         Called with the address as soon as the service listens there.
 
     Raises
     ------
     InputError
-        If the port is in use, or the address is not one of this machine.
+        If the port is in use, the address is not one of this machine, or there is no place for uploads.
+    KeyboardInterrupt
+        After Ctrl+C, once everything is finished.
     """
-    import uvicorn
-
     from services.api.app import create_app
+    from services.api.server import Server
 
-    settings = Settings(threads=threads, concurrency=concurrency, max_body_bytes=max_body_bytes)
+    settings = Settings(
+        concurrency=concurrency, max_body_bytes=max_body_bytes, max_upload_bytes=max_upload_bytes, upload_folder=upload_folder
+    )
     with listen(host, port) as listener:
+        server = Server(create_app(bundle, settings), settings, _logging())
         name, number = listener.getsockname()[:2]
         if listening:
             listening(f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}")
-        config = uvicorn.Config(
-            create_app(bundle, settings),
-            log_config=_logging(),
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
+    if server.ended_by is signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -121,11 +135,13 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise InputError(f"The port must be between 0 and 65535. Got {port} instead.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    from services.api.server import Listener
+
+    listener = Listener(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise InputError(
@@ -135,7 +151,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, least in (("threads", 0), ("concurrency", 1), ("max_body_mib", 1)):
+    for name, least in (("concurrency", 0), ("max_body_mib", 1), ("max_upload_mib", 1)):
         if getattr(args, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} must be at least {least}. Got {getattr(args, name)} instead.")

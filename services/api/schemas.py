@@ -55,6 +55,7 @@ class LabelAnswer(Answer):
 class FrameAnswer(Answer):
     """One frame with its labels."""
 
+    index: int = Field(ge=0, description="position of the file among those of the request, from 0")
     source: str = Field(description="name of the file, without folders")
     series_instance_uid: str
     sop_instance_uid: str
@@ -68,7 +69,11 @@ class FrameAnswer(Answer):
 class Failure(Answer):
     """A file that could not be read whole, or has no image, or a frame that the quality gate or the bundle refuses."""
 
+    index: int = Field(ge=0, description="position of the file among those of the request, from 0")
     source: str = Field(description="name of the file, without folders")
+    study_instance_uid: str = Field(description="as the file states it, even if it is damaged; empty if it states none")
+    series_instance_uid: str = Field(description="the same")
+    sop_instance_uid: str = Field(description="the same")
     frame_number: int | None = Field(default=None, ge=1, description="null if the whole file is meant")
     state: Literal[State.NOT_SCORABLE, State.NO_IMAGE] = State.NOT_SCORABLE
     reason: Reason
@@ -78,6 +83,7 @@ class Failure(Answer):
 class DecidingFrameAnswer(Answer):
     """A frame that counts most in a result of several frames."""
 
+    index: int = Field(ge=0, description="position of the file among those of the request, from 0")
     source: str = Field(description="name of the file, without folders")
     frame_number: int = Field(ge=1)
     weight: float = Field(gt=0, le=1, description="how much it counts; the weights of all frames have the sum 1")
@@ -105,8 +111,8 @@ class LevelAnswer(Answer):
     why_unknown: str = Field(description="why there is no state; empty if there is one")
 
     @classmethod
-    def of(cls, result: LevelResult, name: Callable[[str], str]) -> "LevelAnswer":
-        """Return a result; `name` makes of a source the name of its file."""
+    def of(cls, result: LevelResult, place: Callable[[str], tuple[int, str]]) -> "LevelAnswer":
+        """Return a result; `place` makes of a source the index and the name of its file."""
         labels = {
             one.label: LevelLabelAnswer(
                 probability=one.probability,
@@ -114,8 +120,9 @@ class LevelAnswer(Answer):
                 state=one.state,
                 operating_point=one.operating_point,
                 deciding_frames=tuple(
-                    DecidingFrameAnswer(source=name(frame.source), frame_number=frame.frame_number, weight=frame.weight)
+                    DecidingFrameAnswer(index=index, source=name, frame_number=frame.frame_number, weight=frame.weight)
                     for frame in one.deciding
+                    for index, name in [place(frame.source)]
                 ),
             )
             for one in result.predictions
@@ -202,3 +209,71 @@ class ModelAnswer(Answer):
             created=manifest.provenance.created,
             dataset_name=manifest.provenance.dataset_name,
         )
+
+
+STUDY_EXAMPLE = {
+    "study_instance_uid": "1.2.840.99999.1",
+    "bundle_id": "0123456789abcdef",
+    "model": "xray",
+    "aggregation": "any_finding",
+    "probabilities": {"NORMAL": 0.12, "PNEUMONIA": 0.88},
+    "positive": {"NORMAL": False, "PNEUMONIA": True},
+    "states": {"NORMAL": "negative", "PNEUMONIA": "positive"},
+    "levels": [],
+    "frames": [
+        {
+            "index": 0,
+            "source": "image.dcm",
+            "series_instance_uid": "1.2.840.99999.1.1",
+            "sop_instance_uid": "1.2.840.99999.1.1.1",
+            "frame_number": 1,
+            "laterality": "",
+            "distance": 0.42,
+            "labels": {
+                "NORMAL": {
+                    "logit": -1.0,
+                    "probability": 0.12,
+                    "positive": False,
+                    "state": "negative",
+                    "operating_point": 0.5,
+                    "disagreement": None,
+                    "conformal_set": ["absent"],
+                    "heatmap": None,
+                },
+                "PNEUMONIA": {
+                    "logit": 1.0,
+                    "probability": 0.88,
+                    "positive": True,
+                    "state": "positive",
+                    "operating_point": 0.5,
+                    "disagreement": None,
+                    "conformal_set": ["present"],
+                    "heatmap": {
+                        "png": "iVBORw0KGgo...",
+                        "layer": "features",
+                        "has_positive_evidence": True,
+                        "full_scale": 2.0,
+                        "caveat": "",
+                    },
+                },
+            },
+            "flags": [],
+        }
+    ],
+    "failures": [
+        {
+            "index": 1,
+            "source": "notes.txt",
+            "study_instance_uid": "",
+            "series_instance_uid": "",
+            "sop_instance_uid": "",
+            "frame_number": None,
+            "state": "not_scorable",
+            "reason": "not_an_image",
+            "message": "octray does not recognise the content of the file.",
+        }
+    ],
+    "without_image": [],
+    "skipped": 0,
+}
+"""An answer, as in the OpenAPI description."""
