@@ -303,8 +303,8 @@ def test_three_runs_at_once_make_one_new_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     runs = [begin(uri, name, tmp_path) for name in ("first", "second", "third")]
     assert [ended(run) for run in runs] == [(0, "")] * 3
-    client = MlflowClient(uri)
     with warnings.catch_warnings(action="ignore"):  # of SQLAlchemy about MLflow, if it is used here for the first time
+        client = MlflowClient(uri)
         found = client.search_runs([client.get_experiment_by_name("new").experiment_id])
     assert {run.info.run_name: run.info.status for run in found} == dict.fromkeys(("first", "second", "third"), "FINISHED")
     assert {run.data.metrics["tune_loss"] for run in found} == {1.0}
