@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.score.predictor import Predictor
     from pipeline.score.study import score_study
     from pipeline.train.assessment import evaluate_bundle
+    from pipeline.train.promotion import Promotion, promote
     from pipeline.train.run import train
     from pipeline.train.sweep import SweepResult, sweep
     from pipeline.train.tracking import SyncedRun, register_bundle, sync_runs
@@ -46,6 +47,7 @@ __all__ = [
     "NetworkBody",
     "OctrayError",
     "Predictor",
+    "Promotion",
     "Split",
     "State",
     "StudyRecord",
@@ -68,6 +70,7 @@ __all__ = [
     "load_index",
     "patient_results",
     "plan_deidentification",
+    "promote",
     "pull_dataset",
     "read_frames",
     "register_bundle",
@@ -94,6 +97,7 @@ _MODULES = {
     "NetworkBody": "pipeline.model.bodies",
     "OctrayError": "pipeline.errors",
     "Predictor": "pipeline.score.predictor",
+    "Promotion": "pipeline.train.promotion",
     "Split": "pipeline.frames",
     "State": "pipeline.predictions",
     "StudyRecord": "pipeline.predictions",
@@ -116,6 +120,7 @@ _MODULES = {
     "load_index": "pipeline.ingest.index",
     "patient_results": "pipeline.results.level_results",
     "plan_deidentification": "pipeline.deidentify.deidentifier",
+    "promote": "pipeline.train.promotion",
     "pull_dataset": "pipeline.catalog",
     "read_frames": "pipeline.imaging.sources",
     "register_bundle": "pipeline.train.tracking",

@@ -28,6 +28,9 @@ from pipeline.errors import ConfigError
 from pipeline.predictions import Average, HeatmapMethod, Task
 from pipeline.settings import Gate, IntendedUse, Limits, Policy, PositiveInt, Preprocessing, Quality
 
+PROMOTION = "promotion.yaml"
+"""The requirements of `octray promote`, which lie beside the configurations."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, AfterValidator(partial(unicodedata.normalize, "NFC"))]
 """The name of a label in the form that the index has it in."""
@@ -492,7 +495,9 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     elif path.name == str(source) and shipped.is_file():
         text = shipped.read_text(encoding="utf-8")
     else:
-        names = sorted(file.name for file in resources.files("configs").iterdir() if file.name.endswith(".yaml"))
+        names = sorted(
+            file.name for file in resources.files("configs").iterdir() if file.name.endswith(".yaml") and file.name != PROMOTION
+        )
         raise ConfigError([f"There is no configuration {path.name}. Give a file, or one of {', '.join(names)}."])
     try:
         values = yaml.safe_load(text)

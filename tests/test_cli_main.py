@@ -29,6 +29,7 @@ ISSUED = {
     "serve",
     "models",
     "bundle",
+    "promote",
     "sync",
     "data",
     "config",

@@ -25,6 +25,7 @@ COMMANDS = (
     "serve",
     "models",
     "bundle",
+    "promote",
     "sync",
     "data",
     "config",

@@ -19,7 +19,7 @@ from pipeline.evaluate.figures import plots
 from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, evaluate
 from pipeline.evaluate.outliers import Reference, fit_reference, load_reference, pooled, reference_rows
 from pipeline.evaluate.units import Units, known_targets, level_sample
-from pipeline.frames import FloatArray, Split
+from pipeline.frames import FloatArray, ImageRecord, Split
 from pipeline.ingest.index import Index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.levels import LabelSet, LevelRule
@@ -347,37 +347,15 @@ def evaluate_bundle(
     InputError
         If the index lacks a label of the bundle, has no frame with a known label in the split, or its files have changed.
     """
-    manifest, records = bundle.manifest, index.of(Split(split))
-    if missing := [label for label in manifest.labels if label not in index.labels]:
-        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
-    if not records:
-        raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
-    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
-    if not len(rows):
-        raise InputError(f"No frame of the split {split} has a known label among {', '.join(manifest.labels)}. Label some.")
-    records = tuple(records[row] for row in rows)
+    manifest = bundle.manifest
+    sample, records, targets, features = _scored(bundle, index, split, progress)
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    engine = Ensemble.of(bundle)
-    frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
-    logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
-    resamples, seed = config.evaluate.bootstrap, config.train.seed
-    labels = manifest.label_set
-    sample = Sample(
-        logits=logits,
-        targets=known_targets(records, targets, labels),
-        groups=tuple(record.patient_key for record in records),
-        labels=manifest.labels,
-        task=manifest.task,
-        calibration=manifest.calibration,
-        operating_points=manifest.operating_points,
-        bands=manifest.conformal.bands,
-        normal_label=manifest.normal_label,
-    )
+    resamples, seed, labels = config.evaluate.bootstrap, config.train.seed, manifest.label_set
 
     def measured() -> Evaluation:
         levels, attention = {}, bundle.attention()
         reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-        odds = frame_odds(logits, labels, manifest.calibration)
+        odds = frame_odds(sample.logits, labels, manifest.calibration)
         refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
         for rule in manifest.levels:
             units = Units(rule.level, records, targets, labels, odds, features, refused)
@@ -387,6 +365,44 @@ def evaluate_bundle(
         return replace(evaluate(sample, resamples, seed), levels=levels)
 
     return working(progress, "resampling patients", measured)
+
+
+def bundle_sample(bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent) -> Sample:
+    """Score the frames of one split of an index with a bundle, and return them beside the truth, in the order of the index.
+
+    Parameters and errors are those of `evaluate_bundle`.
+    """
+    return _scored(bundle, index, split, progress)[0]
+
+
+def _scored(
+    bundle: Bundle, index: Index, split: Split | str, progress: Progress
+) -> tuple[Sample, tuple[ImageRecord, ...], Float64, Float64]:
+    """Return the scored frames of a split, what the index says of them, their labels as given, and their pooled features."""
+    manifest, records = bundle.manifest, index.of(Split(split))
+    if missing := [label for label in manifest.labels if label not in index.labels]:
+        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
+    if not records:
+        raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
+    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
+    if not len(rows):
+        raise InputError(f"No frame of the split {split} has a known label among {', '.join(manifest.labels)}. Label some.")
+    records = tuple(records[row] for row in rows)
+    engine = Ensemble.of(bundle)
+    frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
+    logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
+    sample = Sample(
+        logits=logits,
+        targets=known_targets(records, targets, manifest.label_set),
+        groups=tuple(record.patient_key for record in records),
+        labels=manifest.labels,
+        task=manifest.task,
+        calibration=manifest.calibration,
+        operating_points=manifest.operating_points,
+        bands=manifest.conformal.bands,
+        normal_label=manifest.normal_label,
+    )
+    return sample, records, targets, features
 
 
 def _outputs(engine: Ensemble, frames: Iterable[FloatArray], member: int) -> tuple[FloatArray, Float64]:

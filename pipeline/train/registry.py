@@ -45,11 +45,11 @@ def record_bundle(client: Any, run_id: str, bundle: Bundle, name: str, alias: st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = _version_with(client, name, f"tags.`{BUNDLE_ID}` = '{bundle_id}'")
+    version = version_with(client, name, f"tags.`{BUNDLE_ID}` = '{bundle_id}'")
     if not version:
         client.log_artifacts(run_id, str(bundle.path), "bundle")
         _log_code(client, run_id, bundle)
-        if version := _version_with(client, name, f"run_id = '{run_id}'"):
+        if version := version_with(client, name, f"run_id = '{run_id}'"):
             client.set_model_version_tag(name, version, BUNDLE_ID, bundle_id)
         else:
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
@@ -59,8 +59,8 @@ def record_bundle(client: Any, run_id: str, bundle: Bundle, name: str, alias: st
     return version
 
 
-def _version_with(client: Any, name: str, condition: str) -> str:
-    """Return the version of a model that a search finds; empty if there is none."""
+def version_with(client: Any, name: str, condition: str) -> str:
+    """Return the version of a model that a search of MLflow finds; empty if there is none."""
     return next((str(one.version) for one in client.search_model_versions(condition) if one.name == name), "")
 
 
