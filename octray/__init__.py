@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.score.predictor import Predictor
     from pipeline.score.study import score_study
     from pipeline.train.assessment import evaluate_bundle
+    from pipeline.train.local_calibration import accept_bundle, calibrate_bundle
     from pipeline.train.promotion import Promotion, promote
     from pipeline.train.run import train
     from pipeline.train.sweep import SweepResult, sweep
@@ -54,7 +55,9 @@ __all__ = [
     "SweepResult",
     "SyncedRun",
     "UnreadableError",
+    "accept_bundle",
     "build_index",
+    "calibrate_bundle",
     "deidentify_folder",
     "describe_architecture",
     "describe_files",
@@ -104,7 +107,9 @@ _MODULES = {
     "SweepResult": "pipeline.train.sweep",
     "SyncedRun": "pipeline.train.tracking",
     "UnreadableError": "pipeline.errors",
+    "accept_bundle": "pipeline.train.local_calibration",
     "build_index": "pipeline.ingest.build",
+    "calibrate_bundle": "pipeline.train.local_calibration",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
     "describe_architecture": "pipeline.model.layer_table",
     "describe_files": "pipeline.imaging.describe",

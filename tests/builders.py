@@ -19,13 +19,14 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
+from pipeline.evaluate.drift import Home
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import Reference, fit_reference, pooled
 from pipeline.frames import Frame, FrameFacts, InstanceKey, Quarantined
 from pipeline.imaging.preprocess import prepare
 from pipeline.imaging.sources import discover
 from pipeline.levels import Attention, Level, LevelRule, Pooling
-from pipeline.model.bundle import ATTENTION, CONFIG, GRAPH, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
+from pipeline.model.bundle import ATTENTION, CONFIG, GRAPH, HOME, METRICS, MODEL_CARD, REFERENCE, WEIGHTS, Bundle, write_bundle
 from pipeline.model.engine import Engine
 from pipeline.predictions import Calibration, FramePrediction, OperatingPoint, Prediction, State, StudyRecord, Task
 from pipeline.score.predictor import Predictor
@@ -168,6 +169,9 @@ def make_bundle(
         MODEL_CARD: b"# Tiny model\n",
         CONFIG: b"name: tiny\n",
         REFERENCE: Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes(),
+        HOME: Home(
+            "0" * 64, np.array([], np.uint64), np.zeros((len(labels), 1), np.float32), np.full(1, 0.5, np.float32)
+        ).to_bytes(),
     }
     fields: dict[str, Any] = {
         "members": (make_member(),),

@@ -69,14 +69,14 @@ def test_what_is_no_bundle_and_no_index_is_said(trained: Trained, tmp_path: Path
     assert capsys.readouterr().err.startswith(f"octray: {tmp_path.name} is not an index: it has no readable index.json.")
 
 
-def test_another_index_is_measured_with_a_warning(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_index_of_the_same_patients_is_refused(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = trained.studies.parent / "labels.csv"
     words = ["--labels", str(labels), "--split", "40/15/15/30", "--seed", "5", "--out", str(tmp_path / "other")]
     main(["ingest", str(trained.studies), *words])
-    assert main(["evaluate", str(trained.bundle), "--index", str(tmp_path / "other")]) == 0
-    assert "this is not the index that the bundle was trained on" in capsys.readouterr().err
-    main(["evaluate", str(trained.bundle), "--index", str(trained.index)])
-    assert "not the index" not in capsys.readouterr().err
+    assert main(["evaluate", str(trained.bundle), "--index", str(tmp_path / "other")]) == 2
+    assert "The index other has no patient that is new to the bundle" in capsys.readouterr().err
 
 
 def test_evaluate_and_score_use_the_limits_of_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

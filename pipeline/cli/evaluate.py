@@ -1,11 +1,11 @@
-"""`octray evaluate`: the figures of a bundle on one split of an index."""
+"""`octray evaluate`: the figures of a bundle on its test split, or an acceptance report on the studies of another site."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-HELP = "evaluate a bundle on one split of an index"
+HELP = "evaluate a bundle on one split of an index, or on the studies of another site"
 EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
 
 
@@ -16,27 +16,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         choices=("train", "tune", "calibration", "test", "promotion"),
-        default="test",
-        help="split to evaluate (default test)",
+        help="split to evaluate (default test, and all but promotion if the index is not the one of the training)",
     )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures, and say on standard error if they are not fair."""
+    """Print the figures; on standard error, say if they are not fair."""
     from pipeline.cli.progress import bar
+    from pipeline.frames import TRAINING_SPLITS, Split
     from pipeline.ingest.index import load_index
     from pipeline.model.bundle import load_bundle
     from pipeline.model.card import text_table
     from pipeline.train.assessment import evaluate_bundle
+    from pipeline.train.local_calibration import accept_bundle, acceptance_text
 
     bundle, index = load_bundle(args.bundle), load_index(args.index)
-    figures = evaluate_bundle(bundle, index, split=args.split, progress=bar).to_json()
-    if index.sha256 != bundle.manifest.provenance.dataset_sha256:
-        sys.stderr.write(
-            "octray: this is not the index that the bundle was trained on; if they share patients, the figures are too good.\n"
-        )
-    elif args.split != "test":
-        sys.stderr.write(f"octray: the bundle was made with the split {args.split}: only figures of test are fair.\n")
-    print(json.dumps(figures, indent=2) if args.json else text_table(figures))
+    if index.sha256 == bundle.manifest.provenance.dataset_sha256:
+        split = args.split or Split.TEST
+        figures = evaluate_bundle(bundle, index, split=split, progress=bar).to_json()
+        if split != Split.TEST:
+            sys.stderr.write(f"octray: the bundle was made with the split {split}: only figures of test are fair.\n")
+        print(json.dumps(figures, indent=2) if args.json else text_table(figures))
+        return 0
+    splits = (Split(args.split),) if args.split else TRAINING_SPLITS
+    report = accept_bundle(bundle, index, splits=splits, progress=bar)
+    print(json.dumps(report, indent=2) if args.json else f"{text_table(report['figures'])}\n\n\n{acceptance_text(report)}")
     return 0

@@ -21,6 +21,7 @@ COMMANDS = (
     "train",
     "sweep",
     "evaluate",
+    "calibrate",
     "score",
     "serve",
     "models",
@@ -31,7 +32,7 @@ COMMANDS = (
     "config",
     "ui",
 )
-AT_WORK = ("inspect", "deidentify", "ingest", "train", "sweep", "evaluate", "score", "serve")
+AT_WORK = ("inspect", "deidentify", "ingest", "train", "sweep", "evaluate", "calibrate", "score", "serve")
 """Commands that keep several cores at work."""
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """exit codes: 0 done, 1 some studies failed and are listed, 2 unusable input or configuration, 130 interrupted.

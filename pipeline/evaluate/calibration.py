@@ -197,6 +197,88 @@ def fit_steps(logits: ArrayLike, targets: ArrayLike) -> tuple[Float64, Float64]:
     return np.full(steps, scale), np.cumsum(found.x[1:]) - scale * centre
 
 
+def fit_calibration(
+    logits: ArrayLike, targets: ArrayLike, activation: Activation, start: Calibration, refitted: NDArray[np.bool_]
+) -> Calibration:
+    """Fit a temperature and an offset of each label that make the targets most likely.
+
+    Under sigmoid each label has Platt's two numbers (`fit_scale`). Under softmax all labels share the temperature, and each has
+    an offset: temperature scaling with corrected bias (Alexandari, Kundaje and Shrikumar, "Maximum likelihood with
+    bias-corrected calibration is hard-to-beat at label shift adaptation", ICML 2020), which for two labels is Platt's scaling
+    of their difference. Targets are those of Platt (1999), carried over to several labels: of n frames of a label each counts
+    as (n + 1) / (n + labels) of it and as 1 / (n + labels) of each other one, so that all stays finite.
+
+    Parameters
+    ----------
+    logits, targets, activation
+        As in `fit_temperature`.
+    start
+        Kept for labels that are not fitted again.
+    refitted
+        Shape (labels,): which labels are fitted; under softmax all or none.
+
+    Raises
+    ------
+    InputError
+        If no target is known of a label that is fitted.
+    """
+    values, truth = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    if activation is Activation.SOFTMAX:
+        return _fit_softmax(values, truth) if refitted.all() else start
+    temperatures, offsets = list(start.temperatures), list(start.offsets)
+    for place in np.flatnonzero(refitted):
+        scale, offset = fit_scale(values[:, place], truth[:, place])
+        temperatures[place], offsets[place] = 1 / scale, offset
+    return Calibration(tuple(temperatures), tuple(offsets))
+
+
+def _fit_softmax(logits: Float64, targets: Float64) -> Calibration:
+    from scipy.optimize import minimize
+
+    known = (targets == 1).any(axis=1)
+    if not known.any():
+        raise InputError("No target is known to fit the calibration on. Put labelled patients into the index.")
+    values, truth = logits[known], (targets[known] == 1).argmax(axis=1)
+    labels = values.shape[1]
+    counts = np.bincount(truth, minlength=labels)
+    soft = np.repeat((1 / (counts + labels))[truth, None], labels, axis=1)
+    soft[np.arange(len(truth)), truth] = ((counts + 1) / (counts + labels))[truth]
+    centred = values - values.mean(axis=1, keepdims=True)
+    spread = max(float(centred.std()), 1e-6)
+    standard = centred / spread
+
+    def loss(parameters: Float64) -> tuple[float, Float64]:
+        moved = parameters[0] * standard + parameters[1:]
+        logs = _log_probabilities(moved, Activation.SOFTMAX)
+        slope = (np.exp(logs) - soft) / len(truth)
+        return -float(np.sum(soft * logs)) / len(truth), np.append(np.sum(slope * standard), slope.sum(axis=0))
+
+    bounds = ((_LEAST_SCALE, None), *((None, None) for _ in range(labels)))
+    start = np.append(1.0, np.zeros(labels))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-9, "ftol": 1e-15})
+    offsets = found.x[1:] - found.x[1:].mean()
+    return Calibration((spread / float(found.x[0]),) * labels, tuple(map(float, offsets)))
+
+
+def log_losses(logits: ArrayLike, targets: ArrayLike, activation: Activation, calibration: Calibration) -> Float64:
+    """Return the log loss of each frame, of shape (n,), not negative.
+
+    Under softmax it is minus the logarithm of the probability of the label that holds, under sigmoid the mean over the labels
+    of which it is known whether they hold; nan if that is known of none.
+
+    Parameters are those of `frame_odds` and `fit_temperature`.
+    """
+    truth = np.asarray(targets, np.float64)
+    scaled = np.asarray(logits, np.float64) / np.array(calibration.temperatures) + np.array(calibration.offsets)
+    losses = -_log_probabilities(scaled, activation)
+    if activation is Activation.SOFTMAX:
+        counted = truth == 1
+    else:
+        losses = np.where(truth == 1, losses, -_log_probabilities(-scaled, activation))
+        counted = ~np.isnan(truth)
+    return ratio(np.where(counted, losses, 0).sum(axis=1), counted.sum(axis=1))
+
+
 class Reliability(NamedTuple):
     """Sums over bins of equal width, each of shape (bins,): frames, their probability and observed positives."""
 

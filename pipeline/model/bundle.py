@@ -40,9 +40,11 @@ METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 CONFIG = "config.yaml"
 REFERENCE = "reference.safetensors"
+HOME = "home.safetensors"
+"""What the bundle keeps of its data, as `evaluate.drift.Home` describes."""
 ATTENTION = "attention.safetensors"
 """Only in bundles with a level whose frames are pooled by attention."""
-REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG, REFERENCE})
+REQUIRED_FILES = frozenset({GRAPH, WEIGHTS, METRICS, MODEL_CARD, CONFIG, REFERENCE, HOME})
 
 
 class _Part(BaseModel):
@@ -244,6 +246,44 @@ class Provenance(_Part):
     versions: Mapping[str, str]
 
 
+class LocalCalibration(_Part):
+    """How a bundle was calibrated to the studies of another site, by `octray calibrate`.
+
+    `parent` is the identity of the bundle that it was made from, a hash over all of its content. `frames` of `patients` were
+    used; `present` and `absent` say how many patients have each label and how many lack it; `known_patients` were left out
+    since frames of theirs belong to the data of the parent, and `refused_frames` since the bundle refuses them. `refitted`
+    names the labels that were calibrated; the others kept the calibration of the parent. `decisions` says whether operating
+    points and bands were chosen again as well. `gain` is the mean log loss of a frame before minus that after, with its 95 %
+    interval, each frame measured by a calibration that was fitted without its patient; `proven` says that the interval lies
+    above zero.
+    """
+
+    parent: str
+    created: str
+    dataset_name: str
+    dataset_sha256: str
+    frames: int
+    patients: int
+    present: Mapping[str, int]
+    absent: Mapping[str, int]
+    known_patients: int
+    refused_frames: int
+    refitted: tuple[str, ...]
+    decisions: bool
+    log_loss_before: float
+    log_loss_after: float
+    gain: Interval
+    proven: bool
+
+    @property
+    def words(self) -> str:
+        """What it brought, in a sentence."""
+        low, high = self.gain.low or 0.0, self.gain.high or 0.0
+        size = f"{self.gain.value:.4f} (95 % interval {low:.4f} to {high:.4f})"
+        kind = "The gain is proven" if self.proven else "The gain is unproven: its interval holds zero"
+        return f"{kind}. The log loss of a frame falls by {size}, from {self.log_loss_before:.4f} to {self.log_loss_after:.4f}."
+
+
 class Manifest(_Part):
     """Everything that scoring needs to know besides the graph."""
 
@@ -268,6 +308,7 @@ class Manifest(_Part):
     provenance: Provenance
     files: Mapping[str, str]
     levels: tuple[LevelRule, ...] = ()
+    local: LocalCalibration | None = None
 
     @property
     def architecture(self) -> str:

@@ -135,6 +135,8 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
             (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
             for point in manifest.operating_points
         ],
+        local=metrics.get("local"),
+        local_rows=list(_local_rows(metrics.get("local"))),
         bands=list(_bands(manifest)),
         needed_patients=needed,
         few_patients=[band.label for band in conformal.bands if min(band.present_patients, band.absent_patients) < needed],
@@ -210,6 +212,17 @@ def _level(name: str, found: Mapping[str, Any], frames: Mapping[str, Any] | None
         "rows": rows,
         "notes": _notes(evaluation) if evaluation else [],
     }
+
+
+def _local_rows(local: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:
+    if not local:
+        return
+    for label, found in local["figures"].items():
+        pairs = [
+            " / ".join(UNDEFINED if found[when][name] is None else f"{found[when][name]:.3f}" for when in ("before", "after"))
+            for name in ("sensitivity", "specificity", "uncertain")
+        ]
+        yield label, f"{local['present'][label]} / {local['absent'][label]}", *pairs
 
 
 def _bands(manifest: Manifest) -> Iterator[tuple[str, ...]]:

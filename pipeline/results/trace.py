@@ -71,8 +71,8 @@ def _bundle(manifest: Manifest) -> dict[str, Any]:
         "provenance",
     )
     heatmaps = {"heatmap_full_scale": manifest.heatmap.full_scale, "heatmap_caveat": manifest.heatmap.caveat}
-    levels = {"levels"} if manifest.levels else set()
-    return manifest.model_dump(mode="json", include={*fields, *levels}) | heatmaps
+    more = {name for name in ("levels", "local") if getattr(manifest, name)}
+    return manifest.model_dump(mode="json", include={*fields, *more}) | heatmaps
 
 
 def _frame(result: FramePrediction) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, fit_temperature, frame_odds, probabilities
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, with_figures
+from pipeline.evaluate.drift import Home
 from pipeline.evaluate.figures import plots
 from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, evaluate
 from pipeline.evaluate.outliers import Reference, fit_reference, load_reference, pooled, reference_rows
@@ -62,6 +63,8 @@ class Assessment:
         One for each label.
     reference
         What tells frames that are unlike those of the training.
+    home
+        What the bundle keeps of its data.
     maps
         How the maps of each network are made, and the checks that they were put to.
     heatmap
@@ -86,6 +89,7 @@ class Assessment:
     points: tuple[OperatingPoint, ...]
     bands: tuple[ConformalBand, ...]
     reference: Reference
+    home: Home
     maps: tuple[MapSupport, ...]
     heatmap: HeatmapSupport
     evaluation: Evaluation | None = None
@@ -99,7 +103,12 @@ class Assessment:
 
 
 def judge(
-    config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: PreparedFrames, progress: Progress = silent
+    config: Config,
+    data: TrainingData,
+    fitted: Sequence[Fitted],
+    pixels: PreparedFrames,
+    index: Index,
+    progress: Progress = silent,
 ) -> Assessment:
     """Fit on the calibration split how logits become results, and measure the results on the test split.
 
@@ -113,6 +122,8 @@ def judge(
         The trained networks, which answer together.
     pixels
         All frames on the network's grid, float32 of shape (n, 1, size, size) in [0, 1].
+    index
+        Whose frames the bundle will know again.
     progress
         Shows what is being measured.
 
@@ -121,15 +132,22 @@ def judge(
     InputError
         If the calibration split lacks positives or negatives of a label.
     """
-    return _Judge(config, data, fitted, pixels, progress).assessment()
+    return _Judge(config, data, fitted, pixels, index, progress).assessment()
 
 
 class _Judge:
     """What the steps of `judge` share."""
 
     def __init__(
-        self, config: Config, data: TrainingData, fitted: Sequence[Fitted], pixels: PreparedFrames, progress: Progress
+        self,
+        config: Config,
+        data: TrainingData,
+        fitted: Sequence[Fitted],
+        pixels: PreparedFrames,
+        index: Index,
+        progress: Progress,
     ) -> None:
+        self._index = index
         self._config, self._data, self._fitted, self._pixels, self._progress = config, data, fitted, pixels, progress
         self._engines = [Engine(one.graph, config.train.threads) for one in fitted]
         self._ensemble = self._of(self._engines)
@@ -151,6 +169,7 @@ class _Judge:
             points=calibration.operating_points,
             bands=calibration.bands,
             reference=reference,
+            home=self._home(calibration, known, reference),
             maps=maps,
             heatmap=heatmap,
             out_of_fold=out_of_fold,
@@ -178,6 +197,18 @@ class _Judge:
             normal_label=config.data.normal_label,
         )
         return replace(sample, operating_points=with_figures(points, sample)), known
+
+    def _home(self, calibration: Sample, features: Float64, reference: Reference) -> Home:
+        names = [self._data.records[row].pixel_sha256 for row in self._rows[Split.CALIBRATION]]
+        return Home.of(
+            self._index.sha256,
+            (record.pixel_sha256 for record in self._index.records),
+            calibration.logits,
+            [reference.distance(one) for one in features],
+            self._config.task.activation,
+            patients=calibration.groups,
+            names=names,
+        )
 
     def _tested(self, calibration: Sample, reference: Reference) -> dict[str, Any]:
         """Return what is measured on the test split, by the fields of `Assessment`; nothing if there is none."""

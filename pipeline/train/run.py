@@ -27,6 +27,7 @@ from pipeline.model.bundle import (
     ATTENTION,
     CONFIG,
     GRAPH,
+    HOME,
     METRICS,
     MODEL_CARD,
     REFERENCE,
@@ -221,7 +222,7 @@ class _Training:
         count = len(networks) * len(folds)
         places = ((config, fold) for config in networks for fold in folds)
         fitted = [self._fit(*place, pixels, number, count) for number, place in enumerate(places, 1)]
-        assessment = judge(self._config, self._data, fitted, pixels, self._progress)
+        assessment = judge(self._config, self._data, fitted, pixels, self._index, self._progress)
         for name, evaluation in (("test", assessment.evaluation), ("out_of_fold", assessment.out_of_fold)):
             if evaluation:
                 self._tracker.log_metrics(flat_figures(evaluation.to_json(), name))
@@ -334,6 +335,7 @@ class _Training:
             METRICS: (json.dumps(metrics, indent=2) + "\n").encode(),
             MODEL_CARD: card.encode(),
             REFERENCE: reference.to_bytes(),
+            HOME: assessment.home.to_bytes(),
             CONFIG: yaml.safe_dump(config.published(), sort_keys=False).encode(),
         }
         if assessment.attention:

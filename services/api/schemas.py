@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipeline.errors import Reason
 from pipeline.levels import Level, LevelResult, LevelRule, Pooling
-from pipeline.model.bundle import Conformal, Manifest, Outliers
+from pipeline.model.bundle import Conformal, LocalCalibration, Manifest, Outliers
 from pipeline.predictions import Calibration, OperatingPoint, State, Task
 from pipeline.settings import IntendedUse, Preprocessing, Quality
 
@@ -190,6 +190,7 @@ class ModelAnswer(Answer):
     quality: Quality
     conformal: Conformal | None
     outliers: Outliers | None
+    local: LocalCalibration | None
     levels: tuple[LevelRule, ...]
     heatmap_layer: str
     heatmap_full_scale: float
