@@ -281,6 +281,11 @@ class EvaluateSection(Section):
     criterion: str = Field(
         default="youden", pattern=r"^(youden|sensitivity>=0\.\d+)$", description="youden or sensitivity>=0.NN"
     )
+    robustness: bool = Field(
+        default=False,
+        description="measure what the network is worth away from home: on corrupted frames of the tune split, and by probes "
+        "fitted without groups of frames that were acquired alike",
+    )
     conformal_alpha: Fraction = Field(
         default=0.1, description="how often a conformal set may miss the truth; what it leaves open is uncertain"
     )

@@ -1,6 +1,7 @@
 """`octray train`: from an index to a bundle."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.ingest.index import load_index
 
     index = load_index(args.index)
+    from pipeline.model.bundle import METRICS
     from pipeline.train.run import train
     from pipeline.train.training_data import select_training_data
 
@@ -52,5 +54,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write("octray: Run the same command with --resume to continue after the last finished epoch.\n")
         raise
     print(f"bundle {bundle.manifest.bundle_id} written to {args.out}")
+    robustness = json.loads(bundle.read(METRICS))["robustness"] or {}
+    if worse := robustness.get("remark"):
+        sys.stderr.write(f"octray: {printable(worse)}\n")
     print(f"figures and limits: {args.out / 'MODEL_CARD.md'}")
     return 0

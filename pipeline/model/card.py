@@ -90,11 +90,12 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": _interval, "digits": "{:.3f}".format}
+    environment.filters |= {"interval": _interval, "digits": "{:.3f}".format, "figure": _figure}
     figures, out_of_fold = (_block(metrics.get(name)) for name in ("evaluation", "out_of_fold"))
     evaluation = metrics.get("evaluation")
     levels = [_level(name, found, evaluation) for name, found in metrics.get("levels", {}).items() if "pooling" in found]
     conformal = manifest.conformal
+    robustness = metrics.get("robustness") or {}
     needed = math.ceil(1 / conformal.alpha - 1 - 1e-9)
     emphasis = "**{}**" if format == "markdown" else "{}"
     card = environment.get_template("model_card.jinja").render(
@@ -135,6 +136,13 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
             (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
             for point in manifest.operating_points
         ],
+        robustness=robustness,
+        robustness_rows=[(name, *map(_figure, values)) for name, values in robustness.get("corruptions", {}).items()],
+        site_rows=[
+            (number, site["frames"], site["patients"], _figure(site["home"]), _figure(site["away"]), _interval(site["drop"]))
+            for number, site in enumerate(robustness.get("sites", ()), 1)
+        ],
+        robustness_remark=robustness.get("remark", ""),
         local=metrics.get("local"),
         local_rows=list(_local_rows(metrics.get("local"))),
         bands=list(_bands(manifest)),
@@ -212,6 +220,10 @@ def _level(name: str, found: Mapping[str, Any], frames: Mapping[str, Any] | None
         "rows": rows,
         "notes": _notes(evaluation) if evaluation else [],
     }
+
+
+def _figure(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3f}"
 
 
 def _local_rows(local: Mapping[str, Any] | None) -> Iterator[tuple[str, ...]]:

@@ -43,6 +43,7 @@ from pipeline.progress import Progress, silent, working
 from pipeline.train.explanation import LESION_FRAMES, Examined, check_explanations, full_scale, lesion_masks
 from pipeline.train.fit import Fitted
 from pipeline.train.pooling import LevelFrames, attention_file, fit_levels
+from pipeline.train.robustness import measure_robustness
 from pipeline.train.training_data import TrainingData, known_frames
 from pipeline.train.workspace import PreparedFrames
 
@@ -65,6 +66,8 @@ class Assessment:
         What tells frames that are unlike those of the training.
     home
         What the bundle keeps of its data.
+    robustness
+        As from `measure_robustness`; None if the configuration does not ask for it.
     maps
         How the maps of each network are made, and the checks that they were put to.
     heatmap
@@ -96,6 +99,7 @@ class Assessment:
     states: MeasuredStates | None = None
     refusals: MeasuredRefusals | None = None
     out_of_fold: Evaluation | None = None
+    robustness: dict[str, Any] | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
     levels: tuple[LevelRule, ...] = ()
     level_reports: dict[str, Any] = field(default_factory=dict)
@@ -163,6 +167,7 @@ class _Judge:
         tested = working(self._progress, "measuring the test split", lambda: self._tested(calibration, reference))
         tested |= working(self._progress, "pooling frames of studies", lambda: self._levels(calibration, reference, **tested))
         out_of_fold = working(self._progress, "measuring the folds", lambda: self._out_of_fold(calibration))
+        robustness = working(self._progress, "measuring robustness", self._robustness)
         maps, heatmap = working(self._progress, "checking the heatmaps", lambda: self._heatmaps(calibration))
         return Assessment(
             calibration=calibration.calibration,
@@ -173,6 +178,7 @@ class _Judge:
             maps=maps,
             heatmap=heatmap,
             out_of_fold=out_of_fold,
+            robustness=robustness,
             **tested,
         )
 
@@ -294,6 +300,17 @@ class _Judge:
         return replace(
             whole, folds=tuple(evaluate(sample(np.flatnonzero(folds == fold)), 0, seed) for fold in np.unique(folds))
         )
+
+    def _robustness(self) -> dict[str, Any] | None:
+        """Measure the networks together away from home, beside the probe of the first one."""
+        if not self._config.evaluate.robustness:
+            return None
+
+        def run(frames: FloatArray) -> FloatArray:
+            return _outputs(self._ensemble, frames, member=0)[0]
+
+        probe = self._fitted[0].probe if len(self._fitted) == 1 else None
+        return measure_robustness(self._config, self._data, self._pixels, run, probe)
 
     def _run(self, rows: NDArray[np.int64]) -> tuple[FloatArray, Float64]:
         """Return logits of shape (n, labels) and pooled features of shape (n, channels) of some frames.

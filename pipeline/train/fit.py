@@ -7,6 +7,7 @@ frames. What a network is worth is measured by `pipeline.train.assessment`.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -43,6 +44,31 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """The head on frozen features that training started from.
+
+    Parameters
+    ----------
+    rows
+        The frames of the train and the tune split, rising.
+    features
+        Their pooled features, of shape (rows, channels).
+    weight_decay
+        Of the head.
+    run
+        Returns the logits, (n, labels), of frames of shape (n, 1, size, size).
+    is_final
+        Whether no layer was trained after it.
+    """
+
+    rows: NDArray[np.int64]
+    features: Float64
+    weight_decay: float
+    run: Callable[[FloatArray], FloatArray]
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
     """A trained network.
 
@@ -68,6 +94,8 @@ class Fitted:
         The one that it was trained without; None if there are no folds.
     held_out
         The frames of that fold.
+    probe
+        The head that training started from; None if it started from random weights, or robustness is not measured.
     """
 
     architecture: str
@@ -80,6 +108,7 @@ class Fitted:
     seed: int = 0
     fold: int | None = None
     held_out: NDArray[np.int64] = field(default_factory=lambda: np.array([], np.int64))
+    probe: Probe | None = None
 
 
 def start_network(config: Config, labels: Sequence[str]) -> tuple[Network, StartingWeights]:
@@ -151,6 +180,7 @@ class Fitting:
         is_ours = find_plugin("network", config.model.architecture) is None
         self._cache = cache if is_ours else FeatureCache(None)  # the code of a plug-in changes without a new version
         self._engine: Engine | None = None
+        self._probe: Probe | None = None
         self._start: tuple[bytes, tuple[FloatArray, FloatArray]] | None = None
         self._fits_tune = config.train.way is Way.PROBE  # there is nothing else that the tune split would have to choose
         learned = np.union1d(train, tune) if self._fits_tune else train
@@ -178,7 +208,8 @@ class Fitting:
         graph = working(self._progress, "exporting the network", lambda: self.exported(network))
         check_graph(network, graph, np.ascontiguousarray(self._pixels[data.rows(Split.CALIBRATION)[:_COMPARED_FRAMES]]))
         size = config.model.size or config.preprocessing.size
-        return Fitted(config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
+        known = (config.model.architecture, size, started_from, network, graph, course, head, config.train.seed)
+        return Fitted(*known, probe=self._probe)
 
     @property
     def starts_random(self) -> bool:
@@ -215,15 +246,31 @@ class Fitting:
         if self._fits_tune:
             rows = np.union1d(self._train, self._tune)
             views, targets, folds = self._views(network, rows), self._data.targets[rows], self._inner_folds(rows)
+            seen = views[0]
             head = working(self._progress, "fitting the head", lambda: fit_probe(views, targets, folds, objective, settings))
         else:
             views = self._views(network, self._train)
             examples = np.concatenate(views), np.concatenate([self._data.targets[self._train]] * len(views))
             others = np.asarray(self._features(network, self._tune), np.float64), self._data.targets[self._tune]
             head = working(self._progress, "fitting the head", lambda: fit_head(examples, others, objective, settings))
+            rows = np.union1d(self._train, self._tune)
+            seen = np.empty((len(rows), others[0].shape[1]))
+            for part, values in ((self._train, views[0]), (self._tune, others[0])):
+                seen[np.searchsorted(rows, part)] = values
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(head.weight))
             network.classifier.bias.copy_(torch.from_numpy(head.bias))
+        if self._config.evaluate.robustness:
+            engine, weight, bias = self.frozen(network), head.weight, head.bias
+            start = network if network.is_averaged else deepcopy(network)  # a mean has no weights that training changes
+
+            def run(pixels: FloatArray) -> FloatArray:
+                found = [engine.run(pixels[part])[1] for part in engine.parts(len(pixels))]
+                with torch.no_grad():
+                    pooled = start.pooled(torch.from_numpy(np.concatenate(found))).numpy()
+                return np.asarray(pooled @ weight.T + bias, np.float32)
+
+            self._probe = Probe(rows, seen, head.weight_decay, run, self._fits_tune)
         figures = {"head_tune_loss": head.tune_loss, "head_weight_decay": head.weight_decay}
         self._log(figures | self._figures_of_probe(head, targets) if self._fits_tune else figures, 0)
         return figures

@@ -51,6 +51,7 @@ from pipeline.train.devices import Compute, open_compute
 from pipeline.train.features import FeatureCache
 from pipeline.train.fit import Fitted, Fitting, start_network
 from pipeline.train.registry import model_name
+from pipeline.train.robustness import flat_robustness
 from pipeline.train.tracking import Tracker, dataset_facts, flatten, provenance
 from pipeline.train.trainer import help_to_finetune
 from pipeline.train.training_data import TrainingData, order_of_urgency, select_training_data
@@ -226,6 +227,7 @@ class _Training:
         for name, evaluation in (("test", assessment.evaluation), ("out_of_fold", assessment.out_of_fold)):
             if evaluation:
                 self._tracker.log_metrics(flat_figures(evaluation.to_json(), name))
+        self._tracker.log_metrics(flat_robustness(assessment.robustness))
         return self._write(out, fitted, assessment)
 
     def _check(self, networks: Sequence[Config]) -> None:
@@ -293,6 +295,7 @@ class _Training:
             "refusals": assessment.refusals.model_dump(mode="json") if assessment.refusals else None,
             "levels": assessment.level_reports,
             "out_of_fold": assessment.out_of_fold.to_json() if assessment.out_of_fold else None,
+            "robustness": assessment.robustness,
             "networks": [
                 {
                     "architecture": one.architecture,
