@@ -19,10 +19,11 @@ SECONDS = 240
 
 
 @contextmanager
-def mlflow_server(store: Path, folder: Path) -> Iterator[str]:
-    """Serve a store that is there; artefacts pass through the server into the folder."""
+def mlflow_server(store: Path | str, folder: Path) -> Iterator[str]:
+    """Serve a SQLite file that is there, or the address of a database; artefacts pass through the server into the folder."""
     port = free_port()
-    where = ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(folder), "--serve-artifacts"]
+    uri = f"sqlite:///{store}" if isinstance(store, Path) else store
+    where = ["--backend-store-uri", uri, "--artifacts-destination", str(folder), "--serve-artifacts"]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *where]
     log = folder.with_suffix(".log")
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, process_group=0) as process:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pipeline.train.assessment import bundle_sample
 from pipeline.train.promotion import PromotionRequirements, _Gate, load_requirements, promote
 from pipeline.train.tracking import register_bundle
 from tests.conftest import Trained
+from tests.server_mlflow import mlflow_server
+from tests.server_postgres import find_programs
 
 LENIENT = "most_uses: 4\nfewest_patients: 2\nmost_ece: 0.9\nauroc_margin: 0.02\nlog_loss_margin: 0.05\n"
 NAME = "octray-tiny"
@@ -175,3 +178,34 @@ def test_the_requirements_that_come_with_octray_are_its_defaults() -> None:
     shipped, standard = load_requirements(), PromotionRequirements()
     assert shipped.model_copy(update={"subgroups": standard.subgroups}) == standard
     assert shipped.subgroups.model_copy(update={"columns": ()}) == standard.subgroups
+
+
+@pytest.fixture(scope="module")
+def on_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server on a new PostgreSQL database."""
+    assert find_programs() is not None
+    folder = tmp_path_factory.mktemp("on-postgres")
+    with mlflow_server(postgres_url.replace("postgresql://", "postgresql+pg8000://"), folder / "artifacts") as url:
+        yield url
+
+
+@pytest.mark.slow
+def test_registration_and_promotion_on_a_server_with_postgresql(
+    on_postgres: str, index: Path, variants: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "240")  # a machine that is busy is not the subject
+    place = [f"tracking.uri={on_postgres}", "tracking.model_name=served"]
+    for number, name in enumerate(("first", "biased"), 1):
+        assert register_bundle(variants[name], place).version == str(number)
+    asked, given = PromotionRequirements(fewest_patients=2, most_ece=0.9), load_index(index)
+    assert promote(variants["first"], given, asked, place).reasons == ()
+    refused = promote(variants["biased"], given, asked, place)
+    assert refused.reasons[0].startswith("The log loss is not shown to be as good")
+    client = MlflowClient(on_postgres)
+    assert str(client.get_model_version_by_alias("served", "champion").version) == "1"
+    assert [value for key, value in client.get_registered_model("served").tags.items() if "uses" in key] == ["2"]
+    run = client.get_run(client.get_model_version("served", "1").run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_auroc"] == pytest.approx(
+        json.loads(variants["first"].read("metrics.json"))["evaluation"]["macro"]["auroc"]["value"]
+    )
