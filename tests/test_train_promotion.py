@@ -83,7 +83,7 @@ def client_of(place: list[str]) -> MlflowClient:
 def test_a_promotion_that_is_refused_leaves_the_champion_and_says_why(
     place: list[str], policy: Path, index: Path, variants: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--index", str(index), "--policy", str(policy), *place]
+    words = [*place, "--index", str(index), "--policy", str(policy)]
     client, name = client_of(place), f"{NAME}-promoted"
     assert main(["promote", str(variants["first"].path), *words]) == 0
     assert capsys.readouterr().out == f"version 1 of {name} is the champion\n"

@@ -23,7 +23,7 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LONGEST_REASON = 600
 
 
-def connect(settings: TrackingSection) -> Any:
+def open_client(settings: TrackingSection) -> Any:
     """Return MLflow's client of a store; a database is connected to once first, since MLflow would retry for minutes."""
     from mlflow import MlflowClient
 
@@ -166,7 +166,7 @@ def _quiet_loggers() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def reason(error: Exception) -> str:
+def mlflow_words(error: Exception) -> str:
     """Return in one line what MLflow, or a library below it, says is wrong; without statements, passwords and folders."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{Path(os.fsdecode(error.filename)).name}: {error.strerror}"

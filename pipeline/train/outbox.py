@@ -109,16 +109,16 @@ class RunLog:
     def begin(self, **head: Any) -> None:
         """Write what the run is, or, if that is there, that it goes on."""
         if not self.lines:
-            self._add({"run": self.key, "time": now(), **head})
+            self._add({"run": self.key, "time": milliseconds(), **head})
         elif self.status != RUNNING:
-            self._add({"status": RUNNING, "time": now()})
+            self._add({"status": RUNNING, "time": milliseconds()})
 
     def add_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Add figures; one that the run has at this step already is left out, as after a kill and a resume."""
         with self._writing:
             if new := {name: float(value) for name, value in values.items() if (name, step) not in self._measured}:
                 self._measured |= {(name, step) for name in new}
-                self._write({"metrics": new, "step": step, "time": now()})
+                self._write({"metrics": new, "step": step, "time": milliseconds()})
 
     def next_step(self, prefix: str) -> int:
         """Return the first step without a metric whose name begins like this."""
@@ -127,7 +127,7 @@ class RunLog:
     def add_bundle(self, bundle_id: str, place: Path, model: str, alias: str) -> None:
         """Add that a bundle was made, and as what it is registered."""
         path = os.path.relpath(place.resolve(), self._path.parent)
-        self._add({"bundle": bundle_id, "path": path, "model": model, "alias": alias, "time": now()})
+        self._add({"bundle": bundle_id, "path": path, "model": model, "alias": alias, "time": milliseconds()})
 
     def bundle_place(self, line: Mapping[str, Any]) -> Path:
         """Return where the bundle of a line lies."""
@@ -135,7 +135,7 @@ class RunLog:
 
     def end(self, status: str) -> None:
         """Add how the run ended."""
-        self._add({"status": status, "time": now()})
+        self._add({"status": status, "time": milliseconds()})
 
     def mark(self, run_id: str, sent: int) -> None:
         """Keep that MLflow has the run, and so many lines of it."""
@@ -168,7 +168,7 @@ def logs_in(folder: Path) -> list[RunLog]:
     return sorted(logs, key=lambda log: (log.head.get("time", 0), bool(log.head.get("parent")), log.key))
 
 
-def now() -> int:
+def milliseconds() -> int:
     """Return the time in milliseconds, as MLflow has it."""
     return int(time.time() * 1000)
 

@@ -27,7 +27,7 @@ from pipeline.model.bundle import CONFIG, Bundle, load_bundle
 from pipeline.progress import Progress, silent
 from pipeline.settings import PositiveInt
 from pipeline.train.assessment import bundle_sample
-from pipeline.train.mlflow_client import client_settings, connect, make_sqlite_store, reason, tracking_uri
+from pipeline.train.mlflow_client import client_settings, make_sqlite_store, mlflow_words, open_client, tracking_uri
 from pipeline.train.registry import BUNDLE_ID, model_name, version_with
 from pipeline.train.training_data import known_frames
 
@@ -150,13 +150,13 @@ def promote(
     try:
         with client_settings(is_upload=True), tempfile.TemporaryDirectory() as folder:
             make_sqlite_store(tracking_uri(config.tracking))
-            client = connect(config.tracking)
+            client = open_client(config.tracking)
             gate = _Gate(client, model_name(config), tracking_uri(config.tracking), requirements)
             return gate.decide(bundle, index, records, Path(folder), progress)
     except (InputError, ConfigError, TrackingError):
         raise
     except Exception as error:
-        raise TrackingError(f"MLflow could not promote the bundle: {reason(error)}. Run the command again.") from None
+        raise TrackingError(f"MLflow could not promote the bundle: {mlflow_words(error)}. Run the command again.") from None
 
 
 class _Gate:

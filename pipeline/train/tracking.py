@@ -29,11 +29,11 @@ from pipeline.ingest.index import Index, frames_to_parquet
 from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
 from pipeline.train.mlflow_client import (
     client_settings,
-    connect,
     experiment_id,
     is_database,
     make_sqlite_store,
-    reason,
+    mlflow_words,
+    open_client,
     shared_uri,
     tracking_uri,
 )
@@ -242,7 +242,7 @@ class Tracker:
         self._failures = self._failures + 1 if error else 0
         self._next_sending = time.monotonic() + max(_PAUSE, age / _PART_OF_AGE, 2**self._failures if error else 0)
         is_new = error is not None and not (self._said and isinstance(error, TimeoutError))  # the first reason says more
-        if error is not None and is_new and (why := reason(error)) not in self._said:
+        if error is not None and is_new and (why := mlflow_words(error)) not in self._said:
             self._said.add(why)
             sys.stderr.write(
                 f"octray: MLflow does not record the run ({why}); training continues and its results are kept. "
@@ -254,7 +254,7 @@ class Tracker:
         """Send a run in so many seconds, and return what went wrong."""
 
         def send() -> None:
-            self._client = self._client or connect(self._settings)
+            self._client = self._client or open_client(self._settings)
             deliver(self._client, log, self._settings, is_wanted=lambda: not self._has_ended.is_set())
 
         uri, began = tracking_uri(self._settings), time.monotonic()
@@ -512,10 +512,10 @@ def _sync(log: RunLog, store: str) -> SyncedRun:
     try:
         with client_settings(is_upload=True):
             make_sqlite_store(tracking_uri(settings))
-            remarks = deliver(connect(settings), log, settings)
+            remarks = deliver(open_client(settings), log, settings)
     except Exception as error:
         raise TrackingError(
-            f"MLflow could not record the run {name}: {reason(error)}. What it lacks is kept; run the command again."
+            f"MLflow could not record the run {name}: {mlflow_words(error)}. What it lacks is kept; run the command again."
         ) from None
     return SyncedRun(name, log.run_id, tuple(remarks))
 
@@ -597,7 +597,7 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
     try:
         with client_settings():
             make_sqlite_store(tracking_uri(config.tracking))
-            client = connect(config.tracking)
+            client = open_client(config.tracking)
             run_id = _run_of(client, bundle, config)
         try:
             with client_settings(is_upload=True):
@@ -608,7 +608,7 @@ def register_bundle(bundle: Bundle, overrides: Sequence[str] = ()) -> ModelVersi
                     client.set_terminated(run_id, "FINISHED")
     except Exception as error:
         raise TrackingError(
-            f"MLflow could not register the bundle: {reason(error)}. The bundle is unchanged; run the command again."
+            f"MLflow could not register the bundle: {mlflow_words(error)}. The bundle is unchanged; run the command again."
         ) from None
 
 
