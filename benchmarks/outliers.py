@@ -22,6 +22,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.foreign import foreign_pictures
 from pipeline.errors import UnreadableError
+from pipeline.evaluate.intervals import binomial_limits
 from pipeline.evaluate.outliers import fit_reference, load_reference, pooled, reference_rows, refusal_threshold
 from pipeline.frames import FloatArray, Frame, InstanceKey, Split
 from pipeline.imaging.preprocess import prepare
@@ -30,7 +31,6 @@ from pipeline.ingest.index import Index, load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, Bundle, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.train.assessment import wilson
 
 MOST_FOREIGN_FRAMES = 700
 DIVISIONS = 200
@@ -73,7 +73,7 @@ def _judge(bundle: Bundle, own: Index, other: Index) -> None:
     for name, score, threshold in (_own(bundle), *methods):
         alarms, other_set, refused = (int((score(values) > threshold).sum()) for values in (test, strangers, neither))
         concerned, of = len(set(tested[score(test) > threshold])), len(set(tested))
-        low, high = wilson(concerned, of)
+        low, high = binomial_limits(concerned, of)
         either = gated | (score(neither) > threshold)
         passed = Counter(kind for kind, is_refused in zip(kinds, either, strict=True) if not is_refused)
         print(

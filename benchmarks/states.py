@@ -2,7 +2,7 @@
 
 First what a training run measures: everything fitted on the calibration split, measured on the test split. That is one draw of
 patients. So both splits, of which the network has seen nothing, are then put together and divided again by patients, many
-times, into parts with as many patients; temperature, operating points, bands and refusal threshold are fitted on the one
+times, into parts with as many patients; calibration, operating points, bands and refusal threshold are fitted on the one
 part and measured on the other. Distances are those from the bundle's own training frames.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluate.calibration import Float64, fit_temperature, probabilities
+from pipeline.evaluate.calibration import Float64, fit_temperatures, probabilities
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage
 from pipeline.evaluate.metrics import Sample
 from pipeline.evaluate.outliers import load_reference, pooled, refusal_threshold
@@ -21,7 +21,7 @@ from pipeline.ingest.index import load_index
 from pipeline.ingest.network_input import prepared_frames
 from pipeline.model.bundle import GRAPH, REFERENCE, load_bundle
 from pipeline.model.engine import Engine
-from pipeline.predictions import Calibration, State
+from pipeline.predictions import State
 
 ALPHA, RESAMPLES, DIVISIONS = 0.1, 200, 200
 KINDS = ("covered_positives", "covered_negatives", "uncertain")
@@ -44,8 +44,8 @@ def main(bundle_path: Path, index_path: Path) -> int:
     def measured(fitted: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]") -> dict[tuple[str, str], float]:
         """Fit on some frames and measure on the others."""
         known, truth, names = logits[fitted], targets[fitted], patients[fitted]
-        temperature = fit_temperature(known, truth, manifest.activation)
-        chances: Float64 = probabilities(known, manifest.activation, temperature)
+        scaled = fit_temperatures(known, truth, manifest.activation)
+        chances: Float64 = probabilities(known, manifest.activation, scaled.temperatures, scaled.offsets)
         criterion = manifest.operating_points[0].criterion
         points = choose_operating_points(chances, truth, manifest.labels, criterion)
         bands = conformal_bands(chances, truth, names.tolist(), points, ALPHA, RESAMPLES, 0)
@@ -56,12 +56,12 @@ def main(bundle_path: Path, index_path: Path) -> int:
             groups=patients[rest].tolist(),
             labels=manifest.labels,
             task=manifest.task,
-            calibration=Calibration.of(temperature, len(manifest.labels)),
+            calibration=scaled,
             operating_points=points,
             bands=bands,
             normal_label=manifest.normal_label,
         )
-        found = {(label, kind): one[kind].value for label, one in coverage(sample, 0).items() for kind in KINDS}
+        found = {(label, kind): one[kind].value for label, one in coverage(sample).items() for kind in KINDS}
         states = sample.states
         found["frames", "any label uncertain"] = float((states == State.UNCERTAIN).any(axis=1).mean())
         found["frames", "several labels positive"] = float(((states == State.POSITIVE).sum(axis=1) > 1).mean())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.score.pictures import draw_heatmap
     from pipeline.score.predictor import Predictor
     from pipeline.score.study import score_study
-    from pipeline.train.assessment import evaluate_bundle
+    from pipeline.train.assessment import bundle_subgroups, compare_bundles, evaluate_bundle
     from pipeline.train.local_calibration import accept_bundle, calibrate_bundle
     from pipeline.train.promotion import Promotion, promote
     from pipeline.train.run import train
@@ -57,7 +57,9 @@ __all__ = [
     "UnreadableError",
     "accept_bundle",
     "build_index",
+    "bundle_subgroups",
     "calibrate_bundle",
+    "compare_bundles",
     "deidentify_folder",
     "describe_architecture",
     "describe_files",
@@ -109,7 +111,9 @@ _MODULES = {
     "UnreadableError": "pipeline.errors",
     "accept_bundle": "pipeline.train.local_calibration",
     "build_index": "pipeline.ingest.build",
+    "bundle_subgroups": "pipeline.train.assessment",
     "calibrate_bundle": "pipeline.train.local_calibration",
+    "compare_bundles": "pipeline.train.assessment",
     "deidentify_folder": "pipeline.deidentify.deidentifier",
     "describe_architecture": "pipeline.model.layer_table",
     "describe_files": "pipeline.imaging.describe",

@@ -1,5 +1,6 @@
 """What a bundle says of a frame and of a study, and by which rule: frozen dataclasses and enums, numpy arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -140,6 +141,9 @@ class OperatingPoint:
     sensitivity, specificity
         Of the states that `DecisionRule` gives the frames of the calibration split, in [0, 1]: the part of the frames with the
         label that are positive, and of those without it that are negative. Uncertain frames count as errors.
+    expected_sensitivity, expected_specificity
+        What the threshold alone promises in further patients, without a band: chosen again without each patient of the
+        calibration split and measured on that patient, with 95 % intervals. None if it was not measured.
     """
 
     label: str
@@ -147,6 +151,8 @@ class OperatingPoint:
     criterion: str
     sensitivity: float
     specificity: float
+    expected_sensitivity: Interval | None = None
+    expected_specificity: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +168,8 @@ class ConformalBand:
     absent_below
         Below this one, absence cannot; at least that threshold.
     present_patients, absent_patients
-        On how many patients with a frame that has the label, and with one that has not, the edges were fitted.
+        On how many patients with a frame that has the label, and with one that has not, the edges were fitted. If either are
+        fewer than `patients_needed`, the band covers only the interval of the operating point and promises no error rate.
     """
 
     label: str
@@ -170,6 +177,15 @@ class ConformalBand:
     absent_below: float
     present_patients: int = 0
     absent_patients: int = 0
+
+
+FEW_PATIENTS = 20
+"""With fewer patients with a label, or without it, tables warn of its figures: a rule of thumb."""
+
+
+def patients_needed(alpha: float) -> int:
+    """Return with how many patients of each kind a conformal band can promise to miss the truth no more often than `alpha`."""
+    return math.ceil(1 / alpha - 1 - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,3 +99,80 @@ def test_evaluate_and_score_use_the_limits_of_the_bundle(tmp_path: Path, capsys:
         assert main(["score", studies, "--bundle", str(made.path), "--out", str(tmp_path / f"results-{name}")]) == code
     with (tmp_path / "results-narrow" / "failures.csv").open() as file:
         assert {row["reason"] for row in csv.DictReader(file)} == {"resource_limit"}
+
+
+def test_predictive_values_at_a_local_prevalence(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(trained.bundle), "--index", str(trained.index)]
+    assert main([*words, "--prevalence", "PNEUMONIA=0.02"]) == 0
+    assert "If PNEUMONIA has a prevalence of 0.02: PPV " in capsys.readouterr().out
+    for wrong in ("PNEUMONIA", "PNEUMONIA=2", "CNV=0.1", "PNEUMONIA=often"):
+        assert main([*words, "--prevalence", wrong]) == 2
+        assert "give it as LABEL=0.02, with a label among NORMAL, PNEUMONIA" in capsys.readouterr().err
+
+
+def test_groups_by_a_column_of_the_index_and_of_a_table(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(trained.bundle), "--index", str(trained.index), "--split", "train"]
+    records = load_index(trained.index).of(Split.TRAIN)
+    table = tmp_path / "sex.csv"
+    patients = sorted({record.patient_key for record in records})
+    rows = "".join(f"{patient},{'FM'[number % 2]}\n" for number, patient in enumerate(patients))
+    table.write_text(f"patient_key,sex\n{rows}")
+    assert main([*words, "--by", "sex", "--table", str(table), "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)
+    assert [group["value"] for group in groups] == ["F", "M"]
+    assert sum(group["frames"] for group in groups) == len(records)
+    assert sum(group["patients"] for group in groups) == len(patients)
+    assert main([*words, "--by", "label.NORMAL"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split()[:3] == ["label.NORMAL", "frames", "patients"]
+    assert "NORMAL few patients" in shown
+    for more, message in (
+        (["--by", "sex"], "The index has no column sex to group frames by. It has modality,"),
+        (["--by", "age", "--table", str(table)], "sex.csv has no column age. It has patient_key, sex."),
+        (["--table", str(table)], "--table needs --by"),
+        (["--by", "sex", "--prevalence", "NORMAL=0.5"], "Leave --prevalence out, or --by."),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_tables_that_contradict_themselves_or_name_nobody_are_refused(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(trained.bundle), "--index", str(trained.index), "--by", "sex", "--table"]
+    table = tmp_path / "sex.csv"
+    for rows, message in (
+        ("patient_key,sex\np,F\np,M\n", "sex.csv has both 'F' and 'M' as sex of p. Keep one of the rows."),
+        ("patient_key,sex\nnobody,F\n", "No patient_key of sex.csv is one of the index."),
+        ("name,sex\np,F\n", "sex.csv has no column patient_key, study_instance_uid or file. It has name, sex."),
+    ):
+        table.write_text(rows)
+        assert main([*words, str(table)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_compare_shows_differences_with_intervals(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    same = ["compare", str(trained.bundle), str(trained.bundle), "--index", str(trained.index), "--resamples", "50"]
+    assert main([*same, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for label in ("NORMAL", "PNEUMONIA"):
+        one = found["labels"][label]["auroc"]
+        assert (one["value"], one["low"], one["high"]) == (0, 0, 0)
+        assert one["first"] == one["second"]
+    assert main(same) == 0
+    said, warned = capsys.readouterr()
+    assert said.splitlines()[0].split() == ["figure", "A", "B", "B", "-", "A"]
+    assert "+0.000 (+0.000 to +0.000)" in said
+    assert "neither bundle was made with" not in warned
+    assert main([*same, "--split", "train"]) == 0
+    assert "patients whom neither bundle was made with" in capsys.readouterr().err
+
+
+def test_compare_refuses_bundles_for_other_questions(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(tmp_path / "other", labels=("PNEUMONIA", "NORMAL"))
+    assert main(["compare", str(trained.bundle), str(tmp_path / "other"), "--index", str(trained.index)]) == 2
+    assert "The bundles answer different questions" in capsys.readouterr().err

@@ -25,6 +25,7 @@ ISSUED = {
     "sweep",
     "deidentify",
     "evaluate",
+    "compare",
     "score",
     "serve",
     "models",

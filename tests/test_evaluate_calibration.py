@@ -16,9 +16,10 @@ from pipeline.evaluate.calibration import (
     brier_score,
     expected_calibration_error,
     fit_temperature,
+    fit_temperatures,
     probabilities,
 )
-from pipeline.predictions import Activation
+from pipeline.predictions import Activation, Calibration
 
 LOGITS = hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(2, 5)), elements=st.floats(-60, 60, width=32))
 TEMPERATURES = st.floats(*TEMPERATURE_RANGE)
@@ -121,6 +122,40 @@ def test_perfect_separation_gives_no_more_certainty_than_the_frames_support(acti
     doubt = 1 - probabilities(logits, activation, temperature)[targets == 1].mean()
     assert TEMPERATURE_RANGE[0] < temperature < TEMPERATURE_RANGE[1]
     assert doubt == pytest.approx(0.5 / (frames + 1), rel=0.5)
+
+
+def test_labels_that_are_independent_get_a_temperature_each():
+    """Two labels, one far too certain and one far too doubtful: a shared temperature leaves both wrong."""
+    rng = np.random.default_rng(3)
+    true = rng.normal(0, 2, (6000, 2))
+    targets = (rng.random(true.shape) < expit(true)).astype(float)
+    logits = true * [4.0, 0.5]
+    fit, new = slice(0, 3000), slice(3000, None)
+    own = fit_temperatures(logits[fit], targets[fit], Activation.SIGMOID)
+    assert own.temperatures == pytest.approx((4.0, 0.5), rel=0.1)
+    assert own.offsets == (0, 0)
+    shared = Calibration.of(fit_temperature(logits[fit], targets[fit], Activation.SIGMOID), 2)
+
+    def errors(calibration):
+        chances = probabilities(logits[new], Activation.SIGMOID, calibration.temperatures, calibration.offsets)
+        return [expected_calibration_error(*columns) for columns in zip(chances.T, targets[new].T, strict=True)]
+
+    assert max(errors(own)) < 0.025
+    assert min(errors(shared)) > 0.05
+
+
+def test_labels_that_exclude_each_other_share_a_temperature():
+    logits, targets = drawn(Activation.SOFTMAX, 2.0)
+    found = fit_temperatures(logits, targets, Activation.SOFTMAX)
+    assert found == Calibration.of(fit_temperature(logits, targets, Activation.SOFTMAX), 3)
+
+
+def test_a_label_that_is_never_known_keeps_the_shared_temperature():
+    logits, targets = drawn(Activation.SIGMOID, 2.0)
+    targets[:, 1] = np.nan
+    found = fit_temperatures(logits, targets, Activation.SIGMOID).temperatures
+    assert found[1] == fit_temperature(logits, targets, Activation.SIGMOID)
+    assert found[0] == fit_temperature(logits[:, [0]], targets[:, [0]], Activation.SIGMOID)
 
 
 def test_the_temperature_stays_in_its_range():

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from benchmarks.coverage import misses
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, thresholds
-from pipeline.predictions import ConformalBand, OperatingPoint, Task
+from pipeline.predictions import ConformalBand, OperatingPoint, Task, patients_needed
 from tests.builders import make_sample
 
 RESAMPLES = 50
@@ -79,9 +80,9 @@ def covered(band: ConformalBand, positives: list[list[float]], negatives: list[l
     )
 
 
-@pytest.mark.parametrize("count", [5, 12, 40])
+@pytest.mark.parametrize("count", [9, 12, 40])
 def test_coverage_of_either_class_on_new_patients(count: int) -> None:
-    """With 5 patients by the parametric limit, with 12 and 40 by rank; the operating point is out of the way."""
+    """The operating point is out of the way."""
     rng = np.random.default_rng(0)
     found, by_frames = [], []
     for _ in range(400):
@@ -118,7 +119,7 @@ def test_the_states_of_all_labels_cover_the_truth_on_new_patients(task: Task) ->
             bands=bands,
             normal_label="NORMAL",
         )
-        figures = coverage(sample, 0).values()
+        figures = coverage(sample).values()
         names = ("covered_positives", "covered_negatives", "uncertain")
         found.append([tuple(one[name].value for name in names) for one in figures])
     covered_positives, covered_negatives, uncertain = np.mean(found, axis=0).T
@@ -172,14 +173,33 @@ def test_a_threshold_by_weights_is_that_of_repeated_frames(chances: list[float],
     assert np.isnan(thresholds(values, truth, (weights * truth)[None], criterion)).all()
 
 
-def test_few_patients_have_a_parametric_edge_and_one_has_none() -> None:
-    logits = np.array([1.0, 2.0, 4.0])
-    band = fit([[special.expit(one), 0.999] for one in logits], [[0.01]] * 10, 0.1, threshold=0.9)
-    reach = 1.885618 * logits.std(ddof=1) * np.sqrt(4 / 3)  # Student's t with two degrees of freedom, from a table
-    edge = special.expit(logits.mean() - reach)
-    assert band.present_from == pytest.approx((edge + 0.01) / 2, rel=1e-6)
-    alone = fit([[0.9]], [[0.1]], 0.1, resamples=RESAMPLES)
-    assert (alone.present_from, alone.absent_below > 1) == (0.0, True)
+@pytest.mark.parametrize("kinds", [(8, 40), (40, 8), (2, 2)])
+def test_with_fewer_patients_than_alpha_needs_only_the_operating_point_is_covered(kinds: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    positives, negatives = (simulated(rng, count, shift) for count, shift in zip(kinds, (0.3, -0.3), strict=True))
+    band = fit(positives, negatives, 0.1, threshold=0.5)
+    assert (band.present_from, band.absent_below) == (0.5, 0.5)
+    assert (band.present_patients, band.absent_patients) == kinds
+    resampled = fit(positives, negatives, 0.1, threshold=0.5, resamples=RESAMPLES)
+    assert 0 < resampled.absent_below - resampled.present_from < 1
+    enough = fit(simulated(rng, 9, 0.3), simulated(rng, 9, -0.3), 0.1, threshold=0.5)
+    assert enough.present_from < 0.5 < enough.absent_below
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.2, 0.34])
+def test_so_many_patients_are_needed(alpha: float) -> None:
+    """The edge of conformal prediction is the floor(alpha (n + 1))-th smallest of n, which must be at least the first."""
+    needed = patients_needed(alpha)
+    assert alpha * (needed + 1) >= 1 - 1e-9 > alpha * needed
+
+
+@pytest.mark.parametrize("most", [1, 30])
+@pytest.mark.parametrize("count", [9, 40])
+def test_the_simulated_miss_rate_by_patient_is_at_most_alpha(count: int, most: int) -> None:
+    """As in `benchmarks/coverage.py`, with a temperature and an operating point from the same patients."""
+    missed = misses(count, most, 0.5 if most > 1 else 0.0, 200)
+    assert max(missed.frames) <= 0.115, missed  # the standard error is below 0.006
+    assert misses(8, most, 0.5, 5).promised == 0
 
 
 def test_unknown_labels_are_left_out() -> None:
@@ -203,9 +223,9 @@ def test_coverage_counts_patients_by_hand() -> None:
         operating_points=(point(0.5),),
         bands=(ConformalBand("A", 0.4, 0.6, 3, 3),),
     )
-    found = coverage(sample, 0)["A"]
+    found = coverage(sample)["A"]
     assert found["covered_positives"].value == 0.75  # all of p, half of q
     assert found["covered_negatives"].value == 1.0
     assert found["uncertain"].value == pytest.approx(0.4)
-    nothing = coverage(make_sample(bands=(), normal_label=None, targets=np.zeros((120, 3))), 0)
+    nothing = coverage(make_sample(bands=(), normal_label=None, targets=np.zeros((120, 3))))
     assert nothing["A"]["covered_positives"].value is None

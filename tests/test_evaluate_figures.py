@@ -12,7 +12,7 @@ from pipeline.predictions import Task
 from tests.builders import make_sample
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["roc.png", "pr.png", "reliability.png", "confusion.png", "most_probable.png"]
+NAMES = ["roc.png", "pr.png", "reliability.png", "decision_curve.png", "confusion.png", "most_probable.png"]
 
 
 def ink(content):

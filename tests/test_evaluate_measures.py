@@ -6,15 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pipeline.evaluate.metrics import measure
+from pipeline.evaluate.metrics import measure, net_benefit
 from pipeline.predictions import State
 
 THRESHOLD = 0.5
+
+
+def at_fixed(targets, chances, weights, wanted):
+    """The best rate of scikit-learn's curve where the other rate is at least 0.95."""
+    false, true, _ = sk.roc_curve(targets, chances, sample_weight=weights, drop_intermediate=False)
+    rates = {"sensitivity": true, "specificity": 1 - false}
+    other = rates.pop("sensitivity" if wanted == "specificity" else "specificity")
+    return np.max(rates[wanted][other >= 0.95 - 1e-9])
+
+
 GOLDEN = {
     "auroc": lambda t, p, w: sk.roc_auc_score(t, p, sample_weight=w),
     "average_precision": lambda t, p, w: sk.average_precision_score(t, p, sample_weight=w),
+    "sensitivity_at_specificity_95": lambda t, p, w: at_fixed(t, p, w, "sensitivity"),
+    "specificity_at_sensitivity_95": lambda t, p, w: at_fixed(t, p, w, "specificity"),
     "sensitivity": lambda t, p, w: sk.recall_score(t, p >= THRESHOLD, sample_weight=w),
     "specificity": lambda t, p, w: sk.recall_score(t, p >= THRESHOLD, sample_weight=w, pos_label=0),
+    "ppv": lambda t, p, w: sk.precision_score(t, p >= THRESHOLD, sample_weight=w, zero_division=np.nan),
+    "npv": lambda t, p, w: sk.precision_score(t, p >= THRESHOLD, sample_weight=w, pos_label=0, zero_division=np.nan),
     "balanced_accuracy": lambda t, p, w: sk.balanced_accuracy_score(t, p >= THRESHOLD, sample_weight=w),
     "f1": lambda t, p, w: sk.f1_score(t, p >= THRESHOLD, sample_weight=w),
     "mcc": lambda t, p, w: sk.matthews_corrcoef(t, p >= THRESHOLD, sample_weight=w),
@@ -22,6 +36,9 @@ GOLDEN = {
     "prevalence": lambda t, p, w: np.average(t, weights=w),
     "brier": lambda t, p, w: sk.brier_score_loss(t, p, sample_weight=w),
 }
+
+
+FIXED = {"sensitivity_at_specificity_95", "specificity_at_sensitivity_95"}
 
 
 @st.composite
@@ -56,7 +73,7 @@ def test_each_weighted_metric_is_scikit_learns(name, sample):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = GOLDEN[name](targets, chances, weights)
-    if name == "mcc" and len(np.unique((chances >= THRESHOLD)[weights > 0])) == 1:
+    if np.isnan(expected) or (name == "mcc" and len(np.unique((chances >= THRESHOLD)[weights > 0])) == 1):
         assert np.isnan(found)
     else:
         assert found == pytest.approx(expected, abs=1e-12)
@@ -130,8 +147,8 @@ def test_swapping_the_classes_mirrors_the_area():
 @pytest.mark.parametrize(
     ("target", "undefined"),
     [
-        (0.0, {"auroc", "average_precision", "sensitivity", "balanced_accuracy", "f1", "mcc"}),
-        (1.0, {"auroc", "specificity", "balanced_accuracy", "mcc"}),
+        (0.0, FIXED | {"auroc", "average_precision", "sensitivity", "balanced_accuracy", "f1", "mcc"}),
+        (1.0, FIXED | {"auroc", "specificity", "balanced_accuracy", "mcc"}),
     ],
 )
 def test_one_class_leaves_undefined_what_needs_the_other(target, undefined):
@@ -147,3 +164,10 @@ def test_no_positive_decision_is_a_sensitivity_of_zero_and_no_correlation():
     found = figures(np.array([0.1, 0.2, 0.3]), np.array([0.0, 1.0, 1.0]), np.ones(3))
     assert (found["sensitivity"], found["specificity"], found["f1"]) == (0, 1, 0)
     assert np.isnan(found["mcc"])
+
+
+def test_net_benefit_is_counted_by_hand():
+    chances, targets = np.array([0.9, 0.6, 0.4, 0.1]), np.array([1.0, 0.0, 1.0, 0.0])
+    benefit, of_all = net_benefit(chances, targets, np.array([0.2, 0.5, 0.95]))
+    assert benefit == pytest.approx([2 / 4 - 1 / 4 * 0.25, 1 / 4 - 1 / 4, 0])
+    assert of_all == pytest.approx([0.5 - 0.5 * 0.25, 0.5 - 0.5, 0.5 - 0.5 * 19])

@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import expected_calibration_error
-from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, Estimate, evaluate, flat_figures
+from pipeline.evaluate.intervals import Estimate
+from pipeline.evaluate.metrics import ARGMAX_METRICS, MACRO_METRICS, METRICS, evaluate, flat_figures
 from pipeline.predictions import Calibration, ConformalBand, DecisionRule, OperatingPoint, Task
 from tests.builders import make_sample
 
@@ -155,7 +156,8 @@ def test_a_label_without_positives_leaves_figures_undefined_and_json_null(task):
     text = json.dumps(found.to_json(), allow_nan=False)
     figures = json.loads(text)["labels"]["C"]
     assert figures["n_positive"] == 0
-    assert figures["metrics"]["auroc"] == {"value": None, "low": None, "high": None, "left_out": 20}
+    assert figures["metrics"]["auroc"] == {"value": None, "low": None, "high": None, "left_out": 0}
+    assert figures["metrics"]["average_precision"]["left_out"] == 20
     assert figures["metrics"]["specificity"]["low"] > 0
     assert found.to_json()["macro"]["auroc"]["value"] is None
     if task is Task.MULTICLASS:
@@ -167,6 +169,22 @@ def test_equal_seeds_give_equal_intervals():
     one, same, other = (evaluate(make_sample(), 50, seed) for seed in (1, 1, 2))
     assert one == same
     assert one.macro["auroc"].low != other.macro["auroc"].low
+
+
+def test_perfect_answers_have_no_interval_without_width():
+    """Of 3 positive patients all are found: 0.29 is the lower limit, not 1."""
+    targets = np.zeros((120, 2))
+    targets[:6, 0] = 1
+    targets[:, 1] = 1 - targets[:, 0]
+    found = evaluate(make_sample(labels=("RARE", "NORMAL"), targets=targets, logits=9 * targets), 100)
+    metrics = found.labels[0].metrics
+    assert (found.labels[0].positive_patients, found.labels[0].negative_patients) == (3, 57)
+    for name in ("sensitivity", "auroc"):
+        assert (metrics[name].value, metrics[name].low, metrics[name].high) == pytest.approx((1, 0.025 ** (1 / 3), 1))
+    for name in ("balanced_accuracy", "f1", "mcc", "average_precision"):
+        assert (metrics[name].value, metrics[name].low, metrics[name].high) == (1, None, None)
+    every = [*metrics.values(), *found.macro.values(), *found.argmax.values()]
+    assert not [one for one in every if one.low is not None and one.low == one.high]
 
 
 def test_the_calibration_error_has_no_interval():
@@ -265,3 +283,44 @@ def test_a_figure_that_is_defined_in_one_fold_has_no_spread():
     spread = replace(whole, folds=(whole, undefined)).to_json()["spread"]["macro"]["auroc"]
 
     assert spread == {"mean": whole.macro["auroc"].value, "sd": None, "folds": 1}
+
+
+def test_predictive_values_at_the_prevalence_of_the_split_are_those_of_the_split():
+    sample = make_sample(n=600)
+    common = {"A": 1 / 3}
+    label = evaluate(sample, 0, prevalence=common).labels[0]
+    for name in ("ppv", "npv"):
+        found, measured = label.at_prevalence[name], label.metrics[name]
+        assert found.value == pytest.approx(measured.value)
+        assert found.low < found.value < found.high
+        assert found.high - found.low < 3 * (measured.high - measured.low)
+    assert evaluate(sample, 0).labels[0].at_prevalence == {}
+
+
+def test_predictive_values_follow_bayes_and_have_an_interval_without_a_single_error():
+    targets = np.repeat(np.eye(2), 30, axis=0)
+    sample = make_sample(n=60, labels=("A", "B"), targets=targets, logits=9 * targets, groups=tuple(map(str, range(60))))
+    found = evaluate(sample, 0, prevalence={"A": 0.02}).to_json()["labels"]["A"]["at_prevalence"]
+    assert found["prevalence"] == 0.02
+    assert found["ppv"]["value"] == 1
+    least, most = 0.0125 ** (1 / 30), 1 - 0.0125 ** (1 / 30)  # the exact limits of 30 of 30 and of 0 of 30
+    assert found["ppv"]["low"] == pytest.approx(0.02 * least / (0.02 * least + 0.98 * most))
+    assert found["ppv"]["high"] == 1
+
+
+@pytest.mark.parametrize("prevalence", [{"D": 0.1}, {"A": 0.0}, {"A": float("nan")}])
+def test_an_impossible_prevalence_is_refused(prevalence):
+    with pytest.raises(InputError, match="cannot be used: give it as LABEL=0.02"):
+        evaluate(make_sample(), 0, prevalence=prevalence)
+
+
+def test_calibration_errors_before_and_after_are_in_bins_of_as_many_frames():
+    sample = make_sample(n=300)
+    found = evaluate(sample, 0).labels[0].metrics
+    for name, chances in (
+        ("adaptive_ece", sample.probabilities[:, 0]),
+        ("adaptive_ece_uncalibrated", softmax(sample.logits.astype(np.float64), axis=1)[:, 0]),
+    ):
+        order = np.argsort(chances, kind="stable").reshape(15, 20)
+        expected = np.mean(np.abs(chances[order].mean(axis=1) - sample.targets[:, 0][order].mean(axis=1)))
+        assert found[name].value == pytest.approx(expected)

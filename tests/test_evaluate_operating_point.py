@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit
 from sklearn.metrics import recall_score, roc_curve
 
+from benchmarks.coverage import promises
 from pipeline.errors import InputError
-from pipeline.evaluate.decisions import choose_operating_points
+from pipeline.evaluate.decisions import choose_operating_points, expected_rates
 
 CHANCES = st.lists(st.integers(0, 20).map(lambda step: step / 20), min_size=2, max_size=40)
 
@@ -101,3 +103,35 @@ def test_unknown_criterion(criterion):
     expected = f"The criterion must be youden or sensitivity>=0.NN, for example sensitivity>=0.95. Got {criterion!r}."
     with pytest.raises(InputError, match=re.escape(expected)):
         choose([0.2, 0.8], [0, 1], criterion)
+
+
+@pytest.mark.parametrize("criterion", ["youden", "sensitivity>=0.8"])
+def test_expected_rates_are_those_of_leaving_each_patient_out(criterion):
+    rng = np.random.default_rng(0)
+    groups = np.repeat([f"p{number}" for number in range(12)], rng.integers(1, 5, 12))
+    targets = rng.integers(0, 2, len(groups)).astype(float)
+    chances = np.round(expit(rng.normal(size=len(groups)) + targets), 2)
+    hits = np.empty(len(groups), bool)
+    for one in np.unique(groups):
+        rest = groups != one
+        hits[~rest] = chances[~rest] >= choose(chances[rest], targets[rest], criterion).threshold
+    found, spared = expected_rates(chances, targets, groups, criterion)
+    assert found.value == pytest.approx(hits[targets == 1].mean())
+    assert spared.value == pytest.approx(1 - hits[targets == 0].mean())
+    assert found.low < found.value < found.high
+
+
+def test_without_a_second_patient_with_the_finding_nothing_is_expected():
+    chances, targets = np.array([0.9, 0.8, 0.2, 0.1]), np.array([1.0, 1.0, 0.0, 0.0])
+    found, spared = expected_rates(chances, targets, np.array(["p", "p", "q", "r"]), "youden")
+    assert (found.value, found.low) == (None, None)
+    assert spared.value is not None
+
+
+def test_three_patients_promise_more_than_is_kept_and_what_is_expected_is_kept():
+    """In simulated patients, as `benchmarks/coverage.py` prints it."""
+    promised, kept, expected, held = promises(3, 1, 0.0, "sensitivity>=0.95", 150)
+    assert promised == 1
+    assert kept < 0.85
+    assert expected == pytest.approx(kept, abs=0.08)
+    assert held > 0.9

@@ -1,6 +1,7 @@
 """The model card against the files that it speaks of, its excerpt in reports, and the table of a terminal."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def test_its_figures_are_those_of_the_metrics(card: str, bundle: Bundle) -> None
 def test_its_operating_points_and_origin_are_those_of_the_manifest(card: str, bundle: Bundle) -> None:
     for point in bundle.manifest.operating_points:
         written = cells(section(card, "Operating points"), point.label)
-        assert written[1:] == [f"{point.threshold:.4f}", "youden", f"{point.sensitivity:.3f}", f"{point.specificity:.3f}"]
+        assert written[1:5] == [f"{point.threshold:.4f}", "youden", f"{point.sensitivity:.3f}", f"{point.specificity:.3f}"]
+        expected = point.expected_sensitivity
+        assert written[5] == f"{expected.value:.3f} ({expected.low:.3f} to {expected.high:.3f})"
     origin = bundle.manifest.provenance
     for value in (origin.created, origin.mlflow_run_id, origin.git_commit or "not known", f"torch {origin.versions['torch']}"):
         assert value in section(card, "Origin")
@@ -126,7 +129,7 @@ def test_a_label_cannot_break_its_tables(tmp_path: Path) -> None:
         assert len(table) >= 3
         assert len({line.count("|") for line in table}) == 1
     assert r"A\|B" in section(card, "Data")
-    assert "For A|B, PNEUMONIA this rests on an assumption" in card
+    assert "**For A|B, PNEUMONIA no error rate is promised**: that needs 9 patients" in card
 
 
 def test_a_paragraph_of_markdown_is_one_line(card: str) -> None:
@@ -187,7 +190,8 @@ def test_text_table_holds_each_label_with_figures_and_intervals() -> None:
     assert "120 frames of 60 patients; temperature 1.200." in lines
     unsure = evaluation.uncertain.value
     assert any(line.startswith(f"At least one label is uncertain in {unsure:.3f}") for line in lines)
-    assert "In brackets: 95 % intervals from 50 resamples of patients." in lines
+    brackets = "In brackets: 95 % intervals by patient (proportions, AUROC: closed form; others: 50 resamples of patients)."
+    assert brackets in lines
     balanced = evaluation.argmax["balanced_accuracy"].value
     assert any(line.startswith(f"Most probable of 2 labels: balanced accuracy {balanced:.3f} (") for line in lines)
     assert max(map(len, lines)) <= 140
@@ -226,4 +230,5 @@ def test_a_single_label_has_no_mean_and_a_single_patient_no_interval() -> None:
     text = table_of(evaluate(one, 50))
     assert "mean of labels" not in text
     assert "In brackets" not in text
-    assert "(" not in text
+    assert "Fewer than 20 patients, so figures say little and intervals are wide: A (1 with it, 1 without)." in text
+    assert not re.search(r"\d \(0", text)

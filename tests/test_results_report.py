@@ -675,7 +675,7 @@ FOCUSED = "document.activeElement.getAttribute('href') || document.activeElement
 
 def test_it_says_how_often_the_bundle_is_uncertain(tmp_path: Path, bundle: Bundle) -> None:
     share = {"value": 0.184, "low": 0.1, "high": 0.26}
-    measured = {"frames": 141, "patients": 78, "uncertain": share, "labels": {}}
+    measured = {"frames": 141, "patients": 78, "uncertain": share, "open_labels": share, "labels": {}}
     conformal = {"alpha": 0.1, "bands": (), "measured": measured}
     wary = make_bundle(tmp_path / "wary", conformal=conformal)
     said = text_of(write(tmp_path, wary, [make_scored(1, 0.9)]))

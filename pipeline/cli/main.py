@@ -22,6 +22,7 @@ COMMANDS = (
     "sweep",
     "evaluate",
     "calibrate",
+    "compare",
     "score",
     "serve",
     "models",
@@ -32,7 +33,7 @@ COMMANDS = (
     "config",
     "ui",
 )
-AT_WORK = ("inspect", "deidentify", "ingest", "train", "sweep", "evaluate", "calibrate", "score", "serve")
+AT_WORK = ("inspect", "deidentify", "ingest", "train", "sweep", "evaluate", "calibrate", "compare", "score", "serve")
 """Commands that keep several cores at work."""
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """exit codes: 0 done, 1 some studies failed and are listed, 2 unusable input or configuration, 130 interrupted.

@@ -100,6 +100,23 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike, activation: Activatio
     return float(np.clip(np.exp(found.x), *TEMPERATURE_RANGE))
 
 
+def fit_temperatures(logits: ArrayLike, targets: ArrayLike, activation: Activation) -> Calibration:
+    """Fit one temperature under softmax, and one for each label under sigmoid, where each label is a question of its own.
+
+    A label that is not known in any frame keeps the temperature that suits all labels together. Parameters and errors are those
+    of `fit_temperature`.
+    """
+    values, truth = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    shared, labels = fit_temperature(values, truth, activation), range(truth.shape[1])
+    if activation is Activation.SOFTMAX:
+        return Calibration.of(shared, len(labels))
+    own = [
+        shared if np.isnan(truth[:, one]).all() else fit_temperature(values[:, [one]], truth[:, [one]], activation)
+        for one in labels
+    ]
+    return Calibration(tuple(own), (0.0,) * len(own))
+
+
 def fit_scale(logits: ArrayLike, targets: ArrayLike) -> tuple[float, float]:
     """Fit the scale and the offset that make the truth of one label most likely, given sigmoid(scale x logit + offset).
 
@@ -312,6 +329,20 @@ def expected_calibration_error(probabilities: Float64, targets: Float64, bins: i
     """
     sums = reliability(probabilities, targets, bins)
     return float(ratio(np.abs(sums.probability - sums.positive).sum(), sums.frames.sum()))
+
+
+def adaptive_calibration_error(probabilities: Float64, targets: Float64, bins: int = BINS) -> float:
+    """Return the mean distance between probability and frequency in bins of as many frames each, in [0, 1].
+
+    Nixon et al., "Measuring calibration in deep learning" (CVPR workshops 2019): bins of equal width leave most of them nearly
+    empty if probabilities gather at 0 and 1. Frames with the same probability stay in the order given; parameters as in
+    `reliability`; nan without frames.
+    """
+    if not len(targets):
+        return float("nan")
+    order = np.argsort(probabilities, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    return float(sum(abs((probabilities[part] - targets[part]).sum()) for part in parts) / len(targets))
 
 
 def brier_score(probabilities: Float64, targets: Float64, weights: Float64 | None = None) -> Float64:

@@ -13,12 +13,12 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from pipeline.errors import InputError
-from pipeline.evaluate.calibration import Float64, ratio
-from pipeline.evaluate.metrics import Estimate, Sample, bootstrap, confusion_counts, curve, sensitivity, specificity
-from pipeline.predictions import ConformalBand, OperatingPoint, State
+from pipeline.evaluate.calibration import Float64
+from pipeline.evaluate.intervals import CELLS, Estimate, bootstrap, proportion_limits
+from pipeline.evaluate.metrics import LabelColumn, Sample, confusion_counts, curve, proportion, sensitivity, specificity
+from pipeline.predictions import ConformalBand, Interval, OperatingPoint, State, patients_needed
 
 YOUDEN = "youden"
 SENSITIVITY = re.compile(r"sensitivity>=(0\.\d+)")
@@ -122,17 +122,57 @@ def _choose(label: str, probabilities: Float64, targets: Float64, criterion: str
     return OperatingPoint(label, float(threshold), criterion, float(sensitivity), float(specificity))
 
 
-_CERTAIN = 1e-6
-"""Probabilities nearer to 0 or 1 have the log odds of this one."""
-
-
 def with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
-    """Return the points with the sensitivity and specificity of the states, which depend on bands and other labels as well."""
-    counts = [confusion_counts(column.states, column.targets, np.ones(len(column.rows))) for column in sample.columns]
-    return tuple(
-        replace(point, sensitivity=float(sensitivity(one)), specificity=float(specificity(one)))
-        for point, one in zip(points, counts, strict=True)
+    """Return the points with their figures on the split that they were chosen on.
+
+    Sensitivity and specificity are those of the states, which depend on bands and other labels as well. On so few patients as
+    a calibration split may have they promise too much, since the threshold was chosen for these very frames; so the points also
+    get what `expected_rates` says.
+    """
+    return tuple(_with_figures(point, column) for point, column in zip(points, sample.columns, strict=True))
+
+
+def _with_figures(point: OperatingPoint, column: LabelColumn) -> OperatingPoint:
+    counts = confusion_counts(column.states, column.targets, np.ones(len(column.rows)))
+    found, spared = expected_rates(column.probabilities, column.targets, column.groups, point.criterion)
+    return replace(
+        point,
+        sensitivity=float(sensitivity(counts)),
+        specificity=float(specificity(counts)),
+        expected_sensitivity=Interval(found.value, found.low, found.high),
+        expected_specificity=Interval(spared.value, spared.low, spared.high),
     )
+
+
+def expected_rates(
+    probabilities: Float64, targets: Float64, groups: NDArray[np.str_], criterion: str
+) -> tuple[Estimate, Estimate]:
+    """Return the sensitivity and specificity that a threshold so chosen has in further patients, with 95 % intervals.
+
+    The threshold is chosen again without each patient and applied to that patient's frames (leave-one-out, by patient). The
+    intervals are those of `proportion_limits`; with one patient of a kind there is nothing to choose from without it.
+
+    Parameters
+    ----------
+    probabilities, targets
+        Of one label in the n frames for which it is known.
+    groups
+        The patient of each, shape (n,).
+    criterion
+        As in `choose_operating_points`.
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    chosen = np.empty(members.max() + 1)
+    at_once = max(1, CELLS // len(members))
+    for start in range(0, len(chosen), at_once):
+        left_out = np.arange(start, min(start + at_once, len(chosen)))
+        chosen[left_out] = thresholds(probabilities, targets, (members != left_out[:, None]).astype(np.float64), criterion)
+    positive, is_defined = probabilities >= chosen[members], ~np.isnan(chosen[members])
+    rates = []
+    for value, hits in ((1, positive), (0, ~positive)):
+        rows = targets == value
+        rates.append(proportion(hits[rows], groups[rows]) if is_defined[rows].all() else Estimate.of(np.nan, None))
+    return rates[0], rates[1]
 
 
 def conformal_bands(
@@ -156,9 +196,9 @@ def conformal_bands(
     frames a patient has (Lee, Barber and Willett 2023, theorem 1; with one frame each, the edge is the floor(alpha (K + 1))-th
     smallest). Each patient counts once, since the frames of one patient resemble each other.
 
-    Such an edge exists from 1 / alpha - 1 patients on. With fewer, the edge is parametric: the lower limit of a prediction
-    interval for the lowest log odds of one further patient, which are taken as normal (Hahn and Meeker 1991, chapter 4), and no
-    higher than what was seen. One patient does not show how patients differ, so the band then reaches to the end.
+    This is the coverage of a frame, on average over patients: more often than alpha, one of the frames of a patient is missed.
+    The edges exist from `patients_needed` patients with the label and as many without it. With fewer of either, nothing is
+    promised for the label, and its band has only the second purpose.
 
     Second, it covers the 95 % interval of the operating point, which is chosen again on resampled patients: between the
     thresholds that other samples of as many patients would have given, the side of the threshold means nothing. (The threshold
@@ -189,7 +229,7 @@ def conformal_bands(
     return tuple(_band(point, chances, truth, patients, alpha, resamples, seed) for point, chances, truth in columns)
 
 
-def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Estimate]]:
+def coverage(sample: Sample) -> dict[str, dict[str, Estimate]]:
     """Return how often the states of each label hold the truth and how often they are uncertain, with 95 % intervals.
 
     Each label has three figures: `covered_positives` is the part of its positive frames that are not called negative, and
@@ -200,8 +240,6 @@ def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, 
     ----------
     sample
         Frames that the bands were not fitted on.
-    resamples, seed
-        Of the bootstrap.
     """
     states, targets = sample.states, sample.targets
     patients = np.asarray(sample.groups, dtype=str)
@@ -211,17 +249,26 @@ def coverage(sample: Sample, resamples: int = 1000, seed: int = 0) -> dict[str, 
         "uncertain": (~np.isnan(targets), states == State.UNCERTAIN, False),
     }
 
-    def statistic(weights: Float64) -> dict[tuple[str, str], Float64]:
-        found = {}
-        for name, (asked, holds, by_patient) in questions.items():
-            for column, label in enumerate(sample.labels):
-                rows = np.flatnonzero(asked[:, column])
-                mass = weights[:, rows] * (_shares(patients[rows]) if by_patient else 1)
-                found[label, name] = ratio(mass @ holds[rows, column].astype(float), mass.sum(axis=1))
-        return found
+    def answer(asked: NDArray[np.bool_], holds: NDArray[np.bool_], by_patient: bool) -> Estimate:
+        if not asked.any():
+            return Estimate.of(np.nan, None)
+        hits, groups = holds[asked].astype(np.float64), patients[asked]
+        weights = _shares(groups) if by_patient else np.ones(len(groups))
+        return Estimate.of(float(weights @ hits / weights.sum()), proportion_limits(hits, groups, weights))
 
-    estimates = bootstrap(statistic, sample.groups, resamples, seed)
-    return {label: {name: estimates[label, name] for name in questions} for label in sample.labels}
+    return {
+        label: {name: answer(asked[:, column], holds[:, column], by) for name, (asked, holds, by) in questions.items()}
+        for column, label in enumerate(sample.labels)
+    }
+
+
+def open_labels(sample: Sample, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Return how many labels cannot be ruled out in a frame, on average: the size of the sets that the states stand for.
+
+    Parameters are those of `evaluate`.
+    """
+    counts = np.asarray((sample.states != State.NEGATIVE).sum(axis=1), np.float64)
+    return bootstrap(lambda weights: {0: weights @ counts / weights.sum(axis=1)}, sample.groups, resamples, seed)[0]
 
 
 def _band(
@@ -241,32 +288,24 @@ def _band(
         seed,
     )[0]
     seen, with_label, without = np.unique(chances[known]), truth == 1, truth == 0
-    lowest = _edge(chances[with_label], patients[with_label], alpha, 1)
-    highest = _edge(chances[without], patients[without], alpha, -1)
-    return ConformalBand(
-        label=point.label,
-        present_from=min(one for one in (_below(seen, lowest), point.threshold, interval.low) if one is not None),
-        absent_below=max(one for one in (_above(seen, highest), point.threshold, interval.high) if one is not None),
-        present_patients=len(set(patients[with_label])),
-        absent_patients=len(set(patients[without])),
-    )
+    counts = len(set(patients[with_label])), len(set(patients[without]))
+    low, high = [point.threshold], [point.threshold]
+    if interval.low is not None and interval.high is not None:
+        low, high = [*low, interval.low], [*high, interval.high]
+    if min(counts) >= patients_needed(alpha):
+        low.append(_below(seen, _edge(chances[with_label], patients[with_label], alpha, 1)))
+        high.append(_above(seen, _edge(chances[without], patients[without], alpha, -1)))
+    return ConformalBand(point.label, min(low), max(high), *counts)
 
 
 def _edge(chances: Float64, patients: NDArray[np.str_], alpha: float, side: int) -> float:
     """Return the edge that a further patient's frame lies below (side 1) or above (side -1) with a chance of at most alpha."""
     scores, count = side * chances, len(set(patients))
     allowed = count - (1 - alpha) * (count + 1)  # mass beyond the edge, in units of 1 / (K + 1)
-    if allowed >= -1e-9:  # 0.9 x 30 is a little more than 27
-        order = np.argsort(scores, kind="stable")
-        ordered = scores[order]
-        beyond = np.append(0, np.cumsum(_shares(patients)[order]))[np.searchsorted(ordered, ordered)]
-        return float(side * ordered[beyond <= allowed + 1e-9][-1])
-    if count < 2:
-        return 0.0 if side > 0 else 1.0
-    lowest = np.array([scores[patients == one].min() for one in np.unique(patients)])
-    odds = side * special.logit(np.clip(side * lowest, _CERTAIN, 1 - _CERTAIN))
-    limit = odds.mean() - special.stdtrit(count - 1, 1 - alpha) * odds.std(ddof=1) * np.sqrt(1 + 1 / count)
-    return float(side * min(lowest.min(), side * special.expit(side * limit)))
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    beyond = np.append(0, np.cumsum(_shares(patients)[order]))[np.searchsorted(ordered, ordered)]
+    return float(side * ordered[beyond <= allowed + 1e-9][-1])  # 0.9 x 30 is a little more than 27
 
 
 def _shares(patients: NDArray[np.str_]) -> Float64:

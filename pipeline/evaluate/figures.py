@@ -17,6 +17,7 @@ from pipeline.evaluate.metrics import (
     average_precision,
     confusion_counts,
     curve,
+    net_benefit,
     prevalence,
     sensitivity,
     specificity,
@@ -32,11 +33,14 @@ INK, GUIDE, NOTE = "#333333", "#9A9A9A", "#6B6B6B"
 FIRM = 10
 DOTS_PER_INCH = 144
 
-LegendPlace = Literal["lower right", "lower left", "upper left"]
+_ACTING = np.arange(1, 100) / 100
+
+LegendPlace = Literal["lower right", "lower left", "upper left", "upper right"]
 
 
 def plots(sample: Sample) -> dict[str, bytes]:
-    """Draw `roc.png`, `pr.png`, `reliability.png`, `confusion.png`, and `most_probable.png` unless labels are independent.
+    """Draw `roc.png`, `pr.png`, `reliability.png`, `decision_curve.png`, `confusion.png`, and `most_probable.png` unless labels
+    are independent.
 
     A label has no curve if it is not defined.
     """
@@ -45,6 +49,7 @@ def plots(sample: Sample) -> dict[str, bytes]:
         "roc.png": _roc(columns),
         "pr.png": _precision_recall(columns),
         "reliability.png": _reliability(columns),
+        "decision_curve.png": _decision_curve(columns),
         "confusion.png": _confusion(columns),
     }
     return drawn | ({"most_probable.png": _most_probable(columns, choice)} if choice else {})
@@ -108,6 +113,23 @@ def _reliability(columns: Sequence[LabelColumn]) -> bytes:
     return _finish(
         figure, axes, "upper left", f"{BINS} bins of equal width; size: number of frames; small pale dots: fewer than {FIRM}"
     )
+
+
+def _decision_curve(columns: Sequence[LabelColumn]) -> bytes:
+    """Draw the net benefit of acting on the probability of each label, and of acting on all frames as a thin line."""
+    figure, axes = _square("Decision curve", "Threshold: probability from which one acts", "Net benefit")
+    axes.set_aspect("auto")
+    axes.axhline(0, color=GUIDE, linewidth=1, linestyle=(0, (4, 4)))
+    least = most = 0.0
+    for (colour, line), column in zip(_styles(), columns, strict=False):
+        if not len(column.rows):
+            continue
+        benefit, of_all = net_benefit(column.probabilities, column.targets, _ACTING)
+        axes.plot(_ACTING, benefit, color=colour, linestyle=line, linewidth=1.8, label=_named(column, "acting on it"))
+        axes.plot(_ACTING, of_all, color=colour, linewidth=0.8, alpha=0.45, zorder=1)
+        least, most = min(least, float(benefit.min())), max(most, float(benefit.max()), float(of_all.max()))
+    axes.set_ylim(max(least, -most) - 0.03, most + 0.03)
+    return _finish(figure, axes, "upper right", "Thin lines: acting on all frames; dashed: on none (Vickers and Elkin 2006)")
 
 
 def _most_probable(columns: Sequence[LabelColumn], choice: Choice) -> bytes:

@@ -1,22 +1,34 @@
 """Evaluates predictions against the truth: every metric of every label and over all labels, each with its interval.
 
-Weights of frames have shape (..., n): a row of ones gives the figure itself, one row for each resample the bootstrap. Intervals
-of 95 % come from drawing patients with replacement, not frames, since the frames of one patient resemble each other.
+Weights of frames have shape (..., n): a row of ones gives the figure itself, one row for each resample the bootstrap. A figure
+counts every frame alike, its interval counts patients (`pipeline.evaluate.intervals`).
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.evaluate.calibration import Float64, brier_score, expected_calibration_error, probabilities, ratio
-from pipeline.predictions import Calibration, ConformalBand, DecisionRule, Interval, OperatingPoint, State, Task
+from pipeline.evaluate.calibration import (
+    Float64,
+    adaptive_calibration_error,
+    brier_score,
+    expected_calibration_error,
+    probabilities,
+    ratio,
+)
+from pipeline.evaluate.intervals import TAIL, Estimate, auroc_limits, bootstrap, proportion_limits
+from pipeline.predictions import Calibration, ConformalBand, DecisionRule, OperatingPoint, State, Task
 
 PLURALS: Mapping[str, str] = {"frame": "frames", "study": "studies", "eye": "eyes", "patient": "patients"}
 """What can be evaluated. Figures of patients have their number once."""
+
+
+FIXED = 0.95
+"""The specificity at which a sensitivity is given, and the reverse."""
 
 
 class Curve(NamedTuple):
@@ -38,9 +50,9 @@ class Curve(NamedTuple):
 class Counts(NamedTuple):
     """The six cells of the confusion table, as sums of weights of shape (...).
 
-    The last two are the frames with and without the label that were uncertain. They count as errors in every metric, since an
-    uncertain answer neither finds a disease nor rules it out (Schuetz, Schlattmann and Dewey, "Use of 3 x 2 tables with an
-    intention to diagnose approach to assess clinical performance of diagnostic tests", BMJ 2012).
+    The last two are the frames with and without the label that were uncertain. They count as errors in every metric but the
+    predictive values, since an uncertain answer neither finds a disease nor rules it out (Schuetz, Schlattmann and Dewey, "Use
+    of 3 x 2 tables with an intention to diagnose approach to assess clinical performance of diagnostic tests", BMJ 2012).
     """
 
     true_positives: Float64
@@ -118,6 +130,41 @@ def average_precision(points: Curve) -> Float64:
     return ratio((steps * precision).sum(-1), points.true_positives[..., -1:].sum(-1))
 
 
+def net_benefit(probabilities: Float64, targets: Float64, thresholds: Float64) -> tuple[Float64, Float64]:
+    """Return the net benefit of acting on frames from a probability on, and that of acting on all, each of shape (k,).
+
+    Vickers and Elkin, "Decision curve analysis" (Medical Decision Making 2006): true positives less false positives, of all
+    frames, if a false one weighs threshold / (1 - threshold) of a true one, which is what acting from that threshold on means.
+
+    Parameters
+    ----------
+    probabilities, targets
+        Shape (n,); n is not 0.
+    thresholds
+        Shape (k,), in (0, 1).
+    """
+    acted = probabilities >= thresholds[:, None]
+    odds, prevalence = thresholds / (1 - thresholds), targets.mean()
+    benefit = (acted @ targets - odds * (acted @ (1 - targets))) / len(targets)
+    return benefit, np.asarray(prevalence - odds * (1 - prevalence), np.float64)
+
+
+def sensitivity_at_specificity(points: Curve) -> Float64:
+    """The largest sensitivity of thresholds whose specificity reaches `FIXED`; nan without positives or without negatives."""
+    positives, negatives = (one[..., -1:].sum(-1) for one in (points.true_positives, points.false_positives))
+    allowed = points.false_positives <= (1 - FIXED) * negatives[..., None] + 1e-9
+    found = np.where(allowed, points.true_positives, 0).max(-1, initial=0)
+    return ratio(np.where(negatives > 0, found, np.nan), positives)
+
+
+def specificity_at_sensitivity(points: Curve) -> Float64:
+    """The largest specificity of thresholds whose sensitivity reaches `FIXED`; nan without positives or without negatives."""
+    positives, negatives = (one[..., -1:].sum(-1) for one in (points.true_positives, points.false_positives))
+    allowed = points.true_positives >= FIXED * positives[..., None] - 1e-9
+    spared = np.where(allowed, negatives[..., None] - points.false_positives, 0).max(-1, initial=0)
+    return ratio(np.where(positives > 0, spared, np.nan), negatives)
+
+
 def sensitivity(counts: Counts) -> Float64:
     """Part of the positives that was called positive; nan without positives."""
     return ratio(counts.true_positives, counts.positives)
@@ -126,6 +173,16 @@ def sensitivity(counts: Counts) -> Float64:
 def specificity(counts: Counts) -> Float64:
     """Part of the negatives that was called negative; nan without negatives."""
     return ratio(counts.true_negatives, counts.negatives)
+
+
+def ppv(counts: Counts) -> Float64:
+    """Positive predictive value: the part with the label of what was called positive; nan if nothing was."""
+    return ratio(counts.true_positives, counts.true_positives + counts.false_positives)
+
+
+def npv(counts: Counts) -> Float64:
+    """Negative predictive value: the part without the label of what was called negative; nan if nothing was."""
+    return ratio(counts.true_negatives, counts.true_negatives + counts.false_negatives)
 
 
 def balanced_accuracy(counts: Counts) -> Float64:
@@ -156,10 +213,17 @@ def uncertain(counts: Counts) -> Float64:
     return ratio(counts.uncertain_positives + counts.uncertain_negatives, counts.positives + counts.negatives)
 
 
-RANKING: Mapping[str, Callable[[Curve], Float64]] = {"auroc": auroc, "average_precision": average_precision}
+RANKING: Mapping[str, Callable[[Curve], Float64]] = {
+    "auroc": auroc,
+    "average_precision": average_precision,
+    "sensitivity_at_specificity_95": sensitivity_at_specificity,
+    "specificity_at_sensitivity_95": specificity_at_sensitivity,
+}
 DECISION: Mapping[str, Callable[[Counts], Float64]] = {
     "sensitivity": sensitivity,
     "specificity": specificity,
+    "ppv": ppv,
+    "npv": npv,
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
     "mcc": mcc,
@@ -178,73 +242,15 @@ def measure(probabilities: Float64, targets: Float64, states: NDArray[np.object_
     return ranking | decision | calibration
 
 
-Key = TypeVar("Key", bound=Hashable)
-
-PERCENTILES = (2.5, 97.5)
-CELLS = 2**18
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate(Interval):
-    """A figure with its 95 % interval: percentiles 2.5 and 97.5 over the resamples in which the figure is defined.
-
-    Parameters
-    ----------
-    left_out
-        In how many resamples it is not defined, for example because none of the drawn patients has the finding.
-    """
-
-    left_out: int
-
-
-def bootstrap(
-    statistic: Callable[[Float64], Mapping[Key, Float64]], groups: Sequence[str], resamples: int, seed: int
-) -> dict[Key, Estimate]:
-    """Estimate figures with percentile intervals over resamples of whole patients (Efron and Tibshirani 1993, chapter 13).
-
-    Parameters
-    ----------
-    statistic
-        Takes weights of shape (r, n) and returns figures of shape (r,), nan if one is not defined.
-    groups
-        The patient of each of the n frames. With fewer than two patients there is no interval: it is nan.
-    resamples
-        How often as many patients as there are, are drawn.
-    seed
-        Equal seeds give equal intervals, whatever the order of the frames.
-    """
-    names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    values = statistic(np.ones((1, len(members))))
-    drawn: dict[Key, list[Float64]] = {key: [np.empty(0)] for key in values}
-    for counts in _draw(len(names), resamples, max(1, CELLS // len(members)), seed):
-        for key, figures in statistic(counts[:, members]).items():
-            drawn[key].append(figures)
-    enough = len(names) > 1
-    return {key: _estimate(float(values[key][0]), np.concatenate(parts), enough) for key, parts in drawn.items()}
-
-
-def _draw(patients: int, resamples: int, at_once: int, seed: int) -> Iterator[Float64]:
-    """Yield how often each patient was drawn, in parts of shape (at most at_once, patients)."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        yield rng.multinomial(patients, np.full(patients, 1 / patients), size=size).astype(np.float64)
-
-
-def _estimate(value: float, figures: Float64, enough: bool) -> Estimate:
-    defined = figures[~np.isnan(figures)]
-    low, high = map(float, np.percentile(defined, PERCENTILES)) if enough and len(defined) else (None, None)
-    return Estimate(None if np.isnan(value) else value, low, high, len(figures) - len(defined))
-
-
-_ECE = "ece"
-METRICS = (*RANKING, *DECISION, *CALIBRATION, _ECE)
+ERRORS = ("ece", "adaptive_ece", "adaptive_ece_uncalibrated")
+"""How far probabilities are from frequencies: in bins of equal width, and of equal size after and before calibration."""
+METRICS = (*RANKING, *DECISION, *CALIBRATION, *ERRORS)
 MACRO_METRICS = tuple(name for name in METRICS if name != "prevalence")
 ARGMAX_METRICS = ("accuracy", "balanced_accuracy")
 GRADE_METRICS = ("quadratic_kappa", "grade_error")
 """Further figures of the most probable label if labels are grades in their order."""
 
-_MACRO, _ARGMAX, _FRAMES = "macro", "argmax", "frames"
+_MACRO, _ARGMAX = "macro", "argmax"
 _Key = tuple[int | str, str]
 
 
@@ -319,6 +325,12 @@ class Sample:
         if without := [label for label in self.labels if label not in {point.label for point in self.operating_points}]:
             yield f"There is no operating point for {', '.join(without)}. Train the bundle again."
 
+    def rows(self, places: NDArray[np.intp]) -> "Sample":
+        """Return the sample of some of the frames."""
+        return replace(
+            self, logits=self.logits[places], targets=self.targets[places], groups=[self.groups[place] for place in places]
+        )
+
     @property
     def probabilities(self) -> Float64:
         """Calibrated, of shape (n, labels)."""
@@ -334,10 +346,16 @@ class Sample:
     def columns(self) -> "tuple[LabelColumn, ...]":
         """Each label with the frames for which it is known."""
         thresholds = {point.label: point.threshold for point in self.operating_points}
+        groups = np.asarray(self.groups, dtype=str)
         return tuple(
-            LabelColumn(label, np.flatnonzero(~np.isnan(target)), chances, target, states, thresholds[label])
-            for label, chances, target, states in zip(
-                self.labels, self.probabilities.T, self.targets.T, self.states.T, strict=True
+            LabelColumn(label, np.flatnonzero(~np.isnan(target)), chances, plain, target, states, groups, thresholds[label])
+            for label, chances, plain, target, states in zip(
+                self.labels,
+                self.probabilities.T,
+                probabilities(self.logits, self.task.activation).T,
+                self.targets.T,
+                self.states.T,
+                strict=True,
             )
         )
 
@@ -358,10 +376,12 @@ class LabelColumn:
     ----------
     rows
         Positions of these m frames in the sample.
-    probabilities, targets
-        Shape (m,).
+    probabilities, uncalibrated, targets
+        Shape (m,); uncalibrated probabilities are those of the network itself.
     states
         Shape (m,), as decided.
+    groups
+        Shape (m,), the patients.
     threshold
         Of the operating point.
     """
@@ -371,16 +391,79 @@ class LabelColumn:
         label: str,
         rows: NDArray[np.intp],
         chances: Float64,
+        uncalibrated: Float64,
         targets: Float64,
         states: NDArray[np.object_],
+        groups: NDArray[np.str_],
         threshold: float,
     ) -> None:
         self.label, self.rows, self.threshold = label, rows, threshold
-        self.probabilities, self.targets, self.states = chances[rows], targets[rows], states[rows]
+        self.probabilities, self.uncalibrated = chances[rows], uncalibrated[rows]
+        self.targets, self.states, self.groups = targets[rows], states[rows], groups[rows]
 
     def measure(self, weights: Float64) -> dict[str, Float64]:
         """Return the weighted metrics by name, each of shape (r,), for weights of shape (r, n) over the sample's frames."""
         return measure(self.probabilities, self.targets, self.states, weights[..., self.rows])
+
+    @property
+    def patients(self) -> tuple[int, int]:
+        """How many patients have a frame with the label, and how many one without it; a patient may be both."""
+        with_label, without = (len(np.unique(self.groups[self.targets == value])) for value in (1, 0))
+        return with_label, without
+
+    def closed_forms(self) -> dict[str, Estimate]:
+        """Return the proportions among the metrics, and the area under the curve, with intervals that need no resamples."""
+        present, positive, negative = self.targets == 1, self.states == State.POSITIVE, self.states == State.NEGATIVE
+        everything = np.ones(len(present), bool)
+        parts = {
+            "sensitivity": (present, positive),
+            "specificity": (~present, negative),
+            "ppv": (positive, present),
+            "npv": (negative, ~present),
+            "prevalence": (everything, present),
+            "uncertain": (everything, self.states == State.UNCERTAIN),
+        }
+        found = {name: proportion(hits[among], self.groups[among]) for name, (among, hits) in parts.items()}
+        area = float(auroc(curve(self.probabilities, self.targets, np.ones(len(present)))))
+        limits = None if np.isnan(area) else auroc_limits(self.probabilities, self.targets, self.groups)
+        return found | {"auroc": Estimate.of(area, limits)}
+
+    def predictive_values(self, prevalence: float) -> dict[str, Estimate]:
+        """Return the predictive values if the label is as common as given, from the states of frames with and without it.
+
+        The limits combine those of both rates, each with half of the error, so they hold at least as often as 95 %.
+
+        Parameters
+        ----------
+        prevalence
+            In (0, 1).
+        """
+        present, groups = self.targets == 1, self.groups
+        found = {}
+        for name, state, chance, wanted in (
+            ("ppv", State.POSITIVE, prevalence, present),
+            ("npv", State.NEGATIVE, 1 - prevalence, ~present),
+        ):
+            rates = []
+            for rows in (wanted, ~wanted):
+                hits = (self.states == state)[rows]
+                limits = proportion_limits(hits, groups[rows], tail=TAIL / 2) if len(hits) else None
+                rates.append((hits.mean() if len(hits) else np.nan, limits))
+            (right, among), (wrong, others) = rates
+
+            def value(right: float, wrong: float, chance: float = chance) -> float:
+                return float(ratio(chance * right, chance * right + (1 - chance) * wrong))
+
+            limits = (value(among[0], others[1]), value(among[1], others[0])) if among and others else None
+            found[name] = Estimate.of(value(right, wrong), limits)
+        return found
+
+
+def proportion(hits: NDArray[np.bool_], groups: NDArray[np.str_]) -> Estimate:
+    """Return which part of some frames counts, with its interval; parameters as in `proportion_limits`."""
+    if not len(hits):
+        return Estimate.of(np.nan, None)
+    return Estimate.of(float(hits.mean()), proportion_limits(hits, groups))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -432,17 +515,24 @@ class LabelEvaluation:
         The finding.
     n_positive, n_negative
         Frames.
+    positive_patients, negative_patients
+        How many patients these come from.
     threshold
         Of the operating point.
     metrics
         By the names in `METRICS`.
+    at_prevalence
+        `prevalence`, if one was given, and there `ppv` and `npv`.
     """
 
     label: str
     n_positive: int
     n_negative: int
+    positive_patients: int
+    negative_patients: int
     threshold: float
     metrics: Mapping[str, Estimate]
+    at_prevalence: Mapping[str, float | Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,9 +592,12 @@ class Evaluation:
                 label.label: {
                     "n_positive": label.n_positive,
                     "n_negative": label.n_negative,
+                    "positive_patients": label.positive_patients,
+                    "negative_patients": label.negative_patients,
                     "threshold": label.threshold,
                     "metrics": _figures(label.metrics),
                 }
+                | ({"at_prevalence": _at_prevalence(label.at_prevalence)} if label.at_prevalence else {})
                 for label in self.labels
             },
             "macro": _figures(self.macro),
@@ -526,32 +619,51 @@ class Evaluation:
         return parts
 
 
-def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0) -> Evaluation:
-    """Compute every metric with its 95 % interval over resampled patients.
+def evaluate(sample: Sample, resamples: int = 1000, seed: int = 0, prevalence: Mapping[str, float] | None = None) -> Evaluation:
+    """Compute every metric with its 95 % interval, which counts patients.
 
-    The expected calibration error has no interval: resampling adds to its bias, so that percentiles often lie above the figure.
+    Proportions and areas under the receiver operating characteristic have intervals in closed form, the others resampled ones;
+    for which figures no interval is honest, `pipeline.evaluate.intervals` says. The expected calibration error has none:
+    resampling adds to its bias, so that percentiles often lie above the figure.
 
     Parameters
     ----------
     sample
         The frames of one split.
     resamples
-        Of the bootstrap; with 0 there are no intervals.
+        Of the bootstrap; with 0 there are only the intervals in closed form.
     seed
         Of the bootstrap.
+    prevalence
+        How common labels are where the predictive values are to hold, in (0, 1), by label.
+
+    Raises
+    ------
+    InputError
+        If a prevalence is of no label of the sample, or not between 0 and 1.
     """
+    local = prevalence or {}
+    if wrong := [label for label, part in local.items() if label not in sample.labels or not 0 < part < 1]:
+        raise InputError(
+            f"The prevalence of {', '.join(wrong)} cannot be used: give it as LABEL=0.02, with a label among "
+            f"{', '.join(sample.labels)} and a number between 0 and 1."
+        )
     columns, choice = sample.columns, sample.choice
-    unsure = np.asarray((sample.states == State.UNCERTAIN).any(axis=1), np.float64)
-
-    def statistic(weights: Float64) -> dict[_Key, Float64]:
-        return _statistic(columns, choice, weights) | {(_FRAMES, "uncertain"): ratio(weights @ unsure, weights.sum(axis=1))}
-
-    estimates = bootstrap(statistic, sample.groups, resamples, seed) | _calibration_errors(columns)
+    groups = np.asarray(sample.groups, dtype=str)
+    unsure = np.asarray((sample.states == State.UNCERTAIN).any(axis=1), bool)
+    estimates = bootstrap(lambda weights: _statistic(columns, choice, weights), sample.groups, resamples, seed, _rests(columns))
+    for index, column in enumerate(columns):
+        estimates |= {(index, name): estimate for name, estimate in column.closed_forms().items()}
+    if choice:
+        estimates[_ARGMAX, "accuracy"] = proportion(choice.chosen == choice.true, groups[choice.rows])
+    estimates |= _calibration_errors(columns)
     return Evaluation(
-        labels=tuple(_label_evaluation(column, _part(estimates, index)) for index, column in enumerate(columns)),
+        labels=tuple(
+            _label_evaluation(column, _part(estimates, index), local.get(column.label)) for index, column in enumerate(columns)
+        ),
         macro=_part(estimates, _MACRO),
         argmax=_part(estimates, _ARGMAX),
-        uncertain=estimates[_FRAMES, "uncertain"],
+        uncertain=proportion(unsure, groups),
         confusion=choice.confusion() if choice else (),
         frames=len(sample.groups),
         patients=len(set(sample.groups)),
@@ -604,22 +716,49 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
 def _statistic(columns: Sequence[LabelColumn], choice: Choice | None, weights: Float64) -> dict[_Key, Float64]:
     labels = [column.measure(weights) for column in columns]
     macro: dict[str, Float64] = {
-        name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS if name != _ECE
+        name: np.mean([metrics[name] for metrics in labels], axis=0) for name in MACRO_METRICS if name not in ERRORS
     }
     argmax = choice.measure(weights) if choice else {}
     scopes: list[tuple[int | str, dict[str, Float64]]] = [*enumerate(labels), (_MACRO, macro), (_ARGMAX, argmax)]
     return {(scope, name): figures for scope, metrics in scopes for name, figures in metrics.items()}
 
 
+def _rests(columns: Sequence[LabelColumn]) -> dict[_Key, int]:
+    """Return on how many patients the figures rest that need frames with a label and frames without it."""
+    fewest = [min(column.patients) for column in columns]
+    both = [name for name in MACRO_METRICS if name not in (*CALIBRATION, "uncertain", *ERRORS)]
+    rests: dict[_Key, int] = {(index, name): count for index, count in enumerate(fewest) for name in both}
+    balanced = min(column.patients[0] for column in columns)
+    return rests | {(_MACRO, name): min(fewest) for name in both} | {(_ARGMAX, "balanced_accuracy"): balanced}
+
+
 def _calibration_errors(columns: Sequence[LabelColumn]) -> dict[_Key, Estimate]:
-    errors = [expected_calibration_error(column.probabilities, column.targets) for column in columns]
-    scopes: list[tuple[int | str, float]] = [*enumerate(errors), (_MACRO, float(np.mean(errors)))]
-    return {(scope, _ECE): Estimate(None if np.isnan(error) else error, None, None, 0) for scope, error in scopes}
+    found: list[tuple[int | str, Sequence[float]]] = []
+    for index, column in enumerate(columns):
+        errors = expected_calibration_error(column.probabilities, column.targets)
+        sized = (adaptive_calibration_error(one, column.targets) for one in (column.probabilities, column.uncalibrated))
+        found.append((index, (errors, *sized)))
+    found.append((_MACRO, np.mean([errors for _, errors in found], axis=0).tolist()))
+    return {
+        (scope, name): Estimate.of(error, None) for scope, errors in found for name, error in zip(ERRORS, errors, strict=True)
+    }
 
 
-def _label_evaluation(column: LabelColumn, metrics: Mapping[str, Estimate]) -> LabelEvaluation:
+def _label_evaluation(column: LabelColumn, metrics: Mapping[str, Estimate], prevalence: float | None) -> LabelEvaluation:
     positives = int(column.targets.sum())
-    return LabelEvaluation(column.label, positives, len(column.targets) - positives, column.threshold, metrics)
+    return LabelEvaluation(
+        column.label,
+        positives,
+        len(column.targets) - positives,
+        *column.patients,
+        column.threshold,
+        metrics,
+        {} if prevalence is None else {"prevalence": prevalence, **column.predictive_values(prevalence)},
+    )
+
+
+def _at_prevalence(found: Mapping[str, float | Estimate]) -> dict[str, Any]:
+    return {name: asdict(value) if isinstance(value, Estimate) else value for name, value in found.items()}
 
 
 def _part(estimates: Mapping[_Key, Estimate], scope: int | str) -> dict[str, Estimate]:

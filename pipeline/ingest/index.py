@@ -318,3 +318,35 @@ def quarantine_from_csv(content: bytes) -> tuple[Quarantined, ...]:
 
 def _cell(value: object) -> object:
     return csv_escape(value) if isinstance(value, str) else value
+
+
+def column_values(records: Sequence[ImageRecord], column: str) -> list[str]:
+    """Return a column of some rows of an index as text; what is not known is an empty text.
+
+    Parameters
+    ----------
+    records
+        The rows.
+    column
+        `modality`, `view_position`, `laterality`, `label_level`, `flags`, `rows`, `columns`, `root`, or `label.NAME`.
+
+    Raises
+    ------
+    InputError
+        If the index has no such column.
+    """
+    labels = sorted({LABEL + label for record in records for label in record.labels})
+    if column in labels:
+        known = {True: "yes", False: "no", None: ""}
+        return [known[record.labels.get(column.removeprefix(LABEL))] for record in records]
+    if column == "flags":
+        return [", ".join(record.flags) for record in records]
+    if column not in _GROUPING:
+        raise InputError(
+            f"The index has no column {column} to group frames by. It has {', '.join((*_GROUPING, 'flags', *labels))}; other "
+            "columns can be in a table of your own (--table)."
+        )
+    return ["" if (value := getattr(record, column)) is None else str(value) for record in records]
+
+
+_GROUPING = ("modality", "view_position", "laterality", "label_level", "rows", "columns", "root")

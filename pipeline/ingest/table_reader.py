@@ -4,11 +4,12 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.frames import ImageRecord
 from pipeline.ingest.spelling import same_text, shortened, trimmed
 
 _LINES_SHOWN = 5
@@ -128,6 +129,47 @@ def read_table(path: Path, wanted: Collection[str] = ()) -> Table:
     _check_widths(path, numbered, named_columns, len(header), delimiter)
     lines, rows = zip(*numbered, strict=True)
     return Table(path, tuple(header[:named_columns]), lines, rows, delimiter, note)
+
+
+def table_values(path: Path, column: str, records: Sequence[ImageRecord]) -> list[str]:
+    """Return the cells of a column for rows of an index; a row that the table does not name has an empty text.
+
+    Parameters
+    ----------
+    path
+        A table as in `read_table`, with a column `patient_key`, `study_instance_uid` or `file` (the path below the source
+        folder).
+    column
+        Its name.
+    records
+        The rows of the index.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, or rows contradict each other.
+    """
+    table = read_table(path, (column, *_KEYS))
+    key = next((name for name in _KEYS if name in table.columns), None)
+    if key is None or column not in table.columns:
+        missing = column if key else "patient_key, study_instance_uid or file"
+        raise InputError(f"{path.name} has no column {missing}. It has {', '.join(filter(None, table.columns))}.")
+    found: dict[str, str] = {}
+    for name, cell in zip(table.column(key), table.column(column), strict=True):
+        if found.setdefault(name, cell) != cell:
+            raise InputError(f"{path.name} has both {found[name]!r} and {cell!r} as {column} of {name}. Keep one of the rows.")
+    values = [found.get(_KEYS[key](record), "") for record in records]
+    if not any(values):
+        raise InputError(f"No {key} of {path.name} is one of the index. Copy them from its frames.parquet.")
+    return values
+
+
+_KEYS: Mapping[str, Callable[[ImageRecord], str]] = {
+    "patient_key": lambda record: record.patient_key,
+    "study_instance_uid": lambda record: record.key.study_instance_uid,
+    "file": lambda record: record.source,
+}
+"""What the rows of a table may name, and where the index has it."""
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, str]:

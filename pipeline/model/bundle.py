@@ -184,11 +184,15 @@ class LabelCoverage(_Part):
 
 
 class MeasuredStates(_Part):
-    """How often the bundle was uncertain on its test split: about any label (`uncertain`), and about each label."""
+    """How often the bundle was uncertain on its test split: about any label (`uncertain`), and about each label.
+
+    `open_labels` is how many labels it could not rule out in a frame, on average.
+    """
 
     frames: int
     patients: int
     uncertain: Interval
+    open_labels: Interval
     labels: Mapping[str, LabelCoverage]
 
 
@@ -207,7 +211,7 @@ class Conformal(_Part):
 class MeasuredRefusals(_Part):
     """False alarms: how many frames of the test split are refused, and how many patients have such a frame.
 
-    `low` and `high` are the 95 % interval of the part of the patients (Wilson 1927).
+    `low` and `high` are the 95 % interval of the part of the patients (Clopper and Pearson 1934).
     """
 
     frames: int

@@ -3,36 +3,40 @@
 All of it is made from data: the manifest and `metrics.json` of the bundle. The text is in `templates/model_card.jinja`.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.model.bundle import Manifest
-from pipeline.predictions import Calibration, Interval
+from pipeline.predictions import FEW_PATIENTS, Calibration, Interval, patients_needed
 
 _TITLES = {
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "sensitivity_at_specificity_95": "sens. at spec. 0.95",
+    "specificity_at_sensitivity_95": "spec. at sens. 0.95",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
     "mcc": "MCC",
     "uncertain": "uncertain",
     "brier": "Brier score",
     "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "adaptive_ece_uncalibrated": "before calibration",
 }
 _TERMINAL_BLOCKS = (
     ("auroc", "average_precision", "sensitivity", "specificity"),
-    ("balanced_accuracy", "uncertain", "f1", "mcc"),
-    ("brier", "ece"),
+    ("balanced_accuracy", "uncertain", "ppv", "npv"),
+    ("sensitivity_at_specificity_95", "specificity_at_sensitivity_95", "f1", "mcc"),
+    ("brier", "ece", "adaptive_ece", "adaptive_ece_uncalibrated"),
 )
 _SINGULAR = {"frames": "frame", "studies": "study", "eyes": "eye", "patients": "patient"}
 _LEVEL_FIGURES = ("auroc", "sensitivity", "specificity", "uncertain", "brier", "ece")
 UNDEFINED = "-"
-FEW_PATIENTS = 30
-"""With fewer patients the tables warn of their intervals: a rule of thumb, not a limit of the method."""
 
 
 def model_card(manifest: Manifest, metrics: Mapping[str, Any], *, ranked_patients: int) -> str:
@@ -96,7 +100,7 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
     levels = [_level(name, found, evaluation) for name, found in metrics.get("levels", {}).items() if "pooling" in found]
     conformal = manifest.conformal
     robustness = metrics.get("robustness") or {}
-    needed = math.ceil(1 / conformal.alpha - 1 - 1e-9)
+    needed = patients_needed(conformal.alpha)
     emphasis = "**{}**" if format == "markdown" else "{}"
     card = environment.get_template("model_card.jinja").render(
         manifest=manifest,
@@ -133,7 +137,15 @@ def _render(manifest: Manifest, metrics: Mapping[str, Any], format: str, **more:
             f"{count} frames for the {name}" for name, count in metrics.get("label_levels", {}).items() if name != "frame"
         ],
         points=[
-            (point.label, f"{point.threshold:.4f}", point.criterion, f"{point.sensitivity:.3f}", f"{point.specificity:.3f}")
+            (
+                point.label,
+                f"{point.threshold:.4f}",
+                point.criterion,
+                f"{point.sensitivity:.3f}",
+                f"{point.specificity:.3f}",
+                _interval(point.expected_sensitivity),
+                _interval(point.expected_specificity),
+            )
             for point in manifest.operating_points
         ],
         robustness=robustness,
@@ -272,29 +284,41 @@ def _units(evaluation: Mapping[str, Any]) -> str:
 
 
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
-    labels, resamples, patients = evaluation["labels"], evaluation["resamples"], evaluation["patients"]
-    units = _units(evaluation)
-    of_patients = "" if units == "patients" else f" of {patients} patients"
+    labels, resamples, units = evaluation["labels"], evaluation["resamples"], _units(evaluation)
+    of_patients = "" if units == "patients" else f" of {evaluation['patients']} patients"
     scaled = f"; {Calibration(**evaluation['calibration']).words}" if units == "frames" else ""
     notes = [
         f"{evaluation[units]} {units}{of_patients}{scaled}.",
         f"At least one label is uncertain in {_interval(evaluation['uncertain'])} of the {units}.",
         f"Uncertain {units} count as errors in sensitivity, specificity and the figures that follow from them.",
     ]
+    for label, found in labels.items():
+        if local := found.get("at_prevalence"):
+            notes.append(
+                f"If {label} has a prevalence of {local['prevalence']:g}: PPV {_interval(local['ppv'])}, NPV "
+                f"{_interval(local['npv'])}."
+            )
     if argmax := evaluation["argmax"]:
         accuracy, balanced = _interval(argmax["accuracy"]), _interval(argmax["balanced_accuracy"])
         notes.append(f"Most probable of {len(labels)} labels: balanced accuracy {balanced}, accuracy {accuracy}.")
         if "quadratic_kappa" in argmax:
             kappa, error = _interval(argmax["quadratic_kappa"]), _interval(argmax["grade_error"])
             notes.append(f"Grades of the most probable label: quadratic weighted kappa {kappa}, mean error {error} grades.")
-    if patients > 1 and resamples:
-        notes.append(f"In brackets: 95 % intervals from {resamples} resamples of patients.")
-        if patients < FEW_PATIENTS:
-            notes.append(
-                f"Fewer than {FEW_PATIENTS} patients: intervals are too narrow, and an interval without width means nothing."
-            )
-    groups = (*(found["metrics"] for found in labels.values()), evaluation["macro"], argmax)
+    groups = [*(found["metrics"] for found in labels.values()), evaluation["macro"], argmax, {"": evaluation["uncertain"]}]
     defined = [figure for metrics in groups for figure in metrics.values() if figure["value"] is not None]
+    if any(figure["low"] is not None for figure in defined):
+        notes += [
+            f"In brackets: 95 % intervals by patient "
+            f"(proportions, AUROC: closed form; others: {resamples} resamples of patients).",
+            "No brackets: no interval would be honest (fewer than 2 patients of a kind, resamples all alike, or an ECE).",
+        ]
+    few = [
+        f"{label} ({found['positive_patients']} with it, {found['negative_patients']} without)"
+        for label, found in labels.items()
+        if 0 < min(found["positive_patients"], found["negative_patients"]) < FEW_PATIENTS
+    ]
+    if few:
+        notes.append(f"Fewer than {FEW_PATIENTS} patients, so figures say little and intervals are wide: {', '.join(few)}.")
     if most := max((figure["left_out"] for figure in defined), default=0):
         notes.append(f"Up to {most} of {resamples} resamples were left out because a figure is not defined there.")
     if lacking := [label for label, found in labels.items() if not (found["n_positive"] and found["n_negative"])]:

@@ -1,10 +1,11 @@
 """Judges what `pipeline.train.fit` made: fits calibration, operating points, outlier threshold and the scale of heatmaps on the
 calibration split, and measures all of it on the test split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.errors import InputError
-from pipeline.evaluate.calibration import Float64, fit_temperature, frame_odds, probabilities
-from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, with_figures
+from pipeline.evaluate.calibration import Float64, fit_temperatures, frame_odds, probabilities
+from pipeline.evaluate.comparison import Comparison, Subgroup, check_comparable, compare, subgroups
+from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, open_labels, with_figures
 from pipeline.evaluate.drift import Home
 from pipeline.evaluate.figures import plots
-from pipeline.evaluate.metrics import Estimate, Evaluation, Sample, evaluate
+from pipeline.evaluate.intervals import Estimate, binomial_limits
+from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.outliers import Reference, fit_reference, load_reference, pooled, reference_rows
 from pipeline.evaluate.units import Units, known_targets, level_sample
 from pipeline.frames import FloatArray, ImageRecord, Split
-from pipeline.ingest.index import Index
+from pipeline.ingest.index import Index, column_values
 from pipeline.ingest.network_input import prepared_frames
+from pipeline.ingest.table_reader import table_values
 from pipeline.levels import LabelSet, LevelRule
 from pipeline.model.bundle import (
     CONFIG,
@@ -187,7 +191,7 @@ class _Judge:
         config, rows = self._config, self._rows[Split.CALIBRATION]
         truth, patients, activation = self._data.targets[rows], self._data.patients(rows), config.task.activation
         logits, known = self._answers(Split.CALIBRATION)
-        scaled = Calibration.of(fit_temperature(logits, truth, activation), len(self._data.labels))
+        scaled = fit_temperatures(logits, truth, activation)
         chances = probabilities(logits, activation, scaled.temperatures, scaled.offsets)
         points = choose_operating_points(chances, truth, self._data.labels, config.evaluate.criterion)
         alpha, resamples, seed = config.evaluate.conformal_alpha, config.evaluate.bootstrap, config.train.seed
@@ -375,11 +379,114 @@ class _Judge:
 
 
 def evaluate_bundle(
-    bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent
+    bundle: Bundle,
+    index: Index,
+    *,
+    split: Split | str = Split.TEST,
+    prevalence: Mapping[str, float] | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure a bundle on one split of an index: read the frames, run the graph on them, and compare with the labels.
 
     Figures are only fair for frames that training did not use: those of the test split, or of an index with other patients.
+
+    Parameters
+    ----------
+    bundle, index, split, progress
+        As in `bundle_sample`.
+    prevalence
+        How common labels are where the predictive values are to hold, in (0, 1), by label.
+
+    Raises
+    ------
+    InputError
+        As `bundle_sample` does, or if a prevalence is none, or of no label of the bundle.
+    """
+    manifest = bundle.manifest
+    sample, records, features = _scored(bundle, index, split, progress)
+    config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
+    resamples, seed = config.evaluate.bootstrap, config.train.seed
+
+    def measured() -> Evaluation:
+        levels, attention, labels = {}, bundle.attention(), manifest.label_set
+        reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
+        odds = frame_odds(sample.logits, labels, manifest.calibration)
+        refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
+        _, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
+        for rule in manifest.levels:
+            units = Units(rule.level, records, targets, labels, odds, features, refused)
+            if units.names:
+                level = level_sample(rule, units, attention.get(rule.level))
+                levels[rule.level.value] = evaluate(level, resamples, seed)
+        return replace(evaluate(sample, resamples, seed, prevalence), levels=levels)
+
+    return working(progress, "resampling patients", measured)
+
+
+def compare_bundles(
+    first: Bundle,
+    second: Bundle,
+    index: Index,
+    *,
+    split: Split | str = Split.TEST,
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare two bundles on the same frames of one split of an index, by paired bootstrap over patients.
+
+    Parameters
+    ----------
+    first, second
+        Bundles with the same task and labels; differences are the second minus the first.
+    index, split, progress
+        As in `bundle_sample`.
+    resamples, seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If the bundles answer different questions, or as `bundle_sample` does.
+    """
+    check_comparable(*((bundle.manifest.task, bundle.manifest.labels) for bundle in (first, second)))
+    one, other = (bundle_sample(bundle, index, split=split, progress=progress) for bundle in (first, second))
+    return working(progress, "resampling patients", lambda: compare(one, other, resamples, seed))
+
+
+def bundle_subgroups(
+    bundle: Bundle,
+    index: Index,
+    by: str,
+    *,
+    table: Path | None = None,
+    split: Split | str = Split.TEST,
+    progress: Progress = silent,
+) -> tuple[Subgroup, ...]:
+    """Measure a bundle in groups of the frames of one split, and test how far each differs from all others.
+
+    Parameters
+    ----------
+    bundle, index, split, progress
+        As in `bundle_sample`.
+    by
+        A column of the index, such as `view_position` or `laterality`, or of the table.
+    table
+        A CSV file with the column and one named `patient_key` or `file`, whose cells are those of the index.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, it has too few or too many values, or as `bundle_sample` does.
+    """
+    sample, records, _ = _scored(bundle, index, split, progress)
+    values = column_values(records, by) if table is None else table_values(table, by, records)
+    config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
+    return working(progress, "resampling patients", lambda: subgroups(sample, values, 2000, config.train.seed))
+
+
+def bundle_sample(bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent) -> Sample:
+    """Score the frames of one split of an index with a bundle, and return them beside the truth, in the order of the index.
 
     Parameters
     ----------
@@ -395,38 +502,13 @@ def evaluate_bundle(
     InputError
         If the index lacks a label of the bundle, has no frame with a known label in the split, or its files have changed.
     """
-    manifest = bundle.manifest
-    sample, records, targets, features = _scored(bundle, index, split, progress)
-    config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    resamples, seed, labels = config.evaluate.bootstrap, config.train.seed, manifest.label_set
-
-    def measured() -> Evaluation:
-        levels, attention = {}, bundle.attention()
-        reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-        odds = frame_odds(sample.logits, labels, manifest.calibration)
-        refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
-        for rule in manifest.levels:
-            units = Units(rule.level, records, targets, labels, odds, features, refused)
-            if units.names:
-                level = level_sample(rule, units, attention.get(rule.level))
-                levels[rule.level.value] = evaluate(level, resamples, seed)
-        return replace(evaluate(sample, resamples, seed), levels=levels)
-
-    return working(progress, "resampling patients", measured)
-
-
-def bundle_sample(bundle: Bundle, index: Index, *, split: Split | str = Split.TEST, progress: Progress = silent) -> Sample:
-    """Score the frames of one split of an index with a bundle, and return them beside the truth, in the order of the index.
-
-    Parameters and errors are those of `evaluate_bundle`.
-    """
     return _scored(bundle, index, split, progress)[0]
 
 
 def _scored(
     bundle: Bundle, index: Index, split: Split | str, progress: Progress
-) -> tuple[Sample, tuple[ImageRecord, ...], Float64, Float64]:
-    """Return the scored frames of a split, what the index says of them, their labels as given, and their pooled features."""
+) -> tuple[Sample, tuple[ImageRecord, ...], Float64]:
+    """Return the scored frames of a split beside the truth, what the index says of them, and their pooled features."""
     manifest, records = bundle.manifest, index.of(Split(split))
     if missing := [label for label in manifest.labels if label not in index.labels]:
         raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
@@ -436,12 +518,12 @@ def _scored(
     if not len(rows):
         raise InputError(f"No frame of the split {split} has a known label among {', '.join(manifest.labels)}. Label some.")
     records = tuple(records[row] for row in rows)
-    engine = Ensemble.of(bundle)
     frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
-    logits, features = _outputs(engine, progress(frames, "scoring frames", len(records)), manifest.outliers.member)
+    logits, features = _outputs(Ensemble.of(bundle), progress(frames, "scoring frames", len(records)), manifest.outliers.member)
+    labels = manifest.label_set
     sample = Sample(
         logits=logits,
-        targets=known_targets(records, targets, manifest.label_set),
+        targets=known_targets(records, targets, labels),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
         task=manifest.task,
@@ -450,7 +532,7 @@ def _scored(
         bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
     )
-    return sample, records, targets, features
+    return sample, records, features
 
 
 def _outputs(engine: Ensemble, frames: Iterable[FloatArray], member: int) -> tuple[FloatArray, Float64]:
@@ -465,11 +547,12 @@ def _outputs(engine: Ensemble, frames: Iterable[FloatArray], member: int) -> tup
 
 def measure_states(sample: Sample, evaluation: Evaluation) -> MeasuredStates:
     """Return how often states hold the truth and how often they are uncertain, on a sample that nothing was fitted on."""
-    found = coverage(sample, evaluation.resamples, evaluation.seed)
+    found = coverage(sample)
     return MeasuredStates(
         frames=evaluation.frames,
         patients=evaluation.patients,
         uncertain=_interval(evaluation.uncertain),
+        open_labels=_interval(open_labels(sample, evaluation.resamples, evaluation.seed)),
         labels={
             label: LabelCoverage(**{name: _interval(estimate) for name, estimate in one.items()})
             for label, one in found.items()
@@ -491,7 +574,7 @@ def measure_refusals(reference: Reference, features: Float64, patients: Sequence
     """
     refused = [reference.refuses(one) for one in features]
     concerned = {patient for patient, is_refused in zip(patients, refused, strict=True) if is_refused}
-    low, high = wilson(len(concerned), len(set(patients)))
+    low, high = binomial_limits(len(concerned), len(set(patients)))
     return MeasuredRefusals(
         frames=len(refused),
         refused_frames=sum(refused),
@@ -500,14 +583,6 @@ def measure_refusals(reference: Reference, features: Float64, patients: Sequence
         low=low,
         high=high,
     )
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson, "Probable inference", 1927)."""
-    z, part = 1.959964, count / total
-    middle, scale = part + z**2 / (2 * total), 1 + z**2 / total
-    reach = z * (part * (1 - part) / total + z**2 / (4 * total**2)) ** 0.5
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
 def _interval(estimate: Estimate) -> Interval:
