@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError
 from pipeline.config import PROMOTION, Section, load_config
 from pipeline.errors import ConfigError, InputError, TrackingError
 from pipeline.evaluate.calibration import Float64, expected_calibration_error
-from pipeline.evaluate.metrics import LabelColumn, Sample, auroc, bootstrap, curve
+from pipeline.evaluate.intervals import bootstrap
+from pipeline.evaluate.metrics import LabelColumn, Sample, auroc, curve
 from pipeline.frames import ImageRecord, Split
 from pipeline.ingest.index import Index
 from pipeline.model.bundle import CONFIG, Bundle, load_bundle
