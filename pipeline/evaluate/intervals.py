@@ -244,6 +244,7 @@ def bootstrap(
     resamples: int,
     seed: int,
     patients: Mapping[Key, int] | None = None,
+    is_difference: bool = False,
 ) -> dict[Key, Estimate]:
     """Estimate figures with percentile intervals over resamples of whole patients (Efron and Tibshirani 1993, chapter 13).
 
@@ -265,10 +266,18 @@ def bootstrap(
     patients
         On how many patients a figure rests, for example those with the finding if they are fewer than those without it; of
         figures that are not named, all. With fewer than two there is no interval.
+    is_difference
+        Whether figures are differences of pairs: if they are 0 in every resample, so are the limits.
     """
     values, drawn = resampled(statistic, groups, resamples, seed)
     everyone, rests = len(set(groups)), patients or {}
-    return {key: estimate(values[key], drawn[key], rests.get(key, everyone)) for key in values}
+    found = {key: estimate(values[key], drawn[key], rests.get(key, everyone)) for key in values}
+    if is_difference:
+        nothing = [
+            key for key, one in found.items() if one.value == 0 and len(drawn[key]) and not np.nan_to_num(drawn[key]).any()
+        ]
+        found |= {key: Estimate(0.0, 0.0, 0.0, found[key].left_out) for key in nothing}
+    return found
 
 
 def resampled(

@@ -272,7 +272,9 @@ class _Gate:
                 "the bundle under another tracking.model_name."
             )
         asked = self._requirements
-        found = bootstrap(lambda weights: _differences(champion, sample, weights), sample.groups, 2000, _SEED)
+        found = bootstrap(
+            lambda weights: _differences(champion, sample, weights), sample.groups, 2000, _SEED, is_difference=True
+        )
         figures["differences"] = {name: [one.value, one.low, one.high] for name, one in found.items()}
         area, loss = found["auroc"], found["log_loss"]
         if area.low is None or area.low < -asked.auroc_margin:
