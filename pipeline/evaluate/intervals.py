@@ -273,9 +273,8 @@ def bootstrap(
     everyone, rests = len(set(groups)), patients or {}
     found = {key: estimate(values[key], drawn[key], rests.get(key, everyone)) for key in values}
     if is_difference:
-        nothing = [
-            key for key, one in found.items() if one.value == 0 and len(drawn[key]) and not np.nan_to_num(drawn[key]).any()
-        ]
+        unchanged = (key for key, one in drawn.items() if len(one) and not np.nan_to_num(one).any())
+        nothing = [key for key in unchanged if found[key].value == 0]
         found |= {key: Estimate(0.0, 0.0, 0.0, found[key].left_out) for key in nothing}
     return found
 
