@@ -26,6 +26,8 @@ from pipeline.score.predictor import Predictor
 from pipeline.train.local_calibration import LEAST_PATIENTS, _Trial, accept_bundle, calibrate_bundle
 from tests.builders import make_frame
 
+pytestmark = pytest.mark.slow
+
 PROBE = """
 name: probe
 data: {normal_label: NORMAL}
