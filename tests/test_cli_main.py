@@ -25,6 +25,7 @@ ISSUED = {
     "sweep",
     "deidentify",
     "evaluate",
+    "calibrate",
     "compare",
     "score",
     "serve",
