@@ -101,7 +101,7 @@ def run_page(page: Path, folder: Path) -> str:
         pytest.skip(f"{', '.join(missing)} is not here, which the commands of {page.name} need")
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     data = os.environ.get("OCTRAY_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
-    environment = os.environ | {"PATH": places, "OCTRAY_SHARED_DATA": data}
+    environment = os.environ | {"PATH": places, "OCTRAY_SHARED_DATA": data, "OCTRAY_CORES": "1"}  # other tests have the others
     environment.pop("MLFLOW_TRACKING_URI", None)
     if (folder / "pipeline").is_dir():
         environment["PYTHONPATH"] = str(folder)

@@ -212,7 +212,7 @@ def test_heatmaps_of_a_fine_tuned_network_are_the_librarys(trained: Trained, fra
 @pytest.mark.slow
 def test_heatmaps_of_the_pretrained_network_are_the_librarys(trained: Trained, frames: list[Frame], tmp_path: Path) -> None:
     network = ["model.architecture=tf_efficientnet_lite0", "model.weights=bundled", "preprocessing.size=96"]
-    course = ["train.way=probe", "train.threads=0", "tracking.enabled=false"]
+    course = ["train.way=probe", "tracking.enabled=false"]
     words = ["train", str(trained.config), "--index", str(trained.index), "--out", str(tmp_path / "bundle")]
     assert main([*words, *network, *course]) == 0
     check_heatmaps(load_bundle(tmp_path / "bundle"), frames, lambda body: body.bn2)
@@ -349,7 +349,7 @@ def run_card(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 
 
 def macro_auroc(config: str, index: Path, out: Path) -> float:
-    course = ["train.way=probe", "tracking.enabled=false", "evaluate.bootstrap=100"]
+    course = ["train.way=probe", "train.threads=1", "tracking.enabled=false", "evaluate.bootstrap=100"]
     assert main(["train", config, "--index", str(index), "--out", str(out), *course]) == 0
     return float(json.loads(load_bundle(out).read(METRICS))["evaluation"]["macro"]["auroc"]["value"])
 

@@ -29,8 +29,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["phantom", str(phantoms), "--modality", modality, "--studies", str(count), "--seed", "4"]) == 0
         given = ["ingest", str(phantoms / "studies"), "--labels", str(phantoms / "labels.csv"), "--out", str(index)]
         assert main([*given, "--split", "40/20/20/20"]) == 0
-        course = ["preprocessing.size=128", "train.way=probe", "tracking.enabled=false", "evaluate.bootstrap=100"]
-        assert main(["train", modality, "--index", str(index), "--out", str(bundle), *course]) == 0
+        course = ["preprocessing.size=128", "train.way=probe", "train.threads=1", "evaluate.bootstrap=100"]
+        assert main(["train", modality, "--index", str(index), "--out", str(bundle), *course, "tracking.enabled=false"]) == 0
     return root
 
 
