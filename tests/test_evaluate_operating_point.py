@@ -9,7 +9,9 @@ from sklearn.metrics import recall_score, roc_curve
 
 from benchmarks.coverage import promises
 from pipeline.errors import InputError
-from pipeline.evaluate.decisions import choose_operating_points, expected_rates
+from pipeline.evaluate.decisions import choose_operating_points, expected_rates, with_figures
+from pipeline.predictions import Task
+from tests.builders import make_sample
 
 CHANCES = st.lists(st.integers(0, 20).map(lambda step: step / 20), min_size=2, max_size=40)
 
@@ -119,6 +121,27 @@ def test_expected_rates_are_those_of_leaving_each_patient_out(criterion):
     assert found.value == pytest.approx(hits[targets == 1].mean())
     assert spared.value == pytest.approx(1 - hits[targets == 0].mean())
     assert found.low < found.value < found.high
+
+
+def test_of_a_threshold_that_was_chosen_elsewhere_what_it_does_here_is_expected():
+    sample = make_sample(task=Task.MULTILABEL)
+    points = with_figures(sample.operating_points, sample, are_chosen=False)
+    for column, point in enumerate(points):
+        chances, truth = sample.probabilities[:, column], sample.targets[:, column]
+        found = point.expected_sensitivity, point.expected_specificity
+        assert found[0].value == pytest.approx(recall_score(truth, chances >= 0.4)) == point.sensitivity
+        assert found[1].value == pytest.approx(recall_score(truth, chances >= 0.4, pos_label=0)) == point.specificity
+        assert found[1].low < found[1].value < found[1].high
+    assert points != with_figures(sample.operating_points, sample)
+
+
+def test_a_label_that_is_not_known_keeps_its_figures():
+    targets = make_sample().targets.copy()
+    targets[:, 1], targets[targets[:, 2] == 0, 2] = np.nan, np.nan
+    sample = make_sample(task=Task.MULTILABEL, targets=targets)
+    first, *others = with_figures(sample.operating_points, sample)
+    assert first != sample.operating_points[0]
+    assert tuple(others) == sample.operating_points[1:]
 
 
 def test_without_a_second_patient_with_the_finding_nothing_is_expected():

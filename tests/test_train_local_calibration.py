@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss
 from pipeline.cli.main import main
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import fit_calibration, probabilities
-from pipeline.frames import Split
+from pipeline.frames import LabelLevel, Split
 from pipeline.ingest.index import Index, load_index
 from pipeline.model.bundle import HOME, METRICS, MODEL_CARD, REFERENCE, Bundle, load_bundle, write_bundle
 from pipeline.phantoms.drawing import draw_chest
@@ -249,6 +249,16 @@ def test_too_few_patients_are_counted(home: Path, bundle: Bundle, tmp_path: Path
         calibrate_bundle(bundle, few, tmp_path / "local")
     report = accept_bundle(bundle, few)
     assert "needs 10 new patients" in report["calibration"]["not_measured"]
+
+
+def test_labels_of_whole_studies_calibrate_frames_as_in_training(home: Path, bundle: Bundle, tmp_path: Path) -> None:
+    index = load_index(home / "pale" / "index")
+    records = tuple(replace(record, label_level=LabelLevel.STUDY) for record in index.records)
+    calibrate_bundle(bundle, replace(index, records=records), tmp_path / "local")
+    for point in load_bundle(tmp_path / "local").manifest.operating_points:
+        assert 0 <= point.sensitivity <= 1
+        assert point.expected_sensitivity is not None
+        assert point.expected_sensitivity.value is not None
 
 
 def test_the_test_split_of_the_site_is_not_used(home: Path, bundle: Bundle, calibrated: Bundle, tmp_path: Path) -> None:

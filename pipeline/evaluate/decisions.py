@@ -122,19 +122,34 @@ def _choose(label: str, probabilities: Float64, targets: Float64, criterion: str
     return OperatingPoint(label, float(threshold), criterion, float(sensitivity), float(specificity))
 
 
-def with_figures(points: tuple[OperatingPoint, ...], sample: Sample) -> tuple[OperatingPoint, ...]:
-    """Return the points with their figures on the split that they were chosen on.
+def with_figures(points: tuple[OperatingPoint, ...], sample: Sample, *, are_chosen: bool = True) -> tuple[OperatingPoint, ...]:
+    """Return the points with their figures on frames of a calibration; a label without frames of both kinds keeps its own.
 
     Sensitivity and specificity are those of the states, which depend on bands and other labels as well. On so few patients as
     a calibration split may have they promise too much, since the threshold was chosen for these very frames; so the points also
     get what `expected_rates` says.
+
+    Parameters
+    ----------
+    points
+        One for each label.
+    sample
+        The frames.
+    are_chosen
+        Whether the thresholds were chosen on these frames. If they were not, what to expect of them is what they do here.
     """
-    return tuple(_with_figures(point, column) for point, column in zip(points, sample.columns, strict=True))
+    return tuple(
+        _with_figures(point, column, are_chosen) if min(column.patients) else point
+        for point, column in zip(points, sample.columns, strict=True)
+    )
 
 
-def _with_figures(point: OperatingPoint, column: LabelColumn) -> OperatingPoint:
+def _with_figures(point: OperatingPoint, column: LabelColumn, is_chosen: bool) -> OperatingPoint:
     counts = confusion_counts(column.states, column.targets, np.ones(len(column.rows)))
-    found, spared = expected_rates(column.probabilities, column.targets, column.groups, point.criterion)
+    if is_chosen:
+        found, spared = expected_rates(column.probabilities, column.targets, column.groups, point.criterion)
+    else:
+        found, spared = _rates(column.probabilities >= point.threshold, column.targets, column.groups)
     return replace(
         point,
         sensitivity=float(sensitivity(counts)),
@@ -167,12 +182,15 @@ def expected_rates(
     for start in range(0, len(chosen), at_once):
         left_out = np.arange(start, min(start + at_once, len(chosen)))
         chosen[left_out] = thresholds(probabilities, targets, (members != left_out[:, None]).astype(np.float64), criterion)
-    positive, is_defined = probabilities >= chosen[members], ~np.isnan(chosen[members])
-    rates = []
-    for value, hits in ((1, positive), (0, ~positive)):
-        rows = targets == value
-        rates.append(proportion(hits[rows], groups[rows]) if is_defined[rows].all() else Estimate.of(np.nan, None))
-    return rates[0], rates[1]
+    is_defined, nothing = ~np.isnan(chosen[members]), Estimate.of(np.nan, None)
+    found, spared = _rates(probabilities >= chosen[members], targets, groups)
+    return found if is_defined[targets == 1].all() else nothing, spared if is_defined[targets == 0].all() else nothing
+
+
+def _rates(positive: NDArray[np.bool_], targets: Float64, groups: NDArray[np.str_]) -> tuple[Estimate, Estimate]:
+    """Return the part of the frames with a label that are called positive, and of those without it that are not."""
+    present, absent = targets == 1, targets == 0
+    return proportion(positive[present], groups[present]), proportion(~positive[absent], groups[absent])
 
 
 def conformal_bands(

@@ -244,11 +244,13 @@ def calibrate_bundle(
         gain=gain,
         proven=(gain.low or 0) > 0,
     )
-    measured = replace(site.sample(Calibration.of(1.0, len(points)), trial.logits), operating_points=points, bands=bands or ())
-    points = tuple(
-        new if is_refitted else old
-        for new, old, is_refitted in zip(with_figures(points, measured), points, trial.refitted, strict=True)
+    measured = replace(
+        site.sample(Calibration.of(1.0, len(points)), trial.logits),
+        targets=site.targets,  # as training has it: what was given for a study counts in each of its frames
+        operating_points=points,
+        bands=bands,
     )
+    points = _with_local_figures(points, measured, trial.refitted, decisions)
     levels, without = _levels(bundle, found, calibration, trial.refitted, config, decisions)
     fields = {name: value for name, value in bundle.manifest if name not in ("schema_version", "bundle_id", "files")} | {
         "calibration": calibration,
@@ -492,6 +494,14 @@ def _decided(
     return tuple(chosen), tuple(known[point.label] for point in chosen if point.label in known)
 
 
+def _with_local_figures(
+    points: tuple[OperatingPoint, ...], sample: Sample, refitted: NDArray[np.bool_], decisions: bool
+) -> tuple[OperatingPoint, ...]:
+    """Return the points of the labels that are calibrated with their figures at the site, the others as they are."""
+    pairs = zip(with_figures(points, sample, are_chosen=decisions), points, refitted, strict=True)
+    return tuple(new if is_refitted else old for new, old, is_refitted in pairs)
+
+
 def _try(site: _Site, config: Config, decisions: bool) -> _Trial:
     """Measure each frame by what is fitted without its patient, in several divisions into folds."""
     manifest, refitted = site.manifest, _refittable(site)
@@ -572,11 +582,7 @@ def _levels(
             points, bands = _decided(manifest, chances, units.targets, units.patients, points, bands, refitted, config)
         made = LevelRule(rule.level, rule.pooling, tuple(scales.tolist()), tuple(offsets.tolist()), points, bands)
         sample = level_sample(made, units, attention.get(rule.level))
-        shown = tuple(
-            new if is_refitted else old
-            for new, old, is_refitted in zip(with_figures(points, sample), points, refitted, strict=True)
-        )
-        rules.append(replace(made, operating_points=shown))
+        rules.append(replace(made, operating_points=_with_local_figures(points, sample, refitted, decisions)))
     return tuple(rules), without
 
 
