@@ -93,6 +93,33 @@ def test_equal_bundles_differ_by_nothing_and_equal_decisions_by_what_was_not_see
     assert (found.low, found.high) == pytest.approx((-(1 - 0.025 ** (1 / patients)), 1 - 0.025 ** (1 / patients)))
 
 
+def test_areas_that_never_differ_are_equal_only_if_frames_are_ranked_alike():
+    first, _ = pair(labels=("A", "B"))
+    again = make_sample(n=240, labels=("A", "B"), logits=first.logits, calibration=Calibration((1.7, 1.7), (0.4, -0.4)))
+    calibrated = compare(first, again, 50)
+    for found in (calibrated.labels["A"]["auroc"], calibrated.macro["auroc"]):
+        assert (found.value, found.low, found.high) == (0, 0, 0)
+    assert calibrated.macro["log_loss"].low is not None
+    noise = np.random.default_rng(3).random((2, *first.targets.shape))
+    perfect = [make_sample(n=240, labels=("A", "B"), logits=9 * first.targets + one) for one in noise]
+    found = compare(*perfect, 50).macro["auroc"]
+    rarer = min(len(set(np.array(first.groups)[first.targets[:, 0] == value])) for value in (0, 1))
+    assert (found.first, found.second, found.value) == (1, 1, 0)
+    assert (found.low, found.high) == pytest.approx((-(1 - 0.025 ** (1 / rarer)), 1 - 0.025 ** (1 / rarer)))
+
+
+def test_a_difference_that_is_the_same_in_all_resamples_has_no_p_value():
+    """Two patients of a group whose findings are all found, and two others whose findings are all missed."""
+    targets = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4)
+    logits = np.array([[5.0, 0.0]] * 2 + [[0.0, 5.0]] * 6)
+    sample = make_sample(n=8, labels=("A", "B"), targets=targets, logits=logits, groups=tuple("abcdefgh"))
+    one, _ = subgroups(sample, list("xxyyxxyy"), 100)
+    difference = one.differences["A"]["sensitivity"]
+    assert (abs(difference.value), difference.low) == (1, None)
+    assert one.p_values["A"]["sensitivity"] is None
+    assert one.p_values["A"]["specificity"] == 1, "which is the same in both groups"
+
+
 def test_a_single_patient_of_a_kind_gives_no_interval_of_the_area():
     targets = np.zeros((240, 2))
     targets[:2, 0] = 1

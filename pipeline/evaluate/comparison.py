@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import Float64, brier_score, log_losses, ratio
-from pipeline.evaluate.intervals import FEWEST, Estimate, binomial_limits, bootstrap, estimate, resampled
+from pipeline.evaluate.intervals import FEWEST, LEAST_SPREAD, Estimate, binomial_limits, bootstrap, estimate, resampled
 from pipeline.evaluate.metrics import LabelColumn, Sample, auroc, curve
 from pipeline.predictions import FEW_PATIENTS, Interval, State, Task
 
@@ -66,9 +66,10 @@ class Comparison:
 def compare(first: Sample, second: Sample, resamples: int = 2000, seed: int = 0) -> Comparison:
     """Compare two bundles by a paired bootstrap over patients: each resample draws the same patients for both.
 
-    The intervals are those of `bootstrap`. If sensitivity or specificity is the same in every resample, since both
-    bundles decided alike, the limits are those of a proportion of which no case was seen among so many patients: as often as
-    that they might still differ, either way. If all logits and decisions are equal, the difference is exactly 0.
+    The intervals are those of `bootstrap`. If AUROC, sensitivity or specificity is the same in every resample, as it is if
+    both bundles make no mistake, the limits are those of a proportion of which no case was seen among so many patients: as
+    often as that they might still differ, either way. The difference is exactly 0 if all logits and decisions are equal, and
+    that of AUROC if the bundles rank all frames alike, as one does that was only calibrated again.
 
     Parameters
     ----------
@@ -111,11 +112,14 @@ def compare(first: Sample, second: Sample, resamples: int = 2000, seed: int = 0)
     rests = {(label, name): fewest.get(label, min(fewest.values())) for label, name in values[0] if name in _BOTH_KINDS}
     found = bootstrap(differences, first.groups, resamples, seed, rests)
     equal = np.array_equal(first.logits, second.logits) and np.array_equal(first.states, second.states)
+    alike = {one.label: _rank_alike(one, other) for one, other in zip(*columns, strict=True)}
 
     def difference(key: tuple[str, str]) -> Difference:
         (one, other), low, high = (float(value[key][0]) for value in values), found[key].low, found[key].high
         if found[key].value == 0 and low is None:
-            reach = 0.0 if equal else _unseen(key, columns[0])
+            label, name = key
+            is_same = equal or (name == "auroc" and (alike[label] if label else all(alike.values())))
+            reach = 0.0 if is_same else _unseen(key, columns[0])
             low, high = (None, None) if reach is None else (0.0 - reach, reach)
         return Difference(found[key].value, low, high, _defined(one), _defined(other))
 
@@ -192,12 +196,18 @@ def _part(weights: Float64, among: NDArray[np.bool_], hits: NDArray[np.bool_]) -
     return ratio(weights[:, among] @ hits[among].astype(np.float64), weights[:, among].sum(axis=1))
 
 
+def _rank_alike(first: LabelColumn, second: LabelColumn) -> bool:
+    """Return whether one label has the same order of frames in both, with the same ties."""
+    one, other = (np.unique(column.probabilities, return_inverse=True)[1] for column in (first, second))
+    return np.array_equal(one, other)
+
+
 def _unseen(key: tuple[str, str], columns: Sequence[LabelColumn]) -> float | None:
-    """Return how large a difference of proportions may be of which none was seen; None for other figures."""
+    """Return how large a difference of proportions, or of AUROC, may be of which none was seen; None for other figures."""
     label, name = key
-    kinds = {"sensitivity": 0, "specificity": 1}
-    counts = [column.patients[kinds[name]] for column in columns if name in kinds and label in ("", column.label)]
-    return binomial_limits(0, min(counts))[1] if counts and min(counts) > 0 else None
+    kinds: Mapping[str, tuple[int, ...]] = {"sensitivity": (0,), "specificity": (1,), "auroc": (0, 1)}
+    counts = [column.patients[kind] for column in columns if label in ("", column.label) for kind in kinds.get(name, ())]
+    return binomial_limits(0, min(counts))[1] if counts and min(counts) >= FEWEST else None
 
 
 def _defined(value: float) -> float | None:
@@ -220,7 +230,7 @@ class Subgroup:
         The same, as the figure in the group minus that in all others.
     p_values
         Of these differences: how often a difference so large would come about by chance, corrected for the number of tests
-        (Holm 1979); None if a difference is not defined.
+        (Holm 1979); None if a difference is not defined, or is the same in all resamples.
     few
         The labels with fewer than `FEW_PATIENTS` patients in the group who have them, or who do not.
     """
@@ -312,9 +322,14 @@ def subgroups(sample: Sample, values: Sequence[str], resamples: int = 2000, seed
 
 
 def _chance(value: float, drawn: Float64, patients: int) -> float | None:
-    """Return how often resamples, moved to 0, lie as far from it as the value; None if that is not defined."""
+    """Return how often resamples, moved to 0, lie as far from it as the value; None if that is not defined.
+
+    Resamples that are all alike show nothing of how a difference would vary, so one that is not 0 has no p-value then.
+    """
     defined = drawn[~np.isnan(drawn)]
     if np.isnan(value) or patients < FEWEST or not len(defined):
+        return None
+    if np.ptp(defined) <= LEAST_SPREAD and value != 0:
         return None
     return float((1 + (np.abs(defined - value) >= abs(value)).sum()) / (1 + len(defined)))
 

@@ -24,6 +24,8 @@ TAIL = 0.025
 """The chance to lie beyond either limit of an interval of 95 %."""
 FEWEST = 2
 """Patients of each kind that an interval needs: one does not show how patients differ."""
+LEAST_SPREAD = 1e-12
+"""Of resamples: if it is less, they are all alike but for rounding."""
 CELLS = 2**18
 _TYPICAL = 1.0
 """How many patients the assumption counts for that all frames of a patient are alike."""
@@ -244,7 +246,6 @@ def bootstrap(
     resamples: int,
     seed: int,
     patients: Mapping[Key, int] | None = None,
-    is_difference: bool = False,
 ) -> dict[Key, Estimate]:
     """Estimate figures with percentile intervals over resamples of whole patients (Efron and Tibshirani 1993, chapter 13).
 
@@ -266,17 +267,10 @@ def bootstrap(
     patients
         On how many patients a figure rests, for example those with the finding if they are fewer than those without it; of
         figures that are not named, all. With fewer than two there is no interval.
-    is_difference
-        Whether figures are differences of pairs: if they are 0 in every resample, so are the limits.
     """
     values, drawn = resampled(statistic, groups, resamples, seed)
     everyone, rests = len(set(groups)), patients or {}
-    found = {key: estimate(values[key], drawn[key], rests.get(key, everyone)) for key in values}
-    if is_difference:
-        unchanged = (key for key, one in drawn.items() if len(one) and not np.nan_to_num(one).any())
-        nothing = [key for key in unchanged if found[key].value == 0]
-        found |= {key: Estimate(0.0, 0.0, 0.0, found[key].left_out) for key in nothing}
-    return found
+    return {key: estimate(values[key], drawn[key], rests.get(key, everyone)) for key in values}
 
 
 def resampled(
@@ -302,7 +296,7 @@ def estimate(value: float, figures: Float64, patients: int) -> Estimate:
     if patients >= FEWEST and len(defined):
         tail = special.ndtr(special.stdtrit(patients - 1, TAIL) * np.sqrt(patients / (patients - 1)))
         low, high = map(float, np.quantile(defined, (tail, 1 - tail)))
-        limits = (low, high) if high - low > 1e-12 else None
+        limits = (low, high) if high - low > LEAST_SPREAD else None
     return Estimate.of(value, limits, len(figures) - len(defined))
 
 

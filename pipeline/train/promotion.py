@@ -8,7 +8,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -18,9 +17,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pipeline.config import PROMOTION, Section, load_config
-from pipeline.errors import ConfigError, InputError, TrackingError
-from pipeline.evaluate.calibration import Float64, expected_calibration_error
-from pipeline.evaluate.intervals import bootstrap
+from pipeline.errors import ConfigError, InputError, OctrayError, TrackingError
+from pipeline.evaluate.calibration import expected_calibration_error
+from pipeline.evaluate.comparison import Difference, compare
 from pipeline.evaluate.metrics import LabelColumn, Sample, auroc, curve
 from pipeline.frames import ImageRecord, Split
 from pipeline.ingest.index import Index
@@ -154,7 +153,7 @@ def promote(
             client = open_client(config.tracking)
             gate = _Gate(client, model_name(config), tracking_uri(config.tracking), requirements)
             return gate.decide(bundle, index, records, Path(folder), progress)
-    except (InputError, ConfigError, TrackingError):
+    except OctrayError:
         raise
     except Exception as error:
         raise TrackingError(f"MLflow could not promote the bundle: {mlflow_words(error)}. Run the command again.") from None
@@ -231,7 +230,7 @@ class _Gate:
         asked = self._requirements
         labels = figures["labels"] = {}
         for column in sample.columns:
-            present, absent = _patients(sample, column)
+            present, absent = column.patients
             error = float(expected_calibration_error(column.probabilities, column.targets))
             labels[column.label] = {"patients": [present, absent], "auroc": _auroc(column), "ece": error}
             if min(present, absent) < asked.fewest_patients:
@@ -250,15 +249,9 @@ class _Gate:
 
     def _group(self, sample: Sample, chosen: Any, group: str, figures: dict[str, Any]) -> Iterator[str]:
         """Yield the labels whose figure is too low in a group that is large enough."""
-        asked, rows = self._requirements.subgroups, np.flatnonzero(chosen)
-        part = replace(
-            sample,
-            logits=sample.logits[rows],
-            targets=sample.targets[rows],
-            groups=[sample.groups[row] for row in rows.tolist()],
-        )
-        for column in part.columns:
-            if min(_patients(part, column)) < asked.fewest_patients:
+        asked = self._requirements.subgroups
+        for column in sample.rows(np.flatnonzero(chosen)).columns:
+            if min(column.patients) < asked.fewest_patients:
                 continue
             area = figures["subgroups"].setdefault(group, {})[column.label] = _auroc(column)
             if area < asked.least_auroc:
@@ -272,11 +265,9 @@ class _Gate:
                 "the bundle under another tracking.model_name."
             )
         asked = self._requirements
-        found = bootstrap(
-            lambda weights: _differences(champion, sample, weights), sample.groups, 2000, _SEED, is_difference=True
-        )
-        figures["differences"] = {name: [one.value, one.low, one.high] for name, one in found.items()}
+        found = compare(champion, sample, seed=_SEED).macro
         area, loss = found["auroc"], found["log_loss"]
+        figures["differences"] = {name: [one.value, one.low, one.high] for name, one in (("auroc", area), ("log_loss", loss))}
         if area.low is None or area.low < -asked.auroc_margin:
             yield (
                 f"The mean AUROC is not shown to be as good as the champion's: {_words(area)}; the lower end must be "
@@ -289,31 +280,11 @@ class _Gate:
             )
 
 
-def _words(one: Any) -> str:
-    return "no interval" if one.low is None else f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
-
-
-def _patients(sample: Sample, column: LabelColumn) -> tuple[int, int]:
-    """Return how many patients have a frame with the label, and how many one without it."""
-    groups = np.asarray(sample.groups)[column.rows]
-    return len(set(groups[column.targets == 1])), len(set(groups[column.targets == 0]))
+def _words(one: Difference) -> str:
+    if one.value is None:
+        return "it is not defined"
+    return f"{one.value:+.3f} " + ("(no interval)" if one.low is None else f"({one.low:+.3f} to {one.high:+.3f})")
 
 
 def _auroc(column: LabelColumn) -> float:
     return float(auroc(curve(column.probabilities, column.targets, np.ones(len(column.rows)))))
-
-
-def _differences(champion: Sample, sample: Sample, weights: Float64) -> dict[str, Float64]:
-    """Return for each resample the mean AUROC, and the log loss, minus those of the champion."""
-
-    def figures(one: Sample) -> tuple[Float64, Float64]:
-        areas, losses = [], []
-        for column in one.columns:
-            own = weights[:, column.rows]
-            areas.append(auroc(curve(column.probabilities, column.targets, own)))
-            right = np.where(column.targets == 1, column.probabilities, 1 - column.probabilities)
-            losses.append(own @ -np.log(np.clip(right, 1e-12, 1)) / own.sum(axis=-1))
-        return np.mean(areas, axis=0), np.mean(losses, axis=0)
-
-    (area, loss), (old_area, old_loss) = figures(sample), figures(champion)
-    return {"auroc": area - old_area, "log_loss": loss - old_loss}
