@@ -205,7 +205,7 @@ def test_labels_do_nothing(label: str, studies: Path, tmp_path: Path, capsys: py
         (b'file,label\r\n"a,x\r\n', "told apart from line 2 on"),
         (b"\xef\xbb\xbffile,label\r\n=1+1,x\r\n", r"names files that do not exist \(1\): =1\+1"),
         (b"file,label\r\n../../../etc/passwd,x\r\n", r"not exist \(1\): passwd"),
-        (b"file,label,split\r\na.dcm,x," + b"s" * 1000 + b"\r\n", r"has the split s+\.+ It must be one of"),
+        (b"file,label,split\r\na.dcm,x," + b"s" * 1000 + b"\r\n", r"has the split s+\.+ in line 2\. It must be one of"),
         (b"file,label\r\n\x1b[2Ja.dcm,x\r\n", r"not exist \(1\): \\x1b\[2Ja\.dcm"),
         (b"x" * 100_000 + b",y\r\n1,2\r\n", r"its columns are x+\.\.\., y"),
     ],

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.catalog import Card, KnownFile, Pull, find_card, list_datasets, pull_dataset
 from pipeline.errors import DownloadError, InputError
-from pipeline.frames import Split
+from pipeline.frames import TRAINING_SPLITS
 
 SHARED = ("cxr-pediatric", "oct-kermany", "oct-octdl-crops", "oct-spectralis-vol", "dicom-samples", "dicom-malformed")
 OTHERS = ("pneumoniamnist", "octmnist", "kermany-2018", "nih-chestxray14", "rsna-pneumonia", "octdl")
@@ -140,7 +140,7 @@ def test_a_pulled_set_is_images_with_labels_and_splits(server: tuple[str, Path],
 
     with (folder / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {split: sum(row["split"] == split for row in rows) for split in Split} == {
+    assert {split: sum(row["split"] == split for row in rows) for split in TRAINING_SPLITS} == {
         "train": 5,
         "tune": 2,
         "calibration": 1,

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from pipeline.cli.main import main
 from pipeline.deidentify import crosswalk
-from pipeline.frames import Split
+from pipeline.frames import TRAINING_SPLITS
 from pipeline.imaging.quality import ocr
 from pipeline.ingest.index import Index, load_index
 from pipeline.ingest.network_input import prepared_frames
@@ -136,7 +136,7 @@ def test_nothing_of_the_identity_is_written(studies: Path) -> None:
     assert ingest(studies, "--label-from", "folder", "--keep", "dates", "--keep", "patient") == 1
     index = index_of(studies)
     assert index.labels == ("DRUSEN", "NORMAL")
-    assert {split for split in Split if index.of(split)} == set(Split)
+    assert {record.split for record in index.records} == set(TRAINING_SPLITS)
     assert what_is_left(studies.parent / "index", studies.parent / "shared") == set()
     assert dcmread(studies.parent / "shared" / index.records[0].source).PatientSex == "M"
 

@@ -116,7 +116,7 @@ def answers(bundle: Bundle, folder: Path) -> Iterator[tuple[list[dict[str, Any]]
     with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:
             pass
-        engine = recording(app.state.service.predictor())
+        engine = recording(app.state.service._predictor)
         for file in discover(folder):
             engine.taken = []
             response = client.post("/v1/predict?heatmaps=false", files=[("files", (file.source, file.path.read_bytes()))])

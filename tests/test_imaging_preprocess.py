@@ -1,5 +1,4 @@
 import hashlib
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +28,10 @@ from pipeline.predictions import FramePrediction, OperatingPoint, Task
 from pipeline.score.predictor import Predictor
 from pipeline.score.reading import Admitted, read_admitted
 from pipeline.settings import Check, Fit, Limits, Policy, Preprocessing, Reading
+from services.api.app import create_app
 from services.api.options import Settings
-from services.api.scoring import answer_study
-from services.api.uploads import Upload
 from tests.builders import make_bundle, make_encapsulated, make_pixels, make_quality, score_folder
+from tests.test_services_api import running
 
 SIDES = st.integers(1, 400)
 FITS = st.sampled_from(list(Fit))
@@ -241,9 +240,10 @@ def test_training_folders_and_http_give_the_network_the_same_bytes(tmp_path: Pat
         file_sha256=hashlib.sha256(content).hexdigest(),
     )
     (trained,) = prepared_frames([record], [tmp_path / "studies"], preprocessing)
-    answer = answer_study([Upload("a.dcm", io.BytesIO(content))], predictor, Settings(max_heatmaps=9), heatmaps=True)
+    with running(create_app(bundle, Settings())) as client:
+        (answered,) = client.post("/v1/predict", files=[("files", ("a.dcm", content))]).json()["frames"]
     (admitted,) = read_admitted(locate(tmp_path / "studies", "a.dcm"), predictor.admission)
     assert isinstance(admitted, Admitted)
     assert admitted.pixels.tobytes() == trained.tobytes()
     for prediction in scored.predictions:
-        assert answer.frames[0].labels[prediction.label].logit == prediction.logit
+        assert answered["labels"][prediction.label]["logit"] == prediction.logit

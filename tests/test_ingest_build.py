@@ -21,7 +21,7 @@ from pydicom.uid import BasicTextSRStorage
 
 from pipeline.config import Config
 from pipeline.errors import InputError, Reason
-from pipeline.frames import LabelLevel, Split
+from pipeline.frames import TRAINING_SPLITS, LabelLevel
 from pipeline.imaging.sources import StudyFile, discover
 from pipeline.ingest.build import build_index
 from pipeline.ingest.file_reader import NO_LABEL, UID_CLASH
@@ -68,7 +68,7 @@ def test_a_labelled_folder_becomes_an_index(tmp_path: Path) -> None:
         assert record.labels == {"SICK": label == "SICK", "WELL": label == "WELL"}
         assert record.patient_key == label + Path(record.source).stem
         assert (record.rows, record.columns) == (12, 10)
-    assert {split for split in Split for _ in index.of(split)} == set(Split)
+    assert {record.split for record in index.records} == set(TRAINING_SPLITS)
 
 
 def test_the_name_of_the_folder_can_be_the_label(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_is_unknown_is_neither_present_nor_absent(tmp_path: Path) -> None:
         np.testing.assert_array_equal(target, expected[int(Path(record.source).stem) % 5])
     assert {row.source: row.reason for row in index.quarantine} == {f"{number}.png": NO_LABEL for number in (4, 9, 14, 19)}
     assert "Nothing is known of the labels of this file" in index.quarantine[0].message
-    for split in Split:  # each has an example and a counter-example that are known
+    for split in TRAINING_SPLITS:  # each has an example and a counter-example that are known
         known = index.targets(index.of(split), ("Edema",))
         assert {0.0, 1.0} <= set(known.ravel().tolist())
     assert any("cells are -1" in note for note in notes)
@@ -350,10 +350,10 @@ def test_a_validation_split_is_divided_between_tune_and_calibration(tmp_path: Pa
 
     index, notes = build_index([tmp_path / "studies"], labels=tmp_path / "labels.csv")
 
-    patients = {split: {record.patient_key for record in index.of(split)} for split in Split}
-    assert {split: len(keys) for split, keys in patients.items()} == dict.fromkeys(Split, 4)
+    patients = {split: {record.patient_key for record in index.of(split)} for split in TRAINING_SPLITS}
+    assert {split: len(keys) for split, keys in patients.items()} == dict.fromkeys(TRAINING_SPLITS, 4)
     assert sum(map(len, patients.values())) == len(set().union(*patients.values()))
-    for split in Split:
+    for split in TRAINING_SPLITS:
         assert {label for record in index.of(split) for label, holds in record.labels.items() if holds} == {"A", "B"}
     assert any("were divided between tune" in note for note in notes)
     again, _ = build_index([tmp_path / "studies"], labels=str(tmp_path / "labels.csv"))
@@ -372,7 +372,7 @@ def test_frames_of_a_volume_share_label_patient_and_split(tmp_path: Path) -> Non
 
 def test_given_splits_are_respected(tmp_path: Path) -> None:
     write_set(tmp_path, 4)
-    names = list(Split)
+    names = TRAINING_SPLITS
     rows = [f"{label}/{number}.png,{label},{names[number]}\n" for label in ("SICK", "WELL") for number in range(4)]
     (tmp_path / "labels.csv").write_text("file,label,split\n" + "".join(rows))
     index = build(tmp_path, labels=tmp_path / "labels.csv")

@@ -83,8 +83,8 @@ def test_another_column_can_hold_the_patients(tmp_path: Path) -> None:
         ("file,label,split\n1.png,X,train\n2.png,X,\n", "an empty split in line 3"),
         (
             "file,label,split\n1.png,X,fold1\n",
-            "has the split fold1 in line 2. It must be one of train, tune, calibration, test; validation, too, is divided "
-            "between tune and calibration. To let octray divide the patients, give the column another name.",
+            "has the split fold1 in line 2. It must be one of train, tune, calibration, test, promotion; validation, too, is "
+            "divided between tune and calibration. To let octray divide the patients, give the column another name.",
         ),
         (
             "file,label,split\n1.png,X,val\n2.png,X,tune\n",

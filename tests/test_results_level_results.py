@@ -428,7 +428,7 @@ def mixed() -> StudyRecord:
     for number, chances in enumerate(WORST_LAST, start=1):
         named = zip(GRADES, chances, strict=True)
         found = [make_prediction(label, chance, chance >= 0.5, logit=float(1.5 * np.log(chance))) for label, chance in named]
-        frames.append(make_result(*found, source="a.dcm", key=make_key(number), laterality="R"))
+        frames.append(make_result(*found, source="0/a.dcm", key=make_key(number), laterality="R"))
     return StudyRecord("1.2", tuple(frames))
 
 
@@ -443,7 +443,7 @@ def test_a_study_an_eye_and_a_patient_have_one_grade_each(tmp_path: Path, mixed:
         for one in found:
             add(one, "1.2", "")
     page = Page(write_studies(tmp_path, bundle, [study])).text
-    answer = _answer(mixed, "1.2", bundle.manifest, {}, "", 0)
+    answer = _answer(mixed, bundle.manifest, uid="1.2", frames=[], failures=[], without_image=[], skipped=0)
 
     for row in rows(tmp_path):
         expected = dict(zip(GRADES, (0.02, 0.03, 0.95), strict=True))[row["label"]]
@@ -460,7 +460,7 @@ def test_a_study_has_one_grade_if_its_bundle_has_no_levels(tmp_path: Path, mixed
     study = Study("1.2", Ranking("NORMAL").sorted(mixed.frames))
 
     page = Page(write_studies(tmp_path, bundle, [study])).text
-    answer = _answer(mixed, "1.2", bundle.manifest, {}, "", 0)
+    answer = _answer(mixed, bundle.manifest, uid="1.2", frames=[], failures=[], without_image=[], skipped=0)
 
     assert answer.aggregation == "any_finding"
     assert answer.probabilities == pytest.approx({"NORMAL": 0.02, "MILD": 0.03, "SEVERE": 0.95})

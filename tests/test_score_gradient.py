@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from pipeline import plugins
 from pipeline.config import load_config
 from pipeline.errors import BundleError
 from pipeline.evaluate.outliers import Reference
@@ -16,6 +17,7 @@ from pipeline.model.bodies import LeNet
 from pipeline.model.bundle import (
     CONFIG,
     GRAPH,
+    HOME,
     METRICS,
     MODEL_CARD,
     REFERENCE,
@@ -51,9 +53,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Bundle]:
 def bundle_of(fitted: Fitted, support: MapSupport, root: Path) -> Bundle:
     """A bundle for frames of 64 pixels of one network, whose maps are made by gradient, as training writes it."""
     network, channels = fitted.network, fitted.network.classifier.in_features
-    like = make_bundle(root / "like", size=64).manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
+    small = make_bundle(root / "like", size=64)
+    like = small.manifest.model_dump(exclude={"schema_version", "bundle_id", "files"})
     weights = safetensors.torch.save(dict(network.body.state_dict()))
     contents = {GRAPH: fitted.graph, WEIGHTS: weights, METRICS: b"{}", MODEL_CARD: b"#", CONFIG: b"name: a\n"}
+    contents[HOME] = small.read(HOME)
     contents[REFERENCE] = Reference(np.zeros(channels), np.eye(channels), 2.0).to_bytes()
     heatmap = make_support(method="hirescam", exact=False, computed="gradient")
     return write_bundle(root / "bundle", contents, **like | {"members": (_member(1, (fitted, support)),), "heatmap": heatmap})
@@ -91,11 +95,14 @@ def test_calls_at_a_time_give_each_frame_its_own_maps(made: tuple[Network, Bundl
         np.testing.assert_allclose(maps, expected_maps(network, pixels), atol=1e-4)
 
 
-@register_plugin("network", "of_another_package")
-def plugged(labels: int, size: int) -> LeNet:
-    return LeNet(labels, size)
+@pytest.fixture
+def _plugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of a plug-in, registered while the test runs."""
+    monkeypatch.setattr(plugins, "_REGISTERED", {kind: dict(known) for kind, known in plugins._REGISTERED.items()})
+    register_plugin("network", "of_another_package")(LeNet)
 
 
+@pytest.mark.usefixtures("_plugged")
 @pytest.mark.parametrize(
     ("model", "layer"),
     [

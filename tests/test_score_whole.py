@@ -1,6 +1,5 @@
 """Frames that were decoded at a reduced resolution and come out near a threshold are read whole, and judged again."""
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,6 @@ from pipeline.score.study import Scoring
 from pipeline.settings import Check, Limits, Policy, Preprocessing
 from services.api.app import create_app
 from services.api.options import Settings
-from services.api.scoring import answer_study
-from services.api.uploads import Upload
 from tests.builders import make_bundle, make_dicom, make_encapsulated, make_quality, make_wary_bundle, score_folder
 from tests.test_services_api import running
 
@@ -130,14 +127,18 @@ def test_http_gets_the_answer_of_the_whole_frame(between: tuple[Bundle, bytes, f
     assert frame["labels"]["PNEUMONIA"]["heatmap"] is not None
 
 
-def test_a_frame_of_a_volume_is_read_again_while_the_next_one_waits(between: tuple[Bundle, bytes, float]) -> None:
+def test_a_frame_of_a_volume_is_read_again_while_the_next_one_waits(
+    between: tuple[Bundle, bytes, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "runs_in_workers", False)  # the number of frames in a call is set in this process
     bundle, _, exact = between
     volume = make_dicom(np.stack([picture(seed) for seed in (1, 2, 1)]), BitsStored=12, HighBit=11, **WINDOW)
     predictor = Predictor(bundle)
     predictor.engine.frames_at_once = 1
-    answer = answer_study([Upload("a.dcm", io.BytesIO(volume))], predictor, Settings(), heatmaps=True)
-    assert [frame.frame_number for frame in answer.frames] == [1, 2, 3]
-    found = [frame.labels["PNEUMONIA"].probability for frame in answer.frames]
+    (tmp_path / "a.dcm").write_bytes(volume)
+    frames = [item for item in score_folder(tmp_path, predictor) if isinstance(item, FramePrediction)]
+    assert [frame.key.frame_number for frame in frames] == [1, 2, 3]
+    found = [frame.predictions[1].probability for frame in frames]
     assert found[0] == found[2] == exact != found[1]
 
 

@@ -45,7 +45,7 @@ from pipeline.score.predictor import Predictor
 from pipeline.train.run import train
 from tests.conftest import Trained
 
-PLOTS = {f"plots/{name}.png" for name in ("roc", "pr", "reliability", "confusion", "most_probable")}
+PLOTS = {f"plots/{name}.png" for name in ("roc", "pr", "reliability", "decision_curve", "confusion", "most_probable")}
 
 
 @pytest.fixture(scope="module")

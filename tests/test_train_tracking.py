@@ -144,7 +144,9 @@ def test_the_bundle_is_an_artefact_and_a_registered_version(client: MlflowClient
     stored = load_bundle(Path(url2pathname(urlparse(version.source).path)))
     assert stored.manifest == load_bundle(trained.bundle).manifest
     listed = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "bundle/plots")}
-    assert listed == {f"bundle/plots/{name}.png" for name in ("roc", "pr", "reliability", "confusion", "most_probable")}
+    assert listed == {
+        f"bundle/plots/{name}.png" for name in ("roc", "pr", "reliability", "decision_curve", "confusion", "most_probable")
+    }
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_kept(store: Path) -> None:
