@@ -60,10 +60,14 @@ def _alias(name: str) -> str:
     return name
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""NumPy and torch take such numbers as seeds, and what octray adds to them as well."""
+
+
 class Section(BaseModel):
     """A part of a configuration: unknown keys are faults, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 @pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", validate_default=True))
@@ -74,6 +78,13 @@ class DataSection(IntendedUse):
     normal_label: Label | None = Field(default=None, description="the label that means no finding; it is never urgent")
     urgency: tuple[Label, ...] = Field(default=(), description="findings, the most urgent first; the others follow as equals")
     label_names: Mapping[Label, str] = Field(default={}, description="what the abbreviations among the labels stand for")
+
+    @field_validator("labels", "urgency")
+    @classmethod
+    def _once_each(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("a label is named twice; leave one out")
+        return labels
 
     @field_validator("ages")
     @classmethod
@@ -221,8 +232,8 @@ class Way(StrEnum):
 class TrainSection(Section):
     """The course of training."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = Field(
         default=(),
         description="one network is trained from each, and they answer together; empty: one network, from train.seed",
     )

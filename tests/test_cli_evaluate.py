@@ -151,7 +151,7 @@ def test_tables_that_contradict_themselves_or_name_nobody_are_refused(
 
 
 def test_compare_shows_differences_with_intervals(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    same = ["compare", str(trained.bundle), str(trained.bundle), "--index", str(trained.index), "--resamples", "50"]
+    same = ["compare", str(trained.bundle), str(trained.bundle), "--index", str(trained.index), "--resamples", "100"]
     assert main([*same, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for label in ("NORMAL", "PNEUMONIA"):
@@ -165,6 +165,13 @@ def test_compare_shows_differences_with_intervals(trained: Trained, capsys: pyte
     assert "neither bundle was made with" not in warned
     assert main([*same, "--split", "train"]) == 0
     assert "patients whom neither bundle was made with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resamples", ["-1", "0", "99"])
+def test_compare_refuses_too_few_resamples(trained: Trained, resamples: str, capsys: pytest.CaptureFixture[str]) -> None:
+    same = ["compare", str(trained.bundle), str(trained.bundle), "--index", str(trained.index), "--resamples", resamples]
+    assert main(same) == 2
+    assert f"needs at least 100 resamples of patients. Got {resamples} instead." in capsys.readouterr().err
 
 
 def test_compare_refuses_bundles_for_other_questions(

@@ -43,6 +43,14 @@ def test_labels_for_missing_files_are_counted_with_five_examples(tmp_path: Path)
         match_files(table, [tmp_path], [(0, "9.png")])
 
 
+def test_names_that_differ_from_files_only_in_case_are_said(tmp_path: Path) -> None:
+    table = read_labels(write(tmp_path, "file,label\n1.PNG,X\n3.png,X\n2.png,X\n"))
+    _, notes = match_files(table, [tmp_path], [(0, "1.png"), (0, "2.png")])
+    assert "Of 1 there is a file whose name differs only in upper and lower case: write it as it is." in " ".join(notes)
+    with pytest.raises(InputError, match="Of 1 there is a file whose name differs only in upper and lower case"):
+        match_files(table, [tmp_path], [(0, "a/1.png")])
+
+
 def test_a_name_in_two_sources_is_refused(tmp_path: Path) -> None:
     table = read_labels(write(tmp_path, "file,label\n1.png,X\n"))
     with pytest.raises(InputError, match="names 1 files that are in two sources: 1.png"):

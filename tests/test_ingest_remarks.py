@@ -91,6 +91,21 @@ def test_patient_keys_that_differ_only_in_their_spelling_are_counted_and_not_sho
     assert said[0].startswith(f"{count} patient keys differ from another only in case") if count else not said
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (["unknown", "p2", "unknown"], "The patient key unknown (2 frames) may stand for patients who are not known"),
+        (["Anonymous", "N/A", "p2"], "The patient key Anonymous, N/A (2 frames) may stand"),
+        (["1,23457E+11", "p2"], "1 patient keys look like numbers that a spreadsheet has rounded"),
+        (["1.2E+05", "3e+12", "01. Mrz", "1-Mar", "5. Mai", "12-Sep", "p2"], "6 patient keys look like numbers"),
+        (["1E5", "2024-03-01", "12-A", "Mary", "1-Marta Schmidt", "10 Nova Scotia", "0"], ""),
+    ],
+)
+def test_patient_keys_that_are_none_are_named(keys: list[str], sentence: str) -> None:
+    said = patient_remarks(make_index([(key, {"A"}) for key in keys]), "")
+    assert said[0].startswith(sentence) if sentence else not said
+
+
 def test_a_pattern_that_takes_too_much_or_too_little_for_the_patient_is_named() -> None:
     every, one, two = (make_index([(f"p{number % most}", {"A"}) for number in range(12)]) for most in (12, 1, 2))
     assert patient_remarks(every, "(.*)")[0].startswith("--patient-from gives each of 12 files a patient of its own.")

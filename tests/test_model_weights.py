@@ -471,12 +471,14 @@ def test_a_file_without_any_tensor_of_the_network(content: Any, tmp_path: Path) 
     assert said == "The weights other.pth hold no tensor of test_resnet. Choose the architecture that they belong to."
 
 
-@pytest.mark.parametrize("kind", ["module", "checkpoint"])
+@pytest.mark.parametrize("kind", ["module", "module in a checkpoint", "checkpoint"])
 def test_whole_modules_are_refused_with_a_command_that_converts_them(kind: str, tmp_path: Path) -> None:
     original = shaken(torchvision.models.resnet18(num_classes=2))
-    content = original if kind == "module" else {"model": original.state_dict(), "args": argparse.Namespace(lr=0.1)}
+    content = original if kind == "module" else {"model": original, "epoch": 3}
+    if kind == "checkpoint":
+        content = {"model": original.state_dict(), "args": argparse.Namespace(lr=0.1)}
     said = refusal("resnet18", content, tmp_path / "whole.pt")
-    named = "torchvision.models.resnet.ResNet" if kind == "module" else "(argparse.Namespace)"
+    named = "(argparse.Namespace)" if kind == "checkpoint" else "torchvision.models.resnet.ResNet"
     assert named in said
     assert "which octray does not load, since that runs code from the file" in said
     command = said.splitlines()[-1].strip().replace("python", sys.executable, 1)

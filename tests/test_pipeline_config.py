@@ -50,6 +50,9 @@ def test_overrides_win_and_are_read_as_yaml() -> None:
         ("model.blocks=[10, 8]", "model.blocks: blocks are named once each, in rising order, for example [8, 10]"),
         ("model.blocks=[0]", "model.blocks.0: Input should be greater than or equal to 1"),
         ("model.mean=[0.5]", "model: mean and std belong together; give both, or none of them"),
+        ("train.seed=4294967296", "train.seed: Input should be less than 4294967296"),
+        ("train.finetune.learning_rate=.inf", "train.finetune.learning_rate: Input should be a finite number"),
+        ("data.labels=[A, B, A]", "data.labels: a label is named twice; leave one out"),
         ("model.std=[0.0]", "model.std.0: Input should be greater than 0"),
     ],
 )

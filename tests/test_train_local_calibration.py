@@ -300,4 +300,6 @@ def test_the_report_sets_the_site_beside_the_home(home: Path, bundle: Bundle, ca
 def test_the_bundle_itself_is_not_overwritten(home: Path, bundle: Bundle) -> None:
     with pytest.raises(InputError, match="is the bundle that is to be calibrated"):
         calibrate_bundle(bundle, load_index(home / "pale" / "index"), home / "bundle")
+    with pytest.raises(InputError, match="A bundle cannot be written to index: it holds an index"):
+        calibrate_bundle(bundle, load_index(home / "pale" / "index"), home / "pale" / "index")
     assert load_bundle(home / "bundle").read(REFERENCE)

@@ -703,6 +703,12 @@ def test_sync_of_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("octray: There is no nothing. Give what was given to `octray train`")
 
 
+def test_sync_of_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "studies").mkdir()
+    assert main(["sync", str(tmp_path / "studies")]) == 2
+    assert capsys.readouterr().err.startswith("octray: Nothing was trained to studies, so there is nothing to record. Give")
+
+
 def test_the_cure_that_mlflow_names_is_passed_on(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with closing(sqlite3.connect(store)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '728d730b5ebd'")

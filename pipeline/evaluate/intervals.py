@@ -22,6 +22,8 @@ LowHigh = tuple[float, float] | None
 
 TAIL = 0.025
 """The chance to lie beyond either limit of an interval of 95 %."""
+FEWEST_RESAMPLES = 100
+"""From fewer, a percentile says nothing."""
 FEWEST = 2
 """Patients of each kind that an interval needs: one does not show how patients differ."""
 LEAST_SPREAD = 1e-12

@@ -110,7 +110,7 @@ class _Names:
         if not self.files:
             raise InputError(
                 f"{table.name} names files that do not exist ({len(self._missing)}): {examples(self._missing)}. "
-                "The column file must hold names of files below SOURCE, or paths below the folder of the table."
+                f"The column file must hold names of files below SOURCE, or paths below the folder of the table.{self._case()}"
                 if self._missing
                 else f"{table.name} names no file in the sources: all its files lie elsewhere."
             )
@@ -126,9 +126,16 @@ class _Names:
         if self._missing:
             notes.append(
                 f"{len(self._missing)} rows of {self._table.name} name files that do not exist: "
-                f"{examples(self._missing, _SHOWN)}."
+                f"{examples(self._missing, _SHOWN)}.{self._case()}"
             )
         return notes
+
+    def _case(self) -> str:
+        """Return how many missing files there would be in another case; a table from Windows does not care for it."""
+        known = {same_text(posixpath.basename(name)).casefold() for _, name in self._found.files}
+        count = sum(same_text(posixpath.basename(as_text(name))).casefold() in known for name in self._missing)
+        said = f" Of {count} there is a file whose name differs only in upper and lower case: write it as it is."
+        return said if count else ""
 
     def _match(self, names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         """Fill in what names mean; return those in two sources, those of which there are two, and those that are ambiguous."""

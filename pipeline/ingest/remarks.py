@@ -1,5 +1,6 @@
 """What a user should look at before training: labels and patients that may not be what they seem, in one sentence each."""
 
+import re
 from collections import Counter
 
 import yaml
@@ -12,6 +13,12 @@ _MANY_FOLDERS = 20
 """From how many names of folders labels look like patients: no scale of grades is so long."""
 _MANY_FILES = 8
 _NO_VALUES = frozenset({"na", "none", "null", "nil", "-", "?", "unknown", "missing", "#value!", "#ref!"})
+_NO_PATIENTS = frozenset(
+    {"n/a", "anon", "anonym", "anonymous", "anonymized", "anonymised", "unbekannt", "inconnu", "desconocido"}
+)
+_MONTHS = "jan|feb|f[eé]v|m[aä]r|mrz|apr|avr|ma[iy]|jun|jul|aug|ao[uû]|sep|o[ck]t|nov|de[cz]"
+_MANGLED = re.compile(rf"[0-9]([.,][0-9]+)?E[+][0-9]+|[0-9]{{1,2}}[-. ]{{1,2}}({_MONTHS})[a-zä]{{0,6}}[.]?", re.IGNORECASE)
+"""What spreadsheets make of long numbers, and of numbers that look like a day and a month."""
 _NO_FINDING = frozenset(
     {
         "nofinding",
@@ -62,7 +69,7 @@ def label_remarks(index: Index, from_folders: bool) -> list[str]:
 
 
 def patient_remarks(index: Index, patient_from: str) -> list[str]:
-    """Return sentences on patients: keys that look like two spellings of one, or that a pattern found in strange numbers."""
+    """Return sentences on patients: keys that look like two spellings of one, or like none, or are found too often."""
     keys = {record.patient_key for record in index.records if record.patient_key != record.key.study_instance_uid}
     files = {(record.root, record.source) for record in index.records}
     remarks = []
@@ -70,6 +77,17 @@ def patient_remarks(index: Index, patient_from: str) -> list[str]:
         remarks.append(
             f"{len(twice)} patient keys differ from another only in case, blanks, leading zeros or signs of a spreadsheet, and "
             "count as different patients, who may be in different splits. If they are the same, write them in the same way."
+        )
+    if unknown := sorted(key for key in keys if plain(key) in _NO_VALUES | _NO_PATIENTS):
+        count = sum(record.patient_key in unknown for record in index.records)
+        remarks.append(
+            f"The patient key {', '.join(unknown)} ({count} frames) may stand for patients who are not known; all of them "
+            "count as one. Leave these rows out, or give each patient a key."
+        )
+    if mangled := [key for key in keys if _MANGLED.fullmatch(key.strip())]:
+        remarks.append(
+            f"{len(mangled)} patient keys look like numbers that a spreadsheet has rounded, such as 1.2E+11, or like dates "
+            "that it has made of them, such as 1-Mar: different patients may have become one. Export them again, as text."
         )
     if patient_from and len(files) >= _MANY_FILES:
         if len(keys) == len(files):

@@ -370,7 +370,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         what = f"Python objects besides tensors ({', '.join(classes)})"
         convert = (
             "m = torch.load({0!r}, map_location='cpu', weights_only=False); "
-            "m = m.state_dict() if hasattr(m, 'state_dict') else {{k: v for k, v in m.items() if isinstance(v, dict)}}"
+            "f = lambda v: v.state_dict() if hasattr(v, 'state_dict') else v; m = f(m); "
+            "m = {{k: f(v) for k, v in m.items() if isinstance(f(v), (dict, torch.Tensor))}}"
         )
     if convert is None:
         return f"The weights {path.name} are cut off, or neither of safetensors nor of torch.save. Copy or convert them again."

@@ -19,7 +19,7 @@ from pipeline.evaluate.comparison import Comparison, Subgroup, check_comparable,
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, coverage, open_labels, with_figures
 from pipeline.evaluate.drift import Home
 from pipeline.evaluate.figures import plots
-from pipeline.evaluate.intervals import Estimate, binomial_limits
+from pipeline.evaluate.intervals import FEWEST_RESAMPLES, Estimate, binomial_limits
 from pipeline.evaluate.metrics import Evaluation, Sample, evaluate
 from pipeline.evaluate.outliers import Reference, fit_reference, load_reference, pooled, reference_rows
 from pipeline.evaluate.units import Units, known_targets, level_sample
@@ -442,13 +442,17 @@ def compare_bundles(
     index, split, progress
         As in `bundle_sample`.
     resamples, seed
-        Of the bootstrap.
+        Of the bootstrap; at least 100 resamples.
 
     Raises
     ------
     InputError
-        If the bundles answer different questions, or as `bundle_sample` does.
+        If the bundles answer different questions, resamples are too few for an interval, or as `bundle_sample` does.
     """
+    if resamples < FEWEST_RESAMPLES:
+        raise InputError(
+            f"The interval of a difference needs at least {FEWEST_RESAMPLES} resamples of patients. Got {resamples} instead."
+        )
     check_comparable(*((bundle.manifest.task, bundle.manifest.labels) for bundle in (first, second)))
     one, other = (bundle_sample(bundle, index, split=split, progress=progress) for bundle in (first, second))
     return working(progress, "resampling patients", lambda: compare(one, other, resamples, seed))

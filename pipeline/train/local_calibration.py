@@ -50,6 +50,7 @@ from pipeline.predictions import Activation, Calibration, ConformalBand, Interva
 from pipeline.progress import Progress, silent, working
 from pipeline.train.assessment import measure_refusals
 from pipeline.train.training_data import known_frames
+from pipeline.train.workspace import bundle_place
 
 LEAST_PATIENTS = 10
 """With each label, and as many without it: bands at alpha 0.1 need 9 of each kind."""
@@ -205,10 +206,10 @@ def calibrate_bundle(
     ------
     InputError
         If fewer than `LEAST_PATIENTS` patients have a label, or lack it; if log loss would not fall; if `out` is the bundle
-        itself; or as `evaluate_bundle` does.
+        itself, a file or an index; or as `evaluate_bundle` does.
     """
     out = Path(out)
-    if out.resolve() == bundle.path.resolve():
+    if bundle_place(out) == bundle.path.resolve():
         raise InputError(f"{out.name} is the bundle that is to be calibrated. Give --out another folder; both stay usable.")
     found = _site(bundle, index, (Split.TRAIN, Split.TUNE, Split.CALIBRATION), progress)
     site = found.only(found.answered)

@@ -26,7 +26,7 @@ from pipeline.config import Config, TrackingSection, load_config
 from pipeline.errors import BundleError, ConfigError, InputError, TrackingError
 from pipeline.evaluate.metrics import flat_figures
 from pipeline.ingest.index import Index, frames_to_parquet
-from pipeline.model.bundle import CONFIG, METRICS, Bundle, Provenance, load_bundle
+from pipeline.model.bundle import CONFIG, MANIFEST, METRICS, Bundle, Provenance, load_bundle
 from pipeline.train.mlflow_client import (
     client_settings,
     experiment_id,
@@ -488,9 +488,15 @@ def sync_runs(out: Path | str, store: str = "") -> list[SyncedRun]:
     folders = [outbox_of(out), outbox_of(out / "bundle")]  # the second is that of the best configuration of a sweep
     if not out.exists() and not any(folder.exists() for folder in folders):
         raise InputError(f"There is no {out.name}. Give what was given to `octray train` or `octray sweep` as --out.")
+    logs = [*logs_in(folders[0]), *logs_in(folders[1])]
+    if not logs and not any((out / name).exists() for name in (MANIFEST, f"bundle/{MANIFEST}", "trials.db")):
+        raise InputError(
+            f"Nothing was trained to {out.name}, so there is nothing to record. Give what was given to `octray train` or "
+            "`octray sweep` as --out."
+        )
     is_resumable = any(place.with_name(f"{place.name}.work").exists() for place in (out.resolve(), out.resolve() / "bundle"))
     synced = []
-    for log in [*logs_in(folders[0]), *logs_in(folders[1])]:
+    for log in logs:
         if not log.lock():
             synced.append(SyncedRun(str(log.head.get("name", "")), ""))
             continue

@@ -187,6 +187,22 @@ def disk_room(path: Path, size: int = 0) -> Iterator[None]:
         ) from None
 
 
+def bundle_place(bundle: Path) -> Path:
+    """Return the folder that a bundle is to be written to, without links.
+
+    Raises
+    ------
+    InputError
+        If its place is taken by a file or an index.
+    """
+    place = bundle.resolve()
+    if not place.name or (place.exists() and not place.is_dir()):
+        raise InputError(f"A bundle cannot be written to {place.name or place.anchor}: it is not a folder of its own. {_MEND}")
+    if (place / "index.json").exists():
+        raise InputError(f"A bundle cannot be written to {place.name}: it holds an index. {_MEND}")
+    return place
+
+
 def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     """Return the workspace of a bundle to be written.
 
@@ -204,11 +220,7 @@ def open_workspace(bundle: Path, facts: str, resume: bool) -> Workspace:
     InputError
         If the workspace belongs to another run or cannot be made, or the bundle's place is taken by a file or an index.
     """
-    place = bundle.resolve()
-    if not place.name or (place.exists() and not place.is_dir()):
-        raise InputError(f"A bundle cannot be written to {place.name or place.anchor}: it is not a folder of its own. {_MEND}")
-    if (place / "index.json").exists():
-        raise InputError(f"A bundle cannot be written to {place.name}: it holds an index. {_MEND}")
+    place = bundle_place(bundle)
     workspace = Workspace(place.with_name(f"{place.name}.work"), hashlib.sha256(facts.encode()).hexdigest())
     if not resume:
         shutil.rmtree(workspace.path, ignore_errors=True)
