@@ -99,6 +99,10 @@ def test_an_area_of_one_has_a_lower_limit_that_rises_with_the_patients():
     assert limits(1) is None
 
 
+def test_an_area_of_frames_that_are_all_alike_has_no_interval():
+    assert auroc_limits(np.full(20, 0.5), np.repeat([1.0, 0.0], 10), np.arange(20)) is None
+
+
 def test_intervals_hold_their_figure_and_narrow_with_patients():
     widths = []
     for patients in (5, 20, 80, 320):

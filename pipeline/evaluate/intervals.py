@@ -140,7 +140,8 @@ def auroc_limits(probabilities: Float64, targets: Float64, groups: ArrayLike) ->
     Returns
     -------
     tuple of float
-        In [0, 1]; None with fewer than two patients with positive frames, or with negative ones.
+        In [0, 1]; None with fewer than two patients with positive frames, or with negative ones, or if all frames have the same
+        probability.
     """
     present = targets == 1
     if min(len(np.unique(np.asarray(groups)[kind])) for kind in (present, ~present)) < FEWEST:
@@ -150,6 +151,8 @@ def auroc_limits(probabilities: Float64, targets: Float64, groups: ArrayLike) ->
         pairs = min(found.patients)
         return binomial_limits(found.value * pairs, pairs)
     parts = np.maximum(found.between, found.cautious)
+    if not parts.sum() > 0:  # all frames have the same probability
+        return None
     variance = parts.sum() + 2 * found.covariance
     reach = float(special.stdtrit(min(found.groups) - 1, 1 - TAIL)) * np.sqrt(variance if variance > 0 else parts.sum())
     middle, scale = special.logit(found.value), found.value * (1 - found.value)
