@@ -143,7 +143,8 @@ class OperatingPoint:
         label that are positive, and of those without it that are negative. Uncertain frames count as errors.
     expected_sensitivity, expected_specificity
         What the threshold alone promises in further patients, without a band: chosen again without each patient of the
-        calibration split and measured on that patient, with 95 % intervals. None if it was not measured.
+        calibration split and measured on that patient, with 95 % intervals. After a local calibration that keeps the threshold,
+        what it does at the site. None if it was not measured.
     """
 
     label: str

@@ -124,6 +124,7 @@ def test_the_new_bundle_says_where_it_comes_from_and_answers_by_the_new_numbers(
     assert (local.parent, local.dataset_name) == (parent.bundle_id, "index")
     assert local.gain.value == pytest.approx(local.log_loss_before - local.log_loss_after)
     assert local.log_loss_before > local.log_loss_after + 0.1
+    assert "They promise too much" not in calibrated.read(MODEL_CARD).decode()
     assert local.words in calibrated.read(MODEL_CARD).decode().replace("\n", " ")
     assert f"`{parent.bundle_id}`" in calibrated.read(MODEL_CARD).decode()
     assert json.loads(calibrated.read(METRICS))["local"]["gain"]["value"] == pytest.approx(local.gain.value)
