@@ -35,6 +35,7 @@ from pipeline.model.bundle import (
     ExplanationCheck,
     HeatmapSupport,
     LabelCoverage,
+    Manifest,
     MapSupport,
     MeasuredRefusals,
     MeasuredStates,
@@ -402,23 +403,13 @@ def evaluate_bundle(
     InputError
         As `bundle_sample` does, or if a prevalence is none, or of no label of the bundle.
     """
-    manifest = bundle.manifest
     sample, records, features = _scored(bundle, index, split, progress)
     config = Config.model_validate(yaml.safe_load(bundle.read(CONFIG)))
-    resamples, seed = config.evaluate.bootstrap, config.train.seed
 
     def measured() -> Evaluation:
-        levels, attention, labels = {}, bundle.attention(), manifest.label_set
-        reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-        odds = frame_odds(sample.logits, labels, manifest.calibration)
-        refused = np.array([reference.refuses(one) for one in features]) if manifest.levels else None
-        _, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
-        for rule in manifest.levels:
-            units = Units(rule.level, records, targets, labels, odds, features, refused)
-            if units.names:
-                level = level_sample(rule, units, attention.get(rule.level))
-                levels[rule.level.value] = evaluate(level, resamples, seed)
-        return replace(evaluate(sample, resamples, seed, prevalence), levels=levels)
+        _, targets = known_frames(index.targets(records, sample.labels), sample.task)
+        levels = level_figures(bundle, config, records, targets, sample.logits, features)
+        return replace(evaluate(sample, config.evaluate.bootstrap, config.train.seed, prevalence), levels=levels)
 
     return working(progress, "resampling patients", measured)
 
@@ -513,21 +504,28 @@ def _scored(
     bundle: Bundle, index: Index, split: Split | str, progress: Progress
 ) -> tuple[Sample, tuple[ImageRecord, ...], Float64]:
     """Return the scored frames of a split beside the truth, what the index says of them, and their pooled features."""
-    manifest, records = bundle.manifest, index.of(Split(split))
-    if missing := [label for label in manifest.labels if label not in index.labels]:
-        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
+    records = index.of(Split(split))
     if not records:
         raise InputError(f"The index has no frame in the split {split}. Choose another --split.")
-    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
-    if not len(rows):
-        raise InputError(f"No frame of the split {split} has a known label among {', '.join(manifest.labels)}. Label some.")
-    records = tuple(records[row] for row in rows)
-    frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
-    logits, features = _outputs(Ensemble.of(bundle), progress(frames, "scoring frames", len(records)), manifest.outliers.member)
-    labels = manifest.label_set
-    sample = Sample(
+    records, targets, logits, features = labelled_outputs(bundle, index, records, progress)
+    return frames_sample(bundle.manifest, records, targets, logits), records, features
+
+
+def frames_sample(
+    manifest: Manifest, records: Sequence[ImageRecord], targets: Float64, logits: NDArray[np.floating[Any]]
+) -> Sample:
+    """Return frames to be evaluated at the decisions of a bundle; what is not known of single frames is left out.
+
+    Parameters
+    ----------
+    manifest
+        Of the bundle.
+    records, targets, logits
+        As `labelled_outputs` gives them.
+    """
+    return Sample(
         logits=logits,
-        targets=known_targets(records, targets, labels),
+        targets=known_targets(records, targets, manifest.label_set),
         groups=tuple(record.patient_key for record in records),
         labels=manifest.labels,
         task=manifest.task,
@@ -536,7 +534,65 @@ def _scored(
         bands=manifest.conformal.bands,
         normal_label=manifest.normal_label,
     )
-    return sample, records, features
+
+
+def labelled_outputs(
+    bundle: Bundle, index: Index, records: Sequence[ImageRecord], progress: Progress
+) -> tuple[tuple[ImageRecord, ...], Float64, FloatArray, Float64]:
+    """Score those of some frames of an index of which a label is known.
+
+    Returns
+    -------
+    tuple
+        The n frames that are left, what the index says of their labels, (n, labels), their logits, (n, labels), and the pooled
+        features, (n, channels), of the network that measures distances.
+
+    Raises
+    ------
+    InputError
+        If the index lacks a label of the bundle, no label is known, or files have changed.
+    """
+    manifest = bundle.manifest
+    if missing := [label for label in manifest.labels if label not in index.labels]:
+        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
+    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
+    if not len(rows):
+        raise InputError(f"No frame of these splits has a known label among {', '.join(manifest.labels)}. Label some.")
+    known = tuple(records[row] for row in rows)
+    frames = prepared_frames(known, index.sources, manifest.preprocessing, manifest.limits)
+    engine = Ensemble.of(bundle)
+    logits, features = _outputs(engine, progress(frames, "scoring frames", len(known)), manifest.outliers.member)
+    return known, targets, logits, features
+
+
+def level_figures(
+    bundle: Bundle,
+    config: Config,
+    records: Sequence[ImageRecord],
+    targets: Float64,
+    logits: NDArray[np.floating[Any]],
+    features: Float64,
+) -> dict[str, Evaluation]:
+    """Evaluate the results of studies, eyes and patients, by the names of the levels; without a scored frame there is none.
+
+    Parameters
+    ----------
+    bundle, config
+        The bundle, and the configuration that it was trained with.
+    records, targets, logits, features
+        As `labelled_outputs` gives them.
+    """
+    manifest, attention, found = bundle.manifest, bundle.attention(), {}
+    if not manifest.levels:
+        return {}
+    reference, labels = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold), manifest.label_set
+    odds, refused = frame_odds(logits, labels, manifest.calibration), np.array([reference.refuses(one) for one in features])
+    for rule in manifest.levels:
+        units = Units(rule.level, records, targets, labels, odds, features, refused)
+        if units.names:
+            sample = level_sample(rule, units, attention.get(rule.level))
+            found[rule.level.value] = evaluate(sample, config.evaluate.bootstrap, config.train.seed)
+    return found
 
 
 def _outputs(engine: Ensemble, frames: Iterable[FloatArray], member: int) -> tuple[FloatArray, Float64]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from pipeline.evaluate.calibration import Float64, fit_calibration, fit_scale, f
 from pipeline.evaluate.decisions import choose_operating_points, conformal_bands, with_figures
 from pipeline.evaluate.drift import Home, load_home
 from pipeline.evaluate.metrics import Sample, evaluate
-from pipeline.evaluate.outliers import RANKED_PATIENTS, load_reference, pooled
-from pipeline.evaluate.units import Units, known_targets, level_sample
+from pipeline.evaluate.outliers import RANKED_PATIENTS, load_reference
+from pipeline.evaluate.units import Units, level_sample
 from pipeline.frames import TRAINING_SPLITS, FloatArray, ImageRecord, Split
 from pipeline.ingest.index import Index
-from pipeline.ingest.network_input import prepared_frames
 from pipeline.ingest.splits import assign_folds, strata_of
 from pipeline.levels import LevelRule
 from pipeline.model.bundle import (
@@ -45,11 +43,9 @@ from pipeline.model.bundle import (
     write_bundle,
 )
 from pipeline.model.card import model_card
-from pipeline.model.ensemble import Ensemble
 from pipeline.predictions import Activation, Calibration, ConformalBand, Interval, OperatingPoint, State
 from pipeline.progress import Progress, silent, working
-from pipeline.train.assessment import measure_refusals
-from pipeline.train.training_data import known_frames
+from pipeline.train.assessment import frames_sample, labelled_outputs, level_figures, measure_refusals
 from pipeline.train.workspace import bundle_place
 
 LEAST_PATIENTS = 10
@@ -124,18 +120,8 @@ class _Site:
 
     def sample(self, calibration: Calibration | None = None, logits: Float64 | None = None) -> Sample:
         """Return the frames to be evaluated, at the decisions of the bundle."""
-        manifest = self.manifest
-        return Sample(
-            logits=self.logits if logits is None else logits,
-            targets=known_targets(self.records, self.targets, manifest.label_set),
-            groups=self.patients,
-            labels=manifest.labels,
-            task=manifest.task,
-            calibration=calibration or manifest.calibration,
-            operating_points=manifest.operating_points,
-            bands=manifest.conformal.bands,
-            normal_label=manifest.normal_label,
-        )
+        sample = frames_sample(self.manifest, self.records, self.targets, self.logits if logits is None else logits)
+        return replace(sample, calibration=calibration or self.manifest.calibration)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,7 +291,8 @@ def accept_bundle(
     evaluation = working(
         progress, "resampling patients", lambda: evaluate(site.sample(), config.evaluate.bootstrap, config.train.seed)
     )
-    figures = replace(evaluation, levels=_level_figures(bundle, found, config)).to_json()
+    levels = level_figures(bundle, config, found.records, found.targets, found.logits, found.features)
+    figures = replace(evaluation, levels=levels).to_json()
     drift = found.home.drift(
         manifest.labels,
         found.logits,
@@ -407,8 +394,6 @@ def _share(refusals: Mapping[str, Any]) -> str:
 def _site(bundle: Bundle, index: Index, splits: Collection[Split], progress: Progress) -> _Site:
     """Score the frames of some splits whose patients are new to a bundle and of which something is known."""
     manifest = bundle.manifest
-    if missing := [label for label in manifest.labels if label not in index.labels]:
-        raise InputError(f"The index has no label {', '.join(missing)}. Ingest it with the bundle's labels.")
     records = tuple(record for record in index.records if record.split in splits)
     try:
         home = load_home(bundle.read(HOME), len(manifest.labels))
@@ -424,20 +409,10 @@ def _site(bundle: Bundle, index: Index, splits: Collection[Split], progress: Pro
             if known
             else f"The index {index.name} has no frame in the splits {', '.join(sorted(splits))}. Choose others."
         )
-    rows, targets = known_frames(index.targets(records, manifest.labels), manifest.task)
-    if not len(rows):
-        raise InputError(f"No frame of the index has a known label among {', '.join(manifest.labels)}. Label some.")
-    records = tuple(records[row] for row in rows)
+    records, targets, logits, features = labelled_outputs(bundle, index, records, progress)
     reference = load_reference(bundle.read(REFERENCE), manifest.outliers.threshold)
-    engine = Ensemble.of(bundle)
-    frames = prepared_frames(records, index.sources, manifest.preprocessing, manifest.limits)
-    rest, logits, features = iter(progress(frames, "scoring frames", len(records))), list[FloatArray](), list[Float64]()
-    while batch := list(islice(rest, engine.frames_at_once)):
-        answer = engine.run(np.stack(batch))
-        logits.append(answer.logits)
-        features += [pooled(one) for one in answer.features[manifest.outliers.member]]
     distances = np.array([reference.distance(one) for one in features])
-    return _Site(manifest, home, records, targets, np.concatenate(logits), np.stack(features), distances, len(known))
+    return _Site(manifest, home, records, targets, logits, features, distances, len(known))
 
 
 def _refittable(site: _Site) -> NDArray[np.bool_]:
@@ -591,16 +566,6 @@ def _units(rule: LevelRule, site: _Site, calibration: Calibration) -> Units:
     labels = site.manifest.label_set
     odds = frame_odds(site.logits, labels, calibration)
     return Units(rule.level, site.records, site.targets, labels, odds, site.features, ~site.answered)
-
-
-def _level_figures(bundle: Bundle, site: _Site, config: Config) -> dict[str, Any]:
-    manifest, attention, found = bundle.manifest, bundle.attention(), {}
-    for rule in manifest.levels:
-        units = _units(rule, site, manifest.calibration)
-        if units.names:
-            sample = level_sample(rule, units, attention.get(rule.level))
-            found[rule.level.value] = evaluate(sample, config.evaluate.bootstrap, config.train.seed)
-    return found
 
 
 def _needed(site: _Site, trial: _Trial | None) -> dict[str, Any]:
