@@ -485,9 +485,7 @@ def level_result(
     states = rule.states(chances[None], labels)[0]
 
     def deciding(label: str, column: int) -> tuple[DecidingFrame, ...]:
-        if (
-            labels.are_grades
-        ):  # the frames that decide whether it is this grade or a worse one; of the mildest, whether it is not
+        if labels.are_grades:  # whether it is this grade or a worse one; of the mildest, whether it is not
             column = max(labels.by_severity.index(label) - 1, 0)
         sign = -1 if labels.is_mirrored[column] else 1
         return _deciding(weights[:, column], sign * odds[:, column], frames)
