@@ -387,6 +387,7 @@ class Config(Section):
         """
         found: list[Config] = []
         faults: list[str] = []
+        known: list[tuple[ModelSection, TrainSection]] = []
         for number, member in enumerate(self.ensemble.members or (MemberSection(),)):
             place = f"ensemble.members[{number}]: " if self.ensemble.members else ""
             values = self.model_dump(mode="json", include={"model", "train"})
@@ -407,6 +408,11 @@ class Config(Section):
                     f"{place}train.seeds: the way probe gives the same network for every seed. Leave train.seeds out, or set "
                     "train.way to staged or full."
                 )
+            is_drawn = one.train.way is not Way.PROBE or one.model.weights == "none"
+            learned = one.model, one.train if is_drawn else one.train.model_copy(update={"seed": 0})
+            if learned in known:
+                faults.append(f"{place}it is the same network as one before it. Leave it out, or give it another key.")
+            known.append(learned)
             found += [
                 self.model_copy(
                     update={

@@ -113,6 +113,10 @@ def test_each_seed_gives_a_network() -> None:
         ("ensemble.members=[{train: {folds: 3}}]", r"ensemble.members\[0\]: train.folds holds for all networks"),
         ("ensemble.members=[{data: {}}]", "ensemble.members.0.data is not a setting"),
         ("train.seeds=[1, 1]", "train.seeds names a seed twice"),
+        (
+            "ensemble.members=[{}, {model: {weights: none}}, {}]",
+            r"ensemble.members\[2\]: it is the same network as one before it",
+        ),
         ("train.folds=0", "train.folds: Input should be greater than or equal to 1"),
         ("ensemble.average=median", "ensemble.average: Input should be 'logit' or 'probability'"),
     ],
@@ -125,6 +129,8 @@ def test_faults_of_an_ensemble_are_named(override: str, message: str) -> None:
 def test_seeds_of_a_probe_are_refused_as_they_change_nothing() -> None:
     with pytest.raises(ConfigError, match="the way probe gives the same network for every seed"):
         load_config("smoke", ["train.way=probe", "train.seeds=[0, 1]"])
+    with pytest.raises(ConfigError, match=r"ensemble.members\[1\]: it is the same network"):
+        load_config("smoke", ["train.way=probe", "model.weights=bundled", "ensemble.members=[{}, {train: {seed: 1}}]"])
     assert len(networks("train.way=probe", "train.seeds=[0, 1]", "model.weights=none")) == 2
 
 
@@ -297,13 +303,18 @@ def test_a_killed_ensemble_resumes_to_the_same_bundle(
 # Configurations that come with octray
 
 
-@pytest.mark.parametrize(("name", "members"), [("oct", 2), ("xray", 3)])
-def test_the_best_configurations_ask_the_same_of_frames_as_the_fast_ones(name: str, members: int) -> None:
+@pytest.mark.parametrize(("name", "ways"), [("oct", ["staged", "probe"]), ("xray", ["probe"] * 3)])
+def test_the_best_configurations_ask_the_same_of_frames_as_the_fast_ones(name: str, ways: list[str]) -> None:
     fast, best = load_config(name), load_config(f"{name}-best")
     for section in ("task", "data", "limits", "quality", "preprocessing", "evaluate", "heatmap", "levels"):
         assert getattr(best, section) == getattr(fast, section), section
-    assert len({one.model.architecture for one in best.networks()}) == members
-    assert {(one.train.way, one.model.weights) for one in best.networks()} == {("probe", "bundled")}
+    assert len({one.model.architecture for one in best.networks()}) == len(ways)
+    assert [(one.train.way, one.model.weights) for one in best.networks()] == [(way, "bundled") for way in ways]
+
+
+def test_the_first_network_of_oct_best_is_that_of_oct() -> None:
+    (fast,), best = load_config("oct").networks(), load_config("oct-best").networks()[0]
+    assert (best.model, best.train) == (fast.model, fast.train)
 
 
 def test_all_packages_that_are_missing_are_named_before_any_frame_is_read(
