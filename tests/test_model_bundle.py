@@ -54,11 +54,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_bundle(path)
 
 
-@pytest.mark.parametrize("schema", [2, 99])
+@pytest.mark.parametrize("schema", [4, 99])
 def test_another_schema_is_refused(tmp_path: Path, schema: int) -> None:
     path = make_bundle(tmp_path / "bundle").path
     edit_manifest(path, schema_version=schema)
-    with pytest.raises(BundleError, match=f"schema version {schema}; this octray reads 4"):
+    with pytest.raises(BundleError, match=f"schema version {schema}; this octray reads 5"):
         load_bundle(path)
 
 

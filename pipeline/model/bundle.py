@@ -32,7 +32,7 @@ from pipeline.predictions import (
 )
 from pipeline.settings import Gate, IntendedUse, Limits, Preprocessing, Quality
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
