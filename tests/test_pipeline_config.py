@@ -53,6 +53,7 @@ def test_overrides_win_and_are_read_as_yaml() -> None:
         ("train.seed=4294967296", "train.seed: Input should be less than 4294967296"),
         ("train.finetune.learning_rate=.inf", "train.finetune.learning_rate: Input should be a finite number"),
         ("data.labels=[A, B, A]", "data.labels: a label is named twice; leave one out"),
+        ("data.urgency=[A, B, A]", "data.urgency: a label is named twice; leave one out"),
         ("model.std=[0.0]", "model.std.0: Input should be greater than 0"),
     ],
 )

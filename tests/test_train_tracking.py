@@ -827,6 +827,8 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
     tracker = begun(TrackingSection(uri=proxy.url, experiment="away"), bundle.path)
     for epoch in range(8):
         proxy.is_down = 2 <= epoch < 5
+        if epoch == 3:
+            time.sleep(3)  # figures are sent two seconds after the last ones
         tracker.log_metrics({"tune_loss": epoch}, epoch)
     tracker.log_bundle(bundle.path, "octray-away")
     tracker.finish()

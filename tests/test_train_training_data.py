@@ -152,7 +152,6 @@ def test_labels_that_do_not_fit_the_task_are_faults(task: str, data: dict[str, o
     [
         (("WORM",), "data.urgency: the data have no label WORM. Did you mean WORN?"),
         (("CALM", "SICK"), "data.urgency: CALM means no finding, and is never urgent. Leave it out."),
-        (("SICK", "WORN", "SICK"), "data.urgency names a finding twice. Leave one out."),
     ],
 )
 def test_an_order_of_findings_that_cannot_be_meant_is_a_fault(urgency: tuple[str, ...], fault: str) -> None:

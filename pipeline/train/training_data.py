@@ -195,8 +195,6 @@ def _faults_of_urgency(data: DataSection, labels: Sequence[str]) -> list[str]:
     ]
     if data.normal_label in data.urgency:
         faults.append(f"data.urgency: {data.normal_label} means no finding, and is never urgent. Leave it out.")
-    if len(set(data.urgency)) < len(data.urgency):
-        faults.append("data.urgency names a finding twice. Leave one out.")
     return faults
 
 
