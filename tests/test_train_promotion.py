@@ -118,6 +118,19 @@ def test_each_use_of_the_split_is_counted_and_the_last_one_is_the_last(
     assert tag == "4"
 
 
+def test_a_champion_with_other_labels_costs_no_use_of_the_split(
+    place: list[str], policy: Path, index: Path, variants: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, given, client = load_requirements(policy), load_index(index), client_of(place)
+    promote(variants["first"], given, asked, place)
+    before = client.get_registered_model(f"{NAME}-promoted").tags
+    other = replace(variants["first"], manifest=variants["first"].manifest.model_copy(update={"labels": ("NORMAL", "DME")}))
+    monkeypatch.setattr("pipeline.train.promotion.load_bundle", lambda _: other)
+    with pytest.raises(InputError, match=r"^The champion is a multiclass bundle of NORMAL, DME, this a multiclass bundle of"):
+        promote(variants["equal"], given, asked, place)
+    assert client.get_registered_model(f"{NAME}-promoted").tags == before
+
+
 def test_few_patients_bad_calibration_and_a_weak_group_are_reasons(
     index: Path, variants: dict[str, Bundle], place: list[str]
 ) -> None:

@@ -176,16 +176,25 @@ class _Gate:
                 f"The bundle {bundle_id} is no version of {name}. Register it first: octray bundle register {bundle.path.name}"
             )
         champion = self._champion()
-        uses = self._count_use(records)
-        sample = bundle_sample(bundle, index, split=Split.PROMOTION, progress=progress)
-        figures: dict[str, Any] = {"split": {"frames": len(records), "uses": uses}}
-        rows, _ = known_frames(index.targets(records, bundle.manifest.labels), bundle.manifest.task)
-        reasons = list(self._alone(sample, [records[row] for row in rows], figures))
+        rival = None
         if champion is not None and str(champion.version) != version:
             from mlflow.artifacts import download_artifacts
 
             place = download_artifacts(artifact_uri=champion.source, dst_path=str(folder), tracking_uri=self._uri)
-            other = bundle_sample(load_bundle(Path(place)), index, split=Split.PROMOTION, progress=progress)
+            rival = load_bundle(Path(place))
+            theirs, ours = rival.manifest, bundle.manifest
+            if (theirs.task, theirs.labels) != (ours.task, ours.labels):
+                raise InputError(
+                    f"The champion is a {theirs.task} bundle of {', '.join(theirs.labels)}, this a {ours.task} bundle of "
+                    f"{', '.join(ours.labels)}. Register it under another tracking.model_name."
+                )
+        uses = self._count_use(records)  # after all that can be known without a look
+        sample = bundle_sample(bundle, index, split=Split.PROMOTION, progress=progress)
+        figures: dict[str, Any] = {"split": {"frames": len(records), "uses": uses}}
+        rows, _ = known_frames(index.targets(records, bundle.manifest.labels), bundle.manifest.task)
+        reasons = list(self._alone(sample, [records[row] for row in rows], figures))
+        if rival:
+            other = bundle_sample(rival, index, split=Split.PROMOTION, progress=progress)
             reasons += self._beside(other, sample, figures)
         if not reasons:
             client.set_registered_model_alias(name, CHAMPION, version)
@@ -259,11 +268,6 @@ class _Gate:
 
     def _beside(self, champion: Sample, sample: Sample, figures: dict[str, Any]) -> Iterator[str]:
         """Yield what is not shown to be as good as the champion's."""
-        if champion.labels != sample.labels:
-            raise InputError(
-                f"The champion has the labels {', '.join(champion.labels)}, the bundle {', '.join(sample.labels)}. Register "
-                "the bundle under another tracking.model_name."
-            )
         asked = self._requirements
         found = compare(champion, sample, seed=_SEED).macro
         area, loss = found["auroc"], found["log_loss"]
