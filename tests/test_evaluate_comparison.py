@@ -6,7 +6,7 @@ from sklearn import metrics as sk
 
 from pipeline.errors import InputError
 from pipeline.evaluate.calibration import log_losses
-from pipeline.evaluate.comparison import COMPARED, _corrected, compare, mean_difference, subgroups
+from pipeline.evaluate.comparison import COMPARED, _corrected, compare, subgroups
 from pipeline.evaluate.metrics import evaluate
 from pipeline.predictions import Activation, Calibration, Task
 from tests.builders import make_sample
@@ -70,8 +70,6 @@ def test_patients_are_drawn_and_not_frames():
     found = by_patient.macro["log_loss"]
     reach = 2.262 * away.std(ddof=1) / np.sqrt(10)  # Student's t with nine degrees of freedom, from a table
     assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), abs=0.35 * reach)
-    again = mean_difference(*losses, groups, 300)
-    assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
 
 
 def test_swapping_the_bundles_turns_the_sign():
@@ -136,8 +134,6 @@ def test_what_cannot_be_compared_is_said():
         compare(first, make_sample(n=120))
     with pytest.raises(InputError, match="multiclass of A, B, C, and multilabel of A, B, C"):
         compare(first, make_sample(n=240, task=Task.MULTILABEL))
-    with pytest.raises(InputError, match="nothing to compare"):
-        mean_difference(np.array([np.nan]), np.array([1.0]), ["p"])
 
 
 def grouped(effect, n=480, seed=0):

@@ -149,33 +149,6 @@ def check_comparable(first: tuple[Task, Sequence[str]], second: tuple[Task, Sequ
         )
 
 
-def mean_difference(first: Float64, second: Float64, groups: Sequence[str], resamples: int = 2000, seed: int = 0) -> Difference:
-    """Return the difference of the means of two numbers that each frame has, for example its log losses, by paired bootstrap.
-
-    Parameters
-    ----------
-    first, second
-        Shape (n,); frames of which either is nan are left out.
-    groups
-        The patient of each frame.
-    resamples, seed
-        Of `bootstrap`.
-
-    Raises
-    ------
-    InputError
-        If no frame is left.
-    """
-    known = ~np.isnan(first + second)
-    if not known.any():
-        raise InputError("There is nothing to compare: no frame has both numbers. Label more studies.")
-    one, other, patients = first[known], second[known], np.asarray(groups, dtype=str)[known]
-    found = bootstrap(
-        lambda weights: {0: ratio(weights @ (other - one), weights.sum(axis=1))}, patients.tolist(), resamples, seed
-    )
-    return Difference(found[0].value, found[0].low, found[0].high, float(one.mean()), float(other.mean()))
-
-
 _BOTH_KINDS = {"auroc", "sensitivity", "specificity"}
 
 
