@@ -4,10 +4,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.compare import columns, interval
 from pipeline.errors import InputError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 HELP = "evaluate a bundle on one split of an index, or on the studies of another site"
 EXAMPLE = "octray evaluate bundle/ --index index/ --split test"
+
+_ACCEPTED = ("auroc", "sensitivity", "specificity", "brier", "ece")
+"""Figures that an acceptance shows beside those of the model card."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.model.bundle import load_bundle
     from pipeline.model.card import text_table
     from pipeline.train.assessment import bundle_subgroups, evaluate_bundle
-    from pipeline.train.local_calibration import accept_bundle, acceptance_text
+    from pipeline.train.local_calibration import accept_bundle
 
     bundle, index = load_bundle(args.bundle), load_index(args.index)
     is_home = index.sha256 == bundle.manifest.provenance.dataset_sha256
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     splits = (Split(args.split),) if args.split else TRAINING_SPLITS
     report = accept_bundle(bundle, index, splits=splits, progress=bar)
-    print(json.dumps(report, indent=2) if args.json else f"{text_table(report['figures'])}\n\n\n{acceptance_text(report)}")
+    print(json.dumps(report, indent=2) if args.json else f"{text_table(report['figures'])}\n\n\n{_acceptance(report)}")
     return 0
 
 
@@ -109,3 +112,58 @@ def _groups(by: str, groups: "Sequence[Subgroup]") -> str:
         f"{columns(rows)}\n\nIn brackets: 95 % intervals by patient. p: chance of so large a difference to all other frames, "
         f"corrected for\nall tests here (Holm). Few patients: fewer than {FEW_PATIENTS} with the label, or without it."
     )
+
+
+def _acceptance(report: Mapping[str, Any]) -> str:
+    home, here, refusals = report["home"], report["figures"], report["refusals"]
+    rows: list[tuple[str, ...]] = [("label", "figure", "at home (95 % interval)", "here (95 % interval)")]
+    for label, found in here["labels"].items():
+        for name in _ACCEPTED:
+            known = home["labels"].get(label, {}).get("metrics", {}).get(name) if home else None
+            rows.append((label, name, interval(known) if known else "-", interval(found["metrics"][name])))
+    rows.append(("all", "uncertain", interval(home["uncertain"]) if home else "-", interval(here["uncertain"])))
+    before = report["home_refusals"]
+    away = _share(refusals)
+    rows.append(("all", "patients with a refused frame", _share(before) if before else "-", away))
+    head = f"Acceptance on {report['index']}: {report['frames']} frames of {report['patients']} patients"
+    left = f"; {report['known_patients']} patients of the bundle's own data were left out" if report["known_patients"] else ""
+    parts = [f"{head}{left}.", columns(rows)]
+    return "\n\n".join([*parts, "\n".join(_sentences(report))])
+
+
+def _sentences(report: Mapping[str, Any]) -> list[str]:
+    from pipeline.train.local_calibration import HALF_WIDTH
+
+    drift, gain, needed = report["drift"], report["calibration"], report["needed"]
+    moved = [name for name, one in drift.items() if one["found"]]
+    tests = ", ".join(f"{name} D={one['statistic']:.2f} p={one['p_value']:.2g}" for name, one in drift.items())
+    said = [
+        ("Drift was found in " + ", ".join(moved) if moved else "No drift was found")
+        + f" (Kolmogorov-Smirnov test against the calibration split, one frame of each patient: {tests}).",
+    ]
+    if "not_measured" in gain:
+        said.append(f"What local calibration would bring was not measured. {gain['not_measured']}")
+    else:
+        what = {
+            "gain": "Local calibration makes the bundle better here",
+            "loss": "Local calibration makes the bundle worse here",
+            "unproven": "Whether local calibration makes the bundle better here is unproven",
+        }[gain["verdict"]]
+        said.append(
+            f"{what}: the log loss of a frame changes from {gain['log_loss_before']:.4f} to {gain['log_loss_after']:.4f}, "
+            f"a gain of {gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})."
+        )
+        if needed["patients_for_calibration"]:
+            said.append(f"About {needed['patients_for_calibration']} more patients would decide it.")
+    for label, more in needed["patients_for_figures"].items():
+        if more["present"] or more["absent"]:
+            said.append(
+                f"For intervals of +-{HALF_WIDTH:g}, {label} needs {more['present']} more patients with it (sensitivity) and "
+                f"{more['absent']} more without it (specificity)."
+            )
+    return said
+
+
+def _share(refusals: Mapping[str, Any]) -> str:
+    part = refusals["refused_patients"] / refusals["patients"]
+    return f"{part:.3f} ({refusals['low']:.3f} to {refusals['high']:.3f})"

@@ -7,7 +7,7 @@ bundle changes: not the networks, and never the threshold above which frames are
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,11 +51,10 @@ from pipeline.train.workspace import bundle_place
 LEAST_PATIENTS = 10
 """With each label, and as many without it: bands at alpha 0.1 need 9 of each kind."""
 FOLDS, REPETITIONS = 5, 10
-_HALF_WIDTH = 0.05
+HALF_WIDTH = 0.05
 """Of the 95 % interval of a sensitivity or a specificity that decides whether a bundle is accepted."""
 _POWER = 0.8414
 """Standard normal quantile of a power of 80 %."""
-_TABLE = ("auroc", "sensitivity", "specificity", "brier", "ece")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -328,69 +327,6 @@ def accept_bundle(
     }
 
 
-def acceptance_text(report: Mapping[str, Any]) -> str:
-    """Return what `accept_bundle` found as lines for a terminal; the figures themselves are `text_table`'s."""
-    home, here, refusals = report["home"], report["figures"], report["refusals"]
-    rows = [("label", "figure", "at home (95 % interval)", "here (95 % interval)")]
-    for label, found in here["labels"].items():
-        for name in _TABLE:
-            known = home["labels"].get(label, {}).get("metrics", {}).get(name) if home else None
-            rows.append((label, name, _shown(known), _shown(found["metrics"][name])))
-    rows.append(("all", "uncertain", _shown(home["uncertain"] if home else None), _shown(here["uncertain"])))
-    before = report["home_refusals"]
-    away = _share(refusals)
-    rows.append(("all", "patients with a refused frame", _share(before) if before else "-", away))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    head = f"Acceptance on {report['index']}: {report['frames']} frames of {report['patients']} patients"
-    left = f"; {report['known_patients']} patients of the bundle's own data were left out" if report["known_patients"] else ""
-    parts = [f"{head}{left}.", "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])]
-    return "\n\n".join([*parts, "\n".join(_sentences(report))])
-
-
-def _sentences(report: Mapping[str, Any]) -> list[str]:
-    drift, gain, needed = report["drift"], report["calibration"], report["needed"]
-    moved = [name for name, one in drift.items() if one["found"]]
-    tests = ", ".join(f"{name} D={one['statistic']:.2f} p={one['p_value']:.2g}" for name, one in drift.items())
-    said = [
-        ("Drift was found in " + ", ".join(moved) if moved else "No drift was found")
-        + f" (Kolmogorov-Smirnov test against the calibration split, one frame of each patient: {tests}).",
-    ]
-    if "not_measured" in gain:
-        said.append(f"What local calibration would bring was not measured. {gain['not_measured']}")
-    else:
-        what = {
-            "gain": "Local calibration makes the bundle better here",
-            "loss": "Local calibration makes the bundle worse here",
-            "unproven": "Whether local calibration makes the bundle better here is unproven",
-        }[gain["verdict"]]
-        said.append(
-            f"{what}: the log loss of a frame changes from {gain['log_loss_before']:.4f} to {gain['log_loss_after']:.4f}, "
-            f"a gain of {gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})."
-        )
-        if needed["patients_for_calibration"]:
-            said.append(f"About {needed['patients_for_calibration']} more patients would decide it.")
-    for label, more in needed["patients_for_figures"].items():
-        if more["present"] or more["absent"]:
-            said.append(
-                f"For intervals of +-{_HALF_WIDTH:g}, {label} needs {more['present']} more patients with it (sensitivity) and "
-                f"{more['absent']} more without it (specificity)."
-            )
-    return said
-
-
-def _shown(figure: Mapping[str, Any] | None) -> str:
-    if not figure or figure["value"] is None:
-        return "-"
-    limits = "" if figure["low"] is None or figure["high"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
-    return f"{figure['value']:.3f}{limits}"
-
-
-def _share(refusals: Mapping[str, Any]) -> str:
-    part = refusals["refused_patients"] / refusals["patients"]
-    return f"{part:.3f} ({refusals['low']:.3f} to {refusals['high']:.3f})"
-
-
 def _site(bundle: Bundle, index: Index, splits: Collection[Split], progress: Progress) -> _Site:
     """Score the frames of some splits whose patients are new to a bundle and of which something is known."""
     manifest = bundle.manifest
@@ -592,14 +528,14 @@ def _is_open(trial: _Trial) -> bool:
 
 
 def _patients_for(hits: int, total: int) -> int:
-    """Return how many patients give an interval of `_HALF_WIDTH` to both sides, for a proportion near that seen so far.
+    """Return how many patients give an interval of `HALF_WIDTH` to both sides, for a proportion near that seen so far.
 
     Buderer, "Statistical methodology: I. Incorporating the prevalence of disease into the sample size calculation for
     sensitivity and specificity", Academic Emergency Medicine 1996; the proportion is that of Agresti and Coull (1998), which is
     never 0 or 1.
     """
     part = (hits + 2) / (total + 4)
-    return math.ceil(1.96**2 * part * (1 - part) / _HALF_WIDTH**2)
+    return math.ceil(1.96**2 * part * (1 - part) / HALF_WIDTH**2)
 
 
 def _mean(values: Float64, patients: Sequence[str]) -> tuple[float, float, int]:
