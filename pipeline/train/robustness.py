@@ -12,6 +12,7 @@ Nothing is chosen by these figures, so all groups are reported.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy import ndimage
 from pipeline.config import Config
 from pipeline.evaluate.calibration import Float64
 from pipeline.evaluate.drift import one_a_patient, score_odds
+from pipeline.evaluate.intervals import Estimate, bootstrap
 from pipeline.evaluate.metrics import auroc, curve
 from pipeline.frames import FloatArray, Split
 from pipeline.train.fit import Probe
@@ -162,41 +164,51 @@ def measure_robustness(
     if len(rows) > MOST_FRAMES:
         rows = rows[np.linspace(0, len(rows) - 1, MOST_FRAMES).astype(np.int64)]
     frames, truth = np.ascontiguousarray(pixels[rows]), data.targets[rows]
-    weights = _weights(len(rows), seed)
     runs: dict[str, Answers] = {"network": run}
     if probe and not probe.is_final:
         runs["probe"] = probe.run
-    areas = {name: _areas(score_odds(one(frames), activation), truth, weights) for name, one in runs.items()}
-    worse: dict[str, dict[str, list[Float64]]] = {name: {} for name in runs}
-    for corruption, grades in CORRUPTIONS.items():
-        for grade in range(len(grades)):
-            changed = corrupted(frames, corruption, grade, seed)
-            for name, one in runs.items():
-                found = _areas(score_odds(one(changed), activation), truth, weights)
-                worse[name].setdefault(corruption, []).append(found)
-    mean = {name: np.mean([area for each in found.values() for area in each], axis=0) for name, found in worse.items()}
-    grid = {name: [_number(area[0]) for area in each] for name, each in worse["network"].items()}
-    flat = [(value, name, grade) for name, each in grid.items() for grade, value in enumerate(each) if value is not None]
+    odds = {name: [score_odds(one(frames), activation)] for name, one in runs.items()}
+    places = [(corruption, grade) for corruption, grades in CORRUPTIONS.items() for grade in range(len(grades))]
+    for corruption, grade in places:
+        changed = corrupted(frames, corruption, grade, seed)
+        for name, one in runs.items():
+            odds[name].append(score_odds(one(changed), activation))
+
+    def figures(weights: Float64) -> dict[str, Float64]:
+        areas = {name: [_areas(one, truth, weights) for one in each] for name, each in odds.items()}
+        found = {f"{name} home": each[0] for name, each in areas.items()}
+        found |= {f"{name} away": np.mean(each[1:], axis=0) for name, each in areas.items()}
+        found["drop"] = found["network home"] - found["network away"]
+        if "probe" in areas:
+            found["difference"] = found["network away"] - found["probe away"]
+        return found
+
+    found = bootstrap(figures, data.patients(rows), _RESAMPLES, seed)
+    whole = [_number(_areas(one, truth, np.ones((1, len(rows))))[0]) for one in odds["network"][1:]]
+    grid: dict[str, list[float | None]] = {name: [] for name in CORRUPTIONS}
+    for (corruption, _), area in zip(places, whole, strict=True):
+        grid[corruption].append(area)
+    flat = [(area, *place) for place, area in zip(places, whole, strict=True) if area is not None]
     least = min(flat, default=None)
     report: dict[str, Any] = {
         "frames": len(rows),
-        "home": _number(areas["network"][0]),
+        "home": found["network home"].value,
         "corruptions": grid,
-        "mean_corruption": _number(mean["network"][0]),
+        "mean_corruption": found["network away"].value,
         "worst_corruption": {"name": least[1], "grade": least[2] + 1, "auroc": least[0]} if least else None,
-        "drop": _interval(areas["network"] - mean["network"]),
+        "drop": _limits(found["drop"]),
         "sites": [],
         "worst_site": None,
         "shortcut": None,
         "probe": None,
     }
     if "probe" in runs:
-        difference = _interval(mean["network"] - mean["probe"])
+        high = found["difference"].high
         report["probe"] = {
-            "home": _number(areas["probe"][0]),
-            "mean_corruption": _number(mean["probe"][0]),
-            "difference": difference,
-            "is_better_away": bool(difference["high"] is not None and difference["high"] < 0),
+            "home": found["probe home"].value,
+            "mean_corruption": found["probe away"].value,
+            "difference": _limits(found["difference"]),
+            "is_better_away": high is not None and high < 0,
         }
     if probe:
         report |= _held_out(config, data, pixels, probe)
@@ -252,7 +264,7 @@ def _held_out(config: Config, data: TrainingData, pixels: PreparedFrames, probe:
         known[unseen] = _refitted(config, probe.features, truth, ~unseen, probe.weight_decay)[unseen]
         alone[unseen] = _refitted(config, seen, truth, ~unseen, max(config.train.head.weight_decays))[unseen]
     groups = _groups(seen, patients, seed)
-    weights = np.ones((1, len(rows)))
+    weights, activation = np.ones((1, len(rows))), config.task.activation
     sites: list[dict[str, Any]] = []
     for group in np.unique(groups):
         inside = groups == group
@@ -260,20 +272,18 @@ def _held_out(config: Config, data: TrainingData, pixels: PreparedFrames, probe:
             continue
         away = _refitted(config, probe.features, truth, ~inside, probe.weight_decay)[inside]
         members = np.array(patients)[inside].tolist()
-        drawn = _weights_of(members, seed)
-        activation = config.task.activation
-        at_home = _areas(score_odds(known[inside], activation), truth[inside], drawn)
-        not_home = _areas(score_odds(away, activation), truth[inside], drawn)
+        pair = {"home": score_odds(known[inside], activation), "away": score_odds(away, activation)}
+        found = bootstrap(partial(_of_site, pair, truth[inside]), members, _RESAMPLES, seed)
         sites.append(
             {
                 "frames": int(inside.sum()),
                 "patients": len(set(members)),
-                "home": _number(at_home[0]),
-                "away": _number(not_home[0]),
-                "drop": _interval(at_home - not_home),
+                "home": found["home"].value,
+                "away": found["away"].value,
+                "drop": _limits(found["drop"]),
             }
         )
-    both = [_number(_areas(score_odds(one, config.task.activation), truth, weights)[0]) for one in (alone, known)]
+    both = [_number(_areas(score_odds(one, activation), truth, weights)[0]) for one in (alone, known)]
     defined = [site for site in sites if site["away"] is not None]
     return {
         "sites": sites,
@@ -318,22 +328,13 @@ def _areas(odds: Float64, truth: Float64, weights: Float64) -> Float64:
     return np.asarray(np.mean(found, axis=0), np.float64)
 
 
-def _weights(frames: int, seed: int) -> Float64:
-    """Return ones, and below them how often each frame is drawn in each resample."""
-    return _weights_of(list(map(str, range(frames))), seed)
+def _of_site(odds: Mapping[str, Float64], truth: Float64, weights: Float64) -> dict[str, Float64]:
+    found = {name: _areas(one, truth, weights) for name, one in odds.items()}
+    return found | {"drop": found["home"] - found["away"]}
 
 
-def _weights_of(patients: Sequence[str], seed: int) -> Float64:
-    names, members = np.unique(np.asarray(patients, str), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)
-    return np.concatenate([np.ones((1, len(members))), drawn[:, members].astype(np.float64)])
-
-
-def _interval(values: Float64) -> dict[str, float | None]:
-    """Return the figure, which comes first, with the percentiles of its resamples."""
-    defined = values[1:][~np.isnan(values[1:])]
-    low, high = map(float, np.percentile(defined, (2.5, 97.5))) if len(defined) else (None, None)
-    return {"value": _number(values[0]), "low": low, "high": high}
+def _limits(one: Estimate) -> dict[str, float | None]:
+    return {"value": one.value, "low": one.low, "high": one.high}
 
 
 def _number(value: float) -> float | None:
