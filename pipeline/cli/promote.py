@@ -14,7 +14,12 @@ EXAMPLE = "octray promote bundle/ --index index/ --policy promotion.yaml"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that `octray train --out` wrote; it is registered")
-    parser.add_argument("settings", metavar="tracking.key=value", nargs="*", help="where it is registered, if not as it says")
+    parser.add_argument(
+        "settings",
+        metavar="tracking.key=value",
+        nargs="*",
+        help="where the bundle is registered, if not where its configuration says",
+    )
     parser.add_argument("--index", type=Path, required=True, help="folder that `octray ingest` wrote, with a split promotion")
     parser.add_argument("--policy", type=Path, metavar="FILE.yaml", help="what is asked (default: that of octray)")
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")

@@ -27,7 +27,7 @@ FEWEST_RESAMPLES = 100
 FEWEST = 2
 """Patients of each kind that an interval needs: one does not show how patients differ."""
 LEAST_SPREAD = 1e-12
-"""Of resamples: if it is less, they are all alike but for rounding."""
+"""Of resamples: if it is less, they differ by rounding only."""
 CELLS = 2**18
 _TYPICAL = 1.0
 """How many patients the assumption counts for that all frames of a patient are alike."""
