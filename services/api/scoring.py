@@ -339,11 +339,13 @@ def _frame_answer(frame: FramePrediction, manifest: Manifest, pictures: _Picture
 
 def _failures(rows: Sequence[Quarantined], request: StudyRequest) -> list[Failure]:
     """Return what was not scored, each with the UIDs that its file states, which a worker reads."""
+    if not rows:
+        return []
     sources = list(dict.fromkeys(row.source for row in rows))
     files = {file.source: file for file in request.files()}
     found: list[tuple[str, str, str]] = []
     with file_workers(1) as workers, suppress(UnreadableError, WorkerError):
-        if sources and not request.cancelled:
+        if not request.cancelled:
             found += workers.run(stated_uids, [files[source] for source in sources])
     uids = dict(zip(sources, found, strict=False))
     return [_failure(row, uids.get(row.source, _UIDS_UNKNOWN)) for row in rows]
