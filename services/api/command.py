@@ -137,7 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     from services.api.server import Listener
 
-    listener = Listener(family, socket.SOCK_STREAM)
+    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves small packets waiting
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
